@@ -1,0 +1,68 @@
+//! What ashd tells the gateway: JSON packets over a `SOCK_SEQPACKET` unix socket at `<run dir>/gateway.sock`.
+//! One request, one reply, in order. Registrations live in the gateway's memory and outlive ashd; after a restart of
+//! either side ashd registers every live session again, which is no error.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    Hello,
+    /// Serve this session's listener. One descriptor: the listening socket. Registering a session again replaces its
+    /// token and credential; open connections go on.
+    Register(Register),
+    /// Stop accepting for the session; its open connections are closed.
+    Unregister {
+        session: Uuid,
+    },
+    /// What each session used so far.
+    Usage,
+    /// Finish open streams, then exit.
+    Shutdown,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    pub session: Uuid,
+    /// What the sandbox sends as its key; anything else is answered 401 and never forwarded.
+    pub token: String,
+    /// Key of a tenant's own credential, in place of the gateway's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+impl std::fmt::Debug for Register {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Register").field("session", &self.session).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// `upstream` is `offline` or the base URL, without any secret.
+    Hello {
+        version: String,
+        pid: u32,
+        upstream: String,
+    },
+    Done,
+    Usage {
+        sessions: Vec<SessionUsage>,
+    },
+    Error {
+        message: String,
+    },
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionUsage {
+    pub session: Uuid,
+    pub requests: u64,
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+    pub cache_creation_tokens: u64,
+    pub cache_read_tokens: u64,
+}

@@ -1,0 +1,4 @@
+//! The only privileged code, and the sandbox's PID 1 that is forked from it.
+
+pub mod init_protocol;
+pub mod protocol;

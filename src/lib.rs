@@ -1,0 +1,42 @@
+//! ashd: Claude Code agents as a service on one Linux host.
+//!
+//! ```text
+//!     REST/SSE client                      admin
+//!          |                                 |
+//!     +----v-------------------+        ashctl, systemctl, journalctl
+//!     | ashd   user ashd       |
+//!     |  no capabilities       |--- SQLite (WAL), session directories
+//!     |  http sessions pool    |
+//!     +----+---------------+---+
+//!          |               | which session may use which key
+//!          |          +----v-------------------+
+//!          |          | ash-gateway            |  the only process with the model key and a way out
+//!          |          +----^-------------------+
+//!          | typed requests| listeners inside the sandboxes' empty networks
+//!     +----v---------------+---+
+//!     | ash-launcher  root     |  clone3, mounts, uid maps, cgroups, freeze, kill
+//!     +----+-------------------+
+//!          | clone3(all namespaces)
+//!     +----v-------------------+
+//!     | sandbox init (PID 1)   |  reaps, starts commands, feeds claude's stdin
+//!     |   +-- claude           |
+//!     |       +-- bash, git... |
+//!     +------------------------+
+//! ```
+//!
+//! Dependencies go one way, `http -> sessions -> pool -> sandbox -> kernel`, and `tests/layers.rs` checks it.
+//! `store`, `gateway`, `observe`, `config`, `systemd` stand beside; `model` holds the words all of them share.
+
+pub mod boot;
+pub mod config;
+pub mod gateway;
+pub mod http;
+pub mod kernel;
+pub mod launcher;
+pub mod model;
+pub mod observe;
+pub mod pool;
+pub mod sandbox;
+pub mod sessions;
+pub mod store;
+pub mod systemd;

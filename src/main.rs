@@ -1,0 +1,3 @@
+//! ashd: the daemon.
+
+fn main() {}

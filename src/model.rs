@@ -1,0 +1,197 @@
+//! The words every layer shares: states, identifiers, limits. Pure data, no I/O.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// State of a session, as the API, SQLite, metrics and logs all spell it (contract §5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionStatus {
+    Starting,
+    Active,
+    Paused,
+    Stopped,
+    Ended,
+    Error,
+}
+
+impl SessionStatus {
+    pub const ALL: [Self; 6] = [Self::Starting, Self::Active, Self::Paused, Self::Stopped, Self::Ended, Self::Error];
+
+    /// The wire word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Active => "active",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Ended => "ended",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl fmt::Display for SessionStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for SessionStatus {
+    type Err = String;
+    fn from_str(word: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|s| s.as_str() == word).ok_or_else(|| {
+            format!("\"{word}\" is not a session status (starting, active, paused, stopped, ended, error)")
+        })
+    }
+}
+
+/// State of a sandbox in the pool (contract §3, `/health`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxState {
+    /// No process; the directory is kept.
+    Cold,
+    /// Being set up.
+    Warming,
+    /// Ready and not yet anybody's.
+    Warm,
+    /// A session's, between turns (frozen or not).
+    Waiting,
+    /// A session's, in a turn.
+    Running,
+}
+
+/// A tenant's name. It becomes a cgroup name, so it is checked where it enters: `[A-Za-z0-9_-]{1,64}`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String)]
+pub struct TenantId(String);
+
+impl TenantId {
+    /// The tenant of single-tenant mode.
+    pub fn default_tenant() -> Self {
+        Self("default".to_owned())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for TenantId {
+    type Error = String;
+    fn try_from(name: String) -> Result<Self, String> {
+        let fits =
+            (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        if fits {
+            Ok(Self(name))
+        } else {
+            Err(format!("tenant id \"{name}\" must be 1 to 64 characters of A-Z a-z 0-9 _ -"))
+        }
+    }
+}
+
+impl FromStr for TenantId {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::try_from(name.to_owned())
+    }
+}
+
+impl From<TenantId> for String {
+    fn from(id: TenantId) -> Self {
+        id.0
+    }
+}
+
+/// What a sandbox may use. Every field has a unit; what happens at each limit is in `docs/limits.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes of memory, the tmpfs mounts of the sandbox included. At the limit: the OOM killer ends the group.
+    pub memory_bytes: u64,
+    /// Bytes of swap on top. 0 keeps the group out of swap.
+    pub swap_bytes: u64,
+    /// Thousandths of one core (1000 = one core). At the limit: throttled.
+    pub cpu_millis: u64,
+    /// Relative share when cores are scarce, 1 to 10000, default 100 (cgroup v2's cpu.weight).
+    pub cpu_weight: u64,
+    /// Processes and threads together. At the limit: fork fails with EAGAIN.
+    pub pids: u64,
+    /// Bytes of workspace and home on disk. At the limit: the session is frozen and told.
+    pub disk_bytes: u64,
+    /// Files and directories of workspace and home. At the limit: as for bytes.
+    pub disk_files: u64,
+    /// Milliseconds one turn may take. At the limit: interrupted.
+    pub turn_ms: u64,
+}
+
+impl Default for Limits {
+    /// The defaults of DESIGN §5 and issue 3: 2 GiB, one core, 512 pids, 1 GiB of disk.
+    fn default() -> Self {
+        Self {
+            memory_bytes: 2 << 30,
+            swap_bytes: 2 << 30,
+            cpu_millis: 1000,
+            cpu_weight: 100,
+            pids: 512,
+            disk_bytes: 1 << 30,
+            disk_files: 200_000,
+            turn_ms: 3_600_000,
+        }
+    }
+}
+
+/// Milliseconds since the epoch, the form in which times are stored.
+pub type Millis = i64;
+
+/// The present moment as [`Millis`].
+pub fn now_ms() -> Millis {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+/// ISO-8601 with milliseconds and `Z`, as the contract wants every time on the wire.
+pub fn iso(ms: Millis) -> String {
+    let at = jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    format!("{at:.3}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_three_decimals_and_z() {
+        assert_eq!(iso(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(iso(1_768_471_200_007), "2026-01-15T10:00:00.007Z");
+    }
+
+    #[test]
+    fn every_status_word_round_trips() {
+        for status in SessionStatus::ALL {
+            assert_eq!(status.as_str().parse::<SessionStatus>(), Ok(status));
+            assert_eq!(serde_json::to_string(&status).ok(), Some(format!("\"{status}\"")));
+        }
+        assert!("running".parse::<SessionStatus>().is_err());
+    }
+
+    #[test]
+    fn tenant_names_cannot_leave_a_directory() {
+        for good in ["default", "a", "A-b_9"] {
+            assert!(good.parse::<TenantId>().is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a.b", "ü", "a b", &"x".repeat(65)] {
+            assert!(bad.parse::<TenantId>().is_err(), "{bad}");
+        }
+    }
+}

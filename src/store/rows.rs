@@ -202,3 +202,36 @@ pub struct Committed {
     pub message_sequence: i64,
     pub event_sequence: i64,
 }
+
+/// A tenant's own key of a model provider.
+#[derive(Clone)]
+pub struct Credential {
+    pub id: Uuid,
+    pub tenant: TenantId,
+    /// anthropic, openai, bedrock or custom.
+    pub kind: String,
+    pub label: String,
+    /// The key as sealed by whoever stores it; never in the open here.
+    pub sealed: Vec<u8>,
+    pub active: bool,
+    pub created_at: Millis,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credential").field("id", &self.id).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attachment {
+    pub id: Uuid,
+    pub session: Uuid,
+    pub tenant: TenantId,
+    pub filename: String,
+    pub mime_type: String,
+    /// Bytes.
+    pub size: u64,
+    pub message_id: Option<String>,
+    pub created_at: Millis,
+}

@@ -1,0 +1,153 @@
+//! Table `api_keys`: the hashes of the tokens that clients send.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+use uuid::Uuid;
+
+use super::columns::{id_of, tenant_of, unreadable};
+use super::writer::{Counters, Write};
+use super::{ApiKey, Store, StoreError};
+use crate::model::TenantId;
+
+/// Keys remembered after their first use, so that a request costs no read of the database. When there are more, all
+/// are looked up anew.
+const CACHED: usize = 4096;
+
+/// Keys that were looked up, by hash. A deletion raises the generation, so that a lookup which began before it cannot
+/// put the deleted key back.
+#[derive(Debug, Default)]
+pub(super) struct KeyCache {
+    state: Mutex<Cached>,
+}
+
+#[derive(Debug, Default)]
+struct Cached {
+    generation: u64,
+    keys: HashMap<[u8; 32], ApiKey>,
+}
+
+impl KeyCache {
+    fn with<T>(&self, act: impl FnOnce(&mut Cached) -> T) -> T {
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn get(&self, hash: &[u8; 32]) -> (u64, Option<ApiKey>) {
+        self.with(|cached| (cached.generation, cached.keys.get(hash).cloned()))
+    }
+
+    fn put(&self, generation: u64, key: &ApiKey) {
+        self.with(|cached| {
+            if cached.generation == generation {
+                if cached.keys.len() >= CACHED {
+                    cached.keys.clear();
+                }
+                cached.keys.insert(key.hash, key.clone());
+            }
+        });
+    }
+
+    fn forget(&self, id: Uuid) {
+        self.with(|cached| {
+            cached.generation += 1;
+            cached.keys.retain(|_, key| key.id != id);
+        });
+    }
+}
+
+impl Store {
+    pub async fn key_insert(&self, key: ApiKey) -> Result<(), StoreError> {
+        self.write(Insert(key)).await
+    }
+
+    /// Looked up by the SHA-256 of the token.
+    pub async fn key_by_hash(&self, hash: [u8; 32]) -> Result<Option<ApiKey>, StoreError> {
+        let (generation, cached) = self.inner.keys.get(&hash);
+        if cached.is_some() {
+            return Ok(cached);
+        }
+        let row =
+            sqlx::query("SELECT * FROM api_keys WHERE hash = ?1").bind(&hash[..]).fetch_optional(self.reader()).await?;
+        let Some(row) = row else { return Ok(None) };
+        let key = key(&row)?;
+        self.inner.keys.put(generation, &key);
+        Ok(Some(key))
+    }
+
+    /// Oldest first.
+    pub async fn key_list(&self, tenant: &TenantId) -> Result<Vec<ApiKey>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM api_keys WHERE tenant = ?1 ORDER BY created_at, rowid")
+            .bind(tenant.as_str())
+            .fetch_all(self.reader())
+            .await?;
+        rows.iter().map(key).collect()
+    }
+
+    /// `true` when the tenant had that key. It is refused from the moment this returns.
+    pub async fn key_delete(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
+        let deleted = self.write(Delete { tenant: tenant.clone(), id }).await?;
+        if deleted {
+            self.inner.keys.forget(id);
+        }
+        Ok(deleted)
+    }
+
+    pub async fn key_count(&self) -> Result<u64, StoreError> {
+        let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM api_keys").fetch_one(self.reader()).await?;
+        Ok(count.unsigned_abs())
+    }
+}
+
+struct Insert(ApiKey);
+
+impl Write for Insert {
+    type Out = ();
+    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<(), StoreError> {
+        let key = &self.0;
+        sqlx::query(
+            "INSERT INTO api_keys (id, tenant, label, hash, prefix, admin, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )
+        .bind(key.id.to_string())
+        .bind(key.tenant.as_str())
+        .bind(&key.label)
+        .bind(&key.hash[..])
+        .bind(&key.prefix)
+        .bind(key.admin)
+        .bind(key.created_at)
+        .execute(conn)
+        .await?;
+        Ok(())
+    }
+}
+
+struct Delete {
+    tenant: TenantId,
+    id: Uuid,
+}
+
+impl Write for Delete {
+    type Out = bool;
+    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
+        let done = sqlx::query("DELETE FROM api_keys WHERE id = ?1 AND tenant = ?2")
+            .bind(self.id.to_string())
+            .bind(self.tenant.as_str())
+            .execute(conn)
+            .await?;
+        Ok(done.rows_affected() > 0)
+    }
+}
+
+fn key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
+    let hash: Vec<u8> = row.try_get("hash")?;
+    Ok(ApiKey {
+        id: id_of(row, "id")?,
+        tenant: tenant_of(row)?,
+        label: row.try_get("label")?,
+        hash: hash.try_into().map_err(|_| unreadable("hash of a key", "not 32 bytes"))?,
+        prefix: row.try_get("prefix")?,
+        admin: row.try_get("admin")?,
+        created_at: row.try_get("created_at")?,
+    })
+}

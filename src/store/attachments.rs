@@ -1,0 +1,97 @@
+//! Table `attachments`: what is known of a file that a client attached; its bytes are a file named by the id.
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+use uuid::Uuid;
+
+use super::columns::{count, count_of, id_of, tenant_of};
+use super::writer::{Counters, Write};
+use super::{Attachment, Store, StoreError};
+use crate::model::TenantId;
+
+impl Store {
+    /// # Errors
+    /// [`StoreError::NoSession`] when the tenant has no such session.
+    pub async fn attachment_insert(&self, attachment: Attachment) -> Result<(), StoreError> {
+        self.write(Insert(attachment)).await
+    }
+
+    pub async fn attachment(&self, tenant: &TenantId, id: Uuid) -> Result<Option<Attachment>, StoreError> {
+        let row = sqlx::query("SELECT * FROM attachments WHERE id = ?1 AND tenant = ?2")
+            .bind(id.to_string())
+            .bind(tenant.as_str())
+            .fetch_optional(self.reader())
+            .await?;
+        row.as_ref().map(attachment).transpose()
+    }
+
+    /// Oldest first.
+    pub async fn attachments(&self, tenant: &TenantId, session: Uuid) -> Result<Vec<Attachment>, StoreError> {
+        let rows =
+            sqlx::query("SELECT * FROM attachments WHERE session = ?1 AND tenant = ?2 ORDER BY created_at, rowid")
+                .bind(session.to_string())
+                .bind(tenant.as_str())
+                .fetch_all(self.reader())
+                .await?;
+        rows.iter().map(attachment).collect()
+    }
+
+    /// `true` when the tenant had that attachment. Its file is the caller's to remove, after this.
+    pub async fn attachment_delete(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
+        self.write(Delete { tenant: tenant.clone(), id }).await
+    }
+}
+
+struct Insert(Attachment);
+
+impl Write for Insert {
+    type Out = ();
+    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<(), StoreError> {
+        let new = &self.0;
+        let done = sqlx::query(
+            "INSERT INTO attachments (id, session, tenant, filename, mime_type, size, message_id, created_at)
+             SELECT ?1, id, tenant, ?4, ?5, ?6, ?7, ?8 FROM sessions WHERE id = ?2 AND tenant = ?3",
+        )
+        .bind(new.id.to_string())
+        .bind(new.session.to_string())
+        .bind(new.tenant.as_str())
+        .bind(&new.filename)
+        .bind(&new.mime_type)
+        .bind(count(new.size))
+        .bind(&new.message_id)
+        .bind(new.created_at)
+        .execute(conn)
+        .await?;
+        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NoSession(new.session)) }
+    }
+}
+
+struct Delete {
+    tenant: TenantId,
+    id: Uuid,
+}
+
+impl Write for Delete {
+    type Out = bool;
+    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
+        let done = sqlx::query("DELETE FROM attachments WHERE id = ?1 AND tenant = ?2")
+            .bind(self.id.to_string())
+            .bind(self.tenant.as_str())
+            .execute(conn)
+            .await?;
+        Ok(done.rows_affected() > 0)
+    }
+}
+
+fn attachment(row: &SqliteRow) -> Result<Attachment, StoreError> {
+    Ok(Attachment {
+        id: id_of(row, "id")?,
+        session: id_of(row, "session")?,
+        tenant: tenant_of(row)?,
+        filename: row.try_get("filename")?,
+        mime_type: row.try_get("mime_type")?,
+        size: count_of(row, "size")?,
+        message_id: row.try_get("message_id")?,
+        created_at: row.try_get("created_at")?,
+    })
+}

@@ -1,0 +1,56 @@
+//! How values that SQLite has no type for are kept: ids and JSON as text, unsigned numbers as integers.
+
+use serde_json::Value;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use uuid::Uuid;
+
+use super::StoreError;
+use crate::model::{Limits, TenantId};
+
+pub(super) fn unreadable(what: &'static str, why: impl std::fmt::Display) -> StoreError {
+    StoreError::Unreadable { what, why: why.to_string() }
+}
+
+pub(super) fn id_of(row: &SqliteRow, column: &'static str) -> Result<Uuid, StoreError> {
+    row.try_get::<&str, _>(column)?.parse().map_err(|why| unreadable(column, why))
+}
+
+pub(super) fn id_or_none(row: &SqliteRow, column: &'static str) -> Result<Option<Uuid>, StoreError> {
+    let text: Option<&str> = row.try_get(column)?;
+    text.map(str::parse).transpose().map_err(|why| unreadable(column, why))
+}
+
+pub(super) fn tenant_of(row: &SqliteRow) -> Result<TenantId, StoreError> {
+    row.try_get::<String, _>("tenant")?.try_into().map_err(|why| unreadable("tenant", why))
+}
+
+/// A count or offset. SQLite's integers are signed; what was stored from a u64 below 2^63 comes back as it was.
+pub(super) fn count_of(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
+    row.try_get::<i64, _>(column)?.try_into().map_err(|why| unreadable(column, why))
+}
+
+/// The form in which [`count_of`] finds it again; a number beyond 2^63 is kept as the largest there is.
+pub(super) fn count(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+pub(super) fn json_or_none(row: &SqliteRow, column: &'static str) -> Result<Option<Value>, StoreError> {
+    let text: Option<&str> = row.try_get(column)?;
+    text.map(serde_json::from_str).transpose().map_err(|why| unreadable(column, why))
+}
+
+/// Limits as stored, with the default for every field that did not exist when they were.
+pub(super) fn limits_of(row: &SqliteRow) -> Result<Limits, StoreError> {
+    let stored: serde_json::Map<String, Value> =
+        serde_json::from_str(row.try_get("limits")?).map_err(|why| unreadable("limits", why))?;
+    let mut whole = serde_json::to_value(Limits::default()).map_err(|why| unreadable("limits", why))?;
+    if let Some(fields) = whole.as_object_mut() {
+        fields.extend(stored);
+    }
+    serde_json::from_value(whole).map_err(|why| unreadable("limits", why))
+}
+
+pub(super) fn limits_text(limits: &Limits) -> String {
+    serde_json::to_string(limits).expect("a struct of integers has a JSON form")
+}

@@ -1,0 +1,49 @@
+//! How the database can fail, in the words a client or an admin can act on.
+
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the database: {0}")]
+    Sqlx(sqlx::Error),
+    #[error("the database cannot be migrated: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    /// Written by a newer ashd.
+    #[error("{0}")]
+    Newer(String),
+    /// Another process has the database open.
+    #[error(
+        "{path} is in use by another ashd; stop that one (`ashd stop`, `systemctl stop ashd`), or give this one another data directory (ASH_DATA_DIR)"
+    )]
+    InUse { path: PathBuf },
+    /// The disk (or the quota of the data directory) is full; nothing was written.
+    #[error("the disk that holds the database is full")]
+    Full,
+    /// A commit for a session that the tenant does not have.
+    #[error("session {0} is not in the database")]
+    NoSession(Uuid),
+    /// A stored value that this version cannot read.
+    #[error("the database holds an unreadable {what}: {why}")]
+    Unreadable { what: &'static str, why: String },
+    #[error("the database's writer has stopped")]
+    Closed,
+}
+
+/// SQLITE_FULL, and SQLITE_IOERR_SHMSIZE, which is how a full disk shows when the shared-memory file has to grow
+/// (<https://www.sqlite.org/rescode.html>).
+const FULL: [&str; 2] = ["13", "4874"];
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let full = error.as_database_error().and_then(|e| e.code()).is_some_and(|code| FULL.contains(&code.as_ref()));
+        match error {
+            _ if full => Self::Full,
+            sqlx::Error::PoolClosed => Self::Closed,
+            other => Self::Sqlx(other),
+        }
+    }
+}

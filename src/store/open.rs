@@ -1,0 +1,140 @@
+//! Opening: the lock, the connections, the migrations.
+
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
+
+use super::StoreError;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+
+/// Connections that read at the same time; a read more waits for one of them.
+const READERS: u32 = 4;
+/// How long a statement waits for a lock of SQLite. Only a backup tool can hold one: ashd has one writer.
+const BUSY: Duration = Duration::from_secs(10);
+/// How long a starting ashd waits for an ending one to let go of the database.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+/// Bytes to which the WAL file is cut back after a checkpoint.
+const WAL_BYTES: &str = "16777216";
+
+pub(super) struct Opened {
+    pub readers: SqlitePool,
+    pub writer: SqliteConnection,
+    pub lock: Flock<std::fs::File>,
+}
+
+pub(super) async fn open(data_dir: &Path) -> Result<Opened, StoreError> {
+    let path = data_dir.join("ashd.db");
+    let lock = lock(data_dir.join("ashd.lock")).await?;
+    // Made here, so that it and the files SQLite puts beside it with the same mode are readable by ashd alone.
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| StoreError::Io { path: path.clone(), source })?;
+
+    let options = SqliteConnectOptions::new()
+        .filename(&path)
+        .foreign_keys(true)
+        .busy_timeout(BUSY)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .pragma("journal_size_limit", WAL_BYTES)
+        .log_slow_statements(tracing::log::LevelFilter::Off, Duration::MAX)
+        .log_statements(tracing::log::LevelFilter::Off);
+    let mut writer = options.clone().connect().await?;
+    migrate(&mut writer, &path, &MIGRATIONS).await?;
+
+    let readers = SqlitePoolOptions::new()
+        .max_connections(READERS)
+        .min_connections(1)
+        .test_before_acquire(false)
+        .connect_with(options.read_only(true))
+        .await?;
+    Ok(Opened { readers, writer, lock })
+}
+
+async fn lock(path: PathBuf) -> Result<Flock<std::fs::File>, StoreError> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| StoreError::Io { path: path.clone(), source })?;
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < until => file = back,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Err(StoreError::InUse { path }),
+            Err((_, errno)) => return Err(StoreError::Io { path, source: errno.into() }),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Brings the database to the newest schema. Forward only: an unknown version is refused before anything is written.
+pub(super) async fn migrate(conn: &mut SqliteConnection, path: &Path, migrations: &Migrator) -> Result<(), StoreError> {
+    let known = migrations.iter().map(|m| m.version).max().unwrap_or(0);
+    let has_table: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations')")
+            .fetch_one(&mut *conn)
+            .await?;
+    if has_table {
+        let found: i64 =
+            sqlx::query_scalar("SELECT COALESCE(MAX(version), 0) FROM _sqlx_migrations").fetch_one(&mut *conn).await?;
+        if found > known {
+            return Err(StoreError::Newer(format!(
+                "{} has schema {found}, written by a newer ashd; this one knows schemas up to {known}. Install the newer \
+                 ashd again, or put back the copy it made before it migrated ({}.before-{}); nothing was changed",
+                path.display(),
+                path.display(),
+                known + 1,
+            )));
+        }
+        if 0 < found && found < known {
+            copy(conn, path, found + 1).await?;
+        }
+    }
+    Ok(migrations.run_direct(None, conn, false).await?)
+}
+
+/// `<db>.before-<version>`: the database as it was before the migration to that version. A copy of the same name is
+/// of an attempt that failed, and is replaced.
+async fn copy(conn: &mut SqliteConnection, path: &Path, version: i64) -> Result<(), StoreError> {
+    let to = PathBuf::from(format!("{}.before-{version}", path.display()));
+    let unfinished = PathBuf::from(format!("{}.unfinished", to.display()));
+    let io = |path: &Path, source| StoreError::Io { path: path.to_owned(), source };
+    match std::fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(&unfinished, error)),
+        _ => {}
+    }
+    sqlx::query("VACUUM INTO ?1").bind(unfinished.display().to_string()).execute(&mut *conn).await?;
+    std::fs::set_permissions(&unfinished, Permissions::from_mode(0o600)).map_err(|e| io(&unfinished, e))?;
+    std::fs::File::open(&unfinished).and_then(|f| f.sync_all()).map_err(|e| io(&unfinished, e))?;
+    std::fs::rename(&unfinished, &to).map_err(|e| io(&to, e))?;
+    tracing::info!(copy = %to.display(), "the database was copied before its migration");
+    Ok(())
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened").finish_non_exhaustive()
+    }
+}
+
+/// Closes a connection after the writer's last commit; what is left in the WAL is checkpointed by SQLite itself.
+pub(super) async fn close(conn: SqliteConnection) {
+    if let Err(error) = conn.close().await {
+        tracing::warn!(%error, "the database was not closed cleanly; the next start recovers it");
+    }
+}

@@ -1,0 +1,123 @@
+//! Table `sessions`.
+
+use sqlx::sqlite::{Sqlite, SqliteRow};
+use sqlx::{QueryBuilder, Row, SqliteConnection};
+use uuid::Uuid;
+
+use super::columns::{count, count_of, id_of, id_or_none, json_or_none, limits_of, limits_text, tenant_of, unreadable};
+use super::writer::{Counters, Write};
+use super::{Session, SessionFilter, Store, StoreError};
+use crate::model::{SessionStatus, TenantId};
+
+impl Store {
+    pub async fn session_insert(&self, session: &Session) -> Result<(), StoreError> {
+        self.write(Insert(session.clone())).await
+    }
+
+    pub async fn session(&self, tenant: &TenantId, id: Uuid) -> Result<Option<Session>, StoreError> {
+        let row = sqlx::query("SELECT * FROM sessions WHERE id = ?1 AND tenant = ?2")
+            .bind(id.to_string())
+            .bind(tenant.as_str())
+            .fetch_optional(self.reader())
+            .await?;
+        row.as_ref().map(session).transpose()
+    }
+
+    /// Whoever's it is: for adoption at start, never for a request.
+    pub async fn session_of_any_tenant(&self, id: Uuid) -> Result<Option<Session>, StoreError> {
+        let row = sqlx::query("SELECT * FROM sessions WHERE id = ?1")
+            .bind(id.to_string())
+            .fetch_optional(self.reader())
+            .await?;
+        row.as_ref().map(session).transpose()
+    }
+
+    /// Every session in one of these states, of all tenants, oldest first: for adoption at start.
+    pub async fn sessions_in(&self, statuses: &[SessionStatus]) -> Result<Vec<Session>, StoreError> {
+        if statuses.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM sessions WHERE status IN (");
+        let mut list = query.separated(", ");
+        for status in statuses {
+            list.push_bind(status.as_str());
+        }
+        query.push(") ORDER BY created_at, rowid");
+        query.build().fetch_all(self.reader()).await?.iter().map(session).collect()
+    }
+
+    /// Newest first.
+    pub async fn sessions(&self, tenant: &TenantId, filter: &SessionFilter) -> Result<Vec<Session>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT * ");
+        matching(&mut query, tenant, filter);
+        query.push(" ORDER BY created_at DESC, rowid DESC LIMIT ");
+        // SQLite reads a negative limit as none.
+        query.push_bind(filter.limit.map_or(-1, i64::from)).push(" OFFSET ").push_bind(i64::from(filter.offset));
+        query.build().fetch_all(self.reader()).await?.iter().map(session).collect()
+    }
+
+    /// How many there are, whatever the filter's limit and offset.
+    pub async fn session_count(&self, tenant: &TenantId, filter: &SessionFilter) -> Result<u64, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT COUNT(*) AS n ");
+        matching(&mut query, tenant, filter);
+        count_of(&query.build().fetch_one(self.reader()).await?, "n")
+    }
+}
+
+fn matching(query: &mut QueryBuilder<Sqlite>, tenant: &TenantId, filter: &SessionFilter) {
+    query.push("FROM sessions WHERE tenant = ").push_bind(tenant.to_string());
+    if let Some(agent) = &filter.agent {
+        query.push(" AND agent_name = ").push_bind(agent.clone());
+    }
+    if let Some(status) = filter.status {
+        query.push(" AND status = ").push_bind(status.as_str());
+    }
+}
+
+struct Insert(Session);
+
+impl Write for Insert {
+    type Out = ();
+    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<(), StoreError> {
+        let new = &self.0;
+        sqlx::query(
+            "INSERT INTO sessions (id, tenant, agent_name, status, error, model, config, launch, limits, parent, stdout_offset,
+                                   created_at, last_active_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        )
+        .bind(new.id.to_string())
+        .bind(new.tenant.as_str())
+        .bind(&new.agent_name)
+        .bind(new.status.as_str())
+        .bind(&new.error)
+        .bind(&new.model)
+        .bind(new.config.as_ref().map(ToString::to_string))
+        .bind(new.launch.to_string())
+        .bind(limits_text(&new.limits))
+        .bind(new.parent.map(|id| id.to_string()))
+        .bind(count(new.stdout_offset))
+        .bind(new.created_at)
+        .bind(new.last_active_at)
+        .execute(conn)
+        .await?;
+        Ok(())
+    }
+}
+
+fn session(row: &SqliteRow) -> Result<Session, StoreError> {
+    Ok(Session {
+        id: id_of(row, "id")?,
+        tenant: tenant_of(row)?,
+        agent_name: row.try_get("agent_name")?,
+        status: row.try_get::<&str, _>("status")?.parse().map_err(|why| unreadable("status", why))?,
+        error: row.try_get("error")?,
+        model: row.try_get("model")?,
+        config: json_or_none(row, "config")?,
+        launch: json_or_none(row, "launch")?.ok_or_else(|| unreadable("launch", "it is null"))?,
+        limits: limits_of(row)?,
+        parent: id_or_none(row, "parent")?,
+        stdout_offset: count_of(row, "stdout_offset")?,
+        created_at: row.try_get("created_at")?,
+        last_active_at: row.try_get("last_active_at")?,
+    })
+}

@@ -1,0 +1,204 @@
+//! The one task that writes. Whatever is queued when it is free becomes one transaction: one fsync for all of them.
+//!
+//! ```text
+//!   idle --op--> batch = op + all queued (at most 256) --> BEGIN IMMEDIATE, apply each, COMMIT
+//!                    | one of them fails                        |
+//!                    v                                          v
+//!            ROLLBACK, each in a transaction of its own     answer all
+//! ```
+//!
+//! A failure is rare, so the batch runs without savepoints and is repeated op by op when one fails: the others lose
+//! nothing but a little time.
+
+use std::collections::HashMap;
+use std::future::Future;
+
+use futures_util::future::BoxFuture;
+use nix::fcntl::Flock;
+use sqlx::SqliteConnection;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use super::{Committed, StoreError, open};
+use crate::model::TenantId;
+
+/// Writes that wait for the writer; one more waits in its caller.
+const QUEUE: usize = 1024;
+/// Writes in one transaction.
+const BATCH: usize = 256;
+/// Sessions whose sequence numbers are kept in memory; when there are more, all are read again.
+const COUNTERS: usize = 4096;
+
+/// A change of the database. `apply` may run twice (in a batch that failed, then by itself), each time on a database without
+/// its effect.
+pub(super) trait Write: Send + Sync + 'static {
+    type Out: Send + 'static;
+    fn apply(
+        &self,
+        conn: &mut SqliteConnection,
+        counters: &mut Counters,
+    ) -> impl Future<Output = Result<Self::Out, StoreError>> + Send;
+}
+
+/// The newest sequence numbers of sessions, as this transaction sees them. Emptied by every rollback.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    of: HashMap<(Uuid, TenantId), Committed>,
+}
+
+impl Counters {
+    pub fn get(&self, session: Uuid, tenant: &TenantId) -> Option<Committed> {
+        self.of.get(&(session, tenant.clone())).cloned()
+    }
+
+    pub fn set(&mut self, session: Uuid, tenant: &TenantId, newest: Committed) {
+        if self.of.len() >= COUNTERS {
+            self.of.clear();
+        }
+        self.of.insert((session, tenant.clone()), newest);
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Writer {
+    queue: mpsc::Sender<Order>,
+}
+
+enum Order {
+    Work(Box<dyn Work>),
+    Close(oneshot::Sender<()>),
+}
+
+/// A [`Write`] whose result type is hidden, so that all kinds share one queue.
+trait Work: Send {
+    fn apply<'a>(
+        &'a mut self,
+        conn: &'a mut SqliteConnection,
+        counters: &'a mut Counters,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn answer(self: Box<Self>, result: Result<(), StoreError>);
+}
+
+struct Job<W: Write> {
+    write: W,
+    out: Option<W::Out>,
+    reply: oneshot::Sender<Result<W::Out, StoreError>>,
+}
+
+impl<W: Write> Work for Job<W> {
+    fn apply<'a>(
+        &'a mut self,
+        conn: &'a mut SqliteConnection,
+        counters: &'a mut Counters,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.out = Some(self.write.apply(conn, counters).await?);
+            Ok(())
+        })
+    }
+
+    fn answer(self: Box<Self>, result: Result<(), StoreError>) {
+        let Self { out, reply, .. } = *self;
+        let answer = result.and_then(|()| out.ok_or(StoreError::Closed));
+        // A caller that no longer listens has given up waiting, not the write.
+        drop(reply.send(answer));
+    }
+}
+
+impl Writer {
+    /// Starts the task. It holds the lock of the data directory until its last commit is done.
+    pub fn start(conn: SqliteConnection, lock: Flock<std::fs::File>) -> Self {
+        let (queue, inbox) = mpsc::channel(QUEUE);
+        tokio::spawn(run(conn, inbox, lock));
+        Self { queue }
+    }
+
+    /// Queues a write and returns when it is durable (or refused, with nothing changed).
+    pub async fn write<W: Write>(&self, write: W) -> Result<W::Out, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job { write, out: None, reply };
+        self.queue.send(Order::Work(Box::new(job))).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Returns when everything queued before is committed and the connection is closed.
+    pub async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.queue.send(Order::Close(done)).await.is_ok() {
+            // An error means that the task is gone already.
+            drop(closed.await);
+        }
+    }
+}
+
+async fn run(mut conn: SqliteConnection, mut inbox: mpsc::Receiver<Order>, lock: Flock<std::fs::File>) {
+    let mut counters = Counters::default();
+    let mut closing = None;
+    while closing.is_none() {
+        let Some(first) = inbox.recv().await else { break };
+        let mut batch = Vec::new();
+        let mut next = Some(first);
+        while let Some(order) = next {
+            match order {
+                Order::Work(work) => batch.push(work),
+                Order::Close(done) => closing = Some(done),
+            }
+            next = if batch.len() < BATCH && closing.is_none() { inbox.try_recv().ok() } else { None };
+        }
+        commit(&mut conn, &mut counters, batch).await;
+    }
+    inbox.close();
+    open::close(conn).await;
+    drop(lock);
+    if let Some(done) = closing {
+        // Whoever asked may have stopped waiting.
+        let _ = done.send(());
+    }
+}
+
+async fn commit(conn: &mut SqliteConnection, counters: &mut Counters, mut batch: Vec<Box<dyn Work>>) {
+    if batch.is_empty() {
+        return;
+    }
+    let together = transact(conn, counters, &mut batch).await;
+    if together.is_ok() || batch.len() == 1 {
+        let mut result = Some(together);
+        for work in batch {
+            work.answer(result.take().unwrap_or(Ok(())));
+        }
+        return;
+    }
+    for work in batch {
+        let mut alone = [work];
+        let result = transact(conn, counters, &mut alone).await;
+        let [work] = alone;
+        work.answer(result);
+    }
+}
+
+/// One transaction: all of it or nothing.
+///
+/// BEGIN and ROLLBACK are plain statements and not sqlx's `Transaction`: on a full disk SQLite may roll back by itself, upon
+/// which sqlx 0.9's own ROLLBACK fails, its count of open transactions stays at one, and no transaction starts ever again.
+async fn transact(
+    conn: &mut SqliteConnection,
+    counters: &mut Counters,
+    batch: &mut [Box<dyn Work>],
+) -> Result<(), StoreError> {
+    let result = async {
+        // IMMEDIATE takes the write lock at once: a transaction that reads first and cannot write then would have to start over.
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut *conn).await?;
+        for work in batch.iter_mut() {
+            work.apply(&mut *conn, counters).await?;
+        }
+        sqlx::query("COMMIT").execute(&mut *conn).await?;
+        Ok(())
+    }
+    .await;
+    if result.is_err() {
+        counters.of.clear();
+        // Fails only when there is nothing left to roll back.
+        drop(sqlx::query("ROLLBACK").execute(conn).await);
+    }
+    result
+}

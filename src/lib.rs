@@ -29,6 +29,7 @@
 
 pub mod boot;
 pub mod config;
+pub mod ctl;
 pub mod gateway;
 pub mod http;
 pub mod kernel;

@@ -1,0 +1,249 @@
+//! The command line. Its help texts are the manual's.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "ashctl",
+    version,
+    about = "Deploys agents, opens sessions and talks to them, over the API of ashd",
+    after_help = "First steps:\n  sudo ashctl claude install\n  ashctl agent deploy ./my-agent\n  ashctl session create my-agent\n  ashctl session send ID \"What files are in the workspace?\"\n\n\
+                  Exit codes: 0 done, 1 the request or the turn failed, 2 wrong usage, 3 ashd cannot be reached, 4 not authorised."
+)]
+pub struct Cli {
+    /// Where ashd listens.
+    #[arg(long, env = "ASH_URL", default_value = "http://127.0.0.1:4100", global = true)]
+    pub url: String,
+    /// API key; without it, <DATA_DIR>/initial-api-key where that can be read.
+    #[arg(long, env = "ASH_API_KEY", hide_env_values = true, global = true)]
+    pub key: Option<String>,
+    /// ashd's data directory: for the first key, and for `claude install`.
+    #[arg(long, env = "ASH_DATA_DIR", default_value = "/var/lib/ashd", global = true)]
+    pub data_dir: PathBuf,
+    /// Tables for people, JSON for programs.
+    #[arg(short, long, value_enum, default_value_t, global = true)]
+    pub output: Format,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    #[default]
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Whether ashd serves, and what is in use.
+    Health,
+    /// Agents: folders with a CLAUDE.md.
+    Agent {
+        #[command(subcommand)]
+        command: AgentCommand,
+    },
+    /// Sessions: one Claude Code process each, in a sandbox of its own.
+    Session {
+        #[command(subcommand)]
+        command: SessionCommand,
+    },
+    /// API keys.
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
+    /// Versions of Claude Code on this host.
+    Claude {
+        #[command(subcommand)]
+        command: ClaudeCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
+    /// Uploads a folder that holds a CLAUDE.md; .git, node_modules and caches stay behind.
+    Deploy {
+        dir: PathBuf,
+        /// Its name: 1 to 255 of A-Z a-z 0-9 _ - (default: the folder's).
+        #[arg(long)]
+        name: Option<String>,
+        /// A variable of every session of this agent, as NAME=VALUE (repeatable).
+        #[arg(long = "env", value_parser = pair)]
+        env: Vec<(String, String)>,
+    },
+    /// All agents, by name.
+    List,
+    Info {
+        name: String,
+    },
+    /// Deletes the agent; its sessions go on.
+    Delete {
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Page {
+    /// At most so many.
+    #[arg(long)]
+    pub limit: Option<u32>,
+    /// Only those with a greater sequence number.
+    #[arg(long)]
+    pub after: Option<i64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SessionCommand {
+    /// Opens a session; answers when claude is ready.
+    Create {
+        agent: String,
+        #[arg(long)]
+        model: Option<String>,
+        /// Added to the agent's instructions.
+        #[arg(long)]
+        system_prompt: Option<String>,
+        /// A variable of this session, as NAME=VALUE (repeatable).
+        #[arg(long = "env", value_parser = pair)]
+        env: Vec<(String, String)>,
+    },
+    /// Sends a message and streams the answer; `-` reads the message from standard input.
+    Send {
+        id: String,
+        #[arg(required = true, num_args = 1..)]
+        text: Vec<String>,
+    },
+    /// A conversation in the terminal: one line, one turn; Ctrl-D leaves, the session stays.
+    Chat {
+        id: String,
+    },
+    /// Sessions, newest first.
+    List {
+        #[arg(long)]
+        agent: Option<String>,
+        /// starting, active, paused, stopped, ended or error.
+        #[arg(long)]
+        status: Option<String>,
+        #[arg(long)]
+        limit: Option<u32>,
+    },
+    Info {
+        id: String,
+    },
+    /// Freezes every process of the session.
+    Pause {
+        id: String,
+    },
+    Resume {
+        id: String,
+    },
+    /// Ends the running turn cleanly.
+    Interrupt {
+        id: String,
+    },
+    /// Ends the processes and keeps everything else; `resume` starts them again.
+    Stop {
+        id: String,
+    },
+    /// Ends the session for good; its files can still be read.
+    End {
+        id: String,
+    },
+    /// Lists the workspace.
+    Files {
+        id: String,
+    },
+    /// Writes one file of the workspace to standard output.
+    Cat {
+        id: String,
+        path: String,
+    },
+    /// The timeline.
+    Events {
+        id: String,
+        /// lifecycle, text, tool_start, tool_result, reasoning, error or turn_complete.
+        #[arg(long = "type")]
+        kind: Option<String>,
+        #[command(flatten)]
+        page: Page,
+    },
+    /// The conversation so far.
+    Messages {
+        id: String,
+        #[command(flatten)]
+        page: Page,
+    },
+    /// Follows the session's stream, whoever sends the messages, until Ctrl-C.
+    Tail {
+        id: String,
+        /// Start after this event id (the `id:` of a frame) instead of now.
+        #[arg(long)]
+        after: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Makes a key and shows it, this once.
+    Create {
+        label: String,
+        /// For another tenant (needs the admin).
+        #[arg(long)]
+        tenant: Option<String>,
+    },
+    List,
+    /// The key stops working at once.
+    Revoke {
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClaudeCommand {
+    /// Installs Claude Code below the data directory, with npm; versions live side by side.
+    Install {
+        #[arg(default_value = super::claude_install::PINNED)]
+        version: String,
+        /// Download it again even if it is there.
+        #[arg(long)]
+        force: bool,
+    },
+    /// What is installed.
+    List,
+}
+
+/// The key of the command line or the environment, else the one ashd wrote at its first start.
+pub fn find_key(cli: &Cli) -> Option<String> {
+    cli.key.clone().filter(|key| !key.is_empty()).or_else(|| {
+        let text = std::fs::read_to_string(cli.data_dir.join("initial-api-key")).ok()?;
+        Some(text.trim().to_owned()).filter(|key| !key.is_empty())
+    })
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("\"{text}\" is not NAME=VALUE")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn variables_are_name_and_value() {
+        assert_eq!(pair("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert_eq!(pair("A="), Ok(("A".into(), String::new())));
+        assert!(pair("=x").is_err());
+        assert!(pair("A").is_err());
+    }
+}

@@ -1,0 +1,105 @@
+//! How a command fails: a text, the next step where one is known, and an exit code.
+
+use std::io;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CtlError {
+    /// The command line itself is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// No answer from the daemon.
+    #[error("cannot reach ashd at {url}: {reason}")]
+    Unreachable { url: String, reason: String },
+    /// 401: the text is the daemon's.
+    #[error("not authorised: {0}")]
+    Unauthorised(String),
+    /// Any other refusal: the text is the daemon's.
+    #[error("{error} (HTTP {status})")]
+    Refused { status: u16, error: String },
+    /// The stream of a turn told of a failure, or ended before the turn did.
+    #[error("the turn failed: {0}")]
+    Turn(String),
+    /// An answer that is not what the API promises.
+    #[error("unexpected answer of the daemon: {0}")]
+    Answer(String),
+    /// Installing Claude Code failed.
+    #[error("{0}")]
+    Install(String),
+    #[error("{path}: {source}")]
+    File { path: String, source: io::Error },
+    #[error("standard output: {0}")]
+    Stdout(io::Error),
+}
+
+impl CtlError {
+    pub fn file(path: impl AsRef<std::path::Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().display().to_string();
+        move |source| Self::File { path, source }
+    }
+
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Unreachable { .. } => 3,
+            Self::Unauthorised(_) => 4,
+            // The reader of our output went away (`ashctl ... | head`): that is its decision and no failure.
+            Self::Stdout(e) if e.kind() == io::ErrorKind::BrokenPipe => 0,
+            _ => 1,
+        }
+    }
+
+    /// What to do next, in one line.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Unreachable { .. } => Some(
+                "is it running? Try `systemctl status ashd`, or start it with `sudo ashd`; another address goes in --url or ASH_URL",
+            ),
+            Self::Unauthorised(_) => Some(
+                "pass --key or set ASH_API_KEY; the first key is in <data dir>/initial-api-key, which root and ashd can read (try sudo)",
+            ),
+            Self::Refused { status: 409, .. } => {
+                Some("wait for the running turn, or end it with `ashctl session interrupt ID`")
+            }
+            Self::Refused { status: 410, .. } => {
+                Some("an ended session stays ended; open another with `ashctl session create AGENT`")
+            }
+            Self::Refused { status: 400, error }
+                if error.starts_with("Session is paused") || error.starts_with("Session is error") =>
+            {
+                Some("wake it first with `ashctl session resume ID`")
+            }
+            Self::Refused { status: 503, .. } => Some("see `ashctl health` for what is in use"),
+            Self::Turn(_) => {
+                Some("the session can go on: `ashctl session resume ID`; what happened: `ashctl session events ID`")
+            }
+            Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("try again with sudo")
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_the_manual() {
+        let refused = CtlError::Refused { status: 404, error: "x".into() };
+        let gone = CtlError::Stdout(io::Error::from(io::ErrorKind::BrokenPipe));
+        let away = CtlError::Unreachable { url: "u".into(), reason: "r".into() };
+        let table = [
+            (refused, 1),
+            (CtlError::Turn("x".into()), 1),
+            (CtlError::Install("x".into()), 1),
+            (CtlError::Usage("x".into()), 2),
+            (away, 3),
+            (CtlError::Unauthorised("x".into()), 4),
+            (gone, 0),
+        ];
+        for (error, code) in table {
+            assert_eq!(error.exit_code(), code, "{error}");
+        }
+    }
+}

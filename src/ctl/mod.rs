@@ -1,0 +1,73 @@
+//! ashctl: the daemon's command line, over the same REST API as every other client.
+//!
+//! ```text
+//!   cli (clap)  ->  agents, sessions, keys  ->  client (hyper)  ->  ashd
+//!                            |                     |
+//!                         output (tables, JSON)   sse -> render (a turn in a terminal)
+//!   claude_install: npm's own client, no daemon needed
+//! ```
+//!
+//! Exit codes: 0 done; 1 the request or the turn failed; 2 wrong usage; 3 the daemon cannot be reached; 4 not authorised.
+
+mod agents;
+mod claude_archive;
+pub mod claude_install;
+pub mod cli;
+pub mod client;
+mod error;
+mod folder;
+mod keys;
+mod output;
+pub mod render;
+mod sessions;
+pub mod sse;
+mod turn;
+
+pub use error::CtlError;
+
+use cli::{Cli, Command};
+use client::Client;
+use output::Output;
+
+/// Runs one command line to its end.
+///
+/// # Errors
+/// Whatever went wrong, with the exit code and the next step it stands for.
+pub async fn run(cli: Cli) -> Result<(), CtlError> {
+    let out = Output::new(cli.output);
+    if let Command::Claude { command } = &cli.command {
+        return claude_install::run(command, &cli.data_dir, &out);
+    }
+    let client = Client::new(&cli.url, cli::find_key(&cli))?;
+    match cli.command {
+        Command::Health => health(&client, &out).await,
+        Command::Agent { command } => agents::run(&client, &out, command).await,
+        Command::Session { command } => sessions::run(&client, &out, command).await,
+        Command::Keys { command } => keys::run(&client, &out, command).await,
+        Command::Claude { .. } => Ok(()),
+    }
+}
+
+async fn health(client: &Client, out: &Output) -> Result<(), CtlError> {
+    let health = client.get("/health").await?;
+    if out.json() {
+        return out.value(&health);
+    }
+    let pool = &health["pool"];
+    out.fields(&[
+        ("status", output::cell(&health["status"])),
+        ("version", output::cell(&health["version"])),
+        ("uptime", format!("{} s", output::cell(&health["uptime"]))),
+        ("active sessions", output::cell(&health["activeSessions"])),
+        (
+            "live sandboxes",
+            format!("{} of {}", output::cell(&health["activeSandboxes"]), output::cell(&pool["maxCapacity"])),
+        ),
+        (
+            "pool",
+            ["running", "waiting", "warm", "warming", "cold"]
+                .map(|state| format!("{} {state}", output::cell(&pool[state])))
+                .join(", "),
+        ),
+    ])
+}

@@ -1,0 +1,159 @@
+//! `ashctl session`.
+
+use std::io::Read;
+
+use http_body_util::BodyExt;
+use hyper::Method;
+use serde_json::{Map, Value, json};
+
+use super::cli::{Page, SessionCommand};
+use super::client::{Client, encode};
+use super::output::{Output, cell};
+use super::{CtlError, turn};
+
+pub async fn run(client: &Client, out: &Output, command: SessionCommand) -> Result<(), CtlError> {
+    match command {
+        SessionCommand::Create { agent, model, system_prompt, env } => {
+            let mut body = json!({ "agent": agent });
+            let env: Map<String, Value> = env.into_iter().map(|(k, v)| (k, json!(v))).collect();
+            for (field, value) in [("model", model), ("systemPrompt", system_prompt)] {
+                if let Some(value) = value {
+                    body[field] = json!(value);
+                }
+            }
+            if !env.is_empty() {
+                body["extraEnv"] = Value::Object(env);
+            }
+            let answer = client.post("/api/sessions", &body).await?;
+            // The bare id, so that `id=$(ashctl session create my-agent)` works.
+            if out.json() { out.value(&answer) } else { out.line(&cell(&answer["session"]["id"])) }
+        }
+        SessionCommand::Send { id, text } => turn::send(client, out, &path(&id), &message(&text)?).await,
+        SessionCommand::Chat { id } => turn::chat(client, out, &path(&id)).await,
+        SessionCommand::Tail { id, after } => turn::tail(client, out, &path(&id), after.as_deref()).await,
+        SessionCommand::List { agent, status, limit } => {
+            let query = query(&[("agent", agent), ("status", status), ("limit", limit.map(|n| n.to_string()))]);
+            let list = client.get(&format!("/api/sessions{query}")).await?;
+            let columns = [
+                ("id", "id"),
+                ("agent", "agentName"),
+                ("status", "status"),
+                ("created", "createdAt"),
+                ("last active", "lastActiveAt"),
+            ];
+            out.rows(&list, "sessions", &columns)
+        }
+        SessionCommand::Info { id } => session(out, &client.get(&path(&id)).await?),
+        SessionCommand::Pause { id } => act(client, out, &id, "pause").await,
+        SessionCommand::Resume { id } => act(client, out, &id, "resume").await,
+        SessionCommand::Interrupt { id } => act(client, out, &id, "interrupt").await,
+        SessionCommand::Stop { id } => act(client, out, &id, "stop").await,
+        SessionCommand::End { id } => session(out, &client.delete(&path(&id)).await?),
+        SessionCommand::Files { id } => {
+            let files = client.get(&format!("{}/files", path(&id))).await?;
+            out.rows(&files, "files", &[("size", "size"), ("modified", "modifiedAt"), ("path", "path")])
+        }
+        SessionCommand::Cat { id, path: file } => {
+            let answer =
+                client.open(Method::GET, &format!("{}/files/{}", path(&id), encode(&file, true)), None).await?;
+            let mut body = answer.into_body();
+            while let Some(piece) = body.frame().await {
+                let piece = piece.map_err(|e| CtlError::Answer(format!("the file broke off: {e}")))?;
+                if let Ok(bytes) = piece.into_data() {
+                    out.raw(&bytes)?;
+                }
+            }
+            Ok(())
+        }
+        SessionCommand::Events { id, kind, page } => {
+            let query = page_query(page, kind);
+            let events = client.get(&format!("{}/events{query}", path(&id))).await?;
+            out.rows(
+                &events,
+                "events",
+                &[("seq", "sequence"), ("time", "createdAt"), ("type", "type"), ("data", "data")],
+            )
+        }
+        SessionCommand::Messages { id, page } => {
+            let query = page_query(page, None);
+            let messages = client.get(&format!("{}/messages{query}", path(&id))).await?;
+            if out.json() { out.value(&messages) } else { conversation(out, &messages) }
+        }
+    }
+}
+
+async fn act(client: &Client, out: &Output, id: &str, verb: &str) -> Result<(), CtlError> {
+    session(out, &client.json(Method::POST, &format!("{}/{verb}", path(id)), None).await?)
+}
+
+fn session(out: &Output, answer: &Value) -> Result<(), CtlError> {
+    if out.json() {
+        return out.value(answer);
+    }
+    let s = &answer["session"];
+    out.fields(&[
+        ("id", cell(&s["id"])),
+        ("agent", cell(&s["agentName"])),
+        ("status", cell(&s["status"])),
+        ("model", cell(&s["model"])),
+        ("parent", cell(&s["parentSessionId"])),
+        ("created", cell(&s["createdAt"])),
+        ("last active", cell(&s["lastActiveAt"])),
+    ])
+}
+
+/// The conversation as text: who, then what was said; tools and the rest only with `-o json`.
+fn conversation(out: &Output, messages: &Value) -> Result<(), CtlError> {
+    for message in messages["messages"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        let content: Value = serde_json::from_str(message["content"].as_str().unwrap_or("null")).unwrap_or(Value::Null);
+        let body = if content["message"].is_object() { &content["message"]["content"] } else { &content["content"] };
+        let text = match body {
+            Value::String(text) => text.clone(),
+            Value::Array(blocks) => blocks.iter().filter_map(|b| b["text"].as_str()).collect::<Vec<_>>().join("\n"),
+            _ => continue,
+        };
+        if !text.is_empty() {
+            let text = super::render::printable(&text);
+            out.line(&format!("{} {}> {text}", cell(&message["sequence"]), cell(&message["role"])))?;
+        }
+    }
+    Ok(())
+}
+
+fn message(words: &[String]) -> Result<String, CtlError> {
+    if words != ["-"] {
+        return Ok(words.join(" "));
+    }
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|e| CtlError::File { path: "standard input".to_owned(), source: e })?;
+    Ok(text)
+}
+
+fn path(id: &str) -> String {
+    format!("/api/sessions/{}", encode(id, false))
+}
+
+fn page_query(page: Page, kind: Option<String>) -> String {
+    query(&[("limit", page.limit.map(|n| n.to_string())), ("after", page.after.map(|n| n.to_string())), ("type", kind)])
+}
+
+fn query(fields: &[(&str, Option<String>)]) -> String {
+    let given: Vec<String> = fields
+        .iter()
+        .filter_map(|(name, value)| value.as_ref().map(|value| format!("{name}={}", encode(value, false))))
+        .collect();
+    if given.is_empty() { String::new() } else { format!("?{}", given.join("&")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_hold_what_was_given() {
+        assert_eq!(query(&[("a", None)]), "");
+        assert_eq!(query(&[("a", Some("x y".into())), ("b", None), ("c", Some("1".into()))]), "?a=x%20y&c=1");
+    }
+}

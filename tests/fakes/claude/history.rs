@@ -1,0 +1,53 @@
+//! The conversation on disk: one JSON object a line.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+pub struct History {
+    path: PathBuf,
+    session: String,
+    /// The user's texts, oldest first.
+    pub texts: Vec<String>,
+}
+
+impl History {
+    fn path(session: &str) -> PathBuf {
+        let home = std::env::var("HOME").unwrap_or_else(|_| "/home/agent".into());
+        let cwd = std::env::current_dir().map(|p| p.display().to_string()).unwrap_or_else(|_| "/workspace".into());
+        PathBuf::from(home).join(".claude/projects").join(cwd.replace('/', "-")).join(format!("{session}.jsonl"))
+    }
+
+    pub fn new(session: &str) -> Self {
+        Self { path: Self::path(session), session: session.to_owned(), texts: Vec::new() }
+    }
+
+    /// The conversation of this session, if there is one.
+    pub fn open(session: &str) -> Option<Self> {
+        let mut history = Self::new(session);
+        let text = fs::read_to_string(&history.path).ok()?;
+        for line in text.lines() {
+            let entry: Value = serde_json::from_str(line).ok()?;
+            if entry["type"] == "user" {
+                history.texts.push(entry["message"]["content"].as_str().unwrap_or_default().to_owned());
+            }
+        }
+        Some(history)
+    }
+
+    pub fn add(&mut self, role: &str, text: &str) {
+        if role == "user" {
+            self.texts.push(text.to_owned());
+        }
+        let entry = json!({"type": role, "sessionId": self.session, "message": {"role": role, "content": text}});
+        let written = self.path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| {
+            let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+            writeln!(file, "{entry}")
+        });
+        if let Err(e) = written {
+            eprintln!("fake claude: {}: {e}", self.path.display());
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! A stand-in for Claude Code that speaks the same stream-json, starts in a millisecond, needs no model, and can
+//! misbehave on request. What it does in a turn is a script in the message's text (see `script.rs`).
+//!
+//! ```text
+//!   stdin -> reader thread -> channel -> main loop -> turn -> stdout
+//!                                           interrupts are seen between the steps of a turn
+//! ```
+//!
+//! Its conversation is kept where the real one keeps it, `$HOME/.claude/projects/<cwd>/<session>.jsonl`, so that
+//! `--resume` works, and fails, as with the real one.
+
+mod history;
+mod script;
+mod speak;
+mod turn;
+
+use std::io::BufRead;
+use std::sync::mpsc;
+
+use serde_json::{Value, json};
+
+use history::History;
+use speak::Voice;
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if args.iter().any(|a| a == "--version") {
+        println!("2.1.330 (Claude Code)");
+        return;
+    }
+    let value = |flag: &str| args.iter().position(|a| a == flag).and_then(|at| args.get(at + 1)).cloned();
+    let resumed = value("--resume");
+    let session = resumed
+        .clone()
+        .or_else(|| value("--session-id"))
+        .unwrap_or_else(|| "00000000-0000-4000-8000-000000000000".into());
+    // A script may ask that SIGTERM does nothing; it is blocked before any thread starts, so that all inherit it.
+    if std::env::var_os("FAKE_IGNORE_SIGTERM").is_some() {
+        let mut set = nix::sys::signal::SigSet::empty();
+        set.add(nix::sys::signal::Signal::SIGTERM);
+        set.thread_block().expect("a signal mask can be set");
+    }
+    if std::env::var_os("FAKE_FAIL_START").is_some() {
+        eprintln!("fake claude: told to fail at its start");
+        std::process::exit(3);
+    }
+    let mut voice = Voice::new(&session, &value("--model").unwrap_or_else(|| "claude-fake-1".into()));
+    let mut history = match (resumed, History::open(&session)) {
+        (Some(id), None) => {
+            eprintln!("No conversation found with session ID: {id}");
+            voice.result("error_during_execution", true, "", 0);
+            std::process::exit(1);
+        }
+        (_, Some(history)) => history,
+        (None, None) => History::new(&session),
+    };
+    let lines = read_stdin();
+    while let Ok(line) = lines.recv() {
+        let Ok(input) = serde_json::from_str::<Value>(&line) else {
+            eprintln!("fake claude: a line on stdin is not JSON: {line:.80}");
+            std::process::exit(1);
+        };
+        match input["type"].as_str() {
+            Some("control_request") => control(&mut voice, &input),
+            Some("user") => turn::run(&mut voice, &mut history, &lines, &input),
+            _ => {}
+        }
+    }
+}
+
+/// Answers a control request as the real one does while it is idle.
+fn control(voice: &mut Voice, input: &Value) {
+    let id = &input["request_id"];
+    let request = &input["request"];
+    let answer = match request["subtype"].as_str() {
+        Some("initialize") => {
+            json!({"commands": [], "output_style": "default", "models": [], "account": {}, "pid": std::process::id()})
+        }
+        Some("set_model") => {
+            voice.model = request["model"].as_str().unwrap_or("claude-fake-1").to_owned();
+            json!({})
+        }
+        Some("interrupt" | "set_permission_mode" | "set_max_thinking_tokens" | "apply_flag_settings") => json!({}),
+        other => {
+            let text = format!("Unsupported control request subtype: {}", other.unwrap_or("none"));
+            voice.line(
+                &json!({"type": "control_response", "response": {"subtype": "error", "request_id": id, "error": text}}),
+            );
+            return;
+        }
+    };
+    voice.line(
+        &json!({"type": "control_response", "response": {"subtype": "success", "request_id": id, "response": answer}}),
+    );
+}
+
+fn read_stdin() -> mpsc::Receiver<String> {
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            match line {
+                Ok(line) if line.trim().is_empty() => {}
+                Ok(line) => {
+                    if send.send(line).is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    });
+    receive
+}

@@ -1,0 +1,99 @@
+//! The script of a turn: lines of the message that begin with `@`. The words that the gateway's offline model also
+//! knows mean the same there, so that one test can run with either.
+//!
+//! | line | effect |
+//! |---|---|
+//! | `@text WORDS` | says the words |
+//! | `@repeat N WORD` | says the word N times, one delta each |
+//! | `@delay 20ms` | waits that long before each delta from here on |
+//! | `@think WORDS` | thinks |
+//! | `@tool Bash {"command":"..."}` | runs a command with `/bin/bash` |
+//! | `@write PATH CONTENT` | writes a file of the workspace |
+//! | `@recall` | says the first text of the conversation |
+//! | `@env` | says its whole environment |
+//! | `@wait 5s` | waits, and can be interrupted |
+//! | `@busy 5s` | uses a whole core |
+//! | `@alloc BYTES` | holds so much memory until the process ends |
+//! | `@fork N` | starts N processes that sleep |
+//! | `@exit N`, `@kill` | ends in mid-turn with a status, by SIGKILL |
+//! | `@raw LINE` | writes a line of stdout as it stands |
+//! | `@half` | writes half a line and ends |
+//! | `@huge BYTES` | one text of so many bytes |
+//! | `@truncate` | empties the stdout file |
+//! | `@fail WORDS` | ends the turn with an error result |
+
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub enum Step {
+    Text(String),
+    Repeat(usize, String),
+    Delay(Duration),
+    Think(String),
+    Bash(String),
+    Write(String, String),
+    Recall,
+    Env,
+    Wait(Duration),
+    Busy(Duration),
+    Alloc(usize),
+    Fork(usize),
+    Exit(i32),
+    Kill,
+    Raw(String),
+    Half,
+    Huge(usize),
+    Truncate,
+    Fail(String),
+}
+
+/// The steps of a text; one without a script is echoed.
+pub fn parse(text: &str) -> Vec<Step> {
+    let steps: Vec<Step> = text.lines().filter_map(|line| step(line.trim_end())).collect();
+    if steps.is_empty() { vec![Step::Text(format!("You said: {text}"))] } else { steps }
+}
+
+fn step(line: &str) -> Option<Step> {
+    let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let number = || rest.trim().parse::<usize>().unwrap_or_default();
+    Some(match word {
+        "@text" => Step::Text(rest.to_owned()),
+        "@repeat" => {
+            let (n, what) = rest.split_once(' ').unwrap_or((rest, "word"));
+            Step::Repeat(n.parse().unwrap_or(1), what.to_owned())
+        }
+        "@delay" => Step::Delay(duration(rest)),
+        "@think" => Step::Think(rest.to_owned()),
+        "@tool" => {
+            let json = rest.split_once(' ').map_or("{}", |(_, json)| json);
+            let input: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
+            Step::Bash(input["command"].as_str().unwrap_or("true").to_owned())
+        }
+        "@write" => {
+            let (path, content) = rest.split_once(' ').unwrap_or((rest, ""));
+            Step::Write(path.to_owned(), content.to_owned())
+        }
+        "@recall" => Step::Recall,
+        "@env" => Step::Env,
+        "@wait" => Step::Wait(duration(rest)),
+        "@busy" => Step::Busy(duration(rest)),
+        "@alloc" => Step::Alloc(number()),
+        "@fork" => Step::Fork(number()),
+        "@exit" => Step::Exit(rest.trim().parse().unwrap_or(1)),
+        "@kill" => Step::Kill,
+        "@raw" => Step::Raw(rest.to_owned()),
+        "@half" => Step::Half,
+        "@huge" => Step::Huge(number()),
+        "@truncate" => Step::Truncate,
+        "@fail" => Step::Fail(rest.to_owned()),
+        _ => return None,
+    })
+}
+
+fn duration(text: &str) -> Duration {
+    let text = text.trim();
+    match text.strip_suffix("ms") {
+        Some(ms) => Duration::from_millis(ms.parse().unwrap_or(0)),
+        None => Duration::from_secs_f64(text.trim_end_matches('s').parse().unwrap_or(0.0)),
+    }
+}

@@ -1,5 +1,12 @@
 //! Sessions: one task owns one session and is the only writer of its state.
 
 pub mod api;
+pub mod classify;
+pub mod claude;
+pub mod event_id;
+pub mod hub;
+pub mod lines;
+pub mod published;
+pub mod reader;
 
 pub use api::*;

@@ -1,0 +1,281 @@
+//! What a claude process is started with.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// `MAX_ARG_STRLEN` of Linux (32 pages): execve refuses a longer argument or environment string, its end included.
+pub const MAX_ARG_BYTES: usize = 128 * 1024 - 1;
+
+/// How a session's claude is started, through all of its processes. Stored as `Session.launch`; holds secrets of the
+/// client (`env`): never shown, never logged.
+///
+/// Fields may be added with a default; none may be renamed, since stored rows are read by newer daemons.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LaunchOptions {
+    pub model: Option<String>,
+    /// Appended to claude's own prompt (the agent's active version, then the session's).
+    pub system_prompt: Option<String>,
+    /// The session's variables, merged: agent, then credential, then extraEnv.
+    pub env: BTreeMap<String, String>,
+    /// Servers by name, each `{"url",...}` or `{"command","args","env"}`; the agent's own `.mcp.json` stays in force.
+    pub mcp_servers: BTreeMap<String, Value>,
+    pub permission_mode: PermissionMode,
+    pub allowed_tools: Vec<String>,
+    pub disallowed_tools: Vec<String>,
+    pub betas: Vec<String>,
+    /// Subagents by name: `{"description","prompt","tools","model"}`.
+    pub subagents: Option<Value>,
+    /// The subagent that leads the conversation.
+    pub initial_agent: Option<String>,
+}
+
+impl std::fmt::Debug for LaunchOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LaunchOptions")
+            .field("model", &self.model)
+            .field("permission_mode", &self.permission_mode)
+            .field("env", &format_args!("{} variables", self.env.len()))
+            .field("mcp_servers", &format_args!("{} servers", self.mcp_servers.len()))
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who decides whether a tool may run (contract §5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PermissionMode {
+    /// Everything may run: the sandbox is the boundary.
+    #[default]
+    BypassPermissions,
+    /// The agent's `.claude/settings.json` decides, its `permissions.defaultMode` included; the rest is denied.
+    PermissionsByAgent,
+    /// claude's default rules and the session's lists decide; the rest is denied.
+    Default,
+}
+
+impl std::str::FromStr for PermissionMode {
+    type Err = String;
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "bypassPermissions" => Ok(Self::BypassPermissions),
+            "permissionsByAgent" => Ok(Self::PermissionsByAgent),
+            "default" => Ok(Self::Default),
+            _ => {
+                Err(format!("permissionMode must be bypassPermissions, permissionsByAgent or default, not \"{word}\""))
+            }
+        }
+    }
+}
+
+/// What only a flag can set (measured: no control request does): a message that asks for another value needs a new
+/// process with [`Conversation::Resumed`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProcessFlags {
+    /// Model calls of one turn; past it the turn ends with `error_max_turns`.
+    pub max_turns: Option<u32>,
+    /// US dollars since the process started; past it the turn ends with `error_max_budget_usd`.
+    pub max_budget_usd: Option<f64>,
+    /// The answer comes as `structured_output` of the result.
+    pub json_schema: Option<Value>,
+}
+
+/// Which conversation the process has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conversation {
+    /// A blank one. claude exits when one with that id exists.
+    New(Uuid),
+    /// The one with that id. claude ends its first turn with an error when there is none.
+    Resumed(Uuid),
+    /// A copy of `from` under the id `to`.
+    Forked { from: Uuid, to: Uuid },
+}
+
+impl LaunchOptions {
+    /// Checks what would make the start fail, in words for the client. `Err` names the field.
+    pub fn check(&self) -> Result<(), String> {
+        super::check_env("extraEnv", &self.env).map_err(|e| e.to_string())?;
+        if let Some(subagents) = &self.subagents
+            && !subagents.is_object()
+        {
+            return Err("subagents must be an object of subagents by name".to_owned());
+        }
+        for (name, server) in &self.mcp_servers {
+            let fits = ["url", "command"].iter().any(|key| server.get(key).is_some_and(Value::is_string));
+            if !fits {
+                return Err(format!("mcpServers.{name} must have a \"url\" or a \"command\" (a string)"));
+            }
+        }
+        for arg in argv("", self, Conversation::New(Uuid::nil()), &ProcessFlags::default()) {
+            let field = arg.split('=').next().unwrap_or_default().trim_start_matches('-');
+            if arg.contains('\0') {
+                return Err(format!("{field} must not contain a NUL character"));
+            }
+            if arg.len() > MAX_ARG_BYTES {
+                return Err(format!("{field} is too long: {} bytes, at most {MAX_ARG_BYTES} fit", arg.len()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The command line. Values are bound with `=`, so that none of them, being the client's, is ever read as an option.
+pub fn argv(binary: &str, options: &LaunchOptions, conversation: Conversation, flags: &ProcessFlags) -> Vec<String> {
+    let mut argv: Vec<String> = [
+        binary,
+        "-p",
+        "--input-format=stream-json",
+        "--output-format=stream-json",
+        "--verbose",
+        // There is no request that switches them on for one turn, so they are always on and filtered by the reader.
+        "--include-partial-messages",
+        // Otherwise a resumed conversation keeps the system prompt it began with.
+        "--system-prompt-snapshot=off",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    let mut flag = |name: &str, value: &str| argv.push(format!("--{name}={value}"));
+
+    match options.permission_mode {
+        PermissionMode::BypassPermissions => flag("permission-mode", "bypassPermissions"),
+        // Asked over stdio, claude hears from us why a tool is denied; see `permissions`.
+        PermissionMode::PermissionsByAgent => flag("permission-prompt-tool", "stdio"),
+        PermissionMode::Default => {
+            flag("permission-mode", "default");
+            flag("permission-prompt-tool", "stdio");
+        }
+    }
+    if let Some(model) = &options.model {
+        flag("model", model);
+    }
+    for (name, list) in [("allowedTools", &options.allowed_tools), ("disallowedTools", &options.disallowed_tools)] {
+        if !list.is_empty() {
+            flag(name, &list.join(","));
+        }
+    }
+    // Unlike the tools, betas are not split at commas.
+    for beta in &options.betas {
+        flag("betas", beta);
+    }
+    if !options.mcp_servers.is_empty() {
+        flag("mcp-config", &json!({ "mcpServers": mcp_servers(&options.mcp_servers) }).to_string());
+    }
+    if let Some(subagents) = &options.subagents {
+        flag("agents", &subagents.to_string());
+    }
+    if let Some(agent) = &options.initial_agent {
+        flag("agent", agent);
+    }
+    if let Some(turns) = flags.max_turns {
+        flag("max-turns", &turns.to_string());
+    }
+    if let Some(budget) = flags.max_budget_usd {
+        flag("max-budget-usd", &budget.to_string());
+    }
+    if let Some(schema) = &flags.json_schema {
+        flag("json-schema", &schema.to_string());
+    }
+    match conversation {
+        Conversation::New(id) => flag("session-id", &id.to_string()),
+        Conversation::Resumed(id) => flag("resume", &id.to_string()),
+        Conversation::Forked { from, to } => {
+            flag("resume", &from.to_string());
+            flag("session-id", &to.to_string());
+            argv.push("--fork-session".to_owned());
+        }
+    }
+    argv
+}
+
+/// claude wants a `type` beside a `url`; the contract's servers have none, and `http` is what a plain URL means.
+fn mcp_servers(servers: &BTreeMap<String, Value>) -> BTreeMap<&String, Value> {
+    let with_type = |server: &Value| {
+        let mut server = server.clone();
+        if let Some(fields) = server.as_object_mut()
+            && fields.contains_key("url")
+            && !fields.contains_key("type")
+        {
+            fields.insert("type".to_owned(), "http".into());
+        }
+        server
+    };
+    servers.iter().map(|(name, server)| (name, with_type(server))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: Uuid = Uuid::from_u128(7);
+
+    fn args(options: &LaunchOptions) -> Vec<String> {
+        argv("/claude", options, Conversation::New(ID), &ProcessFlags::default())
+    }
+
+    #[test]
+    fn a_plain_session() {
+        let argv = args(&LaunchOptions::default());
+        assert_eq!(argv[0], "/claude");
+        assert!(argv.contains(&"--permission-mode=bypassPermissions".to_owned()));
+        assert!(argv.contains(&format!("--session-id={ID}")));
+        assert!(!argv.iter().any(|a| a.starts_with("--model") || a.starts_with("--mcp") || a.starts_with("--allowed")));
+    }
+
+    #[test]
+    fn every_option_is_one_argument_that_cannot_become_another() {
+        let options = LaunchOptions {
+            model: Some("--resume".into()),
+            allowed_tools: vec!["--dangerously-skip-permissions".into(), "Bash(git *)".into()],
+            initial_agent: Some("-p".into()),
+            mcp_servers: [("s".to_owned(), json!({ "url": "http://x" }))].into(),
+            ..LaunchOptions::default()
+        };
+        let argv = args(&options);
+        for expected in [
+            "--model=--resume",
+            "--allowedTools=--dangerously-skip-permissions,Bash(git *)",
+            "--agent=-p",
+            r#"--mcp-config={"mcpServers":{"s":{"type":"http","url":"http://x"}}}"#,
+        ] {
+            assert!(argv.contains(&expected.to_owned()), "{expected} in {argv:?}");
+        }
+    }
+
+    #[test]
+    fn conversations() {
+        let of = |c| argv("/claude", &LaunchOptions::default(), c, &ProcessFlags::default()).join(" ");
+        let other = Uuid::from_u128(8);
+        assert!(of(Conversation::New(ID)).ends_with(&format!("--session-id={ID}")));
+        assert!(of(Conversation::Resumed(ID)).ends_with(&format!("--resume={ID}")));
+        let forked = of(Conversation::Forked { from: ID, to: other });
+        assert!(forked.ends_with(&format!("--resume={ID} --session-id={other} --fork-session")), "{forked}");
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_refused_by_name() {
+        let table: [(LaunchOptions, &str); 5] = [
+            (LaunchOptions { subagents: Some(json!([])), ..Default::default() }, "subagents"),
+            (LaunchOptions { mcp_servers: [("x".into(), json!({}))].into(), ..Default::default() }, "mcpServers.x"),
+            (LaunchOptions { model: Some("a\0b".into()), ..Default::default() }, "model"),
+            (LaunchOptions { allowed_tools: vec!["x".repeat(200_000)], ..Default::default() }, "allowedTools"),
+            (LaunchOptions { env: [("A=B".to_owned(), String::new())].into(), ..Default::default() }, "extraEnv"),
+        ];
+        for (options, field) in table {
+            let error = options.check().expect_err(field);
+            assert!(error.starts_with(field), "{error}");
+        }
+        assert_eq!(LaunchOptions::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn stored_options_of_an_older_daemon_are_read() {
+        let options: LaunchOptions = serde_json::from_str("{}").expect("every field has a default");
+        assert_eq!(options, LaunchOptions::default());
+        let back = serde_json::to_string(&options).and_then(|text| serde_json::from_str::<LaunchOptions>(&text));
+        assert_eq!(back.ok(), Some(options));
+    }
+}

@@ -1,0 +1,20 @@
+//! How ashd talks with a Claude Code process: what it is started with, what is written to its stdin, and what its
+//! stdout lines say. Pure: nothing here does I/O. Measured with version 2.1.330; the traps each rule comes from are
+//! in `docs/streaming.md`.
+//!
+//! ```text
+//! LaunchOptions --argv()--> argv       Requests --> one line each, for stdin
+//!               --env()---> environment        Line::parse <-- one line of stdout
+//! ```
+
+mod argv;
+mod env;
+pub(crate) mod line;
+mod permissions;
+mod requests;
+
+pub use argv::{Conversation, LaunchOptions, PermissionMode, ProcessFlags, argv};
+pub use env::{EnvError, Environment, check_env, environment};
+pub use line::Line;
+pub use permissions::answer_permission;
+pub use requests::*;

@@ -1,0 +1,151 @@
+//! The lines ashd writes to claude's stdin. Each ends with its newline and is written whole or not at all: half a line
+//! makes claude exit.
+
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::LaunchOptions;
+
+/// One line for claude's stdin, newline included.
+pub type InputLine = Vec<u8>;
+
+/// The first request. Its answer is the sign of readiness: claude prints nothing before.
+///
+/// The system prompt goes in here and not on the command line, where 128 KiB is the kernel's limit for one argument.
+pub fn initialize_line(request_id: &str, options: &LaunchOptions) -> InputLine {
+    let mut request = Map::new();
+    request.insert("subtype".into(), "initialize".into());
+    if let Some(prompt) = options.system_prompt.as_deref().filter(|p| !p.is_empty()) {
+        request.insert("appendSystemPrompt".into(), prompt.into());
+    }
+    control(request_id, Value::Object(request))
+}
+
+/// A user's message: `content` as the client sent it (a string or an array of blocks). `uuid` comes back in
+/// `command_lifecycle` lines.
+pub fn user_line(content: &Value, uuid: Uuid) -> InputLine {
+    line(&json!({
+        "type": "user",
+        "message": { "role": "user", "content": content },
+        "parent_tool_use_id": null,
+        "session_id": "",
+        "uuid": uuid,
+    }))
+}
+
+/// Ends the running turn; harmless when none runs. Its answer comes before the turn's `result`.
+pub fn interrupt_line(request_id: &str) -> InputLine {
+    control(request_id, json!({ "subtype": "interrupt" }))
+}
+
+/// From the next model call on; `None` goes back to claude's default.
+pub fn set_model_line(request_id: &str, model: Option<&str>) -> InputLine {
+    control(request_id, json!({ "subtype": "set_model", "model": model.unwrap_or("default") }))
+}
+
+/// `effort` as the client sent it (low, medium, high, ...); `null` takes it back.
+pub fn set_effort_line(request_id: &str, effort: &Value) -> InputLine {
+    control(request_id, json!({ "subtype": "apply_flag_settings", "settings": { "effortLevel": effort } }))
+}
+
+/// `None` takes the limit back. Models with adaptive thinking ignore it (seen with 2.1.330: answered, without effect).
+pub fn set_thinking_line(request_id: &str, max_tokens: Option<u64>) -> InputLine {
+    control(request_id, json!({ "subtype": "set_max_thinking_tokens", "max_thinking_tokens": max_tokens }))
+}
+
+/// How many thinking tokens the `thinking` of a message asks for: a number, `{"type":"enabled","budget_tokens":n}`
+/// (the Messages API's form, also with `budgetTokens`), `{"type":"disabled"}` is 0, `{"type":"adaptive"}` no limit.
+pub fn thinking_tokens(thinking: &Value) -> Result<Option<u64>, String> {
+    const FORMS: &str = "thinking must be {\"type\":\"enabled\",\"budgetTokens\":n}, {\"type\":\"adaptive\"}, \
+                         {\"type\":\"disabled\"} or a number of tokens";
+    if let Some(tokens) = thinking.as_u64() {
+        return Ok(Some(tokens));
+    }
+    match thinking.get("type").and_then(Value::as_str) {
+        Some("enabled") => match thinking.get("budgetTokens").or_else(|| thinking.get("budget_tokens")) {
+            None | Some(Value::Null) => Ok(None),
+            Some(tokens) => tokens.as_u64().map(Some).ok_or_else(|| FORMS.to_owned()),
+        },
+        Some("disabled") => Ok(Some(0)),
+        Some("adaptive") => Ok(None),
+        _ => Err(FORMS.to_owned()),
+    }
+}
+
+/// The JSON schema of a message's `outputFormat`: `{"type":"json_schema","schema":{...}}`, as the SDK has it.
+pub fn output_schema(format: &Value) -> Result<Value, String> {
+    match (format.get("type").and_then(Value::as_str), format.get("schema")) {
+        (Some("json_schema"), Some(schema @ Value::Object(_))) => Ok(schema.clone()),
+        _ => Err("outputFormat must be {\"type\":\"json_schema\",\"schema\":{...}}".to_owned()),
+    }
+}
+
+/// An answer to a control request of claude's that ashd does not know: refused, so that claude does not wait for ever.
+pub fn refuse_line(request_id: &str, why: &str) -> InputLine {
+    line(&json!({
+        "type": "control_response",
+        "response": { "subtype": "error", "request_id": request_id, "error": why },
+    }))
+}
+
+pub(super) fn control(request_id: &str, request: Value) -> InputLine {
+    line(&json!({ "type": "control_request", "request_id": request_id, "request": request }))
+}
+
+pub(super) fn line(value: &Value) -> InputLine {
+    let mut line = value.to_string().into_bytes();
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_one_line() {
+        let content = json!([{ "type": "text", "text": "two\nlines\u{2028}and \u{0} more" }]);
+        let options = LaunchOptions { system_prompt: Some("a\nb".into()), ..LaunchOptions::default() };
+        for line in [
+            user_line(&content, Uuid::nil()),
+            initialize_line("i", &options),
+            interrupt_line("x"),
+            set_model_line("m", None),
+            set_effort_line("e", &json!("high")),
+            set_thinking_line("t", Some(1)),
+            refuse_line("r", "no\nway"),
+        ] {
+            assert_eq!(line.iter().filter(|&&b| b == b'\n').count(), 1);
+            assert_eq!(line.last(), Some(&b'\n'));
+            assert!(serde_json::from_slice::<Value>(&line).is_ok());
+        }
+        let back: Value = serde_json::from_slice(&user_line(&content, Uuid::nil())).expect("one object");
+        assert_eq!(back["message"]["content"], content);
+    }
+
+    #[test]
+    fn thinking_in_all_its_forms() {
+        let table = [
+            (json!(2000), Ok(Some(2000))),
+            (json!({ "type": "enabled", "budgetTokens": 10 }), Ok(Some(10))),
+            (json!({ "type": "enabled", "budget_tokens": 10 }), Ok(Some(10))),
+            (json!({ "type": "enabled" }), Ok(None)),
+            (json!({ "type": "adaptive" }), Ok(None)),
+            (json!({ "type": "disabled" }), Ok(Some(0))),
+            (json!({ "type": "enabled", "budget_tokens": -1 }), Err(())),
+            (json!("much"), Err(())),
+            (json!({}), Err(())),
+        ];
+        for (thinking, expected) in table {
+            assert_eq!(thinking_tokens(&thinking).map_err(|_| ()), expected, "{thinking}");
+        }
+    }
+
+    #[test]
+    fn output_format_must_be_a_schema() {
+        assert_eq!(output_schema(&json!({ "type": "json_schema", "schema": { "a": 1 } })), Ok(json!({ "a": 1 })));
+        for bad in [json!({}), json!("json"), json!({ "type": "json_schema" }), json!({ "schema": {} })] {
+            assert!(output_schema(&bad).is_err(), "{bad}");
+        }
+    }
+}

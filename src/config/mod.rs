@@ -1,28 +1,53 @@
-//! Configuration: one typed struct per concern; file, drop-ins, environment (later wins).
+//! Configuration: one typed struct per concern.
+//!
+//! ```text
+//!   defaults < /etc/ashd/ashd.toml < /etc/ashd/ashd.toml.d/*.toml (by name) < environment      later wins, key by key
+//! ```
+//!
+//! `keys` is the one table of everything that can be set: its name in the file, its variable, what it expects. `load` applies
+//! it (a pure merge over texts, and a thin shell that reads the files); `units` reads `"2GiB"` and `"30m"`; `check` refuses
+//! what cannot work together. An error names file, line and key, and all errors are told at once.
 
-use std::net::IpAddr;
+mod check;
+mod keys;
+mod load;
+mod units;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
 
 use crate::model::Limits;
 
+pub use keys::reference;
+pub use load::{ConfigErrors, DEFAULT_FILE};
+
+/// The Claude Code version this ashd was measured with.
+pub const CLAUDE_VERSION: &str = "2.1.330";
+
 /// Everything an admin can set, with the default of each. Keys are those of `ashd.toml`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {
     pub server: ServerConfig,
     /// `ASH_DATA_DIR`, default `/var/lib/ashd`: database, agents, session directories, claude versions.
     pub data_dir: PathBuf,
-    /// Sockets and what must not outlive a boot; default `/run/ashd`.
+    /// `ASH_RUN_DIR`: sockets and what must not outlive a boot; default `/run/ashd`.
     pub run_dir: PathBuf,
     pub auth: AuthConfig,
     pub claude: ClaudeConfig,
     pub pool: PoolConfig,
     pub limits: Limits,
     pub agents: AgentsConfig,
+    pub attachments: AttachmentsConfig,
     pub gateway: GatewayConfig,
     pub launcher: LauncherConfig,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServerConfig {
     /// `ASH_HOST`, default 0.0.0.0 (contract; the packaged file says 127.0.0.1).
     pub host: IpAddr,
@@ -32,13 +57,22 @@ pub struct ServerConfig {
     pub cors_origins: Vec<String>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct AuthConfig {
     /// `ASH_API_KEY`: single-tenant mode.
     pub api_key: Option<String>,
+    /// `ASH_CREDENTIAL_KEY`: what the credentials of tenants are sealed with. Without it (and without systemd's
+    /// `LoadCredential=credential_key`) a random one is kept in `<data dir>/credential-key`.
+    pub credential_key: Option<String>,
 }
 
-#[derive(Clone, Debug)]
+impl std::fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthConfig").field("single_tenant", &self.api_key.is_some()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ClaudeConfig {
     /// `ASH_CLAUDE_BIN`: a binary instead of the installed one.
     pub binary: Option<PathBuf>,
@@ -46,7 +80,7 @@ pub struct ClaudeConfig {
     pub version: String,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PoolConfig {
     /// `ASH_MAX_SANDBOXES`, default 1000.
     pub max_sandboxes: usize,
@@ -54,18 +88,26 @@ pub struct PoolConfig {
     pub idle_timeout_ms: u64,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct AgentsConfig {
     /// Directories below which `path` of `POST /api/agents` must lie. Empty: any that ashd can read, for tenant `default` only.
     pub roots: Vec<PathBuf>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AttachmentsConfig {
+    /// `ASH_MAX_ATTACHMENT_SIZE`: bytes of one attachment, default 10 MiB. A larger one is answered 413.
+    pub max_bytes: u64,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
 pub struct GatewayConfig {
     pub upstream: Upstream,
-    /// `ANTHROPIC_API_KEY`. Only the gateway's process may read it.
+    /// `ANTHROPIC_API_KEY`. Only the gateway's process may read it: it is not handed on to the unprivileged ashd.
+    #[serde(skip)]
     pub api_key: Option<String>,
-    /// `ANTHROPIC_CUSTOM_HEADERS`, one `Name: value` a line.
+    /// `ANTHROPIC_CUSTOM_HEADERS`, one `Name: value` a line. Often a secret, so not handed on either.
+    #[serde(skip)]
     pub custom_headers: Vec<(String, String)>,
     /// User the gateway runs as when ashd starts it.
     pub user: String,
@@ -77,7 +119,7 @@ impl std::fmt::Debug for GatewayConfig {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Upstream {
     /// The scripted model inside the gateway. The default when there is no `ANTHROPIC_API_KEY`.
     Offline,
@@ -85,7 +127,7 @@ pub enum Upstream {
     Url(String),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LauncherConfig {
     /// User ashd becomes when it was started as root.
     pub user: String,
@@ -96,4 +138,43 @@ pub struct LauncherConfig {
     pub cgroup: String,
     /// No sandbox gets more than this.
     pub ceiling: Limits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server: ServerConfig { host: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 4100, cors_origins: Vec::new() },
+            data_dir: "/var/lib/ashd".into(),
+            run_dir: "/run/ashd".into(),
+            auth: AuthConfig::default(),
+            claude: ClaudeConfig { binary: None, version: CLAUDE_VERSION.to_owned() },
+            pool: PoolConfig { max_sandboxes: 1000, idle_timeout_ms: 1_800_000 },
+            limits: Limits::default(),
+            agents: AgentsConfig::default(),
+            attachments: AttachmentsConfig { max_bytes: 10 << 20 },
+            gateway: GatewayConfig {
+                upstream: Upstream::Offline,
+                api_key: None,
+                custom_headers: Vec::new(),
+                user: "ash-gateway".to_owned(),
+            },
+            launcher: LauncherConfig {
+                user: "ashd".to_owned(),
+                // systemd documents 1879048192 to 2147483647 as unused by anybody (docs/UIDS-GIDS.md).
+                uid_base: 1_900_000_000,
+                uid_count: 131_072,
+                cgroup: "ashd".to_owned(),
+                ceiling: Limits {
+                    memory_bytes: 256 << 30,
+                    swap_bytes: 256 << 30,
+                    cpu_millis: 128_000,
+                    cpu_weight: 10_000,
+                    pids: 32_768,
+                    disk_bytes: 1 << 40,
+                    disk_files: 100_000_000,
+                    turn_ms: 7 * 24 * 3_600_000,
+                },
+            },
+        }
+    }
 }

@@ -25,6 +25,8 @@ mod writer;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_open;
 
 pub use error::StoreError;
 pub use rows::*;

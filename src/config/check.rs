@@ -1,0 +1,65 @@
+//! What cannot work together, or at all, is refused before anything is started.
+
+use super::Config;
+use crate::model::Limits;
+
+/// Bytes that a run directory's path may have: `<run dir>/sandboxes/<36>/init.sock` must fit the 107 of a unix socket's
+/// address (unix(7), sun_path).
+const RUN_DIR: usize = 107 - "/sandboxes/".len() - 36 - "/init.sock".len();
+
+/// The least memory in which claude starts at all.
+const LEAST_MEMORY: u64 = 64 << 20;
+
+pub(super) fn check(config: &Config) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let run = config.run_dir.as_os_str().len();
+    if run > RUN_DIR {
+        wrong.push(format!(
+            "run_dir: {} has {run} bytes; the sockets below it allow {RUN_DIR}. Choose a shorter path",
+            config.run_dir.display()
+        ));
+    }
+    let launcher = &config.launcher;
+    if launcher.uid_count < 2 {
+        wrong.push("launcher.uid_count: each sandbox needs 2 user ids".to_owned());
+    }
+    // 65534 is "nobody", 4294967295 is "no change"; the two ids below the range are ashd's and the gateway's own.
+    if launcher.uid_base < 65_537
+        || launcher.uid_base.checked_add(launcher.uid_count).is_none_or(|end| end > 4_294_967_294)
+    {
+        wrong.push(format!(
+            "launcher.uid_base, launcher.uid_count: {} ids from {} leave the range 65537 to 4294967293",
+            launcher.uid_count, launcher.uid_base
+        ));
+    }
+    for (name, limit, ceiling) in pairs(&config.limits, &launcher.ceiling) {
+        if limit > ceiling {
+            wrong.push(format!("limits.{name}: {limit} is above launcher.ceiling.{name}, which is {ceiling}"));
+        }
+    }
+    if config.limits.memory_bytes < LEAST_MEMORY {
+        wrong.push(format!(
+            "limits.memory_bytes: {} is too little; claude needs at least 64 MiB",
+            config.limits.memory_bytes
+        ));
+    }
+    for (name, value) in [("cpu_millis", config.limits.cpu_millis), ("pids", config.limits.pids)] {
+        if value == 0 {
+            wrong.push(format!("limits.{name}: nothing can run with 0"));
+        }
+    }
+    wrong
+}
+
+fn pairs(limits: &Limits, ceiling: &Limits) -> [(&'static str, u64, u64); 8] {
+    [
+        ("memory_bytes", limits.memory_bytes, ceiling.memory_bytes),
+        ("swap_bytes", limits.swap_bytes, ceiling.swap_bytes),
+        ("cpu_millis", limits.cpu_millis, ceiling.cpu_millis),
+        ("cpu_weight", limits.cpu_weight, ceiling.cpu_weight),
+        ("pids", limits.pids, ceiling.pids),
+        ("disk_bytes", limits.disk_bytes, ceiling.disk_bytes),
+        ("disk_files", limits.disk_files, ceiling.disk_files),
+        ("turn_ms", limits.turn_ms, ceiling.turn_ms),
+    ]
+}

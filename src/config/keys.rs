@@ -1,0 +1,294 @@
+//! The table of everything that can be set. A key that is not here does not exist, in the file or in the environment.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use toml::de::DeValue;
+
+use super::{Config, Upstream, units};
+use crate::model::Limits;
+
+/// A configuration while the layers are applied.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub config: Config,
+    /// `gateway.upstream`, where it was said; otherwise it follows from the key and the base URL.
+    pub upstream: Option<Upstream>,
+    pub base_url: Option<String>,
+}
+
+pub(super) struct Key {
+    /// Dotted path in the file.
+    pub name: &'static str,
+    /// Variable of the environment.
+    pub env: Option<&'static str>,
+    /// The rest of "expected ...".
+    pub expects: &'static str,
+    /// Never shown, not even when it is wrong.
+    pub secret: bool,
+    /// `None` when the value is not what is expected.
+    set: fn(&mut Draft, &Given<'_>) -> Option<()>,
+}
+
+impl Key {
+    pub fn apply(&self, draft: &mut Draft, given: &Given<'_>) -> Option<()> {
+        (self.set)(draft, given)
+    }
+}
+
+/// A value as it was written.
+pub(super) enum Given<'a> {
+    Toml(&'a DeValue<'a>),
+    Variable(&'a str),
+}
+
+impl Given<'_> {
+    fn text(&self) -> Option<String> {
+        match self {
+            Self::Toml(value) => value.as_str().map(str::to_owned),
+            Self::Variable(text) => Some((*text).to_owned()),
+        }
+    }
+
+    /// A number, or a text that `read` makes one of.
+    fn number(&self, read: fn(&str) -> Option<u64>) -> Option<u64> {
+        match self {
+            Self::Toml(DeValue::Integer(n)) => u64::from_str_radix(n.as_str(), n.radix()).ok(),
+            Self::Toml(value) => read(value.as_str()?),
+            Self::Variable(text) => read(text),
+        }
+    }
+
+    fn integer<T: TryFrom<u64>>(&self) -> Option<T> {
+        match self {
+            Self::Toml(DeValue::Integer(_)) => T::try_from(self.number(|_| None)?).ok(),
+            Self::Toml(_) => None,
+            Self::Variable(text) => T::try_from(text.trim().parse().ok()?).ok(),
+        }
+    }
+
+    fn list(&self) -> Option<Vec<String>> {
+        match self {
+            Self::Toml(value) => value.as_array()?.iter().map(|v| v.get_ref().as_str().map(str::to_owned)).collect(),
+            Self::Variable(text) => {
+                Some(text.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect())
+            }
+        }
+    }
+
+    fn path(&self) -> Option<PathBuf> {
+        self.text().map(PathBuf::from).filter(|path| path.is_absolute())
+    }
+
+    /// What was found instead, for the error.
+    pub fn shown(&self, secret: bool) -> String {
+        match self {
+            Self::Variable(_) if secret => "something else".to_owned(),
+            Self::Variable(text) => format!("\"{text}\""),
+            Self::Toml(value) => match value.as_str() {
+                Some(text) if !secret => format!("\"{text}\""),
+                _ => match value {
+                    DeValue::Integer(n) if !secret => n.as_str().to_owned(),
+                    other => format!("a value of type {}", other.type_str()),
+                },
+            },
+        }
+    }
+}
+
+const fn key(
+    name: &'static str,
+    env: Option<&'static str>,
+    expects: &'static str,
+    set: fn(&mut Draft, &Given<'_>) -> Option<()>,
+) -> Key {
+    Key { name, env, expects, secret: false, set }
+}
+
+const fn secret(
+    name: &'static str,
+    env: Option<&'static str>,
+    expects: &'static str,
+    set: fn(&mut Draft, &Given<'_>) -> Option<()>,
+) -> Key {
+    Key { name, env, expects, secret: true, set }
+}
+
+const SIZE: &str = "a size: bytes, or a text like \"512MiB\" or \"2GiB\"";
+const TIME: &str = "a time: milliseconds, or a text like \"500ms\", \"30s\", \"10m\" or \"1h\"";
+const PATH: &str = "an absolute path";
+const NUMBER: &str = "a whole number, 0 or more";
+const CORES: &str = "thousandths of a core as a whole number (1000 is one core)";
+const WEIGHT: &str = "a whole number from 1 to 10000 (100 is the usual weight)";
+
+macro_rules! limits {
+    ($section:literal, $at:expr) => {
+        [
+            key(concat!($section, ".memory_bytes"), None, SIZE, |d, g| {
+                $at(d).memory_bytes = g.number(units::bytes)?;
+                Some(())
+            }),
+            key(concat!($section, ".swap_bytes"), None, SIZE, |d, g| {
+                $at(d).swap_bytes = g.number(units::bytes)?;
+                Some(())
+            }),
+            key(concat!($section, ".cpu_millis"), None, CORES, |d, g| {
+                $at(d).cpu_millis = g.integer()?;
+                Some(())
+            }),
+            key(concat!($section, ".cpu_weight"), None, WEIGHT, |d, g| {
+                $at(d).cpu_weight = g.integer().filter(|n| (1..=10_000).contains(n))?;
+                Some(())
+            }),
+            key(concat!($section, ".pids"), None, NUMBER, |d, g| {
+                $at(d).pids = g.integer()?;
+                Some(())
+            }),
+            key(concat!($section, ".disk_bytes"), None, SIZE, |d, g| {
+                $at(d).disk_bytes = g.number(units::bytes)?;
+                Some(())
+            }),
+            key(concat!($section, ".disk_files"), None, NUMBER, |d, g| {
+                $at(d).disk_files = g.integer()?;
+                Some(())
+            }),
+            key(concat!($section, ".turn_ms"), None, TIME, |d, g| {
+                $at(d).turn_ms = g.number(units::millis)?;
+                Some(())
+            }),
+        ]
+    };
+}
+
+fn session_limits(draft: &mut Draft) -> &mut Limits {
+    &mut draft.config.limits
+}
+
+fn ceiling(draft: &mut Draft) -> &mut Limits {
+    &mut draft.config.launcher.ceiling
+}
+
+static LIMITS: [Key; 8] = limits!("limits", session_limits);
+static CEILING: [Key; 8] = limits!("launcher.ceiling", ceiling);
+
+static OTHERS: [Key; 22] = [
+    key("data_dir", Some("ASH_DATA_DIR"), PATH, |d, g| {
+        d.config.data_dir = g.path()?;
+        Some(())
+    }),
+    key("run_dir", Some("ASH_RUN_DIR"), PATH, |d, g| {
+        d.config.run_dir = g.path()?;
+        Some(())
+    }),
+    key("server.host", Some("ASH_HOST"), "an IP address, such as \"127.0.0.1\" or \"::\"", |d, g| {
+        let host = g.text()?;
+        d.config.server.host = if host == "localhost" { IpAddr::from([127, 0, 0, 1]) } else { host.parse().ok()? };
+        Some(())
+    }),
+    key("server.port", Some("ASH_PORT"), "a port from 0 to 65535 (0 picks a free one)", |d, g| {
+        d.config.server.port = g.integer()?;
+        Some(())
+    }),
+    key("server.cors_origins", None, "a list of origins, such as [\"https://app.example.com\"]", |d, g| {
+        d.config.server.cors_origins = g.list()?;
+        Some(())
+    }),
+    secret("auth.api_key", Some("ASH_API_KEY"), "a text", |d, g| {
+        d.config.auth.api_key = Some(g.text().filter(|key| !key.trim().is_empty())?);
+        Some(())
+    }),
+    secret("auth.credential_key", Some("ASH_CREDENTIAL_KEY"), "a text of at least 32 characters", |d, g| {
+        d.config.auth.credential_key = Some(g.text().filter(|key| key.len() >= 32)?);
+        Some(())
+    }),
+    key("claude.binary", Some("ASH_CLAUDE_BIN"), PATH, |d, g| {
+        d.config.claude.binary = Some(g.path()?);
+        Some(())
+    }),
+    key("claude.version", None, "a version, such as \"2.1.330\"", |d, g| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        d.config.claude.version =
+            g.text().filter(|v| !v.is_empty() && !v.starts_with('.') && v.chars().all(allowed))?;
+        Some(())
+    }),
+    key("pool.max_sandboxes", Some("ASH_MAX_SANDBOXES"), "a whole number, 1 or more", |d, g| {
+        d.config.pool.max_sandboxes = g.integer().filter(|n| *n > 0)?;
+        Some(())
+    }),
+    key("pool.idle_timeout_ms", Some("ASH_IDLE_TIMEOUT_MS"), TIME, |d, g| {
+        d.config.pool.idle_timeout_ms = g.number(units::millis)?;
+        Some(())
+    }),
+    key("agents.roots", None, "a list of absolute paths", |d, g| {
+        let roots: Vec<PathBuf> = g.list()?.into_iter().map(PathBuf::from).collect();
+        d.config.agents.roots = Some(roots).filter(|roots| roots.iter().all(|path| path.is_absolute()))?;
+        Some(())
+    }),
+    key("attachments.max_bytes", Some("ASH_MAX_ATTACHMENT_SIZE"), SIZE, |d, g| {
+        d.config.attachments.max_bytes = g.number(units::bytes)?;
+        Some(())
+    }),
+    key("gateway.upstream", Some("ASH_UPSTREAM"), "\"offline\" or a URL like \"https://api.anthropic.com\"", |d, g| {
+        d.upstream = Some(match g.text()?.as_str() {
+            "offline" => Upstream::Offline,
+            other => Upstream::Url(url(other)?),
+        });
+        Some(())
+    }),
+    secret("gateway.api_key", Some("ANTHROPIC_API_KEY"), "a text", |d, g| {
+        d.config.gateway.api_key = Some(g.text().filter(|key| !key.trim().is_empty())?);
+        Some(())
+    }),
+    secret(
+        "gateway.custom_headers",
+        Some("ANTHROPIC_CUSTOM_HEADERS"),
+        "headers, one \"Name: value\" a line",
+        |d, g| {
+            let text = g.text()?;
+            let lines = text.lines().filter(|line| !line.trim().is_empty());
+            d.config.gateway.custom_headers = lines
+                .map(|line| line.split_once(':').map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned())))
+                .collect::<Option<_>>()?;
+            Some(())
+        },
+    ),
+    key("gateway.user", None, "the name of a user", |d, g| {
+        d.config.gateway.user = g.text().filter(|user| !user.is_empty())?;
+        Some(())
+    }),
+    key("launcher.user", None, "the name of a user", |d, g| {
+        d.config.launcher.user = g.text().filter(|user| !user.is_empty())?;
+        Some(())
+    }),
+    key("launcher.uid_base", None, "a user id", |d, g| {
+        d.config.launcher.uid_base = g.integer()?;
+        Some(())
+    }),
+    key("launcher.uid_count", None, "a number of user ids, two for each sandbox", |d, g| {
+        d.config.launcher.uid_count = g.integer()?;
+        Some(())
+    }),
+    key("launcher.cgroup", None, "a name of A-Z a-z 0-9 _ -", |d, g| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+        d.config.launcher.cgroup = g.text().filter(|name| !name.is_empty() && name.chars().all(allowed))?;
+        Some(())
+    }),
+    key("gateway.base_url", Some("ANTHROPIC_BASE_URL"), "a URL like \"https://api.anthropic.com\"", |d, g| {
+        d.base_url = Some(url(&g.text()?)?);
+        Some(())
+    }),
+];
+
+pub(super) fn all() -> impl Iterator<Item = &'static Key> {
+    OTHERS.iter().chain(&LIMITS).chain(&CEILING)
+}
+
+fn url(text: &str) -> Option<String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"))?;
+    (!rest.is_empty() && !rest.starts_with('/')).then(|| text.trim_end_matches('/').to_owned())
+}
+
+/// Every key with its variable and what it expects: the table of `docs/configuration.md` and of `ashd --help`.
+pub fn reference() -> impl Iterator<Item = (&'static str, Option<&'static str>, &'static str)> {
+    all().map(|key| (key.name, key.env, key.expects))
+}

@@ -1,1 +1,147 @@
-//! See DESIGN §9.
+//! The REST API: what the network may ask, and nothing else. This layer parses, checks and answers; what happens is
+//! decided below it, in [`crate::sessions`].
+//!
+//! ```text
+//! request ─> panics caught ─> CORS ─┬─> /health /metrics /docs        public
+//!                                   ├─> /api/...  ─> authenticate ─> handler ─> Sessions, Store, files
+//!                                   └─> 404, 405                       each failure is {"error","statusCode"}
+//! ```
+//!
+//! One file per resource. Every path, schema and example of the OpenAPI page comes from the handlers themselves
+//! ([`openapi`]).
+
+mod agents;
+mod args;
+mod auth;
+mod body;
+mod error;
+mod events;
+mod files;
+mod health;
+mod keys;
+mod messages;
+mod openapi;
+mod sessions;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::FromRef;
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{Any, CorsLayer};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use auth::{Authenticator, Caller};
+pub use error::{ApiError, ErrorBody};
+
+use crate::config::Config;
+use crate::sessions::Sessions;
+use crate::store::Store;
+
+/// What the handlers share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct AppState {
+    pub config: Arc<Config>,
+    pub store: Store,
+    pub sessions: Sessions,
+    pub started: Instant,
+    auth: Authenticator,
+    bodies: body::BodyBudget,
+    /// Held while an agent's directory is put in place and recorded, so that two deployments of one name cannot mix.
+    publishing: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl AppState {
+    pub fn new(config: Arc<Config>, store: Store, sessions: Sessions) -> Self {
+        let auth = Authenticator::new(&config.auth, store.clone());
+        Self {
+            config,
+            store,
+            sessions,
+            started: Instant::now(),
+            auth,
+            bodies: body::BodyBudget::default(),
+            publishing: Arc::default(),
+        }
+    }
+}
+
+impl FromRef<AppState> for body::BodyBudget {
+    fn from_ref(state: &AppState) -> Self {
+        state.bodies.clone()
+    }
+}
+
+/// The whole API, ready to be served.
+pub fn router(state: AppState) -> Router {
+    let (router, api) = documented(&state).split_for_parts();
+    let mut router = router.with_state(state.clone()).merge(openapi::pages(openapi::finish(api)));
+    router = router.fallback(error::no_route).method_not_allowed_fallback(error::wrong_method);
+    if let Some(cors) = cors(&state.config.server.cors_origins) {
+        router = router.layer(cors);
+    }
+    router.layer(CatchPanicLayer::custom(error::panicked))
+}
+
+/// Every route with its documentation. A route that is not added here does not exist.
+fn documented(state: &AppState) -> OpenApiRouter<AppState> {
+    let public = OpenApiRouter::with_openapi(openapi::base()).routes(routes!(health::health));
+    let api = OpenApiRouter::new()
+        .routes(routes!(agents::deploy, agents::list))
+        .routes(routes!(agents::get, agents::patch, agents::delete))
+        .routes(routes!(agents::config, agents::patch_config))
+        .routes(routes!(sessions::create, sessions::list))
+        .routes(routes!(sessions::get, sessions::end))
+        .routes(routes!(sessions::pause))
+        .routes(routes!(sessions::resume))
+        .routes(routes!(sessions::stop))
+        .routes(routes!(sessions::fork))
+        .routes(routes!(sessions::interrupt))
+        .routes(routes!(sessions::patch_config))
+        .routes(routes!(messages::send, messages::list))
+        .routes(routes!(events::list))
+        .routes(routes!(files::list))
+        .routes(routes!(files::read))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::create_for_tenant))
+        .routes(routes!(keys::revoke))
+        .route_layer(axum::middleware::from_fn_with_state(state.auth.clone(), auth::authenticate));
+    public.merge(api)
+}
+
+/// Cross-origin rules, when the configuration names origins; `*` names all.
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    if origins.is_empty() {
+        return None;
+    }
+    let layer = CorsLayer::new()
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            header::RANGE,
+            HeaderName::from_static("last-event-id"),
+            HeaderName::from_static("idempotency-key"),
+        ])
+        .expose_headers([
+            header::CONTENT_DISPOSITION,
+            header::CONTENT_RANGE,
+            header::RETRY_AFTER,
+            HeaderName::from_static("x-ash-source"),
+        ]);
+    if origins.iter().any(|origin| origin == "*") {
+        return Some(layer.allow_origin(Any));
+    }
+    let known: Vec<HeaderValue> = origins
+        .iter()
+        .filter_map(|origin| {
+            HeaderValue::from_str(origin)
+                .inspect_err(|_| tracing::warn!(origin, "server.cors_origins holds what no browser sends; left out"))
+                .ok()
+        })
+        .collect();
+    Some(layer.allow_origin(known))
+}

@@ -1,0 +1,165 @@
+//! Uploaded agents on disk: `<data dir>/agents/<tenant>/<name>/<version's own name>/`.
+//!
+//! A version is written beside the others under a name nobody knows yet, put in place by one rename, and only then
+//! recorded. So a deployment that fails half-way changes nothing, and a session that is being created copies one
+//! whole version. The version before the newest stays, for sessions that are copying it; older ones are removed.
+
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::check::Tree;
+use super::super::AppState;
+use super::super::error::ApiError;
+use crate::config::Config;
+use crate::model::TenantId;
+use crate::store::{Agent, NewAgent};
+
+/// Where the versions of one agent are.
+pub fn home(config: &Config, tenant: &TenantId, name: &str) -> PathBuf {
+    config.data_dir.join("agents").join(tenant.as_str()).join(name)
+}
+
+/// Writes the tree, records it, and removes what it replaces.
+pub async fn publish(
+    state: &AppState,
+    tenant: &TenantId,
+    mut agent: NewAgent,
+    tree: Tree,
+) -> Result<Agent, ApiError> {
+    let home = home(&state.config, tenant, &agent.name);
+    let fresh = home.join(format!("v-{}", Uuid::now_v7()));
+    let target = fresh.clone();
+    tokio::task::spawn_blocking(move || write(&target, &tree))
+        .await
+        .map_err(|cause| ApiError::internal("the agent could not be stored", &cause))?
+        .map_err(|cause| ApiError::disk("the agent could not be stored", &cause))?;
+    agent.path = fresh.to_str().map(str::to_owned).ok_or_else(|| {
+        ApiError::bad_request("the data directory's path is not UTF-8, so uploaded agents cannot be recorded")
+    })?;
+    let _publishing = state.publishing.lock().await;
+    let before = state.store.agent(tenant, &agent.name).await;
+    let recorded = match before {
+        Ok(before) => state.store.agent_upsert(tenant, agent).await.map(|agent| (agent, before)),
+        Err(error) => Err(error),
+    };
+    match recorded {
+        Ok((agent, before)) => {
+            let keep = [Some(fresh), before.map(|old| PathBuf::from(old.path))];
+            in_background(move || prune(&home, &keep)).await;
+            Ok(agent)
+        },
+        Err(error) => {
+            in_background(move || std::fs::remove_dir_all(&fresh)).await;
+            Err(error.into())
+        },
+    }
+}
+
+/// Removes every version of an agent. Failures are logged: the agent is gone for clients already.
+pub async fn remove(config: &Config, tenant: &TenantId, name: &str) {
+    let home = home(config, tenant, name);
+    in_background(move || match std::fs::remove_dir_all(&home) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    })
+    .await;
+}
+
+async fn in_background(work: impl FnOnce() -> io::Result<()> + Send + 'static) {
+    let result = tokio::task::spawn_blocking(work).await;
+    if let Ok(Err(cause)) = result {
+        tracing::warn!(error = %cause, "an old version of an agent could not be removed");
+    }
+}
+
+/// `target` with the files of the tree, complete or not there at all.
+fn write(target: &Path, tree: &Tree) -> io::Result<()> {
+    let home = target.parent().expect("a version has the agent's directory above it");
+    directories().create(home)?;
+    let staging = home.join(format!(".new-{}", Uuid::new_v4()));
+    let result = fill(&staging, tree).and_then(|()| std::fs::rename(&staging, target));
+    if result.is_err() {
+        // What could be written of it goes again; the first error is the one to report.
+        let _ = std::fs::remove_dir_all(&staging);
+    }
+    result
+}
+
+fn fill(staging: &Path, tree: &Tree) -> io::Result<()> {
+    directories().create(staging)?;
+    for (path, bytes) in tree {
+        let file = staging.join(path);
+        if let Some(above) = file.parent() {
+            directories().create(above)?;
+        }
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(mode(bytes)).open(file)?;
+        file.write_all(bytes)?;
+    }
+    // On disk before it is recorded, so that a power cut cannot leave a version with empty files.
+    rustix::fs::syncfs(std::fs::File::open(staging)?)?;
+    Ok(())
+}
+
+fn directories() -> std::fs::DirBuilder {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o750);
+    builder
+}
+
+/// The wire has no modes, and hooks are scripts: what begins like a program may be run.
+fn mode(bytes: &[u8]) -> u32 {
+    if bytes.starts_with(b"#!") || bytes.starts_with(b"\x7fELF") { 0o750 } else { 0o640 }
+}
+
+/// Removes the versions that are not in `keep`.
+fn prune(home: &Path, keep: &[Option<PathBuf>]) -> io::Result<()> {
+    for entry in std::fs::read_dir(home)? {
+        let entry = entry?;
+        let version = entry.file_name().to_str().is_some_and(|name| name.starts_with("v-"));
+        let path = entry.path();
+        if version && !keep.iter().flatten().any(|kept| *kept == path) {
+            std::fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn tree(files: &[(&str, &str)]) -> Tree {
+        files.iter().map(|(path, text)| (PathBuf::from(path), text.as_bytes().to_vec())).collect()
+    }
+
+    #[test]
+    fn a_version_is_whole_or_absent() {
+        let temp = tempfile::tempdir().unwrap();
+        let home = temp.path().join("agents/default/a");
+        write(&home.join("v-1"), &tree(&[("CLAUDE.md", "x"), ("hooks/run.sh", "#!/bin/sh\n")])).unwrap();
+        assert_eq!(std::fs::read(home.join("v-1/CLAUDE.md")).unwrap(), b"x");
+        assert_eq!(std::fs::metadata(home.join("v-1/hooks/run.sh")).unwrap().permissions().mode() & 0o777, 0o750);
+        // A name that no file system takes fails half-way.
+        let long = "n".repeat(300);
+        write(&home.join("v-2"), &tree(&[("CLAUDE.md", "x"), (&long, "y")])).unwrap_err();
+        let left: Vec<_> = std::fs::read_dir(&home).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["v-1"]);
+    }
+
+    #[test]
+    fn old_versions_go_and_the_one_before_stays() {
+        let temp = tempfile::tempdir().unwrap();
+        let home = temp.path().join("a");
+        for name in ["v-1", "v-2", "v-3"] {
+            write(&home.join(name), &tree(&[("CLAUDE.md", name)])).unwrap();
+        }
+        prune(&home, &[Some(home.join("v-3")), Some(home.join("v-2"))]).unwrap();
+        assert!(!home.join("v-1").exists() && home.join("v-2").exists() && home.join("v-3").exists());
+    }
+}

@@ -1,0 +1,158 @@
+//! Path and query parameters, with errors that name the parameter.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use axum::extract::{FromRequestParts, Query, RawPathParams};
+use axum::http::request::Parts;
+use uuid::Uuid;
+
+use super::error::ApiError;
+
+/// The `{id}` of a session's route. What is not a UUID is a session nobody has: 404.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionId(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for SessionId {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Id(id) = Id::from_request_parts(parts, state).await?;
+        id.map(Self).ok_or_else(|| ApiError::not_found("Session not found"))
+    }
+}
+
+/// The `{id}` of any other route; `None` when it is not a UUID, which is nobody's id.
+#[derive(Clone, Copy, Debug)]
+pub struct Id(pub Option<Uuid>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let id = segment(parts, state, "id").await.ok();
+        Ok(Self(id.and_then(|Segment(id)| Uuid::try_parse(&id).ok())))
+    }
+}
+
+/// The `{name}` of an agent's route.
+#[derive(Clone, Debug)]
+pub struct AgentName(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for AgentName {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        segment(parts, state, "name").await.map(|Segment(name)| Self(name))
+    }
+}
+
+/// The rest of a path below `/files/`, percent-decoded.
+#[derive(Clone, Debug)]
+pub struct FilePath(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for FilePath {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        segment(parts, state, "path").await.map(|Segment(path)| Self(path))
+    }
+}
+
+struct Segment(String);
+
+async fn segment<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<Segment, ApiError> {
+    let params = RawPathParams::from_request_parts(parts, state)
+        .await
+        .map_err(|rejection| ApiError::bad_request(format!("the path of the URL: {}", rejection.body_text())))?;
+    params
+        .iter()
+        .find_map(|(key, value)| (key == name).then(|| Segment(value.to_owned())))
+        .ok_or_else(|| ApiError::bad_request(format!("the path of the URL has no {name}")))
+}
+
+/// The query string. Unknown parameters are ignored; of a repeated one the last counts.
+#[derive(Clone, Debug, Default)]
+pub struct Args(BTreeMap<String, String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Args {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
+            .map_err(|rejection| ApiError::bad_request(format!("the query string: {}", rejection.body_text())))?;
+        Ok(Self(pairs.into_iter().collect()))
+    }
+}
+
+impl Args {
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// An integer within `range`, or `None` when it is not given.
+    pub fn int(&self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let wrong = || {
+            let (low, high) = (range.start(), range.end());
+            let bounds = if *high == i64::MAX { format!("{low} or more") } else { format!("from {low} to {high}") };
+            ApiError::bad_request(format!("{name} must be an integer, {bounds}, not \"{text}\""))
+        };
+        let value = text.parse().map_err(|_| wrong())?;
+        if range.contains(&value) { Ok(Some(value)) } else { Err(wrong()) }
+    }
+
+    /// `true` or `false`.
+    pub fn flag(&self, name: &str, default: bool) -> Result<bool, ApiError> {
+        match self.text(name) {
+            None => Ok(default),
+            Some("true" | "1") => Ok(true),
+            Some("false" | "0") => Ok(false),
+            Some(text) => Err(ApiError::bad_request(format!("{name} must be true or false, not \"{text}\""))),
+        }
+    }
+
+    /// A word of a type that knows its own words.
+    pub fn word<T: FromStr<Err = String>>(&self, name: &str) -> Result<Option<T>, ApiError> {
+        self.text(name)
+            .map(|text| text.parse().map_err(|why| ApiError::bad_request(format!("{name}: {why}"))))
+            .transpose()
+    }
+
+    /// One of `words`.
+    pub fn one_of(&self, name: &str, words: &[&'static str]) -> Result<Option<&'static str>, ApiError> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        words.iter().copied().find(|word| *word == text).map(Some).ok_or_else(|| {
+            ApiError::bad_request(format!("{name} must be one of {}, not \"{text}\"", words.join(", ")))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SessionStatus;
+
+    fn args(query: &[(&str, &str)]) -> Args {
+        Args(query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn integers_keep_their_bounds() {
+        for (text, fits) in
+            [("1", true), ("1000", true), ("0", false), ("1001", false), ("-1", false), ("1.5", false), ("", false)]
+        {
+            assert_eq!(args(&[("limit", text)]).int("limit", 1..=1000).is_ok(), fits, "{text}");
+        }
+        assert_eq!(args(&[]).int("limit", 1..=1000).unwrap(), None);
+        let error = args(&[("limit", "x")]).int("limit", 1..=1000).unwrap_err();
+        assert_eq!(error.text(), "limit must be an integer, from 1 to 1000, not \"x\"");
+        let error = args(&[("after", "-2")]).int("after", 0..=i64::MAX).unwrap_err();
+        assert_eq!(error.text(), "after must be an integer, 0 or more, not \"-2\"");
+    }
+
+    #[test]
+    fn words_name_the_parameter() {
+        let error = args(&[("status", "running")]).word::<SessionStatus>("status").unwrap_err();
+        assert!(error.text().starts_with("status: \"running\" is not a session status"), "{}", error.text());
+        let error = args(&[("format", "xml")]).one_of("format", &["raw", "json"]).unwrap_err();
+        assert_eq!(error.text(), "format must be one of raw, json, not \"xml\"");
+        assert!(args(&[("includeTotal", "yes")]).flag("includeTotal", false).is_err());
+    }
+}

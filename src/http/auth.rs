@@ -1,0 +1,139 @@
+//! Who is calling: the three modes of contract §2.
+//!
+//! ```text
+//! Authorization: Bearer T ──> ASH_API_KEY set?  yes: T equals it (constant time)  -> tenant "default", admin
+//!                                               no:  SHA-256(T) in api_keys       -> the key's tenant and role
+//! ```
+//!
+//! A token is compared by its digest only, so neither its length nor its first wrong byte shows in the time taken.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::Next;
+use axum::response::Response;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::error::ApiError;
+use crate::config::AuthConfig;
+use crate::model::TenantId;
+use crate::store::Store;
+
+/// Checks tokens. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Authenticator {
+    /// Digest of `ASH_API_KEY`.
+    single: Option<Arc<[u8; 32]>>,
+    store: Store,
+}
+
+/// The caller of a request that passed [`authenticate`].
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub tenant: TenantId,
+    /// May make keys for other tenants.
+    pub admin: bool,
+}
+
+impl Authenticator {
+    pub fn new(config: &AuthConfig, store: Store) -> Self {
+        let single = config.api_key.as_ref().map(|key| Arc::new(digest(key)));
+        Self { single, store }
+    }
+
+    /// Whether `ASH_API_KEY` is the only key there is.
+    pub fn single_tenant(&self) -> bool {
+        self.single.is_some()
+    }
+
+    async fn check(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+        let hash = digest(bearer(headers)?);
+        let invalid = || ApiError::unauthorized("Invalid API key");
+        match &self.single {
+            Some(single) if bool::from(single.ct_eq(&hash)) => {
+                Ok(Caller { tenant: TenantId::default_tenant(), admin: true })
+            },
+            Some(_) => Err(invalid()),
+            None => {
+                let key = self.store.key_by_hash(hash).await?.ok_or_else(invalid)?;
+                Ok(Caller { tenant: key.tenant, admin: key.admin })
+            },
+        }
+    }
+}
+
+/// SHA-256 of a token, the only form in which it is stored.
+pub fn digest(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+/// The token of `Authorization: Bearer <token>`; the scheme in any case (RFC 9110 §11.1).
+fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let Some(value) = headers.get(AUTHORIZATION) else {
+        return Err(ApiError::unauthorized("Missing Authorization header"));
+    };
+    value
+        .to_str()
+        .ok()
+        .and_then(|text| text.trim().split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim_start())
+        .filter(|token| !token.is_empty() && !token.contains(' '))
+        .ok_or_else(|| ApiError::unauthorized("Invalid Authorization header format"))
+}
+
+/// Middleware of every route below `/api`.
+pub async fn authenticate(
+    State(authenticator): State<Authenticator>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let caller = authenticator.check(request.headers()).await?;
+    request.extensions_mut().insert(caller);
+    Ok(next.run(request).await)
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        // A route outside the middleware fails closed.
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| {
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "this route is served without authentication")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn bearer_tokens() {
+        for (header, expected) in [
+            ("Bearer abc", Ok("abc")),
+            ("bearer abc", Ok("abc")),
+            ("BEARER  abc ", Ok("abc")),
+            ("Bearer", Err("Invalid Authorization header format")),
+            ("Bearer ", Err("Invalid Authorization header format")),
+            ("Bearer a b", Err("Invalid Authorization header format")),
+            ("Basic abc", Err("Invalid Authorization header format")),
+            ("abc", Err("Invalid Authorization header format")),
+            ("", Err("Invalid Authorization header format")),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, HeaderValue::from_str(header).unwrap());
+            let got = bearer(&headers).map_err(|e| e.text().to_owned());
+            assert_eq!(got, expected.map_err(str::to_owned), "{header:?}");
+        }
+        assert_eq!(bearer(&HeaderMap::new()).unwrap_err().text(), "Missing Authorization header");
+        let mut raw = HeaderMap::new();
+        raw.insert(AUTHORIZATION, HeaderValue::from_bytes(b"Bearer \xff").unwrap());
+        assert_eq!(bearer(&raw).unwrap_err().text(), "Invalid Authorization header format");
+    }
+}

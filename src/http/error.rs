@@ -1,0 +1,168 @@
+//! The one shape of every failure: `{"error": "...", "statusCode": n}` (contract §1).
+//!
+//! ```text
+//! SessionError ──┐
+//! StoreError ────┼──> ApiError ──> status, Retry-After / WWW-Authenticate, JSON
+//! extractors ────┘
+//! ```
+
+use std::any::Any;
+
+use axum::Json;
+use axum::http::header::{CONTENT_RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::sessions::SessionError;
+use crate::store::StoreError;
+
+/// Seconds a client is asked to wait when nothing better is known.
+const RETRY_AFTER_S: u64 = 2;
+
+/// Body of every answer that is not a success.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = ApiError, example = json!({"error": "Session not found", "statusCode": 404}))]
+pub struct ErrorBody {
+    /// What was wrong, naming the field; made to be read by people.
+    pub error: String,
+    /// The HTTP status again.
+    pub status_code: u16,
+}
+
+/// A refusal, on its way to the client.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    text: String,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, text: text.into(), header: None }
+    }
+    pub fn bad_request(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, text)
+    }
+    pub fn not_found(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, text)
+    }
+    pub fn too_large(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+    }
+    /// 401 with the challenge that RFC 9110 §11.6.1 asks for.
+    pub fn unauthorized(text: &'static str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, text).with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    }
+    /// 503; the client may try again after `retry_after_s` seconds.
+    pub fn unavailable(text: impl Into<String>, retry_after_s: u64) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, text).with(RETRY_AFTER, HeaderValue::from(retry_after_s))
+    }
+    /// 416 for a range outside a file of `size` bytes.
+    pub fn range(size: u64) -> Self {
+        let error = Self::new(
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            format!("the Range header asks for bytes outside the file, which has {size}"),
+        );
+        match HeaderValue::try_from(format!("bytes */{size}")) {
+            Ok(value) => error.with(CONTENT_RANGE, value),
+            Err(_) => error,
+        }
+    }
+    /// 500: the cause goes to the log, the client learns what it may know.
+    pub fn internal(what: &str, cause: &dyn std::error::Error) -> Self {
+        tracing::error!(error = %cause, "{what}");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{what}; the daemon's log has the cause"))
+    }
+    /// A failure of the disk: 507 when it is full, else 500.
+    pub fn disk(what: &str, cause: &std::io::Error) -> Self {
+        match cause.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, format!("{what}: the disk is full"))
+            },
+            _ => Self::internal(what, cause),
+        }
+    }
+
+    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.header = Some((name, value));
+        self
+    }
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = ErrorBody { error: self.text, status_code: self.status.as_u16() };
+        let mut response = (self.status, Json(body)).into_response();
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}
+
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> Self {
+        use SessionError as E;
+        let text = error.to_string();
+        match error {
+            E::NotFound | E::AgentNotFound(_) => Self::not_found(text),
+            E::AgentDirectoryGone { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, text),
+            E::NotActive(_) | E::Transition { .. } | E::Invalid(_) => Self::bad_request(text),
+            E::Ended => Self::new(StatusCode::GONE, text),
+            E::TurnRunning => Self::new(StatusCode::CONFLICT, text),
+            E::Capacity { retry_after_s, .. } => Self::unavailable(text, retry_after_s),
+            E::Unavailable(_) => Self::unavailable(text, RETRY_AFTER_S),
+            E::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, text),
+            E::Failed(_) => {
+                tracing::error!(error = %text, "a request to a session failed");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+            },
+            E::Store(store) => store.into(),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::Full => Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
+            StoreError::Closed => Self::unavailable("the daemon is stopping", RETRY_AFTER_S),
+            _ => Self::internal("the database failed", &error),
+        }
+    }
+}
+
+/// 404 for a path that no route has.
+pub async fn no_route(method: Method, uri: Uri) -> ApiError {
+    ApiError::not_found(format!("No route for {method} {}; see /docs for the routes there are", uri.path()))
+}
+
+/// 405; axum adds the `Allow` header.
+pub async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("Method {method} is not allowed on {}; the Allow header names those that are", uri.path()),
+    )
+}
+
+/// 500 for a panic in a handler. Its message may hold anything, so it goes to the log only.
+pub fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    tracing::error!(panic = message, "a request handler panicked");
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error; the daemon's log has the cause")
+        .into_response()
+}

@@ -1,0 +1,87 @@
+//! `/api/sessions/{id}/events`: the timeline.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::AppState;
+use super::args::{Args, SessionId};
+use super::auth::Caller;
+use super::error::{ApiError, ErrorBody};
+use super::messages::page;
+use crate::model::iso;
+use crate::store;
+
+/// Types of the timeline (contract §5). The published client rejects any other.
+const TYPES: [&str; 7] = ["lifecycle", "text", "tool_start", "tool_result", "reasoning", "error", "turn_complete"];
+
+/// One event of the timeline.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Event)]
+pub struct EventView {
+    pub id: Uuid,
+    pub session_id: Uuid,
+    #[schema(example = "default")]
+    pub tenant_id: String,
+    #[serde(rename = "type")]
+    #[schema(example = "lifecycle")]
+    pub kind: String,
+    /// A JSON text.
+    #[schema(example = r#"{"action":"created"}"#)]
+    pub data: String,
+    /// From 1, without gaps.
+    pub sequence: i64,
+    #[schema(example = "2026-01-15T10:00:00.000Z")]
+    pub created_at: String,
+}
+
+impl From<store::Event> for EventView {
+    fn from(event: store::Event) -> Self {
+        Self {
+            id: event.id,
+            session_id: event.session,
+            tenant_id: event.tenant.to_string(),
+            kind: event.kind,
+            data: event.data,
+            sequence: event.sequence,
+            created_at: iso(event.created_at),
+        }
+    }
+}
+
+/// Events in their order.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EventsBody {
+    pub events: Vec<EventView>,
+}
+
+/// The timeline of a session
+#[utoipa::path(
+    get, path = "/api/sessions/{id}/events", tag = "messages",
+    params(
+        ("id" = Uuid, Path),
+        ("limit" = Option<i64>, Query, description = "At most this many, default 200", minimum = 1, maximum = 1000),
+        ("after" = Option<i64>, Query, description = "Only those with a greater sequence", minimum = 0),
+        ("type" = Option<String>, Query, description = "Only events of this type"),
+    ),
+    responses(
+        (status = 200, body = EventsBody),
+        (status = 400, body = ErrorBody),
+        (status = 404, description = "Session not found", body = ErrorBody),
+    )
+)]
+pub async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    args: Args,
+) -> Result<Json<EventsBody>, ApiError> {
+    let (limit, after) = page(&args, 200)?;
+    let kind = args.one_of("type", &TYPES)?;
+    state.sessions.get(&caller.tenant, id).await?;
+    let events = state.store.events(&caller.tenant, id, limit, after, kind).await?;
+    Ok(Json(EventsBody { events: events.into_iter().map(Into::into).collect() }))
+}

@@ -1,0 +1,179 @@
+//! Opening what lies in a workspace, and nothing else: `openat2` with `RESOLVE_BENEATH`, no link of any kind and no
+//! mount followed. The kernel decides in one step, so there is no moment between check and use.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::super::error::ApiError;
+
+/// Why a path could not be opened, for a text to the client.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("not found")]
+    NotFound,
+    #[error("goes through a symbolic link; links are not followed")]
+    Link,
+    #[error("leaves the workspace")]
+    Outside,
+    #[error("is a directory")]
+    Directory,
+    #[error("is not a regular file")]
+    NotRegular,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl Refused {
+    fn from_errno(errno: Errno) -> Self {
+        match errno {
+            Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => Self::NotFound,
+            Errno::LOOP => Self::Link,
+            Errno::XDEV => Self::Outside,
+            Errno::ISDIR => Self::Directory,
+            // A socket, or a FIFO without a reader.
+            Errno::NXIO | Errno::NODEV => Self::NotRegular,
+            other => Self::Io(other.into()),
+        }
+    }
+
+    pub fn for_client(self, path: &str) -> ApiError {
+        match self {
+            Self::NotFound => ApiError::not_found(format!("File not found: {path}")),
+            Self::Io(cause) => ApiError::disk("the file could not be opened", &cause),
+            other => ApiError::bad_request(format!("path: \"{path}\" {other}")),
+        }
+    }
+}
+
+const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// The workspace itself. Its path is ours, not the payload's.
+pub fn root(directory: &Path) -> io::Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    Ok(rustix::fs::openat(CWD, directory, flags, Mode::empty())?.into())
+}
+
+/// Opens beneath `root`. The kernel answers EAGAIN when something was renamed at that moment; a payload could keep
+/// that up, so the number of tries is bounded.
+pub fn open(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> Result<File, Refused> {
+    let mut tries = 0;
+    loop {
+        match rustix::fs::openat2(root.as_fd(), path, flags | OFlags::CLOEXEC, mode, RESOLVE) {
+            Ok(fd) => return Ok(fd.into()),
+            Err(Errno::AGAIN | Errno::INTR) if tries < 64 => tries += 1,
+            Err(errno) => return Err(Refused::from_errno(errno)),
+        }
+    }
+}
+
+/// A regular file for reading, with its size. `O_NONBLOCK` keeps a FIFO from blocking us until it is refused.
+pub fn read(root: impl AsFd, path: &Path) -> Result<(File, u64), Refused> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
+    let file = open(root, path, flags, Mode::empty())?;
+    let meta = file.metadata()?;
+    if meta.is_dir() {
+        return Err(Refused::Directory);
+    }
+    if !meta.is_file() {
+        return Err(Refused::NotRegular);
+    }
+    Ok((file, meta.len()))
+}
+
+/// A directory, for listing or for work on its entries. The empty path is the root.
+pub fn directory(root: impl AsFd, path: &Path) -> Result<File, Refused> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    open(root, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn refusal(root: &File, path: &str) -> String {
+        read(root, Path::new(path)).expect_err(path).to_string()
+    }
+
+    #[test]
+    fn nothing_leaves_the_workspace() {
+        let temp = tempfile::tempdir().unwrap();
+        let space = temp.path().join("workspace");
+        std::fs::create_dir_all(space.join("dir")).unwrap();
+        std::fs::write(space.join("dir/file"), "inside").unwrap();
+        std::fs::write(temp.path().join("secret"), "outside").unwrap();
+        symlink("../secret", space.join("up")).unwrap();
+        symlink("/etc/passwd", space.join("absolute")).unwrap();
+        symlink("dir", space.join("alias")).unwrap();
+        symlink("/proc/self/root", space.join("magic")).unwrap();
+        rustix::fs::mknodat(CWD, space.join("fifo"), rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(space.join("socket")).unwrap();
+        let root = root(&space).unwrap();
+        assert_eq!(read(&root, Path::new("dir/file")).unwrap().1, 6);
+        for (path, reason) in [
+            ("../secret", "leaves the workspace"),
+            ("dir/../../secret", "leaves the workspace"),
+            ("/etc/passwd", "leaves the workspace"),
+            ("up", "goes through a symbolic link; links are not followed"),
+            ("absolute", "goes through a symbolic link; links are not followed"),
+            ("alias/file", "goes through a symbolic link; links are not followed"),
+            ("magic/etc/passwd", "goes through a symbolic link; links are not followed"),
+            ("dir", "is a directory"),
+            ("fifo", "is not a regular file"),
+            ("socket", "is not a regular file"),
+            ("nowhere", "not found"),
+            ("dir/file/x", "not found"),
+        ] {
+            assert_eq!(refusal(&root, path), reason, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_workspace_that_is_a_link_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        symlink("/etc", temp.path().join("workspace")).unwrap();
+        assert!(root(&temp.path().join("workspace")).is_err());
+    }
+
+    #[test]
+    fn a_directory_that_is_swapped_for_a_link_never_shows_the_outside() {
+        let temp = tempfile::tempdir().unwrap();
+        let (space, outside) = (temp.path().join("workspace"), temp.path().join("outside"));
+        for (dir, text) in [(&space.join("dir"), "inside"), (&outside, "outside")] {
+            std::fs::create_dir_all(dir).unwrap();
+            std::fs::write(dir.join("file"), text).unwrap();
+        }
+        symlink(&outside, space.join("link")).unwrap();
+        let root = root(&space).unwrap();
+        let swapping = std::sync::atomic::AtomicBool::new(true);
+        let (mut inside, mut refused) = (0, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while swapping.load(std::sync::atomic::Ordering::Relaxed) {
+                    let flags = rustix::fs::RenameFlags::EXCHANGE;
+                    rustix::fs::renameat_with(&root, "dir", &root, "link", flags).unwrap();
+                }
+            });
+            for _ in 0..20_000 {
+                match read(&root, Path::new("dir/file")) {
+                    Ok((file, _)) => {
+                        assert_eq!(io::read_to_string(file).unwrap(), "inside");
+                        inside += 1;
+                    },
+                    Err(_) => refused += 1,
+                }
+            }
+            swapping.store(false, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert!(inside > 0 && refused > 0, "the race did not happen: {inside} read, {refused} refused");
+    }
+}

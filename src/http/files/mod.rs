@@ -1,0 +1,152 @@
+//! `/api/sessions/{id}/files`: what is in a session's workspace.
+//!
+//! The workspace belongs to a program that may be hostile and may be running while we look. So every path is opened
+//! by the kernel *beneath* the workspace's own descriptor, without following any link ([`beneath`]), and everything
+//! after that works on descriptors. Nothing here trusts a path twice.
+
+mod answer;
+mod beneath;
+mod content_type;
+mod listing;
+pub mod path;
+mod range;
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::AppState;
+use super::args::{Args, FilePath, SessionId};
+use super::auth::Caller;
+use super::error::{ApiError, ErrorBody};
+use crate::model::SessionStatus;
+
+pub use listing::FileEntry;
+
+/// The files of a workspace.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FilesBody {
+    pub files: Vec<FileEntry>,
+    /// `sandbox` while the session can run, `snapshot` once it has ended or stopped.
+    #[schema(example = "sandbox")]
+    pub source: &'static str,
+    /// There are more than one answer holds; only there when true.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+}
+
+/// A file as JSON.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FileBody {
+    #[schema(example = "src/index.ts")]
+    pub path: String,
+    pub content: String,
+    /// Bytes.
+    pub size: u64,
+    #[schema(example = "sandbox")]
+    pub source: &'static str,
+}
+
+/// A session's workspace, opened.
+struct Workspace {
+    root: File,
+    source: &'static str,
+}
+
+async fn open(state: &AppState, caller: &Caller, id: Uuid) -> Result<Workspace, ApiError> {
+    let session = state.sessions.get(&caller.tenant, id).await?;
+    let source = match session.status {
+        SessionStatus::Ended | SessionStatus::Stopped | SessionStatus::Error => "snapshot",
+        SessionStatus::Starting | SessionStatus::Active | SessionStatus::Paused => "sandbox",
+    };
+    let directory: PathBuf = state.sessions.workspace(&caller.tenant, id).await?;
+    let root = beneath::root(&directory).map_err(|cause| match cause.kind() {
+        std::io::ErrorKind::NotFound => ApiError::not_found("The files of this session are no longer kept"),
+        _ => ApiError::internal("the workspace could not be opened", &cause),
+    })?;
+    Ok(Workspace { root, source })
+}
+
+/// Work on descriptors, off the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|cause| ApiError::internal("work on files was cut short", &cause))?
+}
+
+/// List the files of a workspace
+#[utoipa::path(
+    get, path = "/api/sessions/{id}/files", tag = "files",
+    params(
+        ("id" = Uuid, Path),
+        ("includeHidden" = Option<bool>, Query, description = "Also caches, virtual environments and tmp (default true)"),
+    ),
+    responses((status = 200, body = FilesBody), (status = 404, description = "Session not found", body = ErrorBody))
+)]
+pub async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    args: Args,
+) -> Result<Json<FilesBody>, ApiError> {
+    let hidden = args.flag("includeHidden", true)?;
+    let Workspace { root, source } = open(&state, &caller, id).await?;
+    let listing = blocking(move || {
+        listing::list(&root, hidden).map_err(|cause| ApiError::internal("the workspace could not be listed", &cause))
+    })
+    .await?;
+    Ok(Json(FilesBody { files: listing.files, source, truncated: listing.truncated }))
+}
+
+/// Read a file
+///
+/// Raw by default, with a content type by its extension; ranges are answered. At most 100 MiB raw, 1 MiB as JSON.
+#[utoipa::path(
+    get, path = "/api/sessions/{id}/files/{*path}", tag = "files",
+    params(
+        ("id" = Uuid, Path),
+        ("path" = String, Path, description = "Relative to the workspace", example = "src/index.ts"),
+        ("format" = Option<String>, Query, description = "raw (default) or json"),
+    ),
+    responses(
+        (status = 200, description = "The file; with format=json a FileBody", content(
+            (Vec<u8> = "application/octet-stream"), (FileBody = "application/json"))),
+        (status = 206, description = "The range that was asked for", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 400, description = "The path leaves the workspace, or is no file", body = ErrorBody),
+        (status = 404, description = "Session not found, or file not found", body = ErrorBody),
+        (status = 413, description = "Larger than the limit", body = ErrorBody),
+        (status = 416, description = "The range is outside the file", body = ErrorBody),
+    )
+)]
+pub async fn read(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    FilePath(path): FilePath,
+    args: Args,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let format = args.one_of("format", &["raw", "json"])?.unwrap_or("raw");
+    let relative = path::relative(&path).map_err(|why| ApiError::bad_request(format!("path: {why}")))?;
+    let Workspace { root, source } = open(&state, &caller, id).await?;
+    let name = path.clone();
+    let (file, size) = blocking(move || beneath::read(&root, &relative).map_err(|why| why.for_client(&name))).await?;
+    if format == "json" {
+        let content = blocking({
+            let path = path.clone();
+            move || answer::text(file, size, &path)
+        })
+        .await?;
+        return Ok(Json(FileBody { path, size: content.len() as u64, content, source }).into_response());
+    }
+    answer::raw(file, size, &path, source, &headers).await
+}

@@ -1,0 +1,182 @@
+//! `/api/api-keys`: keys of the caller's own tenant; for other tenants the admin role is needed.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::AppState;
+use super::args::Id;
+use super::auth::{Caller, digest};
+use super::body::JsonBody;
+use super::error::{ApiError, ErrorBody};
+use crate::model::{TenantId, iso, now_ms};
+use crate::store::ApiKey;
+
+/// Longest label, in bytes.
+const MAX_LABEL: usize = 200;
+
+/// Body of the POSTs.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NewKey {
+    /// What the key is for; 1 to 200 bytes.
+    #[schema(example = "ci")]
+    pub label: String,
+    /// The tenant it opens; the caller's own when absent.
+    pub tenant_id: Option<String>,
+}
+
+/// A new key. It is shown this once.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MintedKey {
+    pub id: Uuid,
+    #[schema(example = "ash_0YwD...")]
+    pub key: String,
+}
+
+/// A new key and its tenant.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MintedTenantKey {
+    pub id: Uuid,
+    pub key: String,
+    pub tenant_id: String,
+}
+
+/// A key as it is listed.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyView {
+    pub id: Uuid,
+    pub label: String,
+    /// Its first characters, to tell keys apart.
+    #[schema(example = "ash_0YwD")]
+    pub key_prefix: String,
+    pub created_at: String,
+}
+
+/// The tenant's keys.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct KeysBody {
+    pub keys: Vec<KeyView>,
+}
+
+/// A token of 256 random bits: `ash_` and 43 characters of base64url.
+pub fn mint_token() -> Result<String, ApiError> {
+    let mut random = [0u8; 32];
+    getrandom::fill(&mut random)
+        .map_err(|cause| ApiError::internal("the kernel gave no random bytes", &std::io::Error::other(cause)))?;
+    Ok(format!("ash_{}", URL_SAFE_NO_PAD.encode(random)))
+}
+
+async fn mint(state: &AppState, caller: &Caller, body: NewKey) -> Result<(MintedKey, TenantId), ApiError> {
+    if state.auth.single_tenant() {
+        return Err(ApiError::bad_request(
+            "ASH_API_KEY is set, so it is the only key; unset it and restart ashd to use keys of the database",
+        ));
+    }
+    if body.label.is_empty() || body.label.len() > MAX_LABEL {
+        return Err(ApiError::bad_request(format!("label is required: 1 to {MAX_LABEL} bytes")));
+    }
+    let tenant = match body.tenant_id {
+        None => caller.tenant.clone(),
+        Some(name) => name.parse().map_err(|why| ApiError::bad_request(format!("tenantId: {why}")))?,
+    };
+    if tenant != caller.tenant && !caller.admin {
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "tenantId: only a key with the admin role makes keys for another tenant",
+        ));
+    }
+    let token = mint_token()?;
+    let key = ApiKey {
+        id: Uuid::new_v4(),
+        tenant: tenant.clone(),
+        label: body.label,
+        hash: digest(&token),
+        prefix: token[..8].to_owned(),
+        admin: false,
+        created_at: now_ms(),
+    };
+    let id = key.id;
+    state.store.key_insert(key).await?;
+    Ok((MintedKey { id, key: token }, tenant))
+}
+
+/// Make a key; it is shown this once
+#[utoipa::path(
+    post, path = "/api/api-keys", tag = "api keys",
+    request_body(content = NewKey, example = json!({"label": "ci"})),
+    responses(
+        (status = 201, body = MintedKey),
+        (status = 400, body = ErrorBody),
+        (status = 403, description = "Another tenant, and no admin", body = ErrorBody),
+    )
+)]
+pub async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    body: JsonBody<NewKey>,
+) -> Result<(StatusCode, Json<MintedKey>), ApiError> {
+    let (minted, _) = mint(&state, &caller, body.value).await?;
+    Ok((StatusCode::CREATED, Json(minted)))
+}
+
+/// Make a key for any tenant (admin)
+#[utoipa::path(
+    post, path = "/api/internal/api-keys", tag = "api keys",
+    request_body(content = NewKey, example = json!({"label": "ci", "tenantId": "acme"})),
+    responses(
+        (status = 201, body = MintedTenantKey),
+        (status = 400, body = ErrorBody),
+        (status = 403, description = "No admin", body = ErrorBody),
+    )
+)]
+pub async fn create_for_tenant(
+    State(state): State<AppState>,
+    caller: Caller,
+    body: JsonBody<NewKey>,
+) -> Result<(StatusCode, Json<MintedTenantKey>), ApiError> {
+    if !caller.admin {
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "this route needs a key with the admin role"));
+    }
+    if body.value.tenant_id.is_none() {
+        return Err(ApiError::bad_request("tenantId is required: the tenant the key is for"));
+    }
+    let (MintedKey { id, key }, tenant) = mint(&state, &caller, body.value).await?;
+    Ok((StatusCode::CREATED, Json(MintedTenantKey { id, key, tenant_id: tenant.to_string() })))
+}
+
+/// List the tenant's keys
+#[utoipa::path(get, path = "/api/api-keys", tag = "api keys", responses((status = 200, body = KeysBody)))]
+pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Json<KeysBody>, ApiError> {
+    let keys = state.store.key_list(&caller.tenant).await?;
+    let view = |key: ApiKey| KeyView {
+        id: key.id,
+        label: key.label,
+        key_prefix: key.prefix,
+        created_at: iso(key.created_at),
+    };
+    Ok(Json(KeysBody { keys: keys.into_iter().map(view).collect() }))
+}
+
+/// Revoke a key, at once
+#[utoipa::path(
+    delete, path = "/api/api-keys/{id}", tag = "api keys", params(("id" = Uuid, Path)),
+    responses((status = 204), (status = 404, description = "API key not found", body = ErrorBody))
+)]
+pub async fn revoke(
+    State(state): State<AppState>,
+    caller: Caller,
+    Id(id): Id,
+) -> Result<StatusCode, ApiError> {
+    match id {
+        Some(id) if state.store.key_delete(&caller.tenant, id).await? => Ok(StatusCode::NO_CONTENT),
+        _ => Err(ApiError::not_found("API key not found")),
+    }
+}

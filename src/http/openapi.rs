@@ -1,0 +1,107 @@
+//! The API's description, made from the handlers, and its page. Everything is in the binary: no CDN.
+
+use axum::Router;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::{ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, ResponseBuilder};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use super::error::ErrorBody;
+
+/// Name of the security scheme.
+const BEARER: &str = "bearer";
+
+/// What the handlers do not know: title, security, the shape of errors.
+pub fn base() -> OpenApi {
+    let scheme = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("The key in <data dir>/initial-api-key, or ASH_API_KEY"))
+        .build();
+    let components = ComponentsBuilder::new()
+        .schema_from::<ErrorBody>()
+        .security_scheme(BEARER, SecurityScheme::Http(scheme))
+        .build();
+    let info = InfoBuilder::new()
+        .title("Ash API")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(
+            "Deploy agents, open sessions, stream every message. Each session is a Claude Code process in a sandbox of \
+             its own. Every failure is `{\"error\", \"statusCode\"}`.",
+        ))
+        .build();
+    OpenApiBuilder::new()
+        .info(info)
+        .components(Some(components))
+        .security(Some([SecurityRequirement::new(BEARER, Vec::<String>::new())]))
+        .build()
+}
+
+/// What holds for every route: an id of its own, the failures it shares with all others, and `{path}` for the rest of
+/// a path (which axum spells `{*path}`).
+pub fn finish(mut api: OpenApi) -> OpenApi {
+    let paths = std::mem::take(&mut api.paths.paths);
+    for (path, mut item) in paths {
+        let path = path.replace("{*", "{");
+        for (method, operation) in operations(&mut item) {
+            operation.operation_id = Some(operation_id(method, &path));
+            let mut add = |code: &str, text: &str| {
+                operation.responses.responses.entry(code.to_owned()).or_insert_with(|| failure(text).into());
+            };
+            if path.starts_with("/api/") {
+                add("401", "Missing Authorization header, or an invalid API key");
+            }
+            add("500", "Internal server error");
+            if operation.request_body.is_some() {
+                let mut add = |code: &str, text: &str| {
+                    operation.responses.responses.entry(code.to_owned()).or_insert_with(|| failure(text).into());
+                };
+                add("400", "A field is missing or of a wrong type; the text names it");
+                add("413", "The body is too large");
+            }
+        }
+        api.paths.paths.insert(path, item);
+    }
+    api
+}
+
+/// The operations of a path, by the method's name in lower case.
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
+    [
+        ("get", &mut item.get),
+        ("post", &mut item.post),
+        ("put", &mut item.put),
+        ("patch", &mut item.patch),
+        ("delete", &mut item.delete),
+    ]
+    .into_iter()
+    .filter_map(|(method, operation)| operation.as_mut().map(|operation| (method, operation)))
+}
+
+/// `post_api_sessions_id_pause`: unique, and what the published client's functions are called.
+fn operation_id(method: &str, path: &str) -> String {
+    let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    std::iter::once(method).chain(words).collect::<Vec<_>>().join("_")
+}
+
+fn failure(text: &str) -> utoipa::openapi::Response {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("ApiError"))).build();
+    ResponseBuilder::new().description(text).content("application/json", content).build()
+}
+
+/// `/docs` and `/docs/json`.
+pub fn pages(api: OpenApi) -> Router {
+    let config = Config::default().try_it_out_enabled(true).display_request_duration(true).filter(true);
+    SwaggerUi::new("/docs").url("/docs/json", api).config(config).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operation_ids_are_those_of_the_published_client() {
+        assert_eq!(operation_id("post", "/api/sessions/{id}/pause"), "post_api_sessions_id_pause");
+        assert_eq!(operation_id("get", "/api/api-keys"), "get_api_api_keys");
+        assert_eq!(operation_id("get", "/health"), "get_health");
+    }
+}

@@ -1,0 +1,334 @@
+//! `/api/sessions`: thin. The states and their transitions are [`crate::sessions`]'s.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::args::{Args, SessionId};
+use super::auth::Caller;
+use super::body::{JsonBody, MIB};
+use super::error::{ApiError, ErrorBody};
+use super::AppState;
+use crate::model::{SessionStatus, iso};
+use crate::sessions::{CreateSession, PatchConfig};
+use crate::store;
+
+/// Most sessions in one answer, and how many when `limit` is not given.
+const MAX_LISTED: i64 = 10_000;
+
+/// A session as clients see it (contract §5).
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Session)]
+pub struct SessionView {
+    pub id: Uuid,
+    #[schema(example = "default")]
+    pub tenant_id: String,
+    #[schema(example = "my-agent")]
+    pub agent_name: String,
+    pub sandbox_id: Uuid,
+    pub status: SessionStatus,
+    pub model: Option<String>,
+    /// What `PATCH .../config` has set.
+    #[schema(value_type = Option<Object>)]
+    pub config: Option<Value>,
+    /// Always null: one host runs everything.
+    pub runner_id: Option<String>,
+    pub parent_session_id: Option<Uuid>,
+    #[schema(example = "2026-01-15T10:00:00.000Z")]
+    pub created_at: String,
+    #[schema(example = "2026-01-15T10:00:00.000Z")]
+    pub last_active_at: String,
+    /// Why the session is in state `error`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl From<store::Session> for SessionView {
+    fn from(session: store::Session) -> Self {
+        Self {
+            id: session.id,
+            tenant_id: session.tenant.to_string(),
+            agent_name: session.agent_name,
+            // A session has one sandbox at a time, which carries its id.
+            sandbox_id: session.id,
+            status: session.status,
+            model: session.model,
+            config: session.config,
+            runner_id: None,
+            parent_session_id: session.parent,
+            created_at: iso(session.created_at),
+            last_active_at: iso(session.last_active_at),
+            error: session.error,
+        }
+    }
+}
+
+/// One session.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SessionBody {
+    pub session: SessionView,
+}
+
+impl SessionBody {
+    fn json(session: store::Session) -> Json<Self> {
+        Json(Self { session: session.into() })
+    }
+}
+
+/// Sessions, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SessionsBody {
+    pub sessions: Vec<SessionView>,
+    /// How many there are in all, with `includeTotal=true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+}
+
+/// Open a session
+///
+/// Answers when the sandbox is ready and Claude Code has said so.
+#[utoipa::path(
+    post, path = "/api/sessions", tag = "sessions",
+    request_body(content = CreateSession, example = json!({"agent": "my-agent"})),
+    responses(
+        (status = 201, body = SessionBody),
+        (status = 404, description = "No such agent", body = ErrorBody),
+        (status = 422, description = "The agent's directory is gone", body = ErrorBody),
+        (status = 503, description = "Sandbox capacity reached; see Retry-After", body = ErrorBody),
+    )
+)]
+pub async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    body: JsonBody<CreateSession, { 4 * MIB }>,
+) -> Result<(StatusCode, Json<SessionBody>), ApiError> {
+    check_new(&body.value)?;
+    let session = state.sessions.create(&caller.tenant, body.value).await?;
+    Ok((StatusCode::CREATED, SessionBody::json(session)))
+}
+
+const PERMISSION_MODES: [&str; 3] = ["bypassPermissions", "permissionsByAgent", "default"];
+
+/// What can be refused without asking anybody.
+fn check_new(body: &CreateSession) -> Result<(), ApiError> {
+    if body.agent.is_empty() {
+        return Err(ApiError::bad_request("agent is required: the name of a deployed agent"));
+    }
+    if let Some(mode) = body.permission_mode.as_deref()
+        && !PERMISSION_MODES.contains(&mode)
+    {
+        return Err(ApiError::bad_request(format!(
+            "permissionMode must be one of {}, not \"{mode}\"",
+            PERMISSION_MODES.join(", ")
+        )));
+    }
+    super::agents::check_env("extraEnv", &body.extra_env)?;
+    for (name, server) in &body.mcp_servers {
+        let reachable = server.get("url").is_some_and(Value::is_string)
+            || server.get("command").is_some_and(Value::is_string);
+        if !reachable {
+            return Err(ApiError::bad_request(format!(
+                "mcpServers.{name} must be an object with url, or with command and args"
+            )));
+        }
+    }
+    if body.subagents.as_ref().is_some_and(|value| !value.is_object()) {
+        return Err(ApiError::bad_request("subagents must be an object of agent definitions"));
+    }
+    Ok(())
+}
+
+/// List sessions, newest first
+#[utoipa::path(
+    get, path = "/api/sessions", tag = "sessions",
+    params(
+        ("agent" = Option<String>, Query, description = "Only sessions of this agent"),
+        ("status" = Option<SessionStatus>, Query, description = "Only sessions in this state"),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 10_000),
+        ("offset" = Option<i64>, Query, minimum = 0),
+        ("includeTotal" = Option<bool>, Query, description = "Count all that match"),
+    ),
+    responses((status = 200, body = SessionsBody), (status = 400, body = ErrorBody))
+)]
+pub async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    args: Args,
+) -> Result<Json<SessionsBody>, ApiError> {
+    let limit = args.int("limit", 1..=MAX_LISTED)?.unwrap_or(MAX_LISTED);
+    let offset = args.int("offset", 0..=i64::from(u32::MAX))?.unwrap_or(0);
+    let filter = store::SessionFilter {
+        agent: args.text("agent").map(str::to_owned),
+        status: args.word("status")?,
+        limit: u32::try_from(limit).ok(),
+        offset: u32::try_from(offset).unwrap_or(u32::MAX),
+    };
+    let total = if args.flag("includeTotal", false)? {
+        Some(state.store.session_count(&caller.tenant, &filter).await?)
+    } else {
+        None
+    };
+    let sessions = state.store.sessions(&caller.tenant, &filter).await?;
+    Ok(Json(SessionsBody { sessions: sessions.into_iter().map(Into::into).collect(), total }))
+}
+
+/// One session
+#[utoipa::path(
+    get, path = "/api/sessions/{id}", tag = "sessions", params(("id" = Uuid, Path)),
+    responses((status = 200, body = SessionBody), (status = 404, description = "Session not found", body = ErrorBody))
+)]
+pub async fn get(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+) -> Result<Json<SessionBody>, ApiError> {
+    Ok(SessionBody::json(state.sessions.get(&caller.tenant, id).await?))
+}
+
+/// Freeze a session; nothing is lost
+#[utoipa::path(
+    post, path = "/api/sessions/{id}/pause", tag = "sessions", params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, body = SessionBody),
+        (status = 400, description = "Cannot pause session with this status", body = ErrorBody),
+        (status = 404, description = "Session not found", body = ErrorBody),
+    )
+)]
+pub async fn pause(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+) -> Result<Json<SessionBody>, ApiError> {
+    Ok(SessionBody::json(state.sessions.pause(&caller.tenant, id).await?))
+}
+
+/// Go on with a paused, stopped or failed session
+#[utoipa::path(
+    post, path = "/api/sessions/{id}/resume", tag = "sessions", params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, body = SessionBody),
+        (status = 404, description = "Session not found", body = ErrorBody),
+        (status = 410, description = "The session has ended", body = ErrorBody),
+        (status = 503, description = "Sandbox capacity reached; see Retry-After", body = ErrorBody),
+    )
+)]
+pub async fn resume(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+) -> Result<Json<SessionBody>, ApiError> {
+    Ok(SessionBody::json(state.sessions.resume(&caller.tenant, id).await?))
+}
+
+/// End a session's processes and keep its files and conversation
+#[utoipa::path(
+    post, path = "/api/sessions/{id}/stop", tag = "sessions", params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, body = SessionBody),
+        (status = 400, description = "Cannot stop session with this status", body = ErrorBody),
+        (status = 404, description = "Session not found", body = ErrorBody),
+    )
+)]
+pub async fn stop(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+) -> Result<Json<SessionBody>, ApiError> {
+    Ok(SessionBody::json(state.sessions.stop(&caller.tenant, id).await?))
+}
+
+/// Copy a session with its messages, files and conversation; the copy is paused
+#[utoipa::path(
+    post, path = "/api/sessions/{id}/fork", tag = "sessions", params(("id" = Uuid, Path)),
+    responses((status = 201, body = SessionBody), (status = 404, description = "Session not found", body = ErrorBody))
+)]
+pub async fn fork(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+) -> Result<(StatusCode, Json<SessionBody>), ApiError> {
+    let session = state.sessions.fork(&caller.tenant, id).await?;
+    Ok((StatusCode::CREATED, SessionBody::json(session)))
+}
+
+/// End the running turn cleanly; the session stays active
+#[utoipa::path(
+    post, path = "/api/sessions/{id}/interrupt", tag = "sessions", params(("id" = Uuid, Path)),
+    responses((status = 200, body = SessionBody), (status = 404, description = "Session not found", body = ErrorBody))
+)]
+pub async fn interrupt(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+) -> Result<Json<SessionBody>, ApiError> {
+    Ok(SessionBody::json(state.sessions.interrupt(&caller.tenant, id).await?))
+}
+
+/// Change model or tools from the next turn on
+#[utoipa::path(
+    patch, path = "/api/sessions/{id}/config", tag = "sessions", params(("id" = Uuid, Path)),
+    request_body(content = PatchConfig, example = json!({"allowedTools": ["Read", "Bash"]})),
+    responses(
+        (status = 200, body = SessionBody),
+        (status = 400, body = ErrorBody),
+        (status = 404, description = "Session not found", body = ErrorBody),
+    )
+)]
+pub async fn patch_config(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    body: JsonBody<PatchConfig>,
+) -> Result<Json<SessionBody>, ApiError> {
+    if body.value.subagents.as_ref().is_some_and(|value| !value.is_object()) {
+        return Err(ApiError::bad_request("subagents must be an object of agent definitions"));
+    }
+    Ok(SessionBody::json(state.sessions.patch_config(&caller.tenant, id, body.value).await?))
+}
+
+/// End a session for good
+///
+/// Its files stay readable. Ending an ended session answers the same again.
+#[utoipa::path(
+    delete, path = "/api/sessions/{id}", tag = "sessions", params(("id" = Uuid, Path)),
+    responses((status = 200, body = SessionBody), (status = 404, description = "Session not found", body = ErrorBody))
+)]
+pub async fn end(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+) -> Result<Json<SessionBody>, ApiError> {
+    Ok(SessionBody::json(state.sessions.end(&caller.tenant, id).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_session_is_checked_by_field() {
+        for (json, text) in [
+            ("{}", "agent is required: the name of a deployed agent"),
+            (
+                r#"{"agent":"a","permissionMode":"x"}"#,
+                "permissionMode must be one of bypassPermissions, permissionsByAgent, default, not \"x\"",
+            ),
+            (
+                r#"{"agent":"a","mcpServers":{"m":{}}}"#,
+                "mcpServers.m must be an object with url, or with command and args",
+            ),
+            (r#"{"agent":"a","subagents":[]}"#, "subagents must be an object of agent definitions"),
+            (r#"{"agent":"a","extraEnv":{"A=B":"c"}}"#, "extraEnv: \"A=B\" is not a name of an environment variable"),
+        ] {
+            let body: CreateSession = serde_json::from_str(json).unwrap();
+            assert_eq!(check_new(&body).unwrap_err().text(), text, "{json}");
+        }
+        let body = serde_json::from_str(r#"{"agent":"a","mcpServers":{"m":{"url":"http://x"}}}"#).unwrap();
+        assert!(check_new(&body).is_ok());
+    }
+}

@@ -118,9 +118,12 @@ impl Args {
     /// One of `words`.
     pub fn one_of(&self, name: &str, words: &[&'static str]) -> Result<Option<&'static str>, ApiError> {
         let Some(text) = self.text(name) else { return Ok(None) };
-        words.iter().copied().find(|word| *word == text).map(Some).ok_or_else(|| {
-            ApiError::bad_request(format!("{name} must be one of {}, not \"{text}\"", words.join(", ")))
-        })
+        words
+            .iter()
+            .copied()
+            .find(|word| *word == text)
+            .map(Some)
+            .ok_or_else(|| ApiError::bad_request(format!("{name} must be one of {}, not \"{text}\"", words.join(", "))))
     }
 }
 

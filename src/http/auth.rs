@@ -56,12 +56,12 @@ impl Authenticator {
         match &self.single {
             Some(single) if bool::from(single.ct_eq(&hash)) => {
                 Ok(Caller { tenant: TenantId::default_tenant(), admin: true })
-            },
+            }
             Some(_) => Err(invalid()),
             None => {
                 let key = self.store.key_by_hash(hash).await?.ok_or_else(invalid)?;
                 Ok(Caller { tenant: key.tenant, admin: key.admin })
-            },
+            }
         }
     }
 }

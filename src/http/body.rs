@@ -83,13 +83,13 @@ async fn read(
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(error))) => {
                 return Err(ApiError::bad_request(format!("the request body broke off: {error}")));
-            },
+            }
             Err(_) => {
                 return Err(ApiError::new(
                     StatusCode::REQUEST_TIMEOUT,
                     format!("the request body stopped arriving for {} s", SILENCE.as_secs()),
                 ));
-            },
+            }
         };
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > max {

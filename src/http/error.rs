@@ -82,7 +82,7 @@ impl ApiError {
         match cause.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, format!("{what}: the disk is full"))
-            },
+            }
             _ => Self::internal(what, cause),
         }
     }
@@ -126,7 +126,7 @@ impl From<SessionError> for ApiError {
             E::Failed(_) => {
                 tracing::error!(error = %text, "a request to a session failed");
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
-            },
+            }
             E::Store(store) => store.into(),
         }
     }

@@ -156,12 +156,8 @@ pub async fn create_for_tenant(
 #[utoipa::path(get, path = "/api/api-keys", tag = "api keys", responses((status = 200, body = KeysBody)))]
 pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Json<KeysBody>, ApiError> {
     let keys = state.store.key_list(&caller.tenant).await?;
-    let view = |key: ApiKey| KeyView {
-        id: key.id,
-        label: key.label,
-        key_prefix: key.prefix,
-        created_at: iso(key.created_at),
-    };
+    let view =
+        |key: ApiKey| KeyView { id: key.id, label: key.label, key_prefix: key.prefix, created_at: iso(key.created_at) };
     Ok(Json(KeysBody { keys: keys.into_iter().map(view).collect() }))
 }
 
@@ -170,11 +166,7 @@ pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Json<
     delete, path = "/api/api-keys/{id}", tag = "api keys", params(("id" = Uuid, Path)),
     responses((status = 204), (status = 404, description = "API key not found", body = ErrorBody))
 )]
-pub async fn revoke(
-    State(state): State<AppState>,
-    caller: Caller,
-    Id(id): Id,
-) -> Result<StatusCode, ApiError> {
+pub async fn revoke(State(state): State<AppState>, caller: Caller, Id(id): Id) -> Result<StatusCode, ApiError> {
     match id {
         Some(id) if state.store.key_delete(&caller.tenant, id).await? => Ok(StatusCode::NO_CONTENT),
         _ => Err(ApiError::not_found("API key not found")),

@@ -105,19 +105,19 @@ fn check(body: &SendMessage) -> Result<(), ApiError> {
     match &body.content {
         Value::Null => return wrong("content is required: a string or an array of content blocks".into()),
         Value::String(text) if text.is_empty() => return wrong("content must not be empty".into()),
-        Value::String(_) => {},
+        Value::String(_) => {}
         Value::Array(blocks) if blocks.is_empty() => return wrong("content must not be empty".into()),
         Value::Array(blocks) => {
             for (index, block) in blocks.iter().enumerate() {
                 match block.get("type").and_then(Value::as_str) {
-                    Some(kind) if BLOCKS.contains(&kind) => {},
+                    Some(kind) if BLOCKS.contains(&kind) => {}
                     Some(kind) => {
                         return wrong(format!("content[{index}].type must be text, image or document, not \"{kind}\""));
-                    },
+                    }
                     None => return wrong(format!("content[{index}] must be an object with a type")),
                 }
             }
-        },
+        }
         other => {
             let what = match other {
                 Value::Object(_) => "an object",
@@ -125,7 +125,7 @@ fn check(body: &SendMessage) -> Result<(), ApiError> {
                 _ => "a boolean",
             };
             return wrong(format!("content must be a string or an array of content blocks, not {what}"));
-        },
+        }
     }
     if body.max_turns == Some(0) {
         return wrong("maxTurns must be 1 or more".into());

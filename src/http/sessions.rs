@@ -8,11 +8,11 @@ use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::AppState;
 use super::args::{Args, SessionId};
 use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
-use super::AppState;
 use crate::model::{SessionStatus, iso};
 use crate::sessions::{CreateSession, PatchConfig};
 use crate::store;
@@ -129,8 +129,8 @@ fn check_new(body: &CreateSession) -> Result<(), ApiError> {
     }
     super::agents::check_env("extraEnv", &body.extra_env)?;
     for (name, server) in &body.mcp_servers {
-        let reachable = server.get("url").is_some_and(Value::is_string)
-            || server.get("command").is_some_and(Value::is_string);
+        let reachable =
+            server.get("url").is_some_and(Value::is_string) || server.get("command").is_some_and(Value::is_string);
         if !reachable {
             return Err(ApiError::bad_request(format!(
                 "mcpServers.{name} must be an object with url, or with command and args"
@@ -155,11 +155,7 @@ fn check_new(body: &CreateSession) -> Result<(), ApiError> {
     ),
     responses((status = 200, body = SessionsBody), (status = 400, body = ErrorBody))
 )]
-pub async fn list(
-    State(state): State<AppState>,
-    caller: Caller,
-    args: Args,
-) -> Result<Json<SessionsBody>, ApiError> {
+pub async fn list(State(state): State<AppState>, caller: Caller, args: Args) -> Result<Json<SessionsBody>, ApiError> {
     let limit = args.int("limit", 1..=MAX_LISTED)?.unwrap_or(MAX_LISTED);
     let offset = args.int("offset", 0..=i64::from(u32::MAX))?.unwrap_or(0);
     let filter = store::SessionFilter {

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::UploadedFile;
 use super::super::error::ApiError;
 use super::super::files::path::relative;
+use super::UploadedFile;
 use crate::config::Config;
 use crate::model::TenantId;
 
@@ -88,15 +88,12 @@ fn allowed(roots: &[PathBuf], data_dir: &Path, tenant: &TenantId, given: &str) -
         return Err(ApiError::bad_request(format!("{NO_CLAUDE_MD}: \"{given}\" is not a directory")));
     }
     match std::fs::metadata(real.join("CLAUDE.md")) {
-        Ok(meta) if meta.is_file() => {},
+        Ok(meta) if meta.is_file() => {}
         Ok(_) => return Err(ApiError::bad_request(NO_CLAUDE_MD)),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(ApiError::bad_request(NO_CLAUDE_MD)),
         Err(cause) => return Err(unusable(given, &cause)),
     }
-    absolute
-        .into_os_string()
-        .into_string()
-        .map_err(|_| ApiError::bad_request("path must be UTF-8"))
+    absolute.into_os_string().into_string().map_err(|_| ApiError::bad_request("path must be UTF-8"))
 }
 
 fn unusable(given: &str, cause: &io::Error) -> ApiError {

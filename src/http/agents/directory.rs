@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::check::Tree;
 use super::super::AppState;
 use super::super::error::ApiError;
+use super::check::Tree;
 use crate::config::Config;
 use crate::model::TenantId;
 use crate::store::{Agent, NewAgent};
@@ -23,12 +23,7 @@ pub fn home(config: &Config, tenant: &TenantId, name: &str) -> PathBuf {
 }
 
 /// Writes the tree, records it, and removes what it replaces.
-pub async fn publish(
-    state: &AppState,
-    tenant: &TenantId,
-    mut agent: NewAgent,
-    tree: Tree,
-) -> Result<Agent, ApiError> {
+pub async fn publish(state: &AppState, tenant: &TenantId, mut agent: NewAgent, tree: Tree) -> Result<Agent, ApiError> {
     let home = home(&state.config, tenant, &agent.name);
     let fresh = home.join(format!("v-{}", Uuid::now_v7()));
     let target = fresh.clone();
@@ -50,11 +45,11 @@ pub async fn publish(
             let keep = [Some(fresh), before.map(|old| PathBuf::from(old.path))];
             in_background(move || prune(&home, &keep)).await;
             Ok(agent)
-        },
+        }
         Err(error) => {
             in_background(move || std::fs::remove_dir_all(&fresh)).await;
             Err(error.into())
-        },
+        }
     }
 }
 

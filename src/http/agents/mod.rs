@@ -227,16 +227,16 @@ pub async fn deploy(
             agent.path = check::check_path(&state.config, &caller.tenant, path).await?;
             let _publishing = state.publishing.lock().await;
             state.store.agent_upsert(&caller.tenant, agent).await?
-        },
+        }
         (None, None, None) => {
             return Err(ApiError::bad_request(
                 "path is required: a directory on the server; or upload the agent with files or systemPrompt",
             ));
-        },
+        }
         (None, files, prompt) => {
             let tree = check::decode(files.unwrap_or_default(), prompt)?;
             directory::publish(&state, &caller.tenant, agent, tree).await?
-        },
+        }
     };
     Ok((StatusCode::CREATED, AgentBody::json(agent)))
 }

@@ -115,7 +115,8 @@ mod tests {
         symlink("/etc/passwd", space.join("absolute")).unwrap();
         symlink("dir", space.join("alias")).unwrap();
         symlink("/proc/self/root", space.join("magic")).unwrap();
-        rustix::fs::mknodat(CWD, space.join("fifo"), rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
+        rustix::fs::mknodat(CWD, space.join("fifo"), rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o666), 0)
+            .unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(space.join("socket")).unwrap();
         let root = root(&space).unwrap();
         assert_eq!(read(&root, Path::new("dir/file")).unwrap().1, 6);
@@ -168,7 +169,7 @@ mod tests {
                     Ok((file, _)) => {
                         assert_eq!(io::read_to_string(file).unwrap(), "inside");
                         inside += 1;
-                    },
+                    }
                     Err(_) => refused += 1,
                 }
             }

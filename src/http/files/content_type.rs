@@ -7,10 +7,10 @@ pub fn of(path: &str) -> &'static str {
     match extension.as_str() {
         "txt" | "log" | "ini" | "cfg" | "conf" | "env" | "rst" | "diff" | "patch" | "gitignore" => {
             "text/plain; charset=utf-8"
-        },
+        }
         "rs" | "py" | "go" | "c" | "h" | "cc" | "cpp" | "hpp" | "java" | "kt" | "rb" | "php" | "pl" | "sh" | "bash"
-        | "zsh" | "fish" | "sql" | "lua" | "swift" | "scala" | "r" | "jl" | "ex" | "exs" | "hs" | "ml" | "cs" | "vue"
-        | "svelte" | "tf" | "proto" | "graphql" => "text/plain; charset=utf-8",
+        | "zsh" | "fish" | "sql" | "lua" | "swift" | "scala" | "r" | "jl" | "ex" | "exs" | "hs" | "ml" | "cs"
+        | "vue" | "svelte" | "tf" | "proto" | "graphql" => "text/plain; charset=utf-8",
         "ts" | "tsx" | "mts" | "cts" => "text/typescript; charset=utf-8",
         "js" | "mjs" | "cjs" | "jsx" => "text/javascript; charset=utf-8",
         "md" | "markdown" => "text/markdown; charset=utf-8",
@@ -59,7 +59,10 @@ pub fn disposition(path: &str) -> String {
     let name = path.rsplit('/').next().unwrap_or(path);
     let kind = of(path);
     let active = ["text/html", "text/javascript", "image/svg", "application/xml"];
-    let inline = (kind.starts_with("text/") || kind.starts_with("image/") || kind == "application/pdf" || kind == "application/json")
+    let inline = (kind.starts_with("text/")
+        || kind.starts_with("image/")
+        || kind == "application/pdf"
+        || kind == "application/json")
         && !active.iter().any(|prefix| kind.starts_with(prefix));
     let plain: String = name
         .chars()

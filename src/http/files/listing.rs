@@ -22,8 +22,23 @@ const NEVER: [&str; 4] = ["node_modules", ".git", "__pycache__", ".DS_Store"];
 const NEVER_ENDINGS: [&str; 3] = [".sock", ".lock", ".pid"];
 /// Listed with `includeHidden` only: caches, virtual environments, temporary files.
 const HIDDEN: [&str; 17] = [
-    ".cache", ".npm", ".yarn", ".pnpm-store", ".pip", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".tox", ".next",
-    ".nuxt", ".turbo", ".parcel-cache", ".venv", "venv", "tmp", ".tmp",
+    ".cache",
+    ".npm",
+    ".yarn",
+    ".pnpm-store",
+    ".pip",
+    ".pytest_cache",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".tox",
+    ".next",
+    ".nuxt",
+    ".turbo",
+    ".parcel-cache",
+    ".venv",
+    "venv",
+    "tmp",
+    ".tmp",
 ];
 
 /// One file.
@@ -92,8 +107,8 @@ fn look(open: impl AsFd, entry: &rustix::fs::DirEntry, path: PathBuf, listing: &
                 size: u64::try_from(stat.st_size).unwrap_or(0),
                 modified_at: iso(modified),
             });
-        },
-        _ => {},
+        }
+        _ => {}
     }
 }
 
@@ -121,8 +136,20 @@ mod tests {
     fn what_is_listed() {
         let temp = tempfile::tempdir().unwrap();
         let files = [
-            "CLAUDE.md", "src/index.ts", "src/.env", "node_modules/a/index.js", ".git/HEAD", "a/__pycache__/x.pyc", ".DS_Store",
-            "run/server.pid", "run/server.sock", "run/yarn.lock", ".cache/x", "venv/bin/python", "tmp/y", "a/tmp.txt",
+            "CLAUDE.md",
+            "src/index.ts",
+            "src/.env",
+            "node_modules/a/index.js",
+            ".git/HEAD",
+            "a/__pycache__/x.pyc",
+            ".DS_Store",
+            "run/server.pid",
+            "run/server.sock",
+            "run/yarn.lock",
+            ".cache/x",
+            "venv/bin/python",
+            "tmp/y",
+            "a/tmp.txt",
         ];
         for file in files {
             let path = temp.path().join(file);

@@ -75,7 +75,9 @@ mod tests {
         {
             assert_eq!(relative(given).as_deref(), Ok(Path::new(expected)), "{given}");
         }
-        for given in ["", "/", "/etc/passwd", "..", "../a", "a/../b", "a/..", ".", "./", "a/", "a\0b", &"a/".repeat(200)] {
+        for given in
+            ["", "/", "/etc/passwd", "..", "../a", "a/../b", "a/..", ".", "./", "a/", "a\0b", &"a/".repeat(200)]
+        {
             assert!(relative(given).is_err(), "{given:?}");
         }
         assert!(relative(&"x/".repeat(127)).is_err() && relative(&format!("{}y", "x/".repeat(127))).is_ok());

@@ -17,9 +17,13 @@ impl Voice {
         Self { session: session.to_owned(), model: model.to_owned(), lines: 0, messages: 0, output_tokens: 0 }
     }
 
-    /// One line, in one write, as the real one does.
+    /// One line, in one write, with `type` as its first field, as the real one does: a daemon may rely on either.
     pub fn line(&mut self, value: &Value) {
-        self.bytes(format!("{value}\n").as_bytes());
+        let mut rest = value.clone();
+        let kind = rest.as_object_mut().and_then(|o| o.remove("type")).unwrap_or_default();
+        let rest = rest.to_string();
+        let comma = if rest == "{}" { "" } else { "," };
+        self.bytes(format!("{{\"type\":{kind}{comma}{}\n", &rest[1..]).as_bytes());
     }
 
     pub fn bytes(&mut self, bytes: &[u8]) {

@@ -1,0 +1,189 @@
+//! A small HTTP client for tests: JSON in, status and JSON out, and streams that can be read frame by frame.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+
+use super::wire::{Frame, frames};
+
+/// Longest wait for one answer, or for the next frame of a stream.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Clone)]
+pub struct Api {
+    http: Client<HttpConnector, Full<Bytes>>,
+    base: String,
+    key: Option<String>,
+}
+
+pub struct Answer {
+    pub status: u16,
+    pub json: Value,
+    pub text: String,
+    pub headers: hyper::HeaderMap,
+}
+
+impl Answer {
+    /// The answer's body, after a check of its status.
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        self.json
+    }
+}
+
+impl Api {
+    pub fn new(port: u16, key: Option<&str>) -> Self {
+        let http = Client::builder(TokioExecutor::new()).build_http();
+        Self { http, base: format!("http://127.0.0.1:{port}"), key: key.map(str::to_owned) }
+    }
+
+    pub fn with_key(&self, key: Option<&str>) -> Self {
+        Self { key: key.map(str::to_owned), ..self.clone() }
+    }
+
+    pub async fn open(&self, method: &str, path: &str, body: Option<(&str, Vec<u8>)>) -> Response<Incoming> {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let body = match body {
+            None => Full::default(),
+            Some((kind, bytes)) => {
+                request = request.header("content-type", kind);
+                Full::from(bytes)
+            }
+        };
+        let answer = tokio::time::timeout(PATIENCE, self.http.request(request.body(body).unwrap()));
+        answer.await.unwrap_or_else(|_| panic!("no answer to {path} in {PATIENCE:?}")).unwrap()
+    }
+
+    pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+        self.call_raw(method, path, body.map(|json| ("application/json", json.to_string().into_bytes()))).await
+    }
+
+    pub async fn call_raw(&self, method: &str, path: &str, body: Option<(&str, Vec<u8>)>) -> Answer {
+        let answer = self.open(method, path, body).await;
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        let bytes = tokio::time::timeout(PATIENCE, answer.into_body().collect()).await.unwrap().unwrap().to_bytes();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Answer { status, json: serde_json::from_str(&text).unwrap_or(Value::Null), text, headers }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call("GET", path, None).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.call("POST", path, Some(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.call("DELETE", path, None).await
+    }
+
+    /// Uploads an agent that is nothing but a CLAUDE.md.
+    pub async fn deploy(&self, name: &str) {
+        let body = json!({"name": name, "files": [{"path": "CLAUDE.md", "content": "WW91IGFyZSBhIHRlc3QuCg=="}]});
+        self.post("/api/agents", body).await.expect(201);
+    }
+
+    /// A session of that agent; its id.
+    pub async fn session(&self, agent: &str) -> String {
+        let made = self.post("/api/sessions", json!({"agent": agent})).await.expect(201);
+        assert_eq!(made["session"]["status"], "active");
+        made["session"]["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Sends a message, and the stream of its turn.
+    pub async fn send(&self, session: &str, body: Value) -> Stream {
+        let path = format!("/api/sessions/{session}/messages");
+        let answer = self.open("POST", &path, Some(("application/json", body.to_string().into_bytes()))).await;
+        Stream::of(answer).await
+    }
+
+    /// A whole turn with partial messages.
+    pub async fn turn(&self, session: &str, text: &str) -> Vec<Frame> {
+        self.send(session, json!({"content": text, "includePartialMessages": true})).await.rest().await
+    }
+}
+
+/// An open stream.
+pub struct Stream {
+    body: Incoming,
+    buffer: Vec<u8>,
+    ready: std::collections::VecDeque<Frame>,
+}
+
+impl Stream {
+    pub async fn of(answer: Response<Incoming>) -> Self {
+        let status = answer.status().as_u16();
+        if status != 200 {
+            let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+            panic!("no stream but {status}: {}", String::from_utf8_lossy(&bytes));
+        }
+        let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
+        assert!(kind.starts_with("text/event-stream"), "{kind}");
+        Self { body: answer.into_body(), buffer: Vec::new(), ready: std::collections::VecDeque::new() }
+    }
+
+    /// The next frame, or `None` at the end of the stream.
+    pub async fn next(&mut self) -> Option<Frame> {
+        let start = Instant::now();
+        loop {
+            if let Some(frame) = self.ready.pop_front() {
+                return Some(frame);
+            }
+            let left = PATIENCE.saturating_sub(start.elapsed());
+            let piece = tokio::time::timeout(left, self.body.frame());
+            let piece = piece.await.unwrap_or_else(|_| panic!("no frame in {PATIENCE:?}"));
+            let Some(piece) = piece else {
+                assert!(self.buffer.is_empty(), "the stream ended inside a frame");
+                return None;
+            };
+            if let Ok(bytes) = piece.expect("the stream is not cut").into_data() {
+                self.buffer.extend_from_slice(&bytes);
+                self.ready.extend(frames(&mut self.buffer));
+            }
+        }
+    }
+
+    /// Reads on until a frame of this event.
+    pub async fn until(&mut self, event: &str) -> Frame {
+        loop {
+            let frame = self.next().await.unwrap_or_else(|| panic!("the stream ended before \"{event}\""));
+            if frame.event == event {
+                return frame;
+            }
+        }
+    }
+
+    pub async fn rest(mut self) -> Vec<Frame> {
+        let mut all = Vec::new();
+        while let Some(frame) = self.next().await {
+            all.push(frame);
+        }
+        all
+    }
+}
+
+/// The text of a turn, as its deltas spell it.
+pub fn text(frames: &[Frame]) -> String {
+    frames.iter().filter(|f| f.event == "text_delta").filter_map(|f| f.data["delta"].as_str()).collect()
+}
+
+/// The names of the events, `message`s by their type.
+pub fn names(frames: &[Frame]) -> Vec<String> {
+    let name = |f: &Frame| match f.event.as_str() {
+        "message" => format!("message/{}", f.data["type"].as_str().unwrap_or("?")),
+        other => other.to_owned(),
+    };
+    frames.iter().map(name).collect()
+}

@@ -1,0 +1,267 @@
+//! The harness of the tests that need a running daemon: the real `ashd`, `ash-launcher` and `ash-gateway`, started as
+//! root the way a person would, each with directories, a cgroup and a port of its own.
+//!
+//! ```text
+//!   Daemon::start -> ashd serve --config ...   (data dir, run dir, cgroup: unique)
+//!      .api()     -> Api: JSON, streams
+//!      .kill9() .restart() .stop()
+//!   drop          -> ashd stop, then a count of what is left: anything at all fails the test
+//! ```
+#![allow(dead_code, clippy::unwrap_used, missing_debug_implementations)]
+
+pub mod api;
+pub mod leftovers;
+pub mod wire;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub use api::Api;
+pub use wire::Frame;
+
+/// Longest wait for the daemon to serve, or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How the daemon of a test differs from the default.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Run the real Claude Code instead of the fake one.
+    pub real_claude: bool,
+    /// Variables of the daemon's environment, over the harness's own.
+    pub env: Vec<(String, String)>,
+    /// Lines of `ashd.toml`, besides those of the harness.
+    pub config: String,
+}
+
+impl Options {
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn config(mut self, lines: &str) -> Self {
+        self.config.push_str(lines);
+        self.config.push('\n');
+        self
+    }
+
+    pub fn real_claude(mut self) -> Self {
+        self.real_claude = true;
+        self
+    }
+}
+
+pub struct Daemon {
+    /// Everything of this daemon is below it.
+    pub dir: PathBuf,
+    /// The name of its cgroup in every hierarchy.
+    pub cgroup: String,
+    pub port: u16,
+    pub key: String,
+    options: Options,
+    child: Option<Child>,
+    starts: u32,
+    stopped: bool,
+}
+
+impl Daemon {
+    pub fn start(options: Options) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        assert!(nix::unistd::geteuid().is_root(), "these tests start sandboxes: run them as root (sudo ./scripts/test)");
+        let name = format!("ashd-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = Path::new("/tmp").join(&name);
+        fs::create_dir(&dir).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+        let config = format!("{}\n[launcher]\ncgroup = \"{name}\"\n", options.config);
+        fs::write(dir.join("ashd.toml"), config).unwrap();
+        let mut daemon =
+            Self { dir, cgroup: name, port: 0, key: String::new(), options, child: None, starts: 0, stopped: false };
+        daemon.launch();
+        daemon
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    pub fn run(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
+    pub fn api(&self) -> Api {
+        Api::new(self.port, Some(&self.key))
+    }
+
+    /// An agent's folder that the daemon can read.
+    pub fn agent_dir(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let dir = self.dir.join("agents").join(name);
+        for (path, text) in files {
+            let path = dir.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        dir
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the daemon runs").id()
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ashd"));
+        command.arg(verb).arg("--config").arg(self.dir.join("ashd.toml")).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("ASH_DATA_DIR", self.data()).env("ASH_RUN_DIR", self.run());
+        command.env("ASH_HOST", "127.0.0.1").env("ASH_PORT", "0").env("ASH_UPSTREAM", "offline");
+        let claude = if self.options.real_claude { real_claude() } else { fake_claude() };
+        command.env("ASH_CLAUDE_BIN", claude);
+        command.envs(self.options.env.iter().cloned());
+        command
+    }
+
+    fn launch(&mut self) {
+        self.starts += 1;
+        let log = fs::File::create(self.dir.join(format!("ashd-{}.log", self.starts))).unwrap();
+        let _ = fs::remove_file(self.run().join("port"));
+        let mut command = self.command("serve");
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(command.spawn().expect("ashd can be started"));
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("ashd ended at its start: {status}\n{}", self.logs());
+            }
+            let port = fs::read_to_string(self.run().join("port")).ok().and_then(|text| text.trim().parse().ok());
+            if let Some(port) = port
+                && std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+            {
+                self.port = port;
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "ashd does not serve after {PATIENCE:?}\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let own = self.options.env.iter().find(|(name, _)| name == "ASH_API_KEY").map(|(_, key)| key.clone());
+        self.key = own.unwrap_or_else(|| {
+            let path = self.data().join("initial-api-key");
+            fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).trim().to_owned()
+        });
+    }
+
+    /// SIGKILL to ashd alone; launcher, gateway and sandboxes go on.
+    pub fn kill9(&mut self) {
+        let mut child = self.child.take().expect("the daemon runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM, and the time it took to end.
+    pub fn terminate(&mut self) -> Duration {
+        let mut child = self.child.take().expect("the daemon runs");
+        let start = Instant::now();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        while child.try_wait().unwrap().is_none() {
+            if start.elapsed() > PATIENCE {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("ashd does not end after SIGTERM\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        start.elapsed()
+    }
+
+    /// Starts ashd again on the same directories, after `kill9` or `terminate`.
+    pub fn restart(&mut self) {
+        if self.child.is_some() {
+            self.terminate();
+        }
+        self.launch();
+    }
+
+    /// Ends everything and counts what is left.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.stopped = true;
+        let said = self.command("stop").output().expect("ashd can be started");
+        if self.child.is_some() {
+            self.terminate();
+        }
+        if !said.status.success() {
+            leftovers::kill_all(self);
+            panic!("`ashd stop` failed: {}\n{}", String::from_utf8_lossy(&said.stderr), self.logs());
+        }
+        let left = leftovers::find(self, Duration::from_secs(5));
+        if !left.is_empty() {
+            leftovers::kill_all(self);
+            panic!("left behind after `ashd stop`:\n{}\n{}", left.join("\n"), self.logs());
+        }
+        fs::remove_dir_all(&self.dir).unwrap();
+    }
+
+    /// What every process of this daemon wrote.
+    pub fn logs(&self) -> String {
+        let mut paths: Vec<PathBuf> = [&self.dir, &self.run()]
+            .into_iter()
+            .filter_map(|dir| fs::read_dir(dir).ok())
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|ext| ext == "log"))
+            .collect();
+        paths.sort();
+        let tail = |path: &PathBuf| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            format!("--- {}\n{}\n", path.display(), lines[lines.len().saturating_sub(60)..].join("\n"))
+        };
+        paths.iter().map(tail).collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.stopped {
+            return;
+        }
+        if std::thread::panicking() {
+            // The test has failed already: say what the daemon saw, and leave nothing.
+            eprintln!("{}", self.logs());
+            let _ = self.command("stop").output();
+            if let Some(mut child) = self.child.take() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            leftovers::kill_all(self);
+            let _ = fs::remove_dir_all(&self.dir);
+        } else {
+            self.end();
+        }
+    }
+}
+
+/// The fake, which `cargo build --examples` puts beside the daemon.
+pub fn fake_claude() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_ashd")).with_file_name("examples").join("fake-claude");
+    assert!(path.is_file(), "{} is missing: cargo build --example fake-claude", path.display());
+    path
+}
+
+/// The pinned Claude Code: `ASH_TEST_CLAUDE`, else where `scripts/setup` installs it.
+pub fn real_claude() -> PathBuf {
+    if let Some(path) = std::env::var_os("ASH_TEST_CLAUDE") {
+        return PathBuf::from(path);
+    }
+    let version = ashd::ctl::claude_install::PINNED;
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/ashd/claude").join(version).join("claude");
+    let found = [own, PathBuf::from(format!("/opt/claude-{version}/claude"))].into_iter().find(|path| path.is_file());
+    found.expect("Claude Code is not installed: run sudo ./scripts/setup, or set ASH_TEST_CLAUDE")
+}

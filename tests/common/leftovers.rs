@@ -35,7 +35,8 @@ pub fn processes(daemon: &Daemon) -> Vec<(i32, String)> {
             continue;
         }
         let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
-        let ours = ["cmdline", "environ", "cgroup"].iter().any(|name| memchr::memmem::find(&read(name), mark).is_some());
+        let ours =
+            ["cmdline", "environ", "cgroup"].iter().any(|name| memchr::memmem::find(&read(name), mark).is_some());
         if ours {
             let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
             found.push((pid, format!("{} {command}", String::from_utf8_lossy(&read("comm")).trim())));

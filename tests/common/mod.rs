@@ -7,10 +7,11 @@
 //!      .kill9() .restart() .stop()
 //!   drop          -> ashd stop, then a count of what is left: anything at all fails the test
 //! ```
-#![allow(dead_code, clippy::unwrap_used, missing_debug_implementations)]
+#![allow(dead_code, unused_imports, clippy::unwrap_used, missing_debug_implementations)]
 
 pub mod api;
 pub mod leftovers;
+pub mod procs;
 pub mod wire;
 
 use std::fs;
@@ -21,7 +22,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use api::Api;
-pub use wire::Frame;
 
 /// Longest wait for the daemon to serve, or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -71,7 +71,10 @@ pub struct Daemon {
 impl Daemon {
     pub fn start(options: Options) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        assert!(nix::unistd::geteuid().is_root(), "these tests start sandboxes: run them as root (sudo ./scripts/test)");
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "these tests start sandboxes: run them as root (sudo ./scripts/test)"
+        );
         let name = format!("ashd-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new("/tmp").join(&name);
         fs::create_dir(&dir).unwrap();

@@ -9,10 +9,11 @@ use crate::store::{Store, Turn};
 /// How far a session is. The driver is the only writer; readers see the newest value and nothing in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
-    /// Bytes of the stdout file that are whole lines and that the driver has seen. It only grows.
+    /// Bytes of the stdout file that are whole lines and that the driver has seen. It only grows. It may run ahead of
+    /// the database, but never past the end of a turn whose `end` is not published yet.
     pub watermark: u64,
     /// Bytes at the file's beginning that were given back to the file system; always the start of a line. Readers say
-    /// with a `gap` event that they skip them.
+    /// with a `gap` event that they skip them. Published before the bytes are given back.
     pub floor: u64,
     /// The newest turn. Its `end` is published only after the transaction that holds it: whoever sees `done` finds
     /// the whole turn in the history.

@@ -1,0 +1,93 @@
+//! Where a client that comes (back) to a session's stream goes on.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::api::{EventId, FrameStream};
+use super::event_id::{FRAME_DONE, FRAME_START};
+use super::piece::begins_line;
+use super::published::{Published, Turns};
+use super::reader::{Place, Reader, Step};
+
+/// Why a client cannot join at the place it names.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReaderError {
+    /// The event id is no place in this session's stream: 400.
+    #[error("event id {id} is not in this session's stream: {why}")]
+    NotAPlace { id: EventId, why: String },
+    /// The database or the file could not be asked: 503.
+    #[error("the stream cannot be read now: {0}")]
+    Unavailable(String),
+}
+
+/// The frames after `from` (`None`: from now on; [`EventId::BEGINNING`]: all of them), turn after turn, then live,
+/// until the session is closed. It is the same sequence of frames, with the same ids, as the streams of the turns one
+/// after the other; lines between turns are in none of them.
+pub async fn session_stream(
+    stdout: PathBuf,
+    session: Uuid,
+    turns: impl Turns,
+    from: Option<EventId>,
+    mut published: watch::Receiver<Published>,
+    partial: bool,
+) -> Result<FrameStream, ReaderError> {
+    let now = published.borrow_and_update().clone();
+    let step = match from {
+        None => from_now(&now),
+        Some(id) if id.turn == 0 => Step::NextTurn(1),
+        Some(id) => after(id, &now, &stdout, session, &turns).await?,
+    };
+    Ok(Reader::new(stdout, session, turns, published, partial, step, true).into_stream())
+}
+
+fn from_now(now: &Published) -> Step {
+    match &now.turn {
+        None => Step::NextTurn(1),
+        Some(turn) if turn.end.is_some() => Step::NextTurn(turn.number + 1),
+        Some(turn) => Step::Lines(Place {
+            number: turn.number,
+            start: turn.start,
+            offset: now.watermark.max(turn.start),
+            skip: 0,
+        }),
+    }
+}
+
+async fn after(
+    id: EventId,
+    now: &Published,
+    stdout: &Path,
+    session: Uuid,
+    turns: &impl Turns,
+) -> Result<Step, ReaderError> {
+    let no = |why: String| ReaderError::NotAPlace { id, why };
+    let turn = match &now.turn {
+        Some(turn) if turn.number == id.turn => Some(turn.clone()),
+        Some(turn) if turn.number > id.turn => turns.turn(session, id.turn).await.map_err(ReaderError::Unavailable)?,
+        _ => None,
+    };
+    let turn = turn.ok_or_else(|| no(format!("there is no turn {}", id.turn)))?;
+    let place = Place { number: turn.number, start: turn.start, offset: id.offset, skip: id.frame };
+    if id.offset < turn.start {
+        return Err(no(format!("turn {} begins at {}", turn.number, turn.start)));
+    }
+    match turn.end {
+        Some(end) if id.offset > end => return Err(no(format!("turn {} ends at {end}", turn.number))),
+        Some(end) if id.offset == end && id.frame >= FRAME_DONE => return Ok(Step::NextTurn(turn.number + 1)),
+        _ => {}
+    }
+    // A restarted daemon may not have read as far again as the client has: the reader then waits for it. But the
+    // bytes are there, so a place in mid-line can be told at once.
+    if id.offset > turn.start && id.offset >= now.floor {
+        let begins = File::open(stdout).and_then(|file| begins_line(&file, id.offset));
+        if !begins.map_err(|e| ReaderError::Unavailable(e.to_string()))? {
+            return Err(no(format!("no line begins at {}", id.offset)));
+        }
+    }
+    // session_start is number 0 of the first line; nothing of that line itself has been seen.
+    debug_assert_eq!(FRAME_START, 0, "skip 0 leaves nothing of a line out");
+    Ok(Step::Lines(place))
+}

@@ -1,1 +1,158 @@
-fn main() {}
+//! `ash-gateway`: holds the model key, serves the listeners of the sandboxes, speaks to the model.
+
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use ashd::gateway::control::{self, ControlSocket, Peers};
+use ashd::gateway::privileges;
+use ashd::gateway::protocol::{Register, Request, SOCKET};
+use ashd::gateway::registry::{Limits, Registry};
+use ashd::gateway::settings::{self, Upstream};
+use ashd::gateway::upstream::Model;
+use ashd::kernel::seqpacket;
+use clap::Parser;
+use nix::unistd::Uid;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// How long open answers may go on after a shutdown was asked for; the API ends an answer after 10 minutes.
+const GRACE: Duration = Duration::from_secs(600);
+
+/// The model gateway of ashd: the only process that holds the model key.
+///
+/// It listens on <RUN_DIR>/gateway.sock for ashd, which registers each session's listening socket and token. A sandbox
+/// speaks to it on 127.0.0.1 with its own token; the gateway puts the real key in its place and passes the request on.
+#[derive(Parser, Debug)]
+#[command(version, after_long_help = HELP)]
+struct Flags {
+    /// Where gateway.sock is made.
+    #[arg(long, env = "ASH_RUN_DIR", default_value = "/run/ashd")]
+    run_dir: PathBuf,
+    /// `offline` (a scripted model, no network) or a base URL. Default: ANTHROPIC_BASE_URL; else
+    /// https://api.anthropic.com if there is a key; else `offline`.
+    #[arg(long, value_name = "offline|URL")]
+    upstream: Option<String>,
+    /// Who may speak on gateway.sock, beside root and the gateway's own user.
+    #[arg(long, value_name = "USER", default_value = "ashd")]
+    client_user: String,
+    /// The user to become. Needed when started as root, refused otherwise.
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Take over from a gateway that serves the same run directory: it finishes its open answers, then exits.
+    #[arg(long)]
+    take_over: bool,
+    /// For tests: also serve one session on this TCP address; the address is printed on stdout.
+    #[arg(long, hide = true, requires = "token")]
+    listen: Option<std::net::SocketAddr>,
+    /// For tests: the token of that session.
+    #[arg(long, hide = true)]
+    token: Option<String>,
+}
+
+const HELP: &str = "\
+The model key comes from $CREDENTIALS_DIRECTORY/anthropic_api_key (systemd: LoadCredential=), else from the variable
+ANTHROPIC_API_KEY. It is never taken from the command line and never logged. A key that begins with sk-ant-oat is sent
+as an OAuth token. ANTHROPIC_CUSTOM_HEADERS adds headers to every request, one `Name: value` a line.
+
+Examples:
+  ash-gateway --run-dir /tmp/ash --upstream offline --client-user \"$USER\"
+  ANTHROPIC_API_KEY=... ash-gateway --run-dir /run/ashd --user ash-gateway
+
+Signals: SIGTERM and SIGINT finish open answers (10 minutes at most), a second one ends at once.
+Logs: JSON on stderr; RUST_LOG sets the level. Documentation: docs/gateway.md, docs/offline-model.md.";
+
+fn main() -> anyhow::Result<()> {
+    let flags = Flags::parse();
+    tracing_subscriber::fmt()
+        .json()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,hyper=off".into()),
+        )
+        .init();
+    let variable = |name| std::env::var(name).ok();
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let key = settings::find_key(credentials.as_deref(), variable("ANTHROPIC_API_KEY").as_deref())
+        .map_err(|why| anyhow!(why))?;
+    let base_url = variable("ANTHROPIC_BASE_URL");
+    let upstream =
+        Upstream::choose(flags.upstream.as_deref(), base_url.as_deref(), key.is_some()).map_err(|why| anyhow!(why))?;
+    let custom = settings::custom_headers(&variable("ANTHROPIC_CUSTOM_HEADERS").unwrap_or_default())
+        .map_err(|why| anyhow!(why))?;
+    let client = privileges::lookup(&flags.client_user).context("--client-user")?.uid;
+    if key.is_none() && upstream != Upstream::Offline {
+        tracing::warn!(%upstream, "no model key: requests go upstream without one");
+    }
+    let old = predecessor(&flags)?;
+    // Root may write where the gateway's own user may not; and threads must not exist yet when it drops that.
+    let socket = |flags: &Flags| ControlSocket::bind(&flags.run_dir).context("control socket");
+    let bound = if Uid::effective().is_root() && flags.user.is_some() { Some(socket(&flags)?) } else { None };
+    privileges::drop_all(flags.user.as_deref())?;
+    let bound = bound.map_or_else(|| socket(&flags), Ok)?;
+    let model = Model::new(&upstream, key, custom).map_err(|why| anyhow!(why))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run(flags, client, bound, model, old))
+}
+
+/// A connection to the gateway that serves the run directory now, if there is one and it is to be taken over. Two gateways
+/// on one run directory would serve half of the sessions each.
+fn predecessor(flags: &Flags) -> anyhow::Result<Option<OwnedFd>> {
+    let path = flags.run_dir.join(SOCKET);
+    let old = seqpacket::connect(&path, true).ok();
+    if old.is_some() && !flags.take_over {
+        bail!("a gateway answers at {} already; end it, or start with --take-over", path.display());
+    }
+    Ok(old)
+}
+
+async fn run(
+    flags: Flags,
+    client: Uid,
+    socket: ControlSocket,
+    model: Model,
+    old: Option<OwnedFd>,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let registry = Registry::new(model, Limits::default());
+    let stop = CancellationToken::new();
+    if let (Some(address), Some(token)) = (flags.listen, flags.token) {
+        let listener = std::net::TcpListener::bind(address).with_context(|| format!("--listen {address}"))?;
+        println!("listening on {}", listener.local_addr()?);
+        std::io::stdout().flush()?;
+        let register = Register { session: uuid::Uuid::nil(), token, key: None };
+        registry.register(register, listener.into()).map_err(|why| anyhow!(why))?;
+    }
+    tracing::info!(upstream = %registry.model, run_dir = %flags.run_dir.display(), pid = std::process::id(), "serving");
+    let control = tokio::spawn(control::serve(socket, Peers { client }, Arc::clone(&registry), stop.clone()));
+    if let Some(old) = old {
+        // Its connections to ashd close, so ashd comes here and registers every session again.
+        let shutdown = serde_json::to_vec(&Request::Shutdown)?;
+        seqpacket::send(old.as_fd(), &shutdown, &[]).context("the old gateway cannot be told to end")?;
+        tracing::info!("took over from the gateway that was here");
+    }
+    let mut signalled = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::select! {
+        () = signalled() => {}
+        () = stop.cancelled() => {}
+    }
+    stop.cancel();
+    control.await?.context("control socket")?;
+    registry.drain();
+    tracing::info!(open = registry.tasks.len(), "finishing open answers");
+    tokio::select! {
+        () = registry.tasks.wait() => {}
+        () = tokio::time::sleep(GRACE) => tracing::warn!(open = registry.tasks.len(), "answers cut off after 10 minutes"),
+        () = signalled() => tracing::warn!(open = registry.tasks.len(), "answers cut off by a second signal"),
+    }
+    Ok(())
+}

@@ -1,40 +1,226 @@
 //! ashd's side of the gateway's control socket.
+//!
+//! One task owns the connection: requests are a queue to it, one at a time. When the gateway goes away the task connects
+//! again, at first every 20 ms, and says so through [`Gateway::restarted`].
 
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
 
-use super::protocol::{Register, SessionUsage};
+use super::control::MAX_USAGE;
+use super::packets::PacketSocket;
+use super::protocol::{MAX_PACKET, Register, Reply, Request, SOCKET, SessionUsage};
+use crate::kernel::seqpacket;
+
+/// How long a call waits, a restart of the gateway in between included.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Calls that may wait for their turn; more wait to be queued.
+const QUEUE: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     #[error("the gateway at {path} does not answer: {source}")]
-    Unreachable { path: String, source: std::io::Error },
+    Unreachable { path: String, source: io::Error },
     #[error("the gateway refused: {0}")]
     Refused(String),
 }
 
+/// What the gateway said of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    pub version: String,
+    pub pid: u32,
+    /// `offline` or the base URL.
+    pub upstream: String,
+}
+
 /// Cheap to clone; reconnects by itself.
 #[derive(Clone, Debug)]
-pub struct Gateway {}
+pub struct Gateway {
+    path: Arc<PathBuf>,
+    calls: mpsc::Sender<Call>,
+    restarted: Arc<Notify>,
+}
+
+struct Call {
+    request: Request,
+    listener: Option<OwnedFd>,
+    answer: oneshot::Sender<io::Result<Reply>>,
+}
 
 impl Gateway {
     /// Connects to `<run_dir>/gateway.sock` and says hello.
-    pub async fn connect(_run_dir: &Path) -> Result<Self, GatewayError> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// [`GatewayError::Unreachable`] when nobody answers there now.
+    pub async fn connect(run_dir: &Path) -> Result<Self, GatewayError> {
+        let path = Arc::new(run_dir.join(SOCKET));
+        let unreachable = |source| GatewayError::Unreachable { path: path.display().to_string(), source };
+        let connection = tokio::time::timeout(PATIENCE, Connection::open(&path))
+            .await
+            .map_err(|_| unreachable(io::ErrorKind::TimedOut.into()))?
+            .map_err(unreachable)?;
+        let (calls, queue) = mpsc::channel(QUEUE);
+        let restarted = Arc::new(Notify::new());
+        tokio::spawn(keep_connected(Arc::clone(&path), connection, queue, Arc::clone(&restarted)));
+        Ok(Self { path, calls, restarted })
     }
-    pub async fn register(&self, _register: Register, _listener: OwnedFd) -> Result<(), GatewayError> {
-        unimplemented!()
+
+    /// Who answers.
+    pub async fn hello(&self) -> Result<Greeting, GatewayError> {
+        match self.call(Request::Hello, None).await? {
+            Reply::Hello { version, pid, upstream } => Ok(Greeting { version, pid, upstream }),
+            other => Err(unexpected(&other)),
+        }
     }
-    pub async fn unregister(&self, _session: Uuid) -> Result<(), GatewayError> {
-        unimplemented!()
+
+    /// Has the gateway serve a listening socket, which may stay open elsewhere too. Safe to repeat.
+    pub async fn register(&self, register: Register, listener: OwnedFd) -> Result<(), GatewayError> {
+        self.done(Request::Register(register), Some(listener)).await
     }
+
+    /// Safe to repeat.
+    pub async fn unregister(&self, session: Uuid) -> Result<(), GatewayError> {
+        self.done(Request::Unregister { session }, None).await
+    }
+
+    /// Tokens per session since it was registered with this gateway. A session that was unregistered comes once more.
     pub async fn usage(&self) -> Result<Vec<SessionUsage>, GatewayError> {
-        unimplemented!()
+        match self.call(Request::Usage, None).await? {
+            Reply::Usage { sessions } => Ok(sessions),
+            other => Err(unexpected(&other)),
+        }
     }
-    /// Returns when the gateway's process was replaced (its sessions must be registered again).
+
+    /// Has the gateway finish its open streams (10 minutes at most) and exit.
+    pub async fn shutdown(&self) -> Result<(), GatewayError> {
+        self.done(Request::Shutdown, None).await
+    }
+
+    /// Returns when the gateway's process was replaced (its sessions must be registered again). A restart that nobody
+    /// waited for is remembered; one task waits at a time. A lost connection counts as a restart, since registering
+    /// again is no error and a missed restart is one.
     pub async fn restarted(&self) {
-        unimplemented!()
+        self.restarted.notified().await;
+    }
+
+    async fn done(&self, request: Request, listener: Option<OwnedFd>) -> Result<(), GatewayError> {
+        match self.call(request, listener).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn call(&self, request: Request, listener: Option<OwnedFd>) -> Result<Reply, GatewayError> {
+        let unreachable = |source| GatewayError::Unreachable { path: self.path.display().to_string(), source };
+        let (answer, answered) = oneshot::channel();
+        let gone = || unreachable(io::ErrorKind::BrokenPipe.into());
+        let exchange = async {
+            self.calls.send(Call { request, listener, answer }).await.map_err(|_| gone())?;
+            answered.await.map_err(|_| gone())?.map_err(unreachable)
+        };
+        let reply = tokio::time::timeout(PATIENCE, exchange)
+            .await
+            .map_err(|_| unreachable(io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 s")))??;
+        match reply {
+            Reply::Error { message } => Err(GatewayError::Refused(message)),
+            reply => Ok(reply),
+        }
+    }
+}
+
+fn unexpected(reply: &Reply) -> GatewayError {
+    GatewayError::Refused(format!("an answer that does not fit the request: {reply:?}"))
+}
+
+/// Ends when the last [`Gateway`] is dropped.
+async fn keep_connected(
+    path: Arc<PathBuf>,
+    mut connection: Connection,
+    mut queue: mpsc::Receiver<Call>,
+    restarted: Arc<Notify>,
+) {
+    loop {
+        tokio::select! {
+            call = queue.recv() => {
+                let Some(call) = call else { return };
+                if call.answer.is_closed() {
+                    continue; // nobody waits for it any more: it must not change anything late
+                }
+                let result = connection.exchange(&call.request, call.listener.as_ref()).await;
+                let lost = result.is_err();
+                let _ = call.answer.send(result);
+                if !lost {
+                    continue;
+                }
+            }
+            () = connection.lost() => {}
+        }
+        let Some(again) = reconnect(&path, &queue).await else { return };
+        connection = again;
+        restarted.notify_one();
+    }
+}
+
+/// Tries until it works; `None` when nobody is left to connect for.
+async fn reconnect(path: &Path, queue: &mpsc::Receiver<Call>) -> Option<Connection> {
+    let mut pause = Duration::from_millis(20);
+    loop {
+        match Connection::open(path).await {
+            Ok(connection) => {
+                tracing::info!(path = %path.display(), "connected to the gateway again");
+                return Some(connection);
+            }
+            Err(why) => tracing::debug!(path = %path.display(), %why, "the gateway is away"),
+        }
+        if queue.is_closed() {
+            return None;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// One connection to one gateway.
+struct Connection {
+    socket: PacketSocket,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    async fn open(path: &Path) -> io::Result<Self> {
+        let mut connection =
+            Self { socket: PacketSocket::new(seqpacket::connect(path, true)?)?, buffer: vec![0; MAX_PACKET] };
+        match connection.exchange(&Request::Hello, None).await? {
+            Reply::Hello { .. } => Ok(connection),
+            other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("hello was answered with {other:?}"))),
+        }
+    }
+
+    async fn exchange(&mut self, request: &Request, listener: Option<&OwnedFd>) -> io::Result<Reply> {
+        let bytes = serde_json::to_vec(request)?;
+        let fds: Vec<_> = listener.iter().map(AsFd::as_fd).collect();
+        self.socket.send(&bytes, &fds).await?;
+        let packet = self.socket.recv(&mut self.buffer).await?;
+        if packet.len == 0 {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        match (serde_json::from_slice(&self.buffer[..packet.len])?, packet.fds.first()) {
+            (Reply::UsageFile, Some(file)) => {
+                let bytes = seqpacket::read_all(file.as_fd(), MAX_USAGE)?;
+                Ok(Reply::Usage { sessions: serde_json::from_slice(&bytes)? })
+            }
+            (reply, _) => Ok(reply),
+        }
+    }
+
+    /// Returns when the other side closed, or sent something that was not asked for, which is as bad.
+    async fn lost(&self) {
+        self.socket.readable().await;
     }
 }

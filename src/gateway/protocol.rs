@@ -5,6 +5,12 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// Bytes of the largest packet either side sends.
+pub const MAX_PACKET: usize = 64 * 1024;
+
+/// The control socket's name in the run directory.
+pub const SOCKET: &str = "gateway.sock";
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -16,7 +22,7 @@ pub enum Request {
     Unregister {
         session: Uuid,
     },
-    /// What each session used so far.
+    /// What each session used so far. A session that was unregistered is in it once more, with its final counts.
     Usage,
     /// Finish open streams, then exit.
     Shutdown,
@@ -52,6 +58,8 @@ pub enum Reply {
     Usage {
         sessions: Vec<SessionUsage>,
     },
+    /// The same when it does not fit a packet: one descriptor, a sealed memfd with the JSON array of [`SessionUsage`].
+    UsageFile,
     Error {
         message: String,
     },

@@ -1,0 +1,98 @@
+//! What the gateway gives up before it reads its first byte from a sandbox.
+//!
+//! ```text
+//!  root --(bounding set, groups, gid, uid)--> the given user --+
+//!  any other user ---------------------------------------------+--> no capability, no_new_privs, not dumpable, no cores
+//! ```
+//!
+//! Must run before the first thread is made: user and capabilities belong to a thread.
+
+use caps::CapSet;
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{Uid, User, setgroups, setresgid, setresuid};
+
+/// A step that failed; the gateway does not start then.
+#[derive(Debug, thiserror::Error)]
+pub enum PrivilegeError {
+    #[error("started as root without --user; the gateway holds the model key and must not be root")]
+    StaysRoot,
+    #[error("user {0} is root; the gateway must not be")]
+    UserIsRoot(String),
+    #[error("user {0}: no such user; make it (the package does) or name another one with --user")]
+    NoSuchUser(String),
+    #[error("--user {0}: only root can become another user")]
+    NotRoot(String),
+    #[error("{step}: {source}")]
+    Step { step: &'static str, source: std::io::Error },
+    #[error("capabilities are left after they were dropped: {0}")]
+    CapabilitiesLeft(String),
+}
+
+/// Looks a user up by name or number.
+///
+/// # Errors
+/// [`PrivilegeError::NoSuchUser`].
+pub fn lookup(name: &str) -> Result<User, PrivilegeError> {
+    let by_name = User::from_name(name).ok().flatten();
+    let by_uid = || name.parse().ok().and_then(|uid| User::from_uid(Uid::from_raw(uid)).ok().flatten());
+    by_name.or_else(by_uid).ok_or_else(|| PrivilegeError::NoSuchUser(name.to_owned()))
+}
+
+/// Becomes `user` (needed when started as root) and gives up the rest.
+///
+/// # Errors
+/// The first step that failed. The process may have lost part of its privileges and should exit.
+pub fn drop_all(user: Option<&str>) -> Result<(), PrivilegeError> {
+    let user = user.map(lookup).transpose()?;
+    if let Some(user) = user.as_ref().filter(|user| user.uid.is_root()) {
+        return Err(PrivilegeError::UserIsRoot(user.name.clone()));
+    }
+    let current = Uid::effective();
+    match user {
+        None if current.is_root() => return Err(PrivilegeError::StaysRoot),
+        Some(user) if current.is_root() => become_user(&user)?,
+        Some(user) if user.uid != current => return Err(PrivilegeError::NotRoot(user.name)),
+        _ => {}
+    }
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        // Under systemd there are none, and its filter refuses capset(2).
+        if caps::read(None, set).is_ok_and(|held| held.is_empty()) {
+            continue;
+        }
+        caps::clear(None, set).map_err(|why| step("drop capabilities", std::io::Error::other(why)))?;
+    }
+    let left =
+        caps::read(None, CapSet::Permitted).map_err(|why| step("read capabilities", std::io::Error::other(why)))?;
+    if !left.is_empty() || Uid::effective().is_root() || Uid::current().is_root() {
+        return Err(PrivilegeError::CapabilitiesLeft(format!("{left:?}")));
+    }
+    prctl::set_no_new_privs().map_err(|why| step("no_new_privs", why.into()))?;
+    // After the change of user, which resets it. Keeps /proc/<pid>/{mem,environ} and ptrace from others of the same user.
+    prctl::set_dumpable(false).map_err(|why| step("not dumpable", why.into()))?;
+    // One descriptor a connection: the soft limit is often 1024, the hard one what the admin means.
+    let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard);
+    limit(Resource::RLIMIT_CORE, 0, "no core files")?;
+    limit(Resource::RLIMIT_NOFILE, hard, "descriptor limit")?;
+    Ok(())
+}
+
+fn become_user(user: &User) -> Result<(), PrivilegeError> {
+    // While root may still do so: nothing that is executed later can have a capability either.
+    caps::clear(None, CapSet::Bounding).map_err(|why| step("drop bounding set", std::io::Error::other(why)))?;
+    setgroups(&[]).map_err(|why| step("drop groups", why.into()))?;
+    setresgid(user.gid, user.gid, user.gid).map_err(|why| step("change group", why.into()))?;
+    setresuid(user.uid, user.uid, user.uid).map_err(|why| step("change user", why.into()))
+}
+
+/// Under systemd the limits are as they should be, and its filter refuses to set them.
+fn limit(resource: Resource, value: u64, name: &'static str) -> Result<(), PrivilegeError> {
+    if getrlimit(resource).is_ok_and(|now| now == (value, value)) {
+        return Ok(());
+    }
+    setrlimit(resource, value, value).map_err(|why| step(name, why.into()))
+}
+
+fn step(step: &'static str, source: std::io::Error) -> PrivilegeError {
+    PrivilegeError::Step { step, source }
+}

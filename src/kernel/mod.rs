@@ -2,4 +2,6 @@
 //! See DESIGN §9.
 #![allow(unsafe_code)]
 
+pub mod cgroup;
+pub mod freeze;
 pub mod seqpacket;

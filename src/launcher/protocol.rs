@@ -4,11 +4,10 @@
 //! The launcher distrusts the other end. A request names a sandbox by its id and nothing else: every path, uid and
 //! ceiling comes from the launcher's own configuration.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::kernel::cgroup::CgroupPaths;
 use crate::model::{Limits, Millis, TenantId};
 
 /// Bytes of the largest packet either side sends. A longer one is refused with an error and the connection closed.
@@ -83,7 +82,7 @@ pub const SANDBOX_FDS: usize = 3;
 pub struct SandboxInfo {
     pub id: Uuid,
     pub tenant: TenantId,
-    /// Process id of the sandbox's init on the host.
+    /// Process id of the sandbox's init on the host; 0 once it has ended (its cgroup stays until `Destroy`).
     pub pid: i32,
     /// Start time of that process in clock ticks since boot (field 22 of /proc/pid/stat): tells it from a later process of the same id.
     pub start_time: u64,
@@ -96,20 +95,6 @@ pub struct SandboxInfo {
     pub cgroup: CgroupPaths,
     /// Microseconds each step of the set-up took, in order.
     pub steps: Vec<(String, u64)>,
-}
-
-/// Where the sandbox sits in each cgroup hierarchy (absolute directories); `None` where the host has no such controller.
-/// On a pure v2 host all of them are the same directory.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CgroupPaths {
-    /// The v2 directory: freeze, kill, events, pressure, cpu.stat. Always there.
-    pub unified: PathBuf,
-    pub memory: Option<PathBuf>,
-    pub cpu: Option<PathBuf>,
-    pub pids: Option<PathBuf>,
-    pub io: Option<PathBuf>,
-    /// Whether the limits' files are those of cgroup v1.
-    pub v1: bool,
 }
 
 /// A refusal or a failed set-up: which step, why, and what to do.

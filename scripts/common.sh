@@ -1,0 +1,30 @@
+# Shared by the scripts beside it; sourced, not run.
+#
+# As root, by sudo or not: sandboxes need root, but what is built belongs to whoever called sudo, with that user's cargo.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=$root/.cache
+cd "$root"
+
+say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
+fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+[ "$(id -u)" = 0 ] || fail "sandboxes are set up as root: run it with sudo"
+[ "$(uname -s)" = Linux ] || fail "this needs Linux"
+
+# The user whose files these are, and that user's home, where rustup keeps cargo.
+owner=${SUDO_USER:-root}
+home=$(getent passwd "$owner" | cut -d: -f6)
+export CARGO_HOME=${CARGO_HOME:-$home/.cargo} RUSTUP_HOME=${RUSTUP_HOME:-$home/.rustup}
+export PATH="$CARGO_HOME/bin:$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+
+# Runs a command as the owner of the files.
+as_owner() {
+    if [ "$owner" = root ]; then
+        "$@"
+    else
+        sudo -u "$owner" --preserve-env=CARGO_HOME,RUSTUP_HOME,PATH,CARGO_TERM_COLOR,CARGO_INCREMENTAL -H -- "$@"
+    fi
+}
+
+as_owner mkdir -p "$cache"

@@ -1,5 +1,5 @@
 //! Opening what lies in a workspace, and nothing else: `openat2` with `RESOLVE_BENEATH`, no link of any kind and no
-//! mount followed. The kernel decides in one step, so there is no moment between check and use.
+//! other mount entered. The kernel decides in one step, so there is no moment between check and use.
 
 use std::fs::File;
 use std::io;
@@ -22,6 +22,8 @@ pub enum Refused {
     Outside,
     #[error("is a directory")]
     Directory,
+    #[error("lies below a file")]
+    NotDirectory,
     #[error("is not a regular file")]
     NotRegular,
     #[error("{0}")]
@@ -29,7 +31,7 @@ pub enum Refused {
 }
 
 impl Refused {
-    fn from_errno(errno: Errno) -> Self {
+    pub fn from_errno(errno: Errno) -> Self {
         match errno {
             Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => Self::NotFound,
             Errno::LOOP => Self::Link,
@@ -91,7 +93,8 @@ pub fn read(root: impl AsFd, path: &Path) -> Result<(File, u64), Refused> {
 /// A directory, for listing or for work on its entries. The empty path is the root.
 pub fn directory(root: impl AsFd, path: &Path) -> Result<File, Refused> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    open(root, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+    // Not O_NOFOLLOW: with it a link at the end is "not a directory", without it the resolution refuses it as a link.
+    open(root, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
 }
 
 #[cfg(test)]

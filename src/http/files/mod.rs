@@ -4,12 +4,14 @@
 //! by the kernel *beneath* the workspace's own descriptor, without following any link ([`beneath`]), and everything
 //! after that works on descriptors. Nothing here trusts a path twice.
 
-mod answer;
-mod beneath;
+pub mod answer;
+pub mod beneath;
 mod content_type;
-mod listing;
+pub mod listing;
 pub mod path;
 mod range;
+pub mod upload;
+mod write;
 
 use std::fs::File;
 use std::path::PathBuf;

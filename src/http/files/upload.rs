@@ -1,0 +1,191 @@
+//! `POST` and `DELETE .../files`.
+
+use axum::Json;
+use axum::extract::State;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::super::AppState;
+use super::super::args::{FilePath, SessionId};
+use super::super::auth::Caller;
+use super::super::body::{JsonBody, MIB};
+use super::super::error::{ApiError, ErrorBody};
+use super::beneath::Refused;
+use super::{Workspace, blocking, open, path, write};
+
+/// Most files of a batch; most bytes of one file and of all together (contract §7).
+const MAX_FILES: usize = 500;
+const MAX_FILE: usize = 50 * MIB;
+const MAX_BATCH: usize = 100 * MIB;
+
+/// One file to write.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewFile {
+    /// Relative to `targetPath`.
+    #[schema(example = "notes.txt")]
+    pub path: String,
+    /// Base64.
+    #[schema(example = "aGVsbG8=")]
+    pub content: String,
+    /// Accepted and not used: the type follows the extension.
+    pub mime_type: Option<String>,
+}
+
+/// Body of `POST .../files`.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UploadFiles {
+    /// 1 to 500 files.
+    pub files: Vec<NewFile>,
+    /// A directory of the workspace; made when missing. Default: the workspace itself.
+    pub target_path: Option<String>,
+}
+
+/// What became of one file.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WrittenFile {
+    pub path: String,
+    pub written: bool,
+    /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What became of each file, in the order they were sent.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct UploadedBody {
+    pub files: Vec<WrittenFile>,
+}
+
+/// A file is gone.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DeletedBody {
+    pub path: String,
+    pub deleted: bool,
+}
+
+/// Write files into a workspace
+///
+/// Each file is put in place whole. One that cannot be written says why, and the others are written.
+#[utoipa::path(
+    post, path = "/api/sessions/{id}/files", tag = "files", params(("id" = Uuid, Path)),
+    request_body(content = UploadFiles, example = json!({"files": [{"path": "notes.txt", "content": "aGVsbG8="}]})),
+    responses(
+        (status = 200, body = UploadedBody),
+        (status = 400, body = ErrorBody),
+        (status = 404, description = "Session not found", body = ErrorBody),
+        (status = 413, description = "More than 50 MiB in a file or 100 MiB in all", body = ErrorBody),
+    )
+)]
+pub async fn upload(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    body: JsonBody<UploadFiles, { 140 * MIB }>,
+) -> Result<Json<UploadedBody>, ApiError> {
+    let UploadFiles { files, target_path } = body.value;
+    let target = path::directory(target_path.as_deref().unwrap_or("."))
+        .map_err(|why| ApiError::bad_request(format!("targetPath: {why}")))?;
+    let files = decode(files)?;
+    let Workspace { root, .. } = open(&state, &caller, id).await?;
+    let files = blocking(move || {
+        Ok(files
+            .into_iter()
+            .map(|(given, bytes)| {
+                let result = path::relative(&given).and_then(|relative| {
+                    write::put(&root, &target.join(relative), &bytes, 0o644).map_err(|why| in_words(&given, why))
+                });
+                match result {
+                    Ok(()) => WrittenFile { path: given, written: true, size: Some(bytes.len()), error: None },
+                    Err(why) => WrittenFile { path: given, written: false, size: None, error: Some(why) },
+                }
+            })
+            .collect())
+    })
+    .await?;
+    Ok(Json(UploadedBody { files }))
+}
+
+fn in_words(path: &str, why: Refused) -> String {
+    match why {
+        Refused::Io(cause) if cause.kind() == std::io::ErrorKind::StorageFull => "the disk is full".to_owned(),
+        Refused::Io(cause) => {
+            tracing::warn!(error = %cause, "a file could not be written into a workspace");
+            "the file could not be written; the daemon's log has the cause".to_owned()
+        }
+        other => format!("\"{path}\" {other}"),
+    }
+}
+
+/// Sizes and base64 of the whole batch, before anything is written.
+fn decode(files: Vec<NewFile>) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
+    if files.is_empty() || files.len() > MAX_FILES {
+        return Err(ApiError::bad_request(format!("files must have 1 to {MAX_FILES} entries, not {}", files.len())));
+    }
+    let mut total = 0;
+    let mut decoded = Vec::with_capacity(files.len());
+    for (index, file) in files.into_iter().enumerate() {
+        let bytes = STANDARD
+            .decode(file.content)
+            .map_err(|why| ApiError::bad_request(format!("files[{index}].content must be base64: {why}")))?;
+        if bytes.len() > MAX_FILE {
+            return Err(ApiError::too_large(format!(
+                "files[{index}] has {} bytes; the limit is {MAX_FILE} a file",
+                bytes.len()
+            )));
+        }
+        total += bytes.len();
+        if total > MAX_BATCH {
+            return Err(ApiError::too_large(format!("files hold more than the limit of {MAX_BATCH} bytes together")));
+        }
+        decoded.push((file.path, bytes));
+    }
+    Ok(decoded)
+}
+
+/// Delete a file of a workspace
+#[utoipa::path(
+    delete, path = "/api/sessions/{id}/files/{*path}", tag = "files",
+    params(("id" = Uuid, Path), ("path" = String, Path, description = "Relative to the workspace")),
+    responses(
+        (status = 200, body = DeletedBody),
+        (status = 400, description = "The path leaves the workspace, or is a directory", body = ErrorBody),
+        (status = 404, description = "Session not found, or file not found", body = ErrorBody),
+    )
+)]
+pub async fn delete(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    FilePath(path): FilePath,
+) -> Result<Json<DeletedBody>, ApiError> {
+    let relative = path::relative(&path).map_err(|why| ApiError::bad_request(format!("path: {why}")))?;
+    let Workspace { root, .. } = open(&state, &caller, id).await?;
+    let name = path.clone();
+    blocking(move || write::delete(&root, &relative).map_err(|why| why.for_client(&name))).await?;
+    Ok(Json(DeletedBody { path, deleted: true }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_checked_before_anything_is_written() {
+        let file = |content: &str| NewFile { path: "a".into(), content: content.into(), mime_type: None };
+        assert_eq!(decode(vec![]).unwrap_err().text(), "files must have 1 to 500 entries, not 0");
+        let many = (0..501).map(|_| file("")).collect();
+        assert_eq!(decode(many).unwrap_err().text(), "files must have 1 to 500 entries, not 501");
+        let error = decode(vec![file(""), file("*")]).unwrap_err();
+        assert!(error.text().starts_with("files[1].content must be base64"), "{}", error.text());
+        let large = STANDARD.encode(vec![0; MAX_FILE + 1]);
+        let error = decode(vec![file(&large)]).unwrap_err();
+        assert_eq!(error.status(), axum::http::StatusCode::PAYLOAD_TOO_LARGE);
+    }
+}

@@ -1,0 +1,100 @@
+//! The router on a database of its own, called without a socket.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+
+use ashd::config::Config;
+use ashd::http::{AppState, router};
+use ashd::model::{TenantId, now_ms};
+use ashd::sessions::Sessions;
+use ashd::store::{ApiKey, Store};
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tower::ServiceExt;
+use uuid::Uuid;
+
+pub const KEY: &str = "ash_key-of-the-default-tenant";
+pub const OTHER: &str = "ash_key-of-another-tenant";
+
+pub struct Api {
+    router: Router,
+    pub data: TempDir,
+}
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|why| panic!("{why}: {}", String::from_utf8_lossy(&self.body)))
+    }
+}
+
+impl Api {
+    /// Two tenants with a key each; the first may make keys for others.
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(edit: impl FnOnce(&mut Config)) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let store = Store::open(data.path()).await.unwrap();
+        for (token, tenant, admin) in [(KEY, "default", true), (OTHER, "acme", false)] {
+            let key = ApiKey {
+                id: Uuid::new_v4(),
+                tenant: tenant.parse::<TenantId>().unwrap(),
+                label: "test".into(),
+                hash: Sha256::digest(token).into(),
+                prefix: token[..8].into(),
+                admin,
+                created_at: now_ms(),
+            };
+            store.key_insert(key).await.unwrap();
+        }
+        let mut config = config(data.path());
+        edit(&mut config);
+        Self { router: router(AppState::new(Arc::new(config), store, sessions())), data }
+    }
+
+    /// `head` is `METHOD path`, then one header a line.
+    pub async fn call(&self, head: &str, body: impl Into<Body>) -> Answer {
+        let mut lines = head.lines();
+        let (method, path) = lines.next().and_then(|line| line.split_once(' ')).expect(head);
+        let mut request = Request::builder().method(method).uri(path);
+        for line in lines {
+            let (name, value) = line.split_once(": ").expect(line);
+            request = request.header(name, value);
+        }
+        let response = self.router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX).await.unwrap().to_vec();
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    /// The same with the first tenant's key.
+    pub async fn own(&self, head: &str, body: impl Into<Body>) -> Answer {
+        self.call(&format!("{head}\nAuthorization: Bearer {KEY}"), body).await
+    }
+
+    /// The same with the other tenant's key.
+    pub async fn other(&self, head: &str, body: impl Into<Body>) -> Answer {
+        self.call(&format!("{head}\nAuthorization: Bearer {OTHER}"), body).await
+    }
+}
+
+/// No session is reached through this router: those tests run against the whole daemon.
+fn sessions() -> Sessions {
+    Sessions {}
+}
+
+fn config(data: &std::path::Path) -> Config {
+    Config { data_dir: data.to_owned(), run_dir: data.join("run"), ..Config::default() }
+}

@@ -1,0 +1,127 @@
+//! `ashctl` as a person or a program uses it: against a daemon, by its exit codes, its text and its JSON.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::process::Command;
+
+use common::{Daemon, Options};
+use serde_json::Value;
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn ashctl(daemon: &Daemon, args: &[&str]) -> Said {
+    run(
+        args,
+        &[
+            ("ASH_URL", &format!("http://127.0.0.1:{}", daemon.port)),
+            ("ASH_DATA_DIR", &daemon.data().display().to_string()),
+        ],
+    )
+}
+
+fn run(args: &[&str], env: &[(&str, &str)]) -> Said {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ashctl"));
+    command.args(args).env_clear().envs(env.iter().copied());
+    let out = command.output().unwrap();
+    Said {
+        code: out.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&out.stdout).into_owned(),
+        err: String::from_utf8_lossy(&out.stderr).into_owned(),
+    }
+}
+
+/// Runs it, expects success, and returns what it printed.
+fn works(daemon: &Daemon, args: &[&str]) -> String {
+    let said = ashctl(daemon, args);
+    assert_eq!(said.code, 0, "{args:?}: {}{}", said.out, said.err);
+    said.out
+}
+
+#[test]
+fn a_session_from_its_agent_to_its_end() {
+    let daemon = Daemon::start(Options::default());
+    let dir =
+        daemon.agent_dir("my-agent", &[("CLAUDE.md", "You are a test.\n"), ("data/x.txt", "x"), (".git/config", "no")]);
+    let dir = dir.display().to_string();
+    assert!(works(&daemon, &["health"]).contains("status           ok"), "{}", works(&daemon, &["health"]));
+    assert_eq!(works(&daemon, &["agent", "deploy", &dir]), "deployed my-agent, version 1\n");
+    assert_eq!(works(&daemon, &["agent", "deploy", &dir]), "deployed my-agent, version 2\n");
+    assert!(works(&daemon, &["agent", "list"]).contains("my-agent"));
+    let id = works(&daemon, &["session", "create", "my-agent", "--env", "PLANTED=here"]).trim().to_owned();
+    assert_eq!(id.len(), 36, "{id}");
+    let said = works(
+        &daemon,
+        &["session", "send", &id, "@text Looking.\n@tool Bash {\"command\":\"echo $PLANTED; ls\"}\n@text Done."],
+    );
+    assert_eq!(said, "Looking.\n> Bash echo $PLANTED; ls\n< here CLAUDE.md data\nDone.\n");
+    let lines = works(&daemon, &["-o", "json", "session", "send", &id, "@text x"]);
+    let events: Vec<String> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["event"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(events.last().map(String::as_str), Some("done"));
+    assert!(works(&daemon, &["session", "files", &id]).contains("data/x.txt"));
+    assert!(!works(&daemon, &["session", "files", &id]).contains(".git"));
+    assert_eq!(works(&daemon, &["session", "cat", &id, "data/x.txt"]), "x");
+    assert!(works(&daemon, &["session", "pause", &id]).contains("status       paused"));
+    assert!(works(&daemon, &["session", "list", "--status", "paused"]).contains(&id));
+    let refused = ashctl(&daemon, &["session", "send", &id, "x"]);
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused.err.contains("Session is paused") && refused.err.contains("ashctl session resume"),
+        "{}",
+        refused.err
+    );
+    works(&daemon, &["session", "resume", &id]);
+    let died = ashctl(&daemon, &["session", "send", &id, "@text oh\n@exit 3"]);
+    assert_eq!((died.code, died.out.as_str()), (1, "oh\n"), "{}", died.err);
+    assert!(died.err.contains("the turn failed"), "{}", died.err);
+    assert!(works(&daemon, &["session", "messages", &id]).contains("user> @text x"));
+    assert!(works(&daemon, &["session", "events", &id, "--type", "lifecycle"]).contains("created"));
+    assert!(works(&daemon, &["session", "end", &id]).contains("status       ended"));
+    let gone = ashctl(&daemon, &["session", "resume", &id]);
+    assert!(gone.code == 1 && gone.err.contains("HTTP 410"), "{}", gone.err);
+    works(&daemon, &["agent", "delete", "my-agent"]);
+    assert_eq!(works(&daemon, &["agent", "list"]), "no agents\n");
+}
+
+#[test]
+fn keys_are_made_listed_and_revoked() {
+    let daemon = Daemon::start(Options::default());
+    let made: Value = serde_json::from_str(&works(&daemon, &["-o", "json", "keys", "create", "laptop"])).unwrap();
+    let (id, key) = (made["id"].as_str().unwrap(), made["key"].as_str().unwrap());
+    assert!(works(&daemon, &["keys", "list"]).contains("laptop"));
+    assert!(!works(&daemon, &["keys", "list"]).contains(key), "a whole key is listed");
+    works(&daemon, &["--key", key, "agent", "list"]);
+    works(&daemon, &["keys", "revoke", id]);
+    let refused = ashctl(&daemon, &["--key", key, "agent", "list"]);
+    assert!(refused.code == 4 && refused.err.contains("not authorised"), "{} {}", refused.code, refused.err);
+}
+
+#[test]
+fn each_kind_of_failure_has_its_exit_code_and_a_next_step() {
+    let table: [(&[&str], &[(&str, &str)], i32, &str); 6] = [
+        (&["--url", "http://127.0.0.1:1", "health"], &[], 3, "is it running?"),
+        (&["--url", "nonsense", "health"], &[], 2, "must begin with http://"),
+        (&["session", "send"], &[], 2, "required"),
+        (&["agent", "deploy", "/nonexistent"], &[], 1, "/nonexistent"),
+        (&["agent", "deploy", "/usr"], &[], 2, "CLAUDE.md"),
+        (&["claude", "install", "../../x"], &[], 2, "not a version"),
+    ];
+    for (args, env, code, text) in table {
+        let said = run(args, env);
+        assert_eq!(said.code, code, "{args:?}: {}", said.err);
+        assert!(said.err.contains(text), "{args:?}: {}", said.err);
+    }
+    // Without npm: what is missing, how to get it, and nothing left of the attempt.
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().display().to_string();
+    let said = run(&["--data-dir", &data, "claude", "install"], &[("PATH", "/nonexistent")]);
+    assert!(said.code == 1 && said.err.contains("apt install npm"), "{} {}", said.code, said.err);
+    assert_eq!(std::fs::read_dir(dir.path().join("claude")).unwrap().count(), 0);
+}

@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 
 use super::claude::Line;
 use super::claude::line::{Block, is_true, object, string};
+pub use super::turn_result::TurnResult;
 use crate::store::{Role, Usage};
 
 /// Tool calls whose name is remembered until their result comes. Past it the oldest is forgotten: its `tool_result`
@@ -49,7 +50,7 @@ pub enum Kind {
     User {
         replay: bool,
     },
-    /// The end of a turn.
+    /// The end of a turn. Its line does not begin with its type.
     Result(TurnResult),
     StreamEvent,
     /// claude's answer to a control request of ours.
@@ -64,7 +65,8 @@ pub enum Kind {
         subtype: String,
         raw: String,
     },
-    /// What became of the message with this uuid: `state` is queued, started, completed, cancelled, ...
+    /// What became of the message with this uuid: `state` is queued, started, then (after the turn's result)
+    /// completed or cancelled.
     CommandLifecycle {
         command: String,
         state: String,
@@ -73,47 +75,6 @@ pub enum Kind {
     Other,
     /// Not one JSON object in UTF-8: forged, or a library's print. It is never passed on.
     NotJson,
-}
-
-/// What a `result` line says.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct TurnResult {
-    /// success, error_during_execution, error_max_turns, error_max_budget_usd, error_max_structured_output_retries.
-    pub subtype: String,
-    /// Also true with subtype "success": an API error that ended the turn.
-    pub is_error: bool,
-    pub result: Option<String>,
-    pub errors: Vec<String>,
-    pub num_turns: Option<u64>,
-    pub duration_ms: Option<f64>,
-    /// Since the process started, not of this turn.
-    pub total_cost_usd: Option<f64>,
-    pub terminal_reason: Option<String>,
-    pub api_error_status: Option<u16>,
-    usage: Option<Tokens>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-struct Tokens {
-    input_tokens: u64,
-    output_tokens: u64,
-    cache_creation_input_tokens: u64,
-    cache_read_input_tokens: u64,
-}
-
-impl TurnResult {
-    /// Why the turn failed, in claude's words; `None` when it did not. An interrupted turn counts as failed here: the
-    /// driver knows whether it asked for that.
-    pub fn failure(&self) -> Option<String> {
-        if !self.is_error {
-            return None;
-        }
-        let said = self.result.clone().filter(|text| !text.trim().is_empty());
-        let listed = (!self.errors.is_empty()).then(|| self.errors.join("; "));
-        Some(said.or(listed).unwrap_or_else(|| format!("the turn ended with {}", self.subtype)))
-    }
 }
 
 /// Classifies line after line, and remembers which tool a call id belongs to, since a tool's result does not name it.
@@ -266,22 +227,7 @@ fn content_text(content: Option<&RawValue>) -> String {
 }
 
 fn result(line: &[u8], text: String) -> Classified {
-    // A result whose fields have other types than ours still ends the turn: anything else would hang it.
-    let turn = serde_json::from_slice::<TurnResult>(line).unwrap_or_else(|source| TurnResult {
-        subtype: "unreadable".to_owned(),
-        is_error: true,
-        errors: vec![format!("claude's result could not be read: {source}")],
-        ..TurnResult::default()
-    });
-    let tokens = turn.usage.unwrap_or_default();
-    let usage = Usage {
-        input_tokens: tokens.input_tokens,
-        output_tokens: tokens.output_tokens,
-        cache_creation_tokens: tokens.cache_creation_input_tokens,
-        cache_read_tokens: tokens.cache_read_input_tokens,
-        tool_calls: 0,
-        compute_ms: turn.duration_ms.map_or(0, |ms| ms.max(0.0) as u64),
-    };
+    let (turn, usage) = TurnResult::read(line);
     let mut events = Vec::new();
     if let Some(why) = turn.failure() {
         events.push(("error", json!({ "error": why }).to_string()));

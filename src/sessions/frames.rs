@@ -5,7 +5,8 @@
 //! assistant -------------------------------> tool_use ..., then message
 //! user ------------------------------------> tool_result ..., then message
 //! result ----------------------------------> turn_complete, then message
-//! control_*, transcript_mirror, keep_alive -> nothing: they are between ashd and claude
+//! control_*, command_lifecycle, transcript_mirror, keep_alive
+//! -----------------------------------------> nothing: they are between ashd and claude
 //! not one JSON object in UTF-8 ------------> nothing
 //! anything else ---------------------------> message
 //! ```
@@ -50,9 +51,12 @@ pub fn frames(line: &[u8], turn: i64, offset: u64, skip: u32, partial: bool, out
         "result" => {
             frames.object("turn_complete", &[("numTurns", parsed.num_turns), ("result", parsed.result)]);
         }
-        "control_request" | "control_response" | "control_cancel_request" | "transcript_mirror" | "keep_alive" => {
-            return;
-        }
+        "control_request"
+        | "control_response"
+        | "control_cancel_request"
+        | "command_lifecycle"
+        | "transcript_mirror"
+        | "keep_alive" => return,
         _ => {}
     }
     frames.frame("message", |out| put_line(out, line));

@@ -58,6 +58,7 @@ fn which_line_becomes_what() {
         (r#"{"type":"control_response","response":{}}"#, none.clone(), none.clone()),
         (r#"{"type":"control_cancel_request"}"#, none.clone(), none.clone()),
         (r#"{"type":"transcript_mirror","entries":[]}"#, none.clone(), none.clone()),
+        (r#"{"type":"command_lifecycle","state":"queued"}"#, none.clone(), none.clone()),
         (r#"{"type":"keep_alive"}"#, none.clone(), none.clone()),
         ("not json", none.clone(), none.clone()),
         ("", none.clone(), none.clone()),

@@ -11,5 +11,6 @@ pub mod lines;
 pub mod piece;
 pub mod published;
 pub mod reader;
+mod turn_result;
 
 pub use api::*;

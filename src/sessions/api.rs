@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
-use crate::model::{SessionStatus, TenantId};
-use crate::store::Session;
+use crate::model::SessionStatus;
 
 /// Body of `POST /api/sessions`. Unknown fields are ignored (contract §1).
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -132,71 +130,4 @@ pub struct EventId {
     pub turn: i64,
     pub offset: u64,
     pub frame: u32,
-}
-
-/// All sessions of this daemon. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Sessions {}
-
-#[allow(clippy::unused_async)]
-impl Sessions {
-    /// Answers when the sandbox is ready and claude answered `initialize`, never before.
-    pub async fn create(&self, _tenant: &TenantId, _body: CreateSession) -> Result<Session, SessionError> {
-        unimplemented!()
-    }
-    pub async fn get(&self, _tenant: &TenantId, _id: Uuid) -> Result<Session, SessionError> {
-        unimplemented!()
-    }
-    /// Accepts the message (durably) and returns the turn's frames.
-    pub async fn send(&self, _tenant: &TenantId, _id: Uuid, _body: SendMessage) -> Result<FrameStream, SessionError> {
-        unimplemented!()
-    }
-    /// Frames after `from` (or from now on), then live, for ever.
-    pub async fn stream(
-        &self,
-        _tenant: &TenantId,
-        _id: Uuid,
-        _from: Option<EventId>,
-        _partial: bool,
-    ) -> Result<FrameStream, SessionError> {
-        unimplemented!()
-    }
-    pub async fn pause(&self, _tenant: &TenantId, _id: Uuid) -> Result<Session, SessionError> {
-        unimplemented!()
-    }
-    pub async fn resume(&self, _tenant: &TenantId, _id: Uuid) -> Result<Session, SessionError> {
-        unimplemented!()
-    }
-    pub async fn stop(&self, _tenant: &TenantId, _id: Uuid) -> Result<Session, SessionError> {
-        unimplemented!()
-    }
-    pub async fn end(&self, _tenant: &TenantId, _id: Uuid) -> Result<Session, SessionError> {
-        unimplemented!()
-    }
-    pub async fn fork(&self, _tenant: &TenantId, _id: Uuid) -> Result<Session, SessionError> {
-        unimplemented!()
-    }
-    pub async fn interrupt(&self, _tenant: &TenantId, _id: Uuid) -> Result<Session, SessionError> {
-        unimplemented!()
-    }
-    pub async fn patch_config(
-        &self,
-        _tenant: &TenantId,
-        _id: Uuid,
-        _body: PatchConfig,
-    ) -> Result<Session, SessionError> {
-        unimplemented!()
-    }
-    /// The session's workspace directory on the host, for the files API (live, paused or ended).
-    pub async fn workspace(&self, _tenant: &TenantId, _id: Uuid) -> Result<std::path::PathBuf, SessionError> {
-        unimplemented!()
-    }
-    /// Constant time.
-    pub fn pool_stats(&self) -> PoolStats {
-        unimplemented!()
-    }
-    /// Sessions that are `active`. Constant time.
-    pub fn active(&self) -> usize {
-        unimplemented!()
-    }
 }

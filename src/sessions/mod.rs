@@ -1,16 +1,57 @@
 //! Sessions: one task owns one session and is the only writer of its state.
+//!
+//! ```text
+//!                     create
+//!                       |
+//!                 +-----v----+   sandbox ready,      +--------+
+//!                 | starting |---claude answered---->| active |<-------------+
+//!                 +--+----+--+   initialize          +-+-+-+--+              |
+//!               stop |    | it failed           pause  | | |                 | resume: thaw ("warm")
+//!                    |    |            (or idle, evicted,| |                 | or a new process ("cold")
+//!                    |    |             restart)       | | | claude died     |
+//!                    |    |        +--------+<---------+ | |                 |
+//!                    |    |        | paused |------------|-|---------------->+
+//!                    |    |        +--------+       stop | |                 |
+//!                    +----|------->+---------+<----------+ |                 |
+//!                         |        | stopped |-------------|---------------->+
+//!                         |        +---------+             |                 |
+//!                         +------->+-------+<--------------+                 |
+//!                                  | error |-------------------------------->+
+//!                                  +-------+
+//!                 any ---- end ---->  ended     (its directory is kept, its files can be read)
+//! ```
+//!
+//! To follow one message: `service` (finds the task) -> `driver::turn` (durable, then to claude's stdin) -> claude ->
+//! the stdout file -> `lines` (tail) -> `classify` -> `driver::turn` (ledger, watermark) -> `reader` -> `frames`.
 
+pub mod adopt;
+pub mod alarms;
 pub mod api;
+pub mod cause;
 pub mod classify;
 pub mod claude;
+pub mod conversation;
+pub mod copy_tree;
+pub mod driver;
 pub mod event_id;
 pub mod frames;
 pub mod hub;
 mod join;
+pub mod launch;
 pub mod lines;
+pub mod live;
+pub mod options;
+pub mod paths;
 pub mod piece;
+pub mod process;
 pub mod published;
+pub mod queue;
 pub mod reader;
+pub mod registry;
+pub mod service;
+pub mod state;
 mod turn_result;
+pub mod turns;
 
 pub use api::*;
+pub use service::Sessions;

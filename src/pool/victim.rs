@@ -1,0 +1,61 @@
+//! Which sandbox goes when there is no room: the one that was paused longest ago. Pure.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use crate::model::SandboxState;
+
+/// One slot that is taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Occupant {
+    pub state: SandboxState,
+    /// Nobody waits for it: its session is paused, between turns, and resumes from its directory.
+    pub parkable: bool,
+    /// Already asked to go.
+    pub leaving: bool,
+    /// When it came into this state.
+    pub since: Instant,
+}
+
+/// The session whose sandbox may be destroyed. A sandbox in a turn is never chosen, nor one of an active session: its
+/// client would find it paused without having asked.
+pub fn choose(slots: &HashMap<Uuid, Occupant>) -> Option<Uuid> {
+    slots
+        .iter()
+        .filter(|(_, o)| o.parkable && !o.leaving && o.state == SandboxState::Waiting)
+        .min_by_key(|(_, o)| o.since)
+        .map(|(id, _)| *id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_longest_paused_goes_first_and_a_turn_never() {
+        let base = Instant::now();
+        let at = |secs, state, parkable, leaving| Occupant {
+            state,
+            parkable,
+            leaving,
+            since: base + Duration::from_secs(secs),
+        };
+        let ids: Vec<Uuid> = (0..5).map(|_| Uuid::new_v4()).collect();
+        let mut slots = HashMap::from([
+            (ids[0], at(1, SandboxState::Running, true, false)),
+            (ids[1], at(2, SandboxState::Waiting, false, false)),
+            (ids[2], at(3, SandboxState::Waiting, true, true)),
+            (ids[3], at(9, SandboxState::Waiting, true, false)),
+            (ids[4], at(5, SandboxState::Waiting, true, false)),
+        ]);
+        assert_eq!(choose(&slots), Some(ids[4]));
+        slots.remove(&ids[4]);
+        assert_eq!(choose(&slots), Some(ids[3]));
+        slots.remove(&ids[3]);
+        assert_eq!(choose(&slots), None);
+    }
+}

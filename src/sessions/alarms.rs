@@ -1,0 +1,117 @@
+//! What a session does by itself when time passes. Pure: the task sleeps until the earliest alarm.
+
+use std::time::{Duration, Instant};
+
+use crate::model::SessionStatus;
+
+/// A task without a process that nobody asks anything ends after this; the next request makes a new one.
+pub const REST: Duration = Duration::from_secs(60);
+/// Longest time a turn stays frozen before it is ended cleanly. 180 s is safe, at 330 s claude asks the model again and
+/// the owner pays twice (measured).
+pub const MAX_PAUSE_IN_TURN: Duration = Duration::from_secs(150);
+/// An interrupted claude answers within 0.1 s (measured); one that did not after this long is killed.
+pub const INTERRUPT_GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alarm {
+    /// End the task.
+    Rest,
+    /// Freeze an idle claude: it burns about 1 % of a core (measured).
+    Freeze,
+    /// Destroy the sandbox of a session that had no turn for long.
+    Park,
+    /// A turn was paused for too long.
+    PausedInTurn,
+    /// A turn took longer than the session's limit.
+    TurnTooLong,
+    /// An interrupt was not obeyed.
+    InterruptIgnored,
+}
+
+/// What the alarms depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Clocks {
+    pub status: SessionStatus,
+    pub starting: bool,
+    /// When the session last had something to do: its live process's idle time begins here.
+    pub live_idle_since: Option<Instant>,
+    pub frozen: bool,
+    pub turn_since: Option<Instant>,
+    pub turn_limit: Duration,
+    pub paused_since: Option<Instant>,
+    pub interrupted_at: Option<Instant>,
+    pub last_asked: Instant,
+    pub freeze_after: Option<Duration>,
+    pub park_after: Duration,
+}
+
+/// The next alarm and its time.
+pub fn next(c: &Clocks) -> Option<(Instant, Alarm)> {
+    if c.starting {
+        return None;
+    }
+    let Some(idle_since) = c.live_idle_since else {
+        return Some((c.last_asked + REST, Alarm::Rest));
+    };
+    let Some(turn_since) = c.turn_since else {
+        let park = (idle_since + c.park_after, Alarm::Park);
+        return match c.freeze_after {
+            Some(after) if !c.frozen && c.status == SessionStatus::Active => {
+                Some(earlier((idle_since + after, Alarm::Freeze), park))
+            }
+            _ => Some(park),
+        };
+    };
+    if let Some(at) = c.interrupted_at {
+        return Some((at + INTERRUPT_GRACE, Alarm::InterruptIgnored));
+    }
+    if c.frozen {
+        return c.paused_since.map(|at| (at + MAX_PAUSE_IN_TURN, Alarm::PausedInTurn));
+    }
+    Some((turn_since + c.turn_limit, Alarm::TurnTooLong))
+}
+
+fn earlier(a: (Instant, Alarm), b: (Instant, Alarm)) -> (Instant, Alarm) {
+    if a.0 <= b.0 { a } else { b }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table() {
+        let t = Instant::now();
+        let s = Duration::from_secs;
+        let idle = Clocks {
+            status: SessionStatus::Active,
+            starting: false,
+            live_idle_since: Some(t),
+            frozen: false,
+            turn_since: None,
+            turn_limit: s(3600),
+            paused_since: None,
+            interrupted_at: None,
+            last_asked: t,
+            freeze_after: Some(s(2)),
+            park_after: s(1800),
+        };
+        let paused = Clocks { status: SessionStatus::Paused, frozen: true, paused_since: Some(t), ..idle };
+        let turn = Clocks { turn_since: Some(t), ..idle };
+        let cases = [
+            (idle, Some((2, Alarm::Freeze))),
+            (Clocks { freeze_after: None, ..idle }, Some((1800, Alarm::Park))),
+            (Clocks { frozen: true, ..idle }, Some((1800, Alarm::Park))),
+            (Clocks { park_after: s(1), ..idle }, Some((1, Alarm::Park))),
+            (paused, Some((1800, Alarm::Park))),
+            (turn, Some((3600, Alarm::TurnTooLong))),
+            (Clocks { turn_since: Some(t), ..paused }, Some((150, Alarm::PausedInTurn))),
+            (Clocks { interrupted_at: Some(t + s(5)), ..turn }, Some((15, Alarm::InterruptIgnored))),
+            (Clocks { live_idle_since: None, ..paused }, Some((60, Alarm::Rest))),
+            (Clocks { starting: true, ..idle }, None),
+        ];
+        for (clocks, want) in cases {
+            assert_eq!(next(&clocks), want.map(|(secs, alarm)| (t + s(secs), alarm)), "{clocks:?}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! claude's own record of a conversation: `<home>/.claude/projects/-workspace/<session id>.jsonl`. It alone is enough to
+//! resume (measured), so its presence decides how a new process is started.
+//!
+//! It lies in the sandbox's home, so the payload may have replaced it or any directory above it: it is only ever
+//! reached without following links.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use memchr::memmem;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use uuid::Uuid;
+
+/// claude names the directory after the working directory, `/` written as `-`.
+const PROJECT: [&str; 3] = [".claude", "projects", "-workspace"];
+
+/// Bytes of one line of the record; claude's own lines carry images and stay far below.
+const MAX_LINE: u64 = 64 << 20;
+
+/// Whether this session's conversation is there to be resumed.
+pub fn exists(home: &Path, id: Uuid) -> bool {
+    open(home, id).is_ok()
+}
+
+fn project(home: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut dir = rustix::fs::openat(CWD, home, flags, Mode::empty())?;
+    for name in PROJECT {
+        dir = rustix::fs::openat(dir.as_fd(), name, flags, Mode::empty())?;
+    }
+    Ok(dir)
+}
+
+fn open(home: &Path, id: Uuid) -> io::Result<File> {
+    let dir = project(home)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir.as_fd(), format!("{id}.jsonl"), flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&file)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size == 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file with content"));
+    }
+    Ok(file.into())
+}
+
+/// Gives the conversation in `home` (a copy, nobody's yet) another session's id: a new record with the id replaced in
+/// every line, and the old one removed. `Ok(false)` when there is none.
+pub fn rename(home: &Path, old: Uuid, new: Uuid) -> io::Result<bool> {
+    let source = match open(home, old) {
+        Ok(source) => source,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    let dir = project(home)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target = rustix::fs::openat(dir.as_fd(), format!("{new}.jsonl"), flags, Mode::RUSR | Mode::WUSR)?;
+    rewrite(BufReader::new(source), BufWriter::new(File::from(target)), old, new)?;
+    // Large tool outputs lie in a directory named after the session; the record names them by path, so it stays as it is.
+    rustix::fs::unlinkat(dir.as_fd(), format!("{old}.jsonl"), rustix::fs::AtFlags::empty())?;
+    Ok(true)
+}
+
+/// Copies whole lines with `"sessionId":"<old>"` turned into the new id. A quote inside a text is written `\"` in JSON,
+/// so the pattern only matches fields.
+fn rewrite(mut from: impl BufRead, mut to: impl Write, old: Uuid, new: Uuid) -> io::Result<()> {
+    let pattern = format!("\"sessionId\":\"{old}\"");
+    let replacement = format!("\"sessionId\":\"{new}\"");
+    let finder = memmem::Finder::new(&pattern);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = io::Read::take(&mut from, MAX_LINE).read_until(b'\n', &mut line)?;
+        if read == 0 {
+            return to.flush();
+        }
+        if line.last() != Some(&b'\n') {
+            if line.len() as u64 >= MAX_LINE {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the conversation has a line above 64 MiB"));
+            }
+            // The last line was being written: it belongs to no finished turn.
+            return to.flush();
+        }
+        let mut at = 0;
+        for found in finder.find_iter(&line) {
+            to.write_all(&line[at..found])?;
+            to.write_all(replacement.as_bytes())?;
+            at = found + pattern.len();
+        }
+        to.write_all(&line[at..])?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_field_changes_and_half_a_line_is_left_out() {
+        let (old, new) = (Uuid::new_v4(), Uuid::new_v4());
+        let input = format!(
+            "{{\"sessionId\":\"{old}\",\"text\":\"say \\\"sessionId\\\":\\\"{old}\\\"\"}}\n{{\"type\":\"summary\"}}\n{{\"sessionId\":\"{old}\",\"ha"
+        );
+        let mut output = Vec::new();
+        rewrite(input.as_bytes(), &mut output, old, new).unwrap();
+        let text = String::from_utf8(output).unwrap();
+        let want = format!(
+            "{{\"sessionId\":\"{new}\",\"text\":\"say \\\"sessionId\\\":\\\"{old}\\\"\"}}\n{{\"type\":\"summary\"}}\n"
+        );
+        assert_eq!(text, want);
+    }
+
+    #[test]
+    fn a_record_reached_by_a_link_does_not_exist() {
+        let temp = tempfile::tempdir().unwrap();
+        let id = Uuid::new_v4();
+        let dir = temp.path().join(".claude/projects/-workspace");
+        std::fs::create_dir_all(&dir).unwrap();
+        let file = dir.join(format!("{id}.jsonl"));
+        assert!(!exists(temp.path(), id));
+        std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
+        assert!(!exists(temp.path(), id));
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, "").unwrap();
+        assert!(!exists(temp.path(), id), "an empty record is none");
+        std::fs::write(&file, "{}\n").unwrap();
+        assert!(exists(temp.path(), id));
+        let new = Uuid::new_v4();
+        assert!(rename(temp.path(), id, new).unwrap());
+        assert!(exists(temp.path(), new) && !exists(temp.path(), id));
+        assert!(!rename(temp.path(), id, new).unwrap());
+    }
+}

@@ -1,0 +1,248 @@
+//! How things end without being asked to: deaths, alarms, and what a restarted ashd finds.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::{Driver, Interrupted, Running};
+use crate::launcher::init_protocol::Exit;
+use crate::model::{SessionStatus, now_ms};
+use crate::pool::Slot;
+use crate::sandbox::SandboxEvent;
+use crate::sessions::adopt::{self, Attached};
+use crate::sessions::alarms::Alarm;
+use crate::sessions::cause::{self, OomCount};
+use crate::sessions::lines::TailError;
+use crate::sessions::process::of_turn;
+use crate::sessions::turns::Turns;
+use crate::sessions::{SessionError, alarms};
+use crate::store::Commit;
+
+impl Driver {
+    pub(super) async fn sandbox_event(&mut self, event: Option<SandboxEvent>) {
+        let status = match event {
+            Some(SandboxEvent::Exited { child, status })
+                if self.live.as_ref().is_some_and(|live| live.record.child == child) =>
+            {
+                Some(status)
+            }
+            Some(SandboxEvent::Died) | None => None,
+            Some(_) => return,
+        };
+        self.died(status).await;
+    }
+
+    /// claude (with its status) or the whole sandbox is gone.
+    async fn died(&mut self, status: Option<Exit>) {
+        self.catch_up().await;
+        let Some(live) = &self.live else { return };
+        let memory = live.sandbox.info.limits.memory_bytes;
+        let oom = OomCount::read(&live.sandbox.info.cgroup) > live.oom;
+        let why = match status {
+            Some(status) => cause::exited(status, oom, memory, &self.dir.stderr_tail(live.stderr_from)),
+            None => cause::sandbox_died(oom, memory),
+        };
+        self.fell(why, cause::reason(oom, status)).await;
+    }
+
+    /// The session cannot go on: its readers and the database are told first, then what is left is cleared away.
+    pub(super) async fn fell(&mut self, why: String, reason: &'static str) {
+        tracing::warn!(ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant, ASH_EVENT = "fell", reason, "{why}");
+        // A paused session stays paused: its next resume starts a new process.
+        let mut change = if self.session.status == SessionStatus::Paused {
+            let mut change = self.ledger.blank();
+            let data = super::lifecycle("parked", json!({ "reason": reason, "error": why }));
+            change.events.push(("lifecycle", data));
+            change
+        } else {
+            self.change(SessionStatus::Error, Some(why.clone()), "error", json!({ "reason": reason, "error": why }))
+        };
+        let running = self.turn.as_ref().map(|running| running.turn.clone());
+        let interrupted = self.break_turn(&mut change, &why);
+        if running.is_some() {
+            change.events.push(("error", json!({ "error": why }).to_string()));
+        }
+        let turn = change.turn.clone();
+        let retry = change.clone();
+        if let Err(e) = self.enter(change).await {
+            // Readers must not hang on a full disk; the row follows when it can.
+            tracing::error!(ASH_SESSION = %self.session.id, "its end is not in the database yet: {e}");
+            turn.into_iter().for_each(|turn| self.ledger.publish(turn));
+            if let Some((to, error)) = retry.status.clone() {
+                self.shared.moved(Some(self.session.status), to, self.live.is_some());
+                (self.session.status, self.session.error) = (to, error);
+            }
+            self.ledger.note(retry);
+        }
+        self.tear_down().await;
+        self.answer_interrupted(interrupted, Err(why));
+    }
+
+    /// Closes the running turn in `change`, with the reason.
+    pub(super) fn break_turn(&mut self, change: &mut Commit, why: &str) -> Option<Interrupted> {
+        let Running { mut turn, interrupted, .. } = self.turn.take()?;
+        self.turns.broke();
+        turn.end = Some(self.read_to().max(turn.start));
+        turn.ended_at = Some(now_ms());
+        turn.error = Some(interrupted.as_ref().and_then(|i| i.why.clone()).unwrap_or_else(|| why.to_owned()));
+        change.stdout_offset = turn.end;
+        change.turn = Some(turn);
+        interrupted
+    }
+
+    pub(super) fn answer_interrupted(&self, interrupted: Option<Interrupted>, how: Result<(), String>) {
+        for reply in interrupted.into_iter().flat_map(|i| i.replies) {
+            let _ = reply.send(match &how {
+                Ok(()) => Ok(self.session.clone()),
+                Err(why) => Err(SessionError::Failed(why.clone())),
+            });
+        }
+    }
+
+    /// Reads what is there, for the last time.
+    pub(super) async fn catch_up(&mut self) {
+        loop {
+            let drained = match self.live.as_mut().and_then(|live| live.tail.as_mut()) {
+                Some(tail) => tail.drain(),
+                None => return,
+            };
+            match drained {
+                Ok(Some(batch)) => self.ingest(&batch).await,
+                Ok(None) => return,
+                Err(e) => {
+                    tracing::warn!(ASH_SESSION = %self.session.id, "the last lines cannot be read: {e}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The payload spoilt its own output.
+    pub(super) async fn unreadable(&mut self, error: &TailError) {
+        self.fell(error.to_string(), "output").await;
+    }
+
+    /// Destroys the sandbox and gives its place back.
+    pub(super) async fn tear_down(&mut self) {
+        if let Some(live) = self.live.take() {
+            self.session.stdout_offset = live.read_to;
+            self.shared.remove_sandbox(self.session.id).await;
+            self.shared.went_cold(self.session.status);
+        }
+    }
+
+    /// To cold: the process goes, the session can be resumed.
+    pub(super) async fn park(&mut self, reason: &'static str) {
+        if self.session.status == SessionStatus::Active {
+            let change =
+                self.change(SessionStatus::Paused, None, "paused", json!({ "reason": reason, "path": "cold" }));
+            if let Err(e) = self.enter(change).await {
+                tracing::error!(ASH_SESSION = %self.session.id, "not parked: {e}");
+                if let Some(live) = &mut self.live {
+                    live.idle_since = Instant::now();
+                }
+                return;
+            }
+        } else {
+            let mut change = self.ledger.blank();
+            change.events.push(("lifecycle", super::lifecycle("parked", json!({ "reason": reason }))));
+            self.ledger.note(change);
+        }
+        self.catch_up().await;
+        self.tear_down().await;
+    }
+
+    pub(super) async fn alarm(&mut self, alarm: Alarm) {
+        match alarm {
+            Alarm::Rest => {}
+            Alarm::Freeze => {
+                let Some(live) = &mut self.live else { return };
+                if live.has_company() {
+                    // What the agent left running is activity.
+                    live.idle_since = Instant::now();
+                } else if let Err(e) = live.freeze().await {
+                    tracing::warn!(ASH_SESSION = %self.session.id, "an idle session could not be frozen: {e}");
+                    live.idle_since = Instant::now();
+                }
+            }
+            Alarm::Park => self.park("idle").await,
+            Alarm::PausedInTurn => {
+                let secs = alarms::MAX_PAUSE_IN_TURN.as_secs();
+                let why = format!(
+                    "the turn was ended because the session stayed paused for more than {secs} s in the middle of it"
+                );
+                self.interrupt(Some(why), None).await;
+            }
+            Alarm::TurnTooLong => {
+                let why = format!(
+                    "the turn was ended because it took longer than {} ms (limits.turn_ms)",
+                    self.session.limits.turn_ms
+                );
+                self.interrupt(Some(why), None).await;
+            }
+            Alarm::InterruptIgnored => {
+                let secs = alarms::INTERRUPT_GRACE.as_secs();
+                self.fell(format!("claude did not stop within {secs} s of an interrupt and was killed"), "interrupt")
+                    .await;
+            }
+        }
+    }
+
+    /// A sandbox of this session was found alive: whatever happened while nobody looked is taken in order.
+    pub(super) async fn adopt(&mut self, slot: Slot) {
+        match self.attach(slot).await {
+            Ok(exited) => {
+                if let Some(status) = exited {
+                    self.died(Some(status)).await;
+                }
+            }
+            Err(why) => {
+                self.shared.remove_sandbox(self.session.id).await;
+                self.found_cold(&format!("the sandbox could not be taken over by the restarted ashd: {why}")).await;
+            }
+        }
+    }
+
+    async fn attach(&mut self, slot: Slot) -> Result<Option<Exit>, String> {
+        let (shared, dir) = (self.shared.clone(), self.dir.clone());
+        let attached = adopt::attach(&shared, &self.session, &self.options, &dir, self.newest, slot).await?;
+        let Attached { mut live, accepted, exited } = attached;
+        let open = self.shared.store.last_turn(self.session.id).await.map_err(|e| e.to_string())?;
+        let open = open.filter(|turn| turn.end.is_none());
+        if let Some(mut turn) = open {
+            self.turns = Turns::adopted(turn.unasked);
+            let number = of_turn(turn.number);
+            if !turn.unasked && accepted.is_none_or(|accepted| accepted < number) && exited.is_none() {
+                let file = std::fs::File::open(self.dir.inbox().join(format!("{}.jsonl", turn.number)));
+                let file = file.map_err(|e| format!("the message of turn {}: {e}", turn.number))?;
+                live.numbers.turn(turn.number);
+                live.sandbox.deliver(live.record.child, number, file.into()).await.map_err(|e| e.to_string())?;
+            }
+            turn.delivered = true;
+            self.turn = Some(Running { turn, since: Instant::now(), interrupted: None });
+        }
+        if self.session.status == SessionStatus::Paused && exited.is_none() {
+            live.freeze().await.map_err(|e| e.to_string())?;
+        } else {
+            live.sandbox.thaw().await.map_err(|e| e.to_string())?;
+        }
+        self.live = Some(live);
+        self.place();
+        Ok(exited)
+    }
+
+    /// The session's processes did not survive: it is paused, and says why.
+    async fn found_cold(&mut self, why: &str) {
+        self.shared.went_cold(self.session.status);
+        let closed = async {
+            let last = self.shared.store.last_turn(self.session.id).await?;
+            if let Some(change) = adopt::closing(&self.session, last, why) {
+                self.enter(change).await?;
+            }
+            Ok::<_, SessionError>(())
+        };
+        if let Err(e) = closed.await {
+            tracing::error!(ASH_SESSION = %self.session.id, "its state could not be recorded: {e}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The session's bookkeeping: what was read goes to the database beside the reading, in order, and nobody waits for it
+//! but those who must.
+//!
+//! ```text
+//!   note() -->  [ queue of commits ] --landed()--> database --> published turn (its end, only now)
+//!   commit() -- waits for the queue, then for its own --------> answer to the client
+//! ```
+//!
+//! The queue is bounded by [`Ledger::has_room`]: while the database is slow or the disk full, the task stops reading
+//! stdout, and the file is the buffer.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::sessions::published::Published;
+use crate::store::{Commit, Committed, Session, Store, StoreError, Turn, Usage};
+
+/// Bytes of messages and events that may wait for the database. Past it nothing more is read.
+const ROOM: usize = 8 << 20;
+/// Between two tries of a commit that failed (a full disk is freed by somebody, a lock goes away).
+const RETRY: Duration = Duration::from_millis(500);
+
+type Landing = Pin<Box<dyn Future<Output = Result<Committed, StoreError>> + Send>>;
+
+pub struct Ledger {
+    store: Store,
+    blank: Commit,
+    published: watch::Sender<Published>,
+    /// The front one is in flight when `landing` is there.
+    queue: VecDeque<Commit>,
+    bytes: usize,
+    landing: Option<Landing>,
+    failing: bool,
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ledger").field("queued", &self.queue.len()).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl Ledger {
+    pub fn new(store: Store, session: &Session, published: watch::Sender<Published>) -> Self {
+        Self {
+            store,
+            blank: Commit::of(session),
+            published,
+            queue: VecDeque::new(),
+            bytes: 0,
+            landing: None,
+            failing: false,
+        }
+    }
+
+    /// An empty change of this session.
+    pub fn blank(&self) -> Commit {
+        self.blank.clone()
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.bytes < ROOM
+    }
+
+    pub fn is_settled(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Readers may go as far as this byte.
+    pub fn saw(&self, watermark: u64) {
+        self.published.send_modify(|p| p.watermark = p.watermark.max(watermark));
+    }
+
+    /// Publishes a turn whose row is in the database.
+    pub fn publish(&self, turn: Turn) {
+        self.published.send_modify(|p| {
+            // An older turn never hides a newer one.
+            if p.turn.as_ref().is_none_or(|newest| newest.number <= turn.number) {
+                p.turn = Some(turn);
+            }
+        });
+    }
+
+    /// Nothing comes any more; `None` takes it back.
+    pub fn close(&self, why: Option<String>) {
+        self.published.send_modify(|p| p.closed = why);
+    }
+
+    /// Writes this later, in order.
+    pub fn note(&mut self, change: Commit) {
+        self.bytes += weight(&change);
+        let flying = usize::from(self.landing.is_some());
+        let free = self.queue.len() > flying;
+        match self.queue.back_mut() {
+            Some(last) if free && fits(last, &change) => merge(last, change),
+            _ => self.queue.push_back(change),
+        }
+    }
+
+    /// Resolves when one more commit is durable (or was tried in vain); pends while there is nothing to write.
+    /// Dropping the future loses nothing.
+    pub async fn landed(&mut self) {
+        let result = match self.flight() {
+            Some(landing) => landing.as_mut().await,
+            None => return pending().await,
+        };
+        self.landing = None;
+        match result {
+            Ok(_) => self.front_is_durable(),
+            Err(e) => {
+                self.complain(&e);
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Writes everything noted before, then this; returns when it is durable. On an error this change is not made.
+    pub async fn commit(&mut self, change: Commit) -> Result<Committed, StoreError> {
+        while let Some(landing) = self.flight() {
+            let result = landing.as_mut().await;
+            self.landing = None;
+            match result {
+                Ok(_) => self.front_is_durable(),
+                Err(e) => {
+                    self.complain(&e);
+                    return Err(e);
+                }
+            }
+        }
+        let turn = change.turn.clone();
+        let committed = self.store.commit(change).await?;
+        if let Some(turn) = turn {
+            self.publish(turn);
+        }
+        Ok(committed)
+    }
+
+    fn flight(&mut self) -> Option<&mut Landing> {
+        if self.landing.is_none() {
+            let (store, next) = (self.store.clone(), self.queue.front()?.clone());
+            self.landing = Some(Box::pin(async move { store.commit(next).await }));
+        }
+        self.landing.as_mut()
+    }
+
+    fn front_is_durable(&mut self) {
+        self.failing = false;
+        if let Some(done) = self.queue.pop_front() {
+            self.bytes = self.bytes.saturating_sub(weight(&done));
+            if let Some(turn) = done.turn {
+                self.publish(turn);
+            }
+        }
+    }
+
+    fn complain(&mut self, error: &StoreError) {
+        if !self.failing {
+            self.failing = true;
+            tracing::error!(ASH_SESSION = %self.blank.session, ASH_EVENT = "store-failed",
+                "messages wait to be written (tried again every {} ms): {error}", RETRY.as_millis());
+        }
+    }
+}
+
+/// Whether two changes can be one: a commit holds one turn, and one status.
+fn fits(last: &Commit, change: &Commit) -> bool {
+    let same_turn = match (&last.turn, &change.turn) {
+        (Some(a), Some(b)) => a.number == b.number,
+        _ => true,
+    };
+    same_turn && last.status.is_none() && change.status.is_none()
+}
+
+fn merge(into: &mut Commit, change: Commit) {
+    into.messages.extend(change.messages);
+    into.events.extend(change.events);
+    into.stdout_offset = change.stdout_offset.or(into.stdout_offset);
+    into.turn = change.turn.or(into.turn.take());
+    into.usage = match (into.usage.take(), change.usage) {
+        (Some(a), Some(b)) => Some(sum(&a, &b)),
+        (a, b) => a.or(b),
+    };
+    into.model = change.model.or(into.model.take());
+    into.config = change.config.or(into.config.take());
+    into.launch = change.launch.or(into.launch.take());
+    into.limits = change.limits.or(into.limits);
+    into.touch |= change.touch;
+}
+
+/// Counts of several lines together.
+pub fn sum(a: &Usage, b: &Usage) -> Usage {
+    Usage {
+        input_tokens: a.input_tokens.saturating_add(b.input_tokens),
+        output_tokens: a.output_tokens.saturating_add(b.output_tokens),
+        cache_creation_tokens: a.cache_creation_tokens.saturating_add(b.cache_creation_tokens),
+        cache_read_tokens: a.cache_read_tokens.saturating_add(b.cache_read_tokens),
+        tool_calls: a.tool_calls.saturating_add(b.tool_calls),
+        compute_ms: a.compute_ms.saturating_add(b.compute_ms),
+    }
+}
+
+fn weight(change: &Commit) -> usize {
+    let texts = change.messages.iter().map(|(_, text)| text.len()).sum::<usize>();
+    let events = change.events.iter().map(|(_, data)| data.len()).sum::<usize>();
+    256 + texts + events
+}

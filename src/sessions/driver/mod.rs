@@ -1,0 +1,330 @@
+//! One task per session: the only writer of its state.
+//!
+//! ```text
+//!    requests --\                                   /--> sandbox (freeze, deliver, signal)
+//!    started ----\                                 /---> ledger  (database, then readers)
+//!    sandbox -----+--> select --> one at a time --+
+//!    lines -------/                                \---> answers to the requests
+//!    alarms -----/
+//! ```
+
+mod fall;
+mod ledger;
+mod requests;
+mod starts;
+mod turn;
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::model::{SessionStatus, now_ms};
+use crate::sandbox::SandboxEvent;
+use crate::sessions::alarms::{self, Alarm, Clocks};
+use crate::sessions::claude::LaunchOptions;
+use crate::sessions::lines::{Batch, TailError};
+use crate::sessions::live::Live;
+use crate::sessions::paths::SessionDir;
+use crate::sessions::queue::{self, Accept, Standing};
+use crate::sessions::registry::Ends;
+use crate::sessions::service::Shared;
+use crate::sessions::state::Verb;
+use crate::sessions::turns::Turns;
+use crate::sessions::{PatchConfig, SendMessage, SessionError};
+use crate::store::{Commit, Session, Turn};
+
+use ledger::Ledger;
+use starts::Start;
+
+pub type Reply<T> = oneshot::Sender<Result<T, SessionError>>;
+
+/// What may be asked of a session.
+#[derive(Debug)]
+pub enum Request {
+    /// The first start, of a session that was just inserted.
+    Create {
+        slot: crate::pool::Slot,
+        reply: Reply<Session>,
+    },
+    /// A sandbox of this session was found alive at the start of the daemon.
+    Adopt {
+        slot: crate::pool::Slot,
+    },
+    Send {
+        body: Box<SendMessage>,
+        reply: Reply<Turn>,
+    },
+    Interrupt {
+        reply: Reply<Session>,
+    },
+    Pause {
+        reply: Reply<Session>,
+    },
+    Resume {
+        reply: Reply<Session>,
+    },
+    Stop {
+        reply: Reply<Session>,
+    },
+    End {
+        reply: Reply<Session>,
+    },
+    Patch {
+        body: Box<PatchConfig>,
+        reply: Reply<Session>,
+    },
+    /// Copy workspace, home and conversation to the directory of another session.
+    Fork {
+        to: Uuid,
+        reply: Reply<Session>,
+    },
+    /// The pool needs this paused session's place.
+    Park {
+        reply: oneshot::Sender<()>,
+    },
+    /// The gateway's process was replaced and knows no session.
+    RegisterAgain,
+}
+
+#[derive(Debug)]
+pub struct Driver {
+    shared: Arc<Shared>,
+    dir: SessionDir,
+    session: Session,
+    options: LaunchOptions,
+    requests: mpsc::Receiver<Request>,
+    ledger: Ledger,
+    live: Option<Live>,
+    start: Option<Start>,
+    waiting: Vec<Request>,
+    turns: Turns,
+    /// The turn that runs.
+    turn: Option<Running>,
+    /// Number of the newest turn.
+    newest: i64,
+    paused_since: Option<Instant>,
+    last_asked: Instant,
+}
+
+/// The turn that runs.
+#[derive(Debug)]
+struct Running {
+    turn: Turn,
+    since: Instant,
+    interrupted: Option<Interrupted>,
+}
+
+#[derive(Debug)]
+struct Interrupted {
+    at: Instant,
+    /// What the turn's readers are told; `None` when the client asked for it.
+    why: Option<String>,
+    replies: Vec<Reply<Session>>,
+}
+
+enum Wake {
+    Request(Option<Request>),
+    Started(Result<Live, SessionError>),
+    Sandbox(Option<SandboxEvent>),
+    Lines(Result<Batch, TailError>),
+    Landed,
+    Alarm(Alarm),
+}
+
+impl Driver {
+    /// Runs until the session rests. The row is read here, so that it is never older than the task.
+    pub async fn run(shared: Arc<Shared>, id: Uuid, ends: Ends) {
+        match Self::load(&shared, id, ends).await {
+            Ok(driver) => driver.drive().await,
+            Err((why, mut ends)) => {
+                tracing::error!(ASH_SESSION = %id, "the session cannot be read: {why}");
+                shared.registry.remove_if(id, || true);
+                ends.requests.close();
+                // Answered by the drop of their replies.
+                while ends.requests.recv().await.is_some() {}
+            }
+        }
+    }
+
+    async fn load(shared: &Arc<Shared>, id: Uuid, ends: Ends) -> Result<Self, (String, Ends)> {
+        let read = async {
+            let session = shared.store.session_of_any_tenant(id).await.map_err(|e| e.to_string())?;
+            let session = session.ok_or("its row is gone")?;
+            let options = serde_json::from_value(session.launch.clone()).map_err(|e| format!("launch: {e}"))?;
+            let turn = shared.store.last_turn(id).await.map_err(|e| e.to_string())?;
+            Ok((session, options, turn))
+        };
+        let (session, options, turn): (Session, LaunchOptions, Option<Turn>) = match read.await {
+            Ok(read) => read,
+            Err(why) => return Err((why, ends)),
+        };
+        let ledger = Ledger::new(shared.store.clone(), &session, ends.published);
+        ledger.saw(session.stdout_offset);
+        let newest = turn.as_ref().map_or(0, |turn| turn.number);
+        if let Some(turn) = turn {
+            ledger.publish(turn);
+        }
+        if session.status == SessionStatus::Ended {
+            ledger.close(Some("the session has ended".to_owned()));
+        }
+        Ok(Self {
+            dir: SessionDir::new(&shared.config.data_dir, id),
+            shared: Arc::clone(shared),
+            session,
+            options,
+            requests: ends.requests,
+            ledger,
+            live: None,
+            start: None,
+            waiting: Vec::new(),
+            turns: Turns::idle(),
+            turn: None,
+            newest,
+            paused_since: None,
+            last_asked: Instant::now(),
+        })
+    }
+
+    async fn drive(mut self) {
+        loop {
+            match self.wait().await {
+                Wake::Request(Some(request)) => {
+                    self.last_asked = Instant::now();
+                    self.request(request).await;
+                }
+                // Every handle is gone with the registry, and that with the daemon.
+                Wake::Request(None) => return,
+                Wake::Started(result) => self.started(result).await,
+                Wake::Sandbox(event) => self.sandbox_event(event).await,
+                Wake::Lines(Ok(batch)) => self.ingest(&batch).await,
+                Wake::Lines(Err(e)) => self.unreadable(&e).await,
+                Wake::Landed => {}
+                Wake::Alarm(Alarm::Rest) => {
+                    if self.rested() {
+                        return self.leave().await;
+                    }
+                    self.last_asked = Instant::now();
+                }
+                Wake::Alarm(alarm) => self.alarm(alarm).await,
+            }
+        }
+    }
+
+    async fn wait(&mut self) -> Wake {
+        let alarm = alarms::next(&self.clocks());
+        let room = self.ledger.has_room();
+        let Self { requests, start, live, ledger, .. } = self;
+        let (events, tail) = match live.as_mut() {
+            Some(live) => (Some(&mut live.events), live.tail.as_mut().filter(|_| room)),
+            None => (None, None),
+        };
+        tokio::select! {
+            request = requests.recv() => Wake::Request(request),
+            result = starts::done(start) => Wake::Started(result),
+            event = async { match events { Some(e) => e.recv().await, None => pending().await } } => Wake::Sandbox(event),
+            batch = async { match tail { Some(t) => t.next_batch().await, None => pending().await } } => Wake::Lines(batch),
+            () = ledger.landed() => Wake::Landed,
+            alarm = async {
+                match alarm {
+                    Some((at, alarm)) => { tokio::time::sleep_until(at.into()).await; alarm }
+                    None => pending().await,
+                }
+            } => Wake::Alarm(alarm),
+        }
+    }
+
+    fn clocks(&self) -> Clocks {
+        Clocks {
+            status: self.session.status,
+            starting: self.start.is_some(),
+            live_idle_since: self.live.as_ref().map(|live| live.idle_since),
+            frozen: self.live.as_ref().is_some_and(|live| live.frozen),
+            turn_since: self.turn.as_ref().map(|turn| turn.since),
+            turn_limit: Duration::from_millis(self.session.limits.turn_ms),
+            paused_since: self.paused_since,
+            interrupted_at: self.turn.as_ref().and_then(|turn| turn.interrupted.as_ref()).map(|i| i.at),
+            last_asked: self.last_asked,
+            freeze_after: self.shared.freeze_after,
+            park_after: Duration::from_millis(self.shared.config.pool.idle_timeout_ms),
+        }
+    }
+
+    /// Whether the task may end: nothing alive, nothing to write, and (asked under the registry's lock) nobody waiting.
+    fn rested(&self) -> bool {
+        self.live.is_none()
+            && self.start.is_none()
+            && self.ledger.is_settled()
+            && self.shared.registry.remove_if(self.session.id, || self.requests.is_empty())
+    }
+
+    /// A request that was under way when the task left goes to its successor.
+    async fn leave(mut self) {
+        self.requests.close();
+        while let Some(request) = self.requests.recv().await {
+            let handle = self.shared.handle(self.session.tenant.clone(), self.session.id);
+            let _ = handle.requests.send(request).await;
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            status: self.session.status,
+            starting: self.start.is_some(),
+            turn: self.turn.is_some(),
+            waiting: self.waiting.len(),
+        }
+    }
+
+    fn accept(&self, verb: Verb) -> Accept {
+        queue::accept(&self.standing(), verb)
+    }
+
+    /// A change of state: one transaction, one lifecycle event.
+    fn change(&self, to: SessionStatus, error: Option<String>, action: &'static str, more: Value) -> Commit {
+        let mut change = self.ledger.blank();
+        change.status = Some((to, error));
+        change.events.push(("lifecycle", lifecycle(action, more)));
+        change
+    }
+
+    /// Makes a change of state durable, and only then true.
+    async fn enter(&mut self, change: Commit) -> Result<(), SessionError> {
+        let status = change.status.clone();
+        let touched = change.touch;
+        let action = change.events.first().map(|(_, data)| data.clone()).unwrap_or_default();
+        self.ledger.commit(change).await?;
+        if let Some((to, error)) = status {
+            tracing::info!(ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant, ASH_AGENT = %self.session.agent_name,
+                ASH_EVENT = "state", from = %self.session.status, %to, "{action}");
+            self.shared.moved(Some(self.session.status), to, self.live.is_some());
+            self.session.status = to;
+            self.session.error = error;
+            self.paused_since = (to == SessionStatus::Paused).then(Instant::now);
+        }
+        if touched {
+            self.session.last_active_at = now_ms();
+        }
+        self.place();
+        Ok(())
+    }
+
+    /// Tells the pool where the sandbox stands.
+    fn place(&self) {
+        if let Some(live) = &self.live {
+            live.place(self.turn.is_some(), self.session.status == SessionStatus::Paused);
+        }
+    }
+}
+
+/// Data of a `lifecycle` event: `more` is an object (or null) of further fields.
+pub fn lifecycle(action: &str, more: Value) -> String {
+    let mut data = json!({ "action": action });
+    if let (Value::Object(data), Value::Object(more)) = (&mut data, more) {
+        data.extend(more);
+    }
+    data.to_string()
+}

@@ -1,0 +1,280 @@
+//! Requests, decided by [`queue`](crate::sessions::queue) and carried out here.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::starts::Purpose;
+use super::{Driver, Interrupted, Reply, Request};
+use crate::model::SessionStatus;
+use crate::sessions::conversation;
+use crate::sessions::copy_tree::{Bounds, copy_tree};
+use crate::sessions::launch::launcher_error;
+use crate::sessions::paths::SessionDir;
+use crate::sessions::queue::Accept;
+use crate::sessions::state::Verb;
+use crate::sessions::{PatchConfig, SessionError, claude};
+use crate::store::Session;
+
+impl Driver {
+    pub(super) async fn request(&mut self, request: Request) {
+        let verb = match &request {
+            Request::Send { .. } => Verb::Send,
+            Request::Interrupt { .. } => Verb::Interrupt,
+            Request::Pause { .. } => Verb::Pause,
+            Request::Resume { .. } => Verb::Resume,
+            Request::Stop { .. } => Verb::Stop,
+            Request::End { .. } => Verb::End,
+            Request::Patch { .. } => Verb::Patch,
+            Request::Fork { .. } => Verb::Fork,
+            Request::Create { .. } | Request::Adopt { .. } | Request::Park { .. } | Request::RegisterAgain => {
+                return self.internal(request).await;
+            }
+        };
+        match self.accept(verb) {
+            Accept::Wait => return self.waiting.push(request),
+            Accept::Refuse(refusal) => return refuse(request, refusal),
+            Accept::Overtake => self.overtake().await,
+            Accept::Now => {}
+        }
+        match request {
+            Request::Send { body, reply } => self.send(*body, reply).await,
+            Request::Interrupt { reply } => self.interrupt(None, Some(reply)).await,
+            Request::Pause { reply } => answer(reply, self.pause().await),
+            Request::Resume { reply } => self.resume(reply).await,
+            Request::Stop { reply } => {
+                let ended = self.finish(SessionStatus::Stopped, "stopped", "the session was stopped").await;
+                answer(reply, ended);
+            }
+            Request::End { reply } => {
+                let ended = self.finish(SessionStatus::Ended, "ended", "the session was ended").await;
+                answer(reply, ended);
+            }
+            Request::Patch { body, reply } => answer(reply, self.patch(*body).await),
+            Request::Fork { to, reply } => answer(reply, self.copy_to(to).await),
+            Request::Create { .. } | Request::Adopt { .. } | Request::Park { .. } | Request::RegisterAgain => {}
+        }
+    }
+
+    async fn internal(&mut self, request: Request) {
+        match request {
+            Request::Create { slot, reply } => self.start_cold(slot, Purpose::Create(reply)),
+            Request::Adopt { slot } => self.adopt(slot).await,
+            Request::Park { reply } => {
+                if self.session.status == SessionStatus::Paused && self.turn.is_none() && self.live.is_some() {
+                    self.park("evicted").await;
+                }
+                let _ = reply.send(());
+            }
+            Request::RegisterAgain => {
+                if let Some(live) = &self.live
+                    && let Err(e) =
+                        self.shared.register(&self.session, &live.sandbox, &live.record.token, &self.options).await
+                {
+                    tracing::error!(ASH_SESSION = %self.session.id, "the gateway does not serve this session: {e}");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Freezes, then says so; when it cannot be said, thaws again.
+    async fn pause(&mut self) -> Result<Session, SessionError> {
+        if let Some(live) = &mut self.live {
+            live.freeze().await.map_err(|e| launcher_error(&e))?;
+        }
+        let more = if self.turn.is_some() {
+            json!({ "reason": "client", "turn": true })
+        } else {
+            json!({ "reason": "client" })
+        };
+        let change = self.change(SessionStatus::Paused, None, "paused", more);
+        if let Err(e) = self.enter(change).await {
+            if let Some(live) = &mut self.live {
+                live.thaw().await.map_err(|e| launcher_error(&e))?;
+            }
+            return Err(e);
+        }
+        Ok(self.session.clone())
+    }
+
+    async fn resume(&mut self, reply: Reply<Session>) {
+        if self.session.status == SessionStatus::Active {
+            return answer(reply, Ok(self.session.clone()));
+        }
+        if self.live.is_some() {
+            return answer(reply, self.resume_warm().await);
+        }
+        match self.shared.admit_now(self.session.id) {
+            Ok(slot) => self.start_cold(slot, Purpose::Resume(reply)),
+            Err(None) => answer(reply, Err(self.shared.full())),
+            // Room must be made, by another session's task: not waited for here, or two full ones wait for each other.
+            Err(Some(victim)) => {
+                let (shared, id, tenant) = (self.shared.clone(), self.session.id, self.session.tenant.clone());
+                tokio::spawn(async move {
+                    shared.make_room(victim).await;
+                    let handle = shared.handle(tenant, id);
+                    let _ = handle.requests.send(Request::Resume { reply }).await;
+                });
+            }
+        }
+    }
+
+    async fn resume_warm(&mut self) -> Result<Session, SessionError> {
+        let live = self.live.as_mut().expect("asked for only with a live sandbox");
+        live.thaw().await.map_err(|e| launcher_error(&e))?;
+        live.idle_since = Instant::now();
+        let change = self.change(SessionStatus::Active, None, "resumed", json!({ "path": "warm" }));
+        if let Err(e) = self.enter(change).await {
+            if let Some(live) = &mut self.live {
+                live.freeze().await.map_err(|e| launcher_error(&e))?;
+            }
+            return Err(e);
+        }
+        self.shared.pool.resumed(true);
+        Ok(self.session.clone())
+    }
+
+    /// Stop and end: nothing of the session runs any more, its directory is kept.
+    async fn finish(&mut self, to: SessionStatus, action: &'static str, why: &str) -> Result<Session, SessionError> {
+        if self.session.status == to {
+            return Ok(self.session.clone());
+        }
+        if let Some(live) = &mut self.live {
+            // What was said up to now is kept; what would be said later is not.
+            if let Err(e) = live.freeze().await {
+                tracing::warn!(ASH_SESSION = %self.session.id, "not frozen before its end: {e}");
+            }
+        }
+        self.catch_up().await;
+        let mut change = self.change(to, None, action, Value::Null);
+        let interrupted = self.break_turn(&mut change, why);
+        self.enter(change).await?;
+        self.tear_down().await;
+        self.answer_interrupted(interrupted, Ok(()));
+        if to == SessionStatus::Ended {
+            self.ledger.close(Some(why.to_owned()));
+        }
+        Ok(self.session.clone())
+    }
+
+    /// Ends the running turn cleanly; without one there is nothing to do. `why` is for the turn's readers when it was
+    /// not the client who asked.
+    pub(super) async fn interrupt(&mut self, why: Option<String>, reply: Option<Reply<Session>>) {
+        let Some(running) = &mut self.turn else {
+            reply.into_iter().for_each(|reply| answer(reply, Ok(self.session.clone())));
+            return;
+        };
+        let at = Instant::now();
+        let first = running.interrupted.is_none();
+        let interrupted = running.interrupted.get_or_insert(Interrupted { at, why, replies: Vec::new() });
+        // Answered when the turn has ended, in its undisturbed or its forced way.
+        interrupted.replies.extend(reply);
+        if !first {
+            return;
+        }
+        let number = running.turn.number;
+        let Some(live) = &mut self.live else { return };
+        let sent = async {
+            live.thaw().await?;
+            live.deliver_line(&claude::interrupt_line(&format!("interrupt-{number}"))).await
+        };
+        if let Err(e) = sent.await {
+            tracing::warn!(ASH_SESSION = %self.session.id, "the interrupt was not delivered: {e}");
+        }
+    }
+
+    async fn patch(&mut self, body: PatchConfig) -> Result<Session, SessionError> {
+        let mut options = self.options.clone();
+        let mut config = self.session.config.clone().unwrap_or_else(|| json!({}));
+        super::super::options::patch(&mut options, &mut config, &body).map_err(SessionError::Invalid)?;
+        let launch =
+            serde_json::to_value(&options).map_err(|e| SessionError::Failed(format!("launch options: {e}")))?;
+        let mut change = self.ledger.blank();
+        change.launch = Some(launch.clone());
+        change.config = Some(Some(config.clone()));
+        if body.model.is_some() {
+            change.model = Some(body.model.clone());
+        }
+        self.ledger.commit(change).await?;
+        if body.model.is_some() {
+            self.session.model = body.model;
+        }
+        // All but the model are flags: the process that runs does not have them.
+        let flags_differ = {
+            let mut same = options.clone();
+            same.model = self.options.model.clone();
+            same != self.options
+        };
+        if flags_differ && let Some(live) = &mut self.live {
+            live.stale = true;
+        }
+        self.session.launch = launch;
+        self.session.config = Some(config);
+        self.options = options;
+        Ok(self.session.clone())
+    }
+
+    /// Copies what makes the session to the directory of another one. The sandbox stands still meanwhile.
+    async fn copy_to(&mut self, to: Uuid) -> Result<Session, SessionError> {
+        self.ledger.commit(self.ledger.blank()).await?;
+        let lift = match &mut self.live {
+            Some(live) if !live.frozen => {
+                live.freeze().await.map_err(|e| launcher_error(&e))?;
+                true
+            }
+            _ => false,
+        };
+        let (from, target) = (self.dir.clone(), SessionDir::new(&self.shared.config.data_dir, to));
+        let (old, bytes, had_turns) = (self.session.id, self.session.limits.disk_bytes, self.newest > 0);
+        let copied = tokio::task::spawn_blocking(move || copy_session(&from, &target, old, to, bytes, had_turns)).await;
+        if lift && let Some(live) = &mut self.live {
+            live.thaw().await.map_err(|e| launcher_error(&e))?;
+        }
+        copied.map_err(|e| SessionError::Failed(e.to_string()))?.map_err(SessionError::Failed)?;
+        Ok(self.session.clone())
+    }
+}
+
+fn copy_session(
+    from: &SessionDir,
+    to: &SessionDir,
+    old: Uuid,
+    new: Uuid,
+    bytes: u64,
+    had_turns: bool,
+) -> Result<(), String> {
+    let fail = |what: &str, e: &dyn std::fmt::Display| format!("the session could not be copied ({what}): {e}");
+    to.make().map_err(|e| fail("directory", &e))?;
+    crate::sessions::paths::make_dir(&to.workspace()).map_err(|e| fail("workspace", &e))?;
+    let bounds = Bounds { bytes, ..Bounds::default() };
+    copy_tree(&from.workspace(), &to.workspace(), bounds).map_err(|e| fail("workspace", &e))?;
+    copy_tree(&from.home(), &to.home(), bounds).map_err(|e| fail("home", &e))?;
+    let renamed = conversation::rename(&to.home(), old, new).map_err(|e| fail("conversation", &e))?;
+    if had_turns && !renamed {
+        // A conversation whose turns all failed before claude wrote anything is a blank one, truly.
+        tracing::warn!(ASH_SESSION = %new, "the session forked from {old} has no conversation to go on with");
+    }
+    Ok(())
+}
+
+fn answer<T>(reply: Reply<T>, result: Result<T, SessionError>) {
+    // Whoever asked may have gone; the work is done all the same.
+    let _ = reply.send(result);
+}
+
+fn refuse(request: Request, refusal: SessionError) {
+    match request {
+        Request::Send { reply, .. } => answer(reply, Err(refusal)),
+        Request::Interrupt { reply }
+        | Request::Pause { reply }
+        | Request::Resume { reply }
+        | Request::Stop { reply }
+        | Request::End { reply }
+        | Request::Patch { reply, .. }
+        | Request::Fork { reply, .. }
+        | Request::Create { reply, .. } => answer(reply, Err(refusal)),
+        Request::Adopt { .. } | Request::Park { .. } | Request::RegisterAgain => {}
+    }
+}

@@ -1,0 +1,177 @@
+//! Starts of a process: they run beside the task, so that an end can overtake them.
+
+use std::fmt;
+use std::future::{Future, pending};
+use std::pin::Pin;
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::{Driver, Reply};
+use crate::model::SessionStatus;
+use crate::pool::Slot;
+use crate::sessions::SessionError;
+use crate::sessions::claude::ProcessFlags;
+use crate::sessions::launch::{Plan, cancelled};
+use crate::sessions::live::Live;
+use crate::store::Session;
+
+/// A start that is under way.
+pub struct Start {
+    future: Pin<Box<dyn Future<Output = Result<Live, SessionError>> + Send>>,
+    cancel: CancellationToken,
+    purpose: Purpose,
+}
+
+/// Who waits for it.
+#[derive(Debug)]
+pub enum Purpose {
+    Create(Reply<Session>),
+    Resume(Reply<Session>),
+    /// The running turn asked for options that only a new process can have.
+    Turn(super::turn::Outgoing),
+}
+
+impl fmt::Debug for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Start").field("purpose", &self.purpose).finish_non_exhaustive()
+    }
+}
+
+/// Resolves when the start is over. Dropping the future loses nothing.
+pub async fn done(start: &mut Option<Start>) -> Result<Live, SessionError> {
+    match start {
+        Some(start) => start.future.as_mut().await,
+        None => pending().await,
+    }
+}
+
+impl Driver {
+    fn plan(&self, flags: ProcessFlags, cancel: CancellationToken) -> Plan {
+        Plan {
+            shared: self.shared.clone(),
+            session: self.session.clone(),
+            dir: self.dir.clone(),
+            options: self.options.clone(),
+            flags,
+            // In mid-turn the turn's own message is still to be sent.
+            turn: self.newest - i64::from(self.turn.is_some()),
+            offset: self.read_to(),
+            cancel,
+        }
+    }
+
+    /// A new sandbox and a new process.
+    pub(super) fn start_cold(&mut self, slot: Slot, purpose: Purpose) {
+        self.shared.went_live(self.session.status);
+        let cancel = CancellationToken::new();
+        let plan = self.plan(ProcessFlags::default(), cancel.clone());
+        self.start = Some(Start { future: Box::pin(plan.cold(slot)), cancel, purpose });
+    }
+
+    /// A new process in the sandbox that is there.
+    pub(super) fn start_again(&mut self, live: Live, flags: ProcessFlags, outgoing: super::turn::Outgoing) {
+        let cancel = CancellationToken::new();
+        let plan = self.plan(flags, cancel.clone());
+        self.session.stdout_offset = live.read_to;
+        self.start = Some(Start { future: Box::pin(plan.again(live)), cancel, purpose: Purpose::Turn(outgoing) });
+    }
+
+    /// A start is over.
+    pub(super) async fn started(&mut self, result: Result<Live, SessionError>) {
+        let Some(start) = self.start.take() else { return };
+        match (result, start.purpose) {
+            (Ok(live), Purpose::Create(reply)) => {
+                self.came_up(live);
+                let change =
+                    self.change(SessionStatus::Active, None, "created", json!({ "agent": self.session.agent_name }));
+                self.answer_start(change, reply).await;
+            }
+            (Ok(live), Purpose::Resume(reply)) => {
+                self.came_up(live);
+                let change =
+                    self.change(SessionStatus::Active, None, "resumed", json!({ "path": "cold", "source": "local" }));
+                self.shared.pool.resumed(false);
+                self.answer_start(change, reply).await;
+            }
+            (Ok(live), Purpose::Turn(outgoing)) => {
+                self.came_up(live);
+                self.dispatch(outgoing).await;
+            }
+            (Err(e), Purpose::Create(reply)) => {
+                let _ = tokio::fs::remove_dir_all(self.dir.root()).await;
+                let why = e.to_string();
+                let change = self.change(
+                    SessionStatus::Error,
+                    Some(why.clone()),
+                    "error",
+                    json!({ "reason": "start", "error": why }),
+                );
+                if let Err(e) = self.enter(change).await {
+                    tracing::error!(ASH_SESSION = %self.session.id, "a failed start could not be recorded: {e}");
+                }
+                let _ = reply.send(Err(e));
+            }
+            (Err(e), Purpose::Resume(reply)) => {
+                // The state stays what it was: whatever made the start fail, the session can be resumed again.
+                let mut change = self.ledger.blank();
+                let data = super::lifecycle("resume-failed", json!({ "error": e.to_string() }));
+                change.events.push(("lifecycle", data));
+                self.ledger.note(change);
+                self.shared.went_cold(self.session.status);
+                let _ = reply.send(Err(e));
+            }
+            (Err(e), Purpose::Turn(outgoing)) => {
+                outgoing.forget();
+                self.fell(e.to_string(), "start").await;
+            }
+        }
+        for request in std::mem::take(&mut self.waiting) {
+            Box::pin(self.request(request)).await;
+        }
+    }
+
+    fn came_up(&mut self, live: Live) {
+        self.ledger.saw(live.read_to);
+        let mut change = self.ledger.blank();
+        change.stdout_offset = Some(live.read_to);
+        self.ledger.note(change);
+        self.session.stdout_offset = live.read_to;
+        if self.turn.is_none() {
+            self.turns = crate::sessions::turns::Turns::idle();
+        }
+        self.live = Some(live);
+    }
+
+    async fn answer_start(&mut self, change: crate::store::Commit, reply: Reply<Session>) {
+        let entered = self.enter(change).await;
+        if entered.is_err() {
+            // A sandbox that no row claims would live unseen.
+            self.tear_down().await;
+        }
+        let _ = reply.send(entered.map(|()| self.session.clone()));
+    }
+
+    /// Abandons the start that is under way, and undoes it.
+    pub(super) async fn overtake(&mut self) {
+        let Some(start) = self.start.take() else { return };
+        start.cancel.cancel();
+        match start.future.await {
+            Ok(live) => {
+                self.live = Some(live);
+                self.tear_down().await;
+            }
+            Err(_) => self.shared.went_cold(self.session.status),
+        }
+        match start.purpose {
+            Purpose::Create(reply) | Purpose::Resume(reply) => drop(reply.send(Err(cancelled()))),
+            // Its turn is closed by the request that overtook it.
+            Purpose::Turn(outgoing) => outgoing.forget(),
+        }
+    }
+
+    /// Where the unread part of stdout begins.
+    pub(super) fn read_to(&self) -> u64 {
+        self.live.as_ref().map_or(self.session.stdout_offset, |live| live.read_to)
+    }
+}

@@ -1,0 +1,449 @@
+//! From a directory to a claude that answered `initialize`.
+//!
+//! ```text
+//!   cold:  prepare -> sandbox -> gateway --+
+//!                                          +--> spawn -> initialize -> Live
+//!   again: end the process before ---------+
+//! ```
+//!
+//! Each step is timed and named in its error. Whatever fails (or is cancelled) takes the whole sandbox with it, so a
+//! failed start leaves a directory and nothing else.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::gateway::protocol::Register;
+use crate::launcher::init_protocol::{Exit, Listener, SpawnSpec};
+use crate::launcher::protocol::{ClaudeBinary, Create};
+use crate::pool::Slot;
+use crate::sandbox::{Sandbox, SandboxEvent};
+use crate::sessions::cause::{self, OomCount};
+use crate::sessions::classify::{Classifier, Kind, classify};
+use crate::sessions::claude::{self, Conversation, LaunchOptions, ProcessFlags};
+use crate::sessions::copy_tree::{Bounds, copy_tree};
+use crate::sessions::lines::Tail;
+use crate::sessions::live::{Applied, Live};
+use crate::sessions::paths::{SessionDir, make_dir};
+use crate::sessions::process::{MessageNumbers, ProcessRecord};
+use crate::sessions::service::Shared;
+use crate::sessions::{SessionError, conversation};
+use crate::store::Session;
+
+/// Path of the binary inside every sandbox.
+const CLAUDE: &str = "/opt/claude/claude";
+/// Seconds claude has from its start to its answer to `initialize`.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Seconds a process that makes way for its successor has after SIGTERM.
+const LEAVE_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a start needs to know. Owned, since it runs beside the session's task.
+#[derive(Debug)]
+pub struct Plan {
+    pub shared: Arc<Shared>,
+    pub session: Session,
+    pub dir: SessionDir,
+    pub options: LaunchOptions,
+    pub flags: ProcessFlags,
+    /// The session's newest turn, for the numbers of messages.
+    pub turn: i64,
+    /// Where the unread part of stdout begins.
+    pub offset: u64,
+    pub cancel: CancellationToken,
+}
+
+/// A step that failed. Turned into the client's words at the end, when everything is undone.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}: {error}")]
+struct StepError {
+    step: &'static str,
+    error: SessionError,
+}
+
+fn failed(step: &'static str) -> impl Fn(String) -> StepError {
+    move |why| StepError {
+        step,
+        error: SessionError::Failed(format!("the session could not be started ({step}): {why}")),
+    }
+}
+
+impl Plan {
+    /// Starts a sandbox and claude in it.
+    pub async fn cold(self, slot: Slot) -> Result<Live, SessionError> {
+        let (mut slot, mut live, mut steps) = (Some(slot), None, Steps::default());
+        let result = self.cold_steps(&mut slot, &mut live, &mut steps).await;
+        self.conclude(result, live, &steps).await
+    }
+
+    /// Ends the claude that runs and starts another one in the same sandbox, with the same conversation.
+    pub async fn again(self, live: Live) -> Result<Live, SessionError> {
+        let (mut live, mut steps) = (live, Steps::default());
+        let result = self.again_steps(&mut live, &mut steps).await;
+        self.conclude(result, Some(live), &steps).await
+    }
+
+    /// Undoes a failed start. The pool's slot is in `live`: given back when the sandbox is gone.
+    async fn conclude(
+        &self,
+        result: Result<(), StepError>,
+        live: Option<Live>,
+        steps: &Steps,
+    ) -> Result<Live, SessionError> {
+        let failure = match (result, live) {
+            (Ok(()), Some(live)) => {
+                tracing::info!(ASH_SESSION = %self.session.id, ASH_EVENT = "started", %steps, "claude is ready");
+                return Ok(live);
+            }
+            (Err(failure), _) => failure,
+            (Ok(()), None) => failed("sandbox")("no sandbox".to_owned()),
+        };
+        self.undo().await;
+        tracing::warn!(ASH_SESSION = %self.session.id, ASH_EVENT = "start-failed", %steps, "{failure}");
+        Err(failure.error)
+    }
+
+    async fn undo(&self) {
+        self.shared.remove_sandbox(self.session.id).await;
+    }
+
+    async fn cold_steps(
+        &self,
+        slot: &mut Option<Slot>,
+        live: &mut Option<Live>,
+        steps: &mut Steps,
+    ) -> Result<(), StepError> {
+        self.prepare().await?;
+        steps.done("prepare");
+        self.check_cancelled("prepare")?;
+
+        let create = Create {
+            id: self.session.id,
+            tenant: self.session.tenant.clone(),
+            limits: self.session.limits,
+            claude: self.binary(),
+        };
+        let sandbox = self
+            .shared
+            .launcher
+            .create(create)
+            .await
+            .map_err(|e| StepError { step: "sandbox", error: launcher_error(&e) })?;
+        let events = sandbox.take_events().expect("a new sandbox's events were taken by nobody");
+        steps.done("sandbox");
+        self.check_cancelled("sandbox")?;
+
+        let mut record = match ProcessRecord::read(&self.dir) {
+            Ok(Some(record)) => record,
+            Ok(None) => ProcessRecord { token: ProcessRecord::new_token(), ..ProcessRecord::default() },
+            Err(e) => return Err(failed("prepare")(format!("process.json: {e}"))),
+        };
+        record.child = 0;
+        self.shared
+            .register(&self.session, &sandbox, &record.token, &self.options)
+            .await
+            .map_err(|error| StepError { step: "gateway", error })?;
+        steps.done("gateway");
+
+        let slot = slot.take().ok_or_else(|| failed("sandbox")("no slot".to_owned()))?;
+        self.start_claude(live.insert(Live::new(sandbox, events, slot, record)), steps).await
+    }
+
+    async fn again_steps(&self, live: &mut Live, steps: &mut Steps) -> Result<(), StepError> {
+        let step = "end the process before";
+        live.thaw().await.map_err(|e| failed(step)(e.to_string()))?;
+        let child = live.record.child;
+        let ended = async {
+            live.sandbox.signal(child, Signal::SIGTERM as i32, false).await?;
+            if tokio::time::timeout(LEAVE_WITHIN, wait_for_exit(&mut live.events, child)).await.is_err() {
+                live.sandbox.signal(child, Signal::SIGKILL as i32, true).await?;
+                let _ = tokio::time::timeout(LEAVE_WITHIN, wait_for_exit(&mut live.events, child)).await;
+            }
+            Ok::<_, crate::sandbox::LauncherError>(())
+        };
+        ended.await.map_err(|e| failed(step)(e.to_string()))?;
+        steps.done("leave");
+        self.start_claude(live, steps).await
+    }
+
+    /// Directories, and the agent's files when the session does not have them yet.
+    async fn prepare(&self) -> Result<(), StepError> {
+        let fail = failed("prepare");
+        let dir = self.dir.clone();
+        let workspace = dir.workspace();
+        let made = tokio::task::spawn_blocking(move || dir.make().map(|()| dir.workspace().is_dir()));
+        let present = made
+            .await
+            .map_err(|e| fail(e.to_string()))?
+            .map_err(|e| fail(format!("{}: {e}", self.dir.root().display())))?;
+        if present {
+            return Ok(());
+        }
+        let agent = self
+            .shared
+            .store
+            .agent(&self.session.tenant, &self.session.agent_name)
+            .await
+            .map_err(|e| StepError { step: "prepare", error: e.into() })?
+            .ok_or_else(|| StepError {
+                step: "prepare",
+                error: SessionError::AgentNotFound(self.session.agent_name.clone()),
+            })?;
+        let bounds = Bounds { bytes: self.session.limits.disk_bytes.min(Bounds::default().bytes), ..Bounds::default() };
+        let path = agent.path.clone();
+        let copied = tokio::task::spawn_blocking(move || -> Result<_, SessionError> {
+            // Beside its place first: a workspace is whole or not there.
+            let partial = workspace.with_extension("partial");
+            let trouble = |e: &dyn std::fmt::Display| SessionError::Failed(format!("the session's workspace: {e}"));
+            match std::fs::remove_dir_all(&partial) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(trouble(&e)),
+                _ => make_dir(&partial).map_err(|e| trouble(&e))?,
+            }
+            let copied = copy_tree(path.as_ref(), &partial, bounds).map_err(|e| {
+                let _ = std::fs::remove_dir_all(&partial);
+                SessionError::Failed(format!("the agent's directory {path} could not be copied: {e}"))
+            })?;
+            std::fs::rename(&partial, &workspace).map_err(|e| trouble(&e))?;
+            Ok(copied)
+        });
+        let copied =
+            copied.await.map_err(|e| fail(e.to_string()))?.map_err(|error| StepError { step: "prepare", error })?;
+        if copied.skipped > 0 {
+            tracing::warn!(ASH_SESSION = %self.session.id, skipped = copied.skipped, agent = %agent.name,
+                "links that lead out of the agent's directory, sockets and devices were not copied");
+        }
+        Ok(())
+    }
+
+    fn binary(&self) -> ClaudeBinary {
+        match &self.shared.config.claude.binary {
+            Some(_) => ClaudeBinary::Configured,
+            None => ClaudeBinary::Version(self.shared.config.claude.version.clone()),
+        }
+    }
+
+    fn check_cancelled(&self, step: &'static str) -> Result<(), StepError> {
+        if self.cancel.is_cancelled() { Err(StepError { step, error: cancelled() }) } else { Ok(()) }
+    }
+
+    async fn start_claude(&self, live: &mut Live, steps: &mut Steps) -> Result<(), StepError> {
+        let fail = failed("spawn");
+        let conversation = self.conversation().await?;
+        live.record.child += 1;
+        live.record.flags = self.flags.clone();
+        live.record.write(&self.dir).map_err(|e| fail(format!("process.json: {e}")))?;
+        let stdout = self.dir.open_stdout().map_err(|e| fail(format!("stdout: {e}")))?;
+        let (stderr, stderr_from) = self.dir.open_stderr().map_err(|e| fail(format!("stderr: {e}")))?;
+        let spec = SpawnSpec {
+            argv: claude::argv(CLAUDE, &self.options, conversation, &self.flags),
+            env: claude::environment(&self.options.env, &live.record.token).vars,
+            cwd: "/workspace".to_owned(),
+            stdin: true,
+        };
+        live.stderr_from = stderr_from;
+        live.classifier = Classifier::default();
+        live.stale = false;
+        live.applied = Applied { model: self.options.model.clone(), ..Applied::default() };
+        live.numbers = MessageNumbers::after(self.turn, None);
+        let mut tail =
+            Tail::open(self.dir.root(), self.offset, &self.shared.hub).map_err(|e| fail(format!("stdout: {e}")))?;
+        live.sandbox
+            .spawn(live.record.child, &spec, stdout.into(), stderr.into())
+            .await
+            .map_err(|e| fail(format!("{e}; is the claude binary whole? see `ashctl claude list`")))?;
+        steps.done("spawn");
+
+        let request = format!("init-{}", live.record.child);
+        let line = claude::initialize_line(&request, &self.options);
+        live.deliver_line(&line).await.map_err(|e| failed("initialize")(e.to_string()))?;
+        let answer = tokio::select! {
+            answer = tokio::time::timeout(READY_WITHIN, ready(live, &mut tail, &request)) => answer,
+            () = self.cancel.cancelled() => return Err(StepError { step: "initialize", error: cancelled() }),
+        };
+        let offset = match answer {
+            Ok(Ok(offset)) => offset,
+            Ok(Err(why)) => return Err(failed("initialize")(self.with_stderr(why, stderr_from).await)),
+            Err(_) => {
+                let why = format!("claude did not answer within {} s", READY_WITHIN.as_secs());
+                return Err(failed("initialize")(self.with_stderr(why, stderr_from).await));
+            }
+        };
+        steps.done("initialize");
+        live.read_to = offset;
+        live.tail = Some(tail);
+        Ok(())
+    }
+
+    async fn with_stderr(&self, why: String, from: u64) -> String {
+        match self.dir.stderr_tail(from) {
+            said if said.is_empty() => why,
+            said => format!("{why}: {said}"),
+        }
+    }
+
+    /// The conversation is never lost in silence: a session that had one gets it back or an error.
+    async fn conversation(&self) -> Result<Conversation, StepError> {
+        let (home, id) = (self.dir.home(), self.session.id);
+        let recorded = tokio::task::spawn_blocking(move || conversation::exists(&home, id)).await.unwrap_or(false);
+        let had = if recorded { true } else { had_a_turn(&self.shared, id, self.turn).await? };
+        choose(recorded, had, id).map_err(|why| StepError { step: "conversation", error: SessionError::Failed(why) })
+    }
+}
+
+/// Which conversation a new process is started with.
+fn choose(recorded: bool, had_a_turn: bool, id: Uuid) -> Result<Conversation, String> {
+    match (recorded, had_a_turn) {
+        (true, _) => Ok(Conversation::Resumed(id)),
+        (false, false) => Ok(Conversation::New(id)),
+        (false, true) => Err(format!(
+            "the conversation of session {id} is gone: home/.claude/projects/-workspace/{id}.jsonl is missing in the \
+             session's directory. Its messages are still in GET .../messages; create a new session to go on"
+        )),
+    }
+}
+
+/// Whether some turn ended well, so that claude must have written a record.
+async fn had_a_turn(shared: &Shared, id: Uuid, newest: i64) -> Result<bool, StepError> {
+    for number in 1..=newest {
+        let turn =
+            shared.store.turn(id, number).await.map_err(|e| StepError { step: "conversation", error: e.into() })?;
+        if turn.is_some_and(|turn| turn.end.is_some() && turn.error.is_none()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Waits for the answer to `request` and returns the offset behind it.
+async fn ready(live: &mut Live, tail: &mut Tail, request: &str) -> Result<u64, String> {
+    let child = live.record.child;
+    loop {
+        tokio::select! {
+            biased;
+            batch = tail.next_batch() => {
+                let batch = batch.map_err(|e| e.to_string())?;
+                for (_, line) in batch.lines() {
+                    if let Kind::ControlResponse { request_id, ok, error } = classify(line).kind
+                        && request_id == request
+                    {
+                        let refused = || format!("claude refused: {}", error.unwrap_or_default());
+                        return if ok { Ok(batch.end()) } else { Err(refused()) };
+                    }
+                }
+            }
+            status = wait_for_exit(&mut live.events, child) => {
+                let memory = live.sandbox.info.limits.memory_bytes;
+                let oom = OomCount::read(&live.sandbox.info.cgroup) > live.oom;
+                return Err(match status {
+                    Some(status) => cause::exited(status, oom, memory, ""),
+                    None => cause::sandbox_died(oom, memory),
+                });
+            }
+        }
+    }
+}
+
+/// Waits until that child has ended (`None`: the whole sandbox has).
+async fn wait_for_exit(events: &mut mpsc::UnboundedReceiver<SandboxEvent>, child: u32) -> Option<Exit> {
+    loop {
+        match events.recv().await {
+            Some(SandboxEvent::Exited { child: ended, status }) if ended == child => return Some(status),
+            Some(SandboxEvent::Died) | None => return None,
+            Some(_) => {}
+        }
+    }
+}
+
+pub fn cancelled() -> SessionError {
+    SessionError::Failed("the session was stopped or ended while it was starting".to_owned())
+}
+
+/// In the client's words, with the way out where the launcher knows one.
+pub fn launcher_error(error: &crate::sandbox::LauncherError) -> SessionError {
+    use crate::sandbox::LauncherError as L;
+    match error {
+        L::Unreachable { .. } => SessionError::Unavailable(format!("{error}; it is being restarted, try again")),
+        L::Failed(failure) => {
+            let hint = failure.hint.as_ref().map(|hint| format!(". {hint}")).unwrap_or_default();
+            SessionError::Failed(format!("the sandbox could not be set up ({failure}){hint}"))
+        }
+        L::Protocol(_) => SessionError::Failed(error.to_string()),
+    }
+}
+
+impl Shared {
+    /// Lets the gateway serve this sandbox. Its undo is `remove_sandbox`.
+    pub async fn register(
+        &self,
+        session: &Session,
+        sandbox: &Sandbox,
+        token: &str,
+        options: &LaunchOptions,
+    ) -> Result<(), SessionError> {
+        let listener = sandbox.listener(Listener::Model).await.map_err(|e| launcher_error(&e))?;
+        let key = claude::environment(&options.env, token).key;
+        let register = Register { session: session.id, token: token.to_owned(), key };
+        self.gateway
+            .register(register, listener)
+            .await
+            .map_err(|e| SessionError::Unavailable(format!("{e}; it is being restarted, try again")))
+    }
+
+    /// The undo of a start, safe to call for what was never there. What cannot be undone now is said and left to the
+    /// next start of ashd, which destroys every sandbox that no session claims.
+    pub async fn remove_sandbox(&self, id: Uuid) {
+        if let Err(e) = self.gateway.unregister(id).await {
+            tracing::warn!(ASH_SESSION = %id, "the gateway still serves a sandbox that is going: {e}");
+        }
+        if let Err(e) = self.launcher.destroy(id).await {
+            tracing::error!(ASH_SESSION = %id, "the sandbox could not be destroyed: {e}");
+        }
+    }
+}
+
+/// How long each step took, for the log.
+#[derive(Debug)]
+struct Steps {
+    at: Instant,
+    done: Vec<(&'static str, Duration)>,
+}
+
+impl Default for Steps {
+    fn default() -> Self {
+        Self { at: Instant::now(), done: Vec::new() }
+    }
+}
+
+impl Steps {
+    fn done(&mut self, step: &'static str) {
+        self.done.push((step, self.at.elapsed()));
+        self.at = Instant::now();
+    }
+}
+
+impl std::fmt::Display for Steps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (step, took) in &self.done {
+            write!(f, "{step}={:.1}ms ", took.as_secs_f64() * 1000.0)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_is_resumed_begun_or_missed_loudly() {
+        let id = Uuid::nil();
+        assert_eq!(choose(false, false, id), Ok(Conversation::New(id)));
+        assert_eq!(choose(true, false, id), Ok(Conversation::Resumed(id)));
+        assert_eq!(choose(true, true, id), Ok(Conversation::Resumed(id)));
+        let lost = choose(false, true, id).unwrap_err();
+        assert!(lost.contains(".jsonl is missing"), "{lost}");
+    }
+}

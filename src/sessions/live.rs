@@ -1,0 +1,127 @@
+//! A session's running sandbox and its claude, as the session's task holds them.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::time::Instant;
+
+use rustix::fs::MemfdFlags;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use crate::model::SandboxState;
+use crate::pool::Slot;
+use crate::sandbox::{LauncherError, Sandbox, SandboxEvent};
+use crate::sessions::cause::OomCount;
+use crate::sessions::classify::Classifier;
+use crate::sessions::lines::Tail;
+use crate::sessions::process::{MessageNumbers, ProcessRecord};
+
+/// Dropping it gives the pool's slot back, and leaves the sandbox: `Shared::remove_sandbox` comes first.
+#[derive(Debug)]
+pub struct Live {
+    pub sandbox: Sandbox,
+    pub events: mpsc::UnboundedReceiver<SandboxEvent>,
+    slot: Slot,
+    pub record: ProcessRecord,
+    pub numbers: MessageNumbers,
+    pub applied: Applied,
+    pub classifier: Classifier,
+    /// `None` only while a process is being started.
+    pub tail: Option<Tail>,
+    /// Bytes of stdout that were read and understood.
+    pub read_to: u64,
+    /// Kills for want of memory that are told already.
+    pub oom: OomCount,
+    /// Where the newest process's part of stderr begins.
+    pub stderr_from: u64,
+    pub frozen: bool,
+    /// The session's options changed since the process was started: the next message gets a new one.
+    pub stale: bool,
+    /// When the newest turn ended, or the process came up.
+    pub idle_since: Instant,
+}
+
+/// What was set in the running process by requests, so that a turn without the option gets the session's own again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Applied {
+    pub model: Option<String>,
+    pub effort: Option<Value>,
+    pub thinking: Option<u64>,
+}
+
+impl Applied {
+    /// Of a process that another ashd drove: the next message sets all of it again.
+    pub fn unknown() -> Self {
+        Self { model: Some(String::new()), effort: Some(Value::Bool(false)), thinking: Some(u64::MAX) }
+    }
+}
+
+impl Live {
+    pub fn new(
+        sandbox: Sandbox,
+        events: mpsc::UnboundedReceiver<SandboxEvent>,
+        slot: Slot,
+        record: ProcessRecord,
+    ) -> Self {
+        let oom = OomCount::read(&sandbox.info.cgroup);
+        Self {
+            sandbox,
+            events,
+            slot,
+            record,
+            numbers: MessageNumbers::after(0, None),
+            applied: Applied::default(),
+            classifier: Classifier::default(),
+            tail: None,
+            read_to: 0,
+            oom,
+            stderr_from: 0,
+            frozen: false,
+            stale: false,
+            idle_since: Instant::now(),
+        }
+    }
+
+    /// Tells the pool. A paused session between turns may be parked to make room.
+    pub fn place(&self, turn: bool, paused: bool) {
+        let state = if turn { SandboxState::Running } else { SandboxState::Waiting };
+        self.slot.set(state, paused && !turn);
+    }
+
+    pub async fn freeze(&mut self) -> Result<(), LauncherError> {
+        if !self.frozen {
+            self.sandbox.freeze().await?;
+            self.frozen = true;
+        }
+        Ok(())
+    }
+
+    pub async fn thaw(&mut self) -> Result<(), LauncherError> {
+        if self.frozen {
+            self.sandbox.thaw().await?;
+            self.frozen = false;
+        }
+        Ok(())
+    }
+
+    /// Hands a control line to claude's stdin. The line lives in memory only: it means nothing to another process.
+    pub async fn deliver_line(&mut self, line: &[u8]) -> Result<(), LauncherError> {
+        let number = self.numbers.next();
+        let file = in_memory(line).map_err(|e| LauncherError::Protocol(format!("memfd: {e}")))?;
+        self.sandbox.deliver(self.record.child, number, file.into()).await
+    }
+
+    /// Whether something beside init and claude lives in the sandbox: a command, a server the agent left running.
+    pub fn has_company(&self) -> bool {
+        let procs = self.sandbox.info.cgroup.unified.join("cgroup.procs");
+        // Not readable means unknown, and unknown is left running.
+        std::fs::read_to_string(procs).map_or(true, |text| text.lines().count() > 2)
+    }
+}
+
+fn in_memory(bytes: &[u8]) -> std::io::Result<File> {
+    let mut file = File::from(rustix::fs::memfd_create("line", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(file)
+}

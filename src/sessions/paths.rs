@@ -1,0 +1,138 @@
+//! Where a session keeps its things on the host.
+//!
+//! ```text
+//! <data dir>/sessions/<id>/
+//!     workspace/      /workspace of the sandbox           seen by the sandbox
+//!     home/           /home/agent of the sandbox          seen by the sandbox
+//!     inbox/          messages on their way to claude     ashd's
+//!     stdout, stderr  what claude prints, append only     ashd's; claude holds them open for writing
+//!     process.json    what a restarted ashd must know     ashd's
+//! ```
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+/// The directory of one session.
+#[derive(Clone, Debug)]
+pub struct SessionDir(PathBuf);
+
+impl SessionDir {
+    pub fn new(data_dir: &Path, id: Uuid) -> Self {
+        Self(data_dir.join("sessions").join(id.to_string()))
+    }
+    pub fn root(&self) -> &Path {
+        &self.0
+    }
+    pub fn workspace(&self) -> PathBuf {
+        self.0.join("workspace")
+    }
+    pub fn home(&self) -> PathBuf {
+        self.0.join("home")
+    }
+    pub fn inbox(&self) -> PathBuf {
+        self.0.join("inbox")
+    }
+    pub fn stdout(&self) -> PathBuf {
+        self.0.join("stdout")
+    }
+    pub fn stderr(&self) -> PathBuf {
+        self.0.join("stderr")
+    }
+    pub fn process(&self) -> PathBuf {
+        self.0.join("process.json")
+    }
+
+    /// Makes what is missing of the directories, mode 0700, all but the workspace: that one appears whole or not at all.
+    pub fn make(&self) -> io::Result<()> {
+        make_dir(&self.0)?;
+        make_dir(&self.home())?;
+        make_dir(&self.inbox())
+    }
+
+    /// Opens stdout for a new process. A line that the process before left unfinished is closed, so that it cannot
+    /// spoil the first line of the new one.
+    pub fn open_stdout(&self) -> io::Result<File> {
+        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(self.stdout())?;
+        if file.metadata()?.len() > 0 {
+            file.seek(SeekFrom::End(-1))?;
+            let mut last = [0];
+            file.read_exact(&mut last)?;
+            if last != *b"\n" {
+                file.write_all(b"\n")?;
+            }
+        }
+        // The process gets a descriptor that cannot read what was said before.
+        OpenOptions::new().append(true).open(self.stdout())
+    }
+
+    /// Opens stderr for a new process; the second value is where its part begins.
+    pub fn open_stderr(&self) -> io::Result<(File, u64)> {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(self.stderr())?;
+        let from = file.metadata()?.len();
+        Ok((file, from))
+    }
+
+    /// The last 2 KiB at most of what was printed to stderr since `from`, as text for an error.
+    pub fn stderr_tail(&self, from: u64) -> String {
+        const TAIL: u64 = 2048;
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = File::open(self.stderr())?;
+            let len = file.metadata()?.len();
+            file.seek(SeekFrom::Start(from.max(len.saturating_sub(TAIL))))?;
+            let mut bytes = Vec::new();
+            file.take(TAIL).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        // Beside an error that is being told already, a missing stderr is just no further explanation.
+        String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
+    }
+}
+
+/// `mkdir` with mode 0700, parents too; one that exists is no error.
+pub fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Writes a small file so that it is there whole or not at all, mode 0600.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    std::fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unfinished_line_is_closed_once() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = SessionDir::new(temp.path(), Uuid::new_v4());
+        dir.make().unwrap();
+        for (before, after) in [("", ""), ("{}\n", "{}\n"), ("{}\n{\"hal", "{}\n{\"hal\n")] {
+            std::fs::write(dir.stdout(), before).unwrap();
+            dir.open_stdout().unwrap();
+            assert_eq!(std::fs::read_to_string(dir.stdout()).unwrap(), after);
+        }
+    }
+
+    #[test]
+    fn the_tail_of_stderr_is_this_processs_own() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = SessionDir::new(temp.path(), Uuid::new_v4());
+        dir.make().unwrap();
+        assert_eq!(dir.stderr_tail(0), "");
+        std::fs::write(dir.stderr(), "old trouble\n").unwrap();
+        let (mut file, from) = dir.open_stderr().unwrap();
+        file.write_all(b"new trouble\n").unwrap();
+        assert_eq!(dir.stderr_tail(from), "new trouble");
+        file.write_all(&[b'x'; 10_000]).unwrap();
+        assert_eq!(dir.stderr_tail(from).len(), 2048);
+    }
+}

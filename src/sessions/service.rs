@@ -68,6 +68,19 @@ impl Sessions {
         launcher: Launcher,
         gateway: Gateway,
     ) -> Result<Self, SessionError> {
+        let sessions = Self::assemble(config, store, launcher, gateway)?;
+        adopt::adopt(&sessions.shared).await?;
+        sessions.watch_gateway();
+        Ok(sessions)
+    }
+
+    /// Only what [`Sessions::start`] puts together, without looking for sandboxes: for tests of the layers above.
+    pub fn assemble(
+        config: Arc<Config>,
+        store: Store,
+        launcher: Launcher,
+        gateway: Gateway,
+    ) -> Result<Self, SessionError> {
         let hub = Hub::start().map_err(|e| SessionError::Failed(format!("inotify: {e}")))?;
         let shared = Arc::new(Shared {
             pool: Pool::new(config.pool.max_sandboxes),
@@ -81,21 +94,24 @@ impl Sessions {
             active: AtomicI64::new(0),
             stopping: AtomicBool::new(false),
         });
-        adopt::adopt(&shared).await?;
-        let watched = Arc::clone(&shared);
+        Ok(Self { shared })
+    }
+
+    /// A new gateway knows no session: it is told of each again.
+    fn watch_gateway(&self) {
+        let watched = Arc::clone(&self.shared);
         tokio::spawn(async move {
             loop {
                 watched.gateway.restarted().await;
                 tracing::warn!(
                     ASH_EVENT = "gateway-replaced",
-                    "the gateway is a new process: every session is registered again"
+                    "the gateway was replaced: every session is registered again"
                 );
                 for (_, handle) in watched.registry.all() {
                     let _ = handle.requests.send(Request::RegisterAgain).await;
                 }
             }
         });
-        Ok(Self { shared })
     }
 
     /// No new session or turn is begun from now on; what runs goes on in its sandbox.

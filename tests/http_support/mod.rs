@@ -4,8 +4,11 @@
 use std::sync::Arc;
 
 use ashd::config::Config;
+use ashd::gateway::client::Gateway;
 use ashd::http::{AppState, router};
+use ashd::kernel::seqpacket;
 use ashd::model::{TenantId, now_ms};
+use ashd::sandbox::Launcher;
 use ashd::sessions::Sessions;
 use ashd::store::{ApiKey, Store};
 use axum::Router;
@@ -61,7 +64,9 @@ impl Api {
         }
         let mut config = config(data.path());
         edit(&mut config);
-        Self { router: router(AppState::new(Arc::new(config), store, sessions())), data }
+        let config = Arc::new(config);
+        let sessions = sessions(Arc::clone(&config), store.clone()).await;
+        Self { router: router(AppState::new(config, store, sessions)), data }
     }
 
     /// `head` is `METHOD path`, then one header a line.
@@ -90,9 +95,15 @@ impl Api {
     }
 }
 
-/// No session is reached through this router: those tests run against the whole daemon.
-fn sessions() -> Sessions {
-    Sessions {}
+/// No session is reached through this router: those tests run against the whole daemon. So the gateway is a socket that
+/// takes connections and says nothing.
+async fn sessions(config: Arc<Config>, store: Store) -> Sessions {
+    std::fs::create_dir_all(&config.run_dir).unwrap();
+    let listener = seqpacket::listen(&config.run_dir.join("gateway.sock")).unwrap();
+    let gateway = Gateway::connect(&config.run_dir).await.unwrap();
+    // Connected by the backlog; closed with the test.
+    std::mem::forget(listener);
+    Sessions::assemble(config, store, Launcher {}, gateway).unwrap()
 }
 
 fn config(data: &std::path::Path) -> Config {

@@ -48,6 +48,7 @@ pub mod published;
 pub mod queue;
 pub mod reader;
 pub mod registry;
+pub mod retain;
 pub mod service;
 pub mod state;
 mod turn_result;

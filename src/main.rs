@@ -1,3 +1,92 @@
 //! ashd: the daemon.
 
-fn main() {}
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use ashd::boot::{self, keeper};
+use ashd::config::Config;
+use clap::{Args, Parser, Subcommand};
+
+/// Claude Code agents as a service: one kernel-enforced sandbox per session, over the Ash REST API.
+#[derive(Debug, Parser)]
+#[command(name = "ashd", version, after_long_help = HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve in the foreground (what `ashd` does without a command).
+    Serve(File),
+    /// Read the configuration as `serve` would; print OK, or every error with file, line and key.
+    CheckConfig(File),
+    /// End a daemon that was started by hand: ashd, its sandboxes, launcher and gateway.
+    Stop(File),
+    #[command(name = keeper::UNPRIVILEGED, hide = true)]
+    ServeUnprivileged,
+    #[command(name = keeper::KEEP, hide = true)]
+    Keep {
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
+}
+
+#[derive(Args, Debug, Default)]
+struct File {
+    /// Instead of /etc/ashd/ashd.toml; its drop-ins are FILE.d/*.toml.
+    #[arg(long = "config", value_name = "FILE")]
+    path: Option<PathBuf>,
+}
+
+const HELP: &str = "\
+A first try, as root, without systemd and without a model key (the offline model answers):
+  ASH_DATA_DIR=/var/lib/ashd ashd          serves on port 4100; the API key is in <data dir>/initial-api-key
+  ashctl health                            in another terminal
+  ashd stop                                ends ashd and everything it started
+
+Started as root, ashd starts ash-launcher and ash-gateway, then gives up all privileges. Both outlive it: ashd may be
+restarted at any moment, sandboxes go on, and the next ashd finds them. As another user it needs both to run already
+(systemd starts them so).
+
+Configuration, later wins: defaults, /etc/ashd/ashd.toml, /etc/ashd/ashd.toml.d/*.toml, environment:
+  ASH_PORT ASH_HOST ASH_API_KEY ASH_DATA_DIR ASH_RUN_DIR ASH_MAX_SANDBOXES ASH_IDLE_TIMEOUT_MS ASH_CLAUDE_BIN
+  ASH_CREDENTIAL_KEY ASH_MAX_ATTACHMENT_SIZE ASH_UPSTREAM (offline, or a URL)
+  ANTHROPIC_API_KEY ANTHROPIC_BASE_URL ANTHROPIC_CUSTOM_HEADERS (for the gateway alone)
+ASH_LOG sets the log's level: error warn info debug trace, or module=level.
+
+Signals: SIGTERM and SIGINT end ashd within a second; sandboxes go on.
+Exit status: 0 ended as asked, 1 an error, which is on stderr, 2 wrong usage.";
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command.unwrap_or_else(|| Command::Serve(File::default())) {
+        Command::Serve(file) => boot::serve(file.path.as_deref()).map_err(|error| error.to_string()),
+        Command::CheckConfig(file) => {
+            Config::load(file.path.as_deref()).map(|_| println!("OK")).map_err(|errors| errors.to_string())
+        }
+        Command::Stop(file) => {
+            boot::stop(file.path.as_deref()).map(|said| println!("{said}")).map_err(|error| error.to_string())
+        }
+        Command::ServeUnprivileged => boot::serve_handed_over().map_err(|error| error.to_string()),
+        Command::Keep { command } => keeper::keep(&command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            eprintln!("ashd: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,1 +1,62 @@
-//! See DESIGN §9.
+//! How the daemon starts and ends.
+//!
+//! ```text
+//!   started as root, without systemd                     started as user ashd (systemd, or by the stage on the left)
+//!   ---------------------------------                    -----------------------------------------------------------
+//!   config; lock of the run directory                    config (handed over, or read)
+//!   directories, API sockets (bound, not listening)      store, first API key
+//!   ash-launcher, ash-gateway: found or started          launcher, gateway: connected
+//!   privileges dropped, own image executed again ----->  sessions, router, listen, READY
+//!                                                        SIGTERM: stop listening, leave sandboxes running
+//! ```
+//!
+//! The second stage never had the model key: it is executed with a new environment and is handed the settled
+//! configuration, without it, as a sealed file on stdin.
+//!
+//! `ash-launcher` and `ash-gateway` outlive ashd, and the next ashd finds them again by their sockets. Each has a keeper,
+//! [`keeper`], that starts it again after a crash; `ashd stop` ends ashd, sandboxes, launcher and gateway.
+
+mod companions;
+mod directories;
+mod error;
+mod first_key;
+mod handover;
+pub mod keeper;
+mod listeners;
+mod privileged;
+mod privileges;
+mod run;
+mod stop;
+mod users;
+
+use std::path::Path;
+
+pub use error::BootError;
+pub use stop::stop;
+
+use crate::config::Config;
+use crate::observe::logging;
+
+/// `ashd serve`: serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Whatever keeps the daemon from serving, with the way out.
+pub fn serve(file: Option<&Path>) -> Result<(), BootError> {
+    let config = Config::load(file)?;
+    logging::start("ashd").map_err(BootError::Refused)?;
+    if nix::unistd::geteuid().is_root() {
+        return privileged::start(config).map(|never| match never {});
+    }
+    let listeners = listeners::for_unprivileged(&config)?;
+    run::run(config, listeners)
+}
+
+/// The stage without privileges of a daemon that was started as root.
+///
+/// # Errors
+/// As [`serve`]; also when it was not started by that stage.
+pub fn serve_handed_over() -> Result<(), BootError> {
+    logging::start("ashd").map_err(BootError::Refused)?;
+    let handed = handover::take()?;
+    run::run(handed.config, handed.listeners)
+}

@@ -10,7 +10,7 @@
 use caps::CapSet;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::{Uid, User, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, User, setgroups, setresgid, setresuid};
 
 /// A step that failed; the gateway does not start then.
 #[derive(Debug, thiserror::Error)]
@@ -29,14 +29,27 @@ pub enum PrivilegeError {
     CapabilitiesLeft(String),
 }
 
-/// Looks a user up by name or number.
+/// A user and its first group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    pub name: String,
+    pub uid: Uid,
+    pub gid: Gid,
+}
+
+/// Looks a user up by name or number. A number needs no entry in the user database: where the package is not installed,
+/// ashd uses numbers that nobody has, and then the group is the same number.
 ///
 /// # Errors
 /// [`PrivilegeError::NoSuchUser`].
-pub fn lookup(name: &str) -> Result<User, PrivilegeError> {
-    let by_name = User::from_name(name).ok().flatten();
-    let by_uid = || name.parse().ok().and_then(|uid| User::from_uid(Uid::from_raw(uid)).ok().flatten());
-    by_name.or_else(by_uid).ok_or_else(|| PrivilegeError::NoSuchUser(name.to_owned()))
+pub fn lookup(name: &str) -> Result<Account, PrivilegeError> {
+    let number = name.parse().ok().map(Uid::from_raw);
+    let entry = User::from_name(name).ok().flatten().or_else(|| User::from_uid(number?).ok().flatten());
+    match (entry, number) {
+        (Some(user), _) => Ok(Account { name: user.name, uid: user.uid, gid: user.gid }),
+        (None, Some(uid)) => Ok(Account { name: name.to_owned(), uid, gid: Gid::from_raw(uid.as_raw()) }),
+        (None, None) => Err(PrivilegeError::NoSuchUser(name.to_owned())),
+    }
 }
 
 /// Becomes `user` (needed when started as root) and gives up the rest.
@@ -77,7 +90,7 @@ pub fn drop_all(user: Option<&str>) -> Result<(), PrivilegeError> {
     Ok(())
 }
 
-fn become_user(user: &User) -> Result<(), PrivilegeError> {
+fn become_user(user: &Account) -> Result<(), PrivilegeError> {
     // While root may still do so: nothing that is executed later can have a capability either.
     caps::clear(None, CapSet::Bounding).map_err(|why| step("drop bounding set", std::io::Error::other(why)))?;
     setgroups(&[]).map_err(|why| step("drop groups", why.into()))?;

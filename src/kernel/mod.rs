@@ -4,4 +4,5 @@
 
 pub mod cgroup;
 pub mod freeze;
+pub mod inherited;
 pub mod seqpacket;

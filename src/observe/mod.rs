@@ -1,1 +1,4 @@
-//! See DESIGN §9.
+//! What the daemon lets be seen: its log, and its metrics.
+
+pub mod logging;
+pub mod metrics;

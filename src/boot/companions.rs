@@ -1,0 +1,297 @@
+//! Launcher and gateway: found by their sockets, or started.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::users::{Account, Accounts};
+use super::{BootError, keeper};
+use crate::config::{Config, Upstream};
+use crate::kernel::seqpacket;
+use crate::{gateway, launcher};
+
+/// How long a companion may take until it answers.
+const START: Duration = Duration::from_secs(10);
+/// How long one that runs may take to answer `Hello`. It does so in microseconds; a second is for a machine that swaps.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Lines of its log that are shown when one does not start.
+const TAIL: usize = 15;
+/// Variables a companion keeps of the environment of ashd's first stage.
+const KEPT: [&str; 7] = ["PATH", "LANG", "TZ", "RUST_BACKTRACE", "RUST_LOG", "ASH_LOG", "SSL_CERT_FILE"];
+
+/// What is on the other side of a companion's socket.
+#[derive(Debug)]
+enum Answer<R> {
+    Reply(R),
+    /// Nothing listens there: no file, or the file of a process that is gone.
+    Nobody,
+}
+
+/// Starts what does not run. Both are started before either is waited for.
+pub(super) fn ensure(config: &Config, accounts: &Accounts) -> Result<(), BootError> {
+    let launcher = Companion::launcher(config, accounts)?;
+    let gateway = Companion::gateway(config, accounts);
+    let launcher_started =
+        if launcher_version(&config.run_dir)?.is_none() { Some(launcher.start(config)?) } else { None };
+    let gateway_started = if gateway_version(&config.run_dir)?.is_none() { Some(gateway.start(config)?) } else { None };
+    if let Some(keeper) = launcher_started {
+        launcher.wait(keeper, &config.run_dir, launcher_version)?;
+    }
+    if let Some(keeper) = gateway_started {
+        gateway.wait(keeper, &config.run_dir, gateway_version)?;
+    }
+    Ok(())
+}
+
+struct Companion {
+    program: &'static str,
+    arguments: Vec<OsString>,
+    environment: Vec<(&'static str, String)>,
+}
+
+impl Companion {
+    fn launcher(config: &Config, accounts: &Accounts) -> Result<Self, BootError> {
+        let mut arguments = arguments(config, &accounts.ashd);
+        arguments.extend(["--data-dir".into(), config.data_dir.clone().into()]);
+        arguments.extend(["--uid-base".into(), config.launcher.uid_base.to_string().into()]);
+        arguments.extend(["--uid-count".into(), config.launcher.uid_count.to_string().into()]);
+        arguments.extend(["--cgroup".into(), config.launcher.cgroup.clone().into()]);
+        if let Some(binary) = &config.claude.binary {
+            arguments.extend(["--claude-binary".into(), binary.clone().into()]);
+        }
+        if !Path::new(LAUNCHER_FILE).exists() {
+            arguments.extend(["--config".into(), write_ceiling(config)?.into()]);
+        }
+        Ok(Self { program: "ash-launcher", arguments, environment: Vec::new() })
+    }
+
+    /// The model key goes to it in its environment and nowhere else: an argument could be read by everybody.
+    fn gateway(config: &Config, accounts: &Accounts) -> Self {
+        let mut arguments = arguments(config, &accounts.ashd);
+        arguments.extend(["--user".into(), accounts.gateway.name.clone().into()]);
+        let upstream = match &config.gateway.upstream {
+            Upstream::Offline => "offline".to_owned(),
+            Upstream::Url(url) => url.clone(),
+        };
+        arguments.extend(["--upstream".into(), upstream.into()]);
+        let mut environment = Vec::new();
+        if let Some(key) = &config.gateway.api_key {
+            environment.push(("ANTHROPIC_API_KEY", key.clone()));
+        }
+        if !config.gateway.custom_headers.is_empty() {
+            let lines: Vec<String> =
+                config.gateway.custom_headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+            environment.push(("ANTHROPIC_CUSTOM_HEADERS", lines.join("\n")));
+        }
+        Self { program: "ash-gateway", arguments, environment }
+    }
+
+    fn log(&self, run_dir: &Path) -> PathBuf {
+        run_dir.join(format!("{}.log", self.program.trim_start_matches("ash-")))
+    }
+
+    /// Starts it below a keeper, with its output in a file of the run directory.
+    fn start(&self, config: &Config) -> Result<Child, BootError> {
+        let program = find(self.program)?;
+        let path = self.log(&config.run_dir);
+        let failed = || BootError::io(path.display().to_string());
+        let log = OpenOptions::new().append(true).create(true).mode(0o640).open(&path).map_err(failed())?;
+        let error = log.try_clone().map_err(failed())?;
+        let mut keeper = Command::new("/proc/self/exe");
+        keeper.arg(keeper::KEEP).arg("--").arg(&program).args(&self.arguments);
+        keeper.stdin(Stdio::null()).stdout(log).stderr(error).current_dir("/").env_clear();
+        keeper.envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        keeper.envs(self.environment.iter().cloned());
+        tracing::info!(program = %program.display(), log = %path.display(), "starting");
+        keeper.spawn().map_err(BootError::io(program.display().to_string()))
+    }
+
+    fn wait(
+        &self,
+        mut keeper: Child,
+        run_dir: &Path,
+        version: fn(&Path) -> Result<Option<String>, BootError>,
+    ) -> Result<(), BootError> {
+        let start = Instant::now();
+        loop {
+            if version(run_dir)?.is_some() {
+                return Ok(());
+            }
+            let ended = keeper.try_wait().map_err(BootError::io(self.program))?;
+            let why = match ended {
+                Some(_) => "ended at its start".to_owned(),
+                None if start.elapsed() > START => format!("does not answer after {} s", START.as_secs()),
+                None => {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
+            };
+            // What was started here must not stay when the start as a whole fails.
+            end(&mut keeper);
+            let path = self.log(run_dir);
+            return Err(BootError::Refused(format!("{} {why}; {}:\n{}", self.program, path.display(), tail(&path))));
+        }
+    }
+}
+
+/// The launcher's own file; where the admin wrote one, its ceiling counts and not `[launcher.ceiling]` of ashd's.
+const LAUNCHER_FILE: &str = "/etc/ashd/launcher.toml";
+
+/// `<run dir>/launcher.toml` with the ceiling of ashd's configuration.
+fn write_ceiling(config: &Config) -> Result<PathBuf, BootError> {
+    let path = config.run_dir.join("launcher.toml");
+    let ceiling = &config.launcher.ceiling;
+    let text = format!(
+        "# Written by ashd from [launcher.ceiling] at each start.\n[ceiling]\nmemory_bytes = {}\nswap_bytes = {}\n\
+         cpu_millis = {}\ncpu_weight = {}\npids = {}\n",
+        ceiling.memory_bytes, ceiling.swap_bytes, ceiling.cpu_millis, ceiling.cpu_weight, ceiling.pids
+    );
+    let unfinished = path.with_extension("toml.new");
+    std::fs::write(&unfinished, text)
+        .and_then(|()| std::fs::rename(&unfinished, &path))
+        .map_err(BootError::io(path.display().to_string()))?;
+    Ok(path)
+}
+
+/// Ends a keeper and what it keeps: both are in the session that the keeper made.
+fn end(keeper: &mut Child) {
+    use nix::sys::signal::{Signal, killpg};
+    use nix::unistd::Pid;
+    if let Ok(pid) = i32::try_from(keeper.id())
+        && matches!(keeper.try_wait(), Ok(None))
+    {
+        // One that is gone meanwhile needs no signal.
+        let _ = killpg(Pid::from_raw(pid), Signal::SIGTERM);
+        drop(keeper.wait());
+    }
+}
+
+fn arguments(config: &Config, client: &Account) -> Vec<OsString> {
+    vec!["--run-dir".into(), config.run_dir.clone().into(), "--client-user".into(), client.name.clone().into()]
+}
+
+/// Beside this program (a build, an unpacked archive), where the package puts it, or on the PATH.
+fn find(program: &str) -> Result<PathBuf, BootError> {
+    let own = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = own.into_iter().chain([PathBuf::from("/usr/lib/ashd")]).chain(std::env::split_paths(&path));
+    places.map(|dir| dir.join(program)).find(|file| file.is_file()).ok_or_else(|| {
+        BootError::Refused(format!(
+            "{program} is neither beside ashd, nor in /usr/lib/ashd, nor on the PATH; install it"
+        ))
+    })
+}
+
+fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_else(|why| why.to_string());
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL)..].join("\n")
+}
+
+/// One request and its reply, on a connection of its own.
+fn ask<Q: Serialize, R: DeserializeOwned>(
+    path: &Path,
+    request: &Q,
+    patience: Duration,
+) -> Result<Answer<R>, BootError> {
+    let failed = || BootError::io(format!("{} does not answer", path.display()));
+    let socket = match seqpacket::connect(path, false) {
+        Ok(socket) => socket,
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
+            return Ok(Answer::Nobody);
+        }
+        Err(error) => return Err(failed()(error)),
+    };
+    let time = TimeVal::new(patience.as_secs().try_into().unwrap_or(i64::MAX), 0);
+    setsockopt(&socket, sockopt::ReceiveTimeout, &time).map_err(BootError::errno("receive time-out"))?;
+    setsockopt(&socket, sockopt::SendTimeout, &time).map_err(BootError::errno("send time-out"))?;
+    let text = serde_json::to_vec(request).map_err(|why| failed()(why.into()))?;
+    let mut buffer = vec![0; launcher::protocol::MAX_PACKET];
+    let packet = seqpacket::send(socket.as_fd(), &text, &[])
+        .and_then(|()| seqpacket::recv(socket.as_fd(), &mut buffer))
+        .map_err(failed())?;
+    if packet.len == 0 {
+        return Err(failed()(std::io::ErrorKind::ConnectionReset.into()));
+    }
+    serde_json::from_slice(&buffer[..packet.len]).map(Answer::Reply).map_err(|why| failed()(why.into()))
+}
+
+pub(super) fn launcher_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("launcher.sock")
+}
+
+pub(super) fn gateway_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("gateway.sock")
+}
+
+/// The version of the launcher that runs; `None` when none does.
+fn launcher_version(run_dir: &Path) -> Result<Option<String>, BootError> {
+    use launcher::protocol::{PROTOCOL, Reply, Request};
+    let path = launcher_socket(run_dir);
+    match ask(&path, &Request::Hello, ANSWER)? {
+        Answer::Nobody => Ok(None),
+        Answer::Reply(Reply::Hello { protocol: PROTOCOL, version, .. }) => Ok(Some(version)),
+        Answer::Reply(Reply::Hello { protocol, version, .. }) => Err(BootError::Refused(format!(
+            "the launcher at {} is version {version} and speaks protocol {protocol}, this ashd speaks {PROTOCOL}; `ashd stop` \
+             ends it (and all sandboxes), the next start starts the right one",
+            path.display()
+        ))),
+        Answer::Reply(other) => Err(BootError::Refused(format!("{}: unexpected answer {other:?}", path.display()))),
+    }
+}
+
+fn gateway_version(run_dir: &Path) -> Result<Option<String>, BootError> {
+    use gateway::protocol::{Reply, Request};
+    let path = gateway_socket(run_dir);
+    match ask(&path, &Request::Hello, ANSWER)? {
+        Answer::Nobody => Ok(None),
+        Answer::Reply(Reply::Hello { version, .. }) => Ok(Some(version)),
+        Answer::Reply(other) => Err(BootError::Refused(format!("{}: unexpected answer {other:?}", path.display()))),
+    }
+}
+
+/// Ends every sandbox and the launcher. `false` when none ran.
+pub(super) fn shut_down_launcher(run_dir: &Path, patience: Duration) -> Result<bool, BootError> {
+    use launcher::protocol::{Reply, Request};
+    let path = launcher_socket(run_dir);
+    match ask(&path, &Request::Shutdown, patience)? {
+        Answer::Nobody => Ok(false),
+        Answer::Reply(Reply::Error(why)) => Err(BootError::Refused(format!("the launcher: {why}"))),
+        Answer::Reply(_) => gone(&path, patience).map(|()| true),
+    }
+}
+
+/// Ends the gateway, which finishes open answers first. `false` when none ran.
+pub(super) fn shut_down_gateway(run_dir: &Path, patience: Duration) -> Result<bool, BootError> {
+    use gateway::protocol::{Reply, Request};
+    let path = gateway_socket(run_dir);
+    match ask(&path, &Request::Shutdown, patience)? {
+        Answer::Nobody => Ok(false),
+        Answer::Reply(Reply::Error { message }) => Err(BootError::Refused(format!("the gateway: {message}"))),
+        Answer::Reply(_) => gone(&path, patience).map(|()| true),
+    }
+}
+
+fn gone(path: &Path, patience: Duration) -> Result<(), BootError> {
+    let start = Instant::now();
+    while seqpacket::connect(path, true).is_ok() {
+        if start.elapsed() > patience {
+            return Err(BootError::Refused(format!(
+                "{} still answers {} s after it was told to end; see its log beside it",
+                path.display(),
+                patience.as_secs()
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

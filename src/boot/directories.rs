@@ -1,0 +1,169 @@
+//! The directories, made as root before privileges are dropped.
+//!
+//! | directory | owner | mode | why |
+//! |---|---|---|---|
+//! | data | ashd | 0750 | nobody else reads sessions, agents, the database |
+//! | run | root | 0755 | the launcher works in it as root, so nobody else may plant links there |
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+
+use super::BootError;
+use super::users::Account;
+
+/// What a data directory holds. One that is root's and holds anything else is somebody's, and is left alone.
+const KNOWN: [&str; 6] = ["agents", "attachments", "claude", "credential-key", "initial-api-key", "sessions"];
+
+pub(super) fn prepare(data: &Path, run: &Path, ashd: &Account) -> Result<(), BootError> {
+    prepare_data(data, ashd)?;
+    prepare_run(run)?;
+    reachable(data, ashd)?;
+    reachable(run, ashd)
+}
+
+fn prepare_data(data: &Path, ashd: &Account) -> Result<(), BootError> {
+    let named = || format!("data directory {}", data.display());
+    make(data, 0o750).map_err(BootError::io(named()))?;
+    let owner = fs::metadata(data).map_err(BootError::io(named()))?.uid();
+    if owner == ashd.uid {
+        return Ok(());
+    }
+    if owner != 0 {
+        return Err(BootError::Refused(format!(
+            "{}: belongs to uid {owner}, but ashd runs as {} (uid {}); `chown -R {}:{} {}` gives it to ashd",
+            named(),
+            ashd.name,
+            ashd.uid,
+            ashd.uid,
+            ashd.gid,
+            data.display()
+        )));
+    }
+    for entry in fs::read_dir(data).map_err(BootError::io(named()))? {
+        let name = entry.map_err(BootError::io(named()))?.file_name();
+        let ours = name.to_str().is_some_and(|name| KNOWN.contains(&name) || name.starts_with("ashd."));
+        if !ours {
+            return Err(BootError::Refused(format!(
+                "{}: holds {}, which is none of ashd's; choose a directory of its own (ASH_DATA_DIR)",
+                named(),
+                name.display()
+            )));
+        }
+    }
+    chown(data, Some(ashd.uid), Some(ashd.gid)).map_err(BootError::io(named()))?;
+    fs::set_permissions(data, Permissions::from_mode(0o750)).map_err(BootError::io(named()))
+}
+
+fn prepare_run(run: &Path) -> Result<(), BootError> {
+    let named = || format!("run directory {}", run.display());
+    make(run, 0o755).map_err(BootError::io(named()))?;
+    let found = fs::symlink_metadata(run).map_err(BootError::io(named()))?;
+    if !found.is_dir() || found.uid() != 0 || found.mode() & 0o022 != 0 {
+        return Err(BootError::Refused(format!(
+            "{}: must be a directory of root that nobody else can write (it is uid {}, mode {:o}), because the launcher works \
+             in it as root; remove it, or choose another one (ASH_RUN_DIR)",
+            named(),
+            found.uid(),
+            found.mode() & 0o7777
+        )));
+    }
+    Ok(())
+}
+
+/// Makes a directory with exactly this mode; parents that are missing get 0755. One that is there stays as it is.
+fn make(path: &Path, mode: u32) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    }
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode)),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Every directory above must let the unprivileged user through: a data directory below /root would fail later, and
+/// less clearly.
+fn reachable(path: &Path, user: &Account) -> Result<(), BootError> {
+    for above in path.ancestors().skip(1) {
+        let found = fs::metadata(above).map_err(BootError::io(above.display().to_string()))?;
+        if !may_pass(found.mode(), found.uid() == user.uid, found.gid() == user.gid) {
+            return Err(BootError::Refused(format!(
+                "{} cannot be reached by user {}: {} has mode {:o}; choose another place (ASH_DATA_DIR, ASH_RUN_DIR), or \
+                 `chmod o+x {}`",
+                path.display(),
+                user.name,
+                above.display(),
+                found.mode() & 0o7777,
+                above.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's rule: the first class that fits decides.
+fn may_pass(mode: u32, owner: bool, group: bool) -> bool {
+    let bit = if owner {
+        0o100
+    } else if group {
+        0o010
+    } else {
+        0o001
+    };
+    mode & bit != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOBODY: u32 = 65_534;
+
+    fn account() -> Account {
+        Account { name: "nobody".to_owned(), uid: NOBODY, gid: NOBODY }
+    }
+
+    #[test]
+    fn directories_are_made_and_those_of_others_are_refused() {
+        let top = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+        let (data, run) = (top.path().join("a/data"), top.path().join("b/run"));
+        prepare(&data, &run, &account()).unwrap();
+        prepare(&data, &run, &account()).unwrap();
+        let is = |path: &Path| fs::metadata(path).map(|m| (m.uid(), m.mode() & 0o7777)).unwrap();
+        assert_eq!((is(&data), is(&run)), ((NOBODY, 0o750), (0, 0o755)));
+
+        let foreign = top.path().join("foreign");
+        fs::create_dir(&foreign).unwrap();
+        fs::write(foreign.join("letter"), "").unwrap();
+        let error = prepare(&foreign, &run, &account()).unwrap_err().to_string();
+        assert!(error.contains("letter") && is(&foreign).0 == 0, "{error}");
+
+        let installed = top.path().join("installed");
+        fs::create_dir_all(installed.join("claude/2.1.330")).unwrap();
+        prepare(&installed, &run, &account()).unwrap();
+        assert_eq!(is(&installed).0, NOBODY);
+
+        fs::set_permissions(&run, Permissions::from_mode(0o777)).unwrap();
+        assert!(prepare(&data, &run, &account()).unwrap_err().to_string().contains("777"));
+        fs::set_permissions(&run, Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(data.parent().unwrap(), Permissions::from_mode(0o700)).unwrap();
+        let error = prepare(&data, &run, &account()).unwrap_err().to_string();
+        assert!(error.contains("cannot be reached by user nobody") && error.contains("700"), "{error}");
+    }
+
+    #[test]
+    fn the_first_class_that_fits_decides() {
+        for (mode, owner, group, expected) in [
+            (0o755, false, false, true),
+            (0o750, false, false, false),
+            (0o750, false, true, true),
+            (0o700, true, false, true),
+            (0o077, true, true, false),
+            (0o701, false, true, false),
+        ] {
+            assert_eq!(may_pass(mode, owner, group), expected, "{mode:o}");
+        }
+    }
+}

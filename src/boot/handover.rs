@@ -1,0 +1,47 @@
+//! From the privileged stage to the other: the settled configuration as a sealed file on stdin, and the bound sockets by number.
+
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use serde::{Deserialize, Serialize};
+
+use super::BootError;
+use super::listeners::Listeners;
+use crate::config::Config;
+use crate::kernel::{inherited, seqpacket};
+
+#[derive(Serialize, Deserialize)]
+struct Letter {
+    config: Config,
+    sockets: Vec<RawFd>,
+    port_file: Option<RawFd>,
+}
+
+pub(super) struct Handed {
+    pub config: Config,
+    pub listeners: Listeners,
+}
+
+/// The file for the next stage's stdin. The descriptors in it pass through the exec from here on.
+pub(super) fn write(config: &Config, listeners: &Listeners) -> Result<OwnedFd, BootError> {
+    let keep = |fd: &OwnedFd| inherited::keep_on_exec(fd.as_fd()).map(|()| fd.as_raw_fd());
+    let failed = || BootError::io("handing over to the unprivileged stage");
+    let letter = Letter {
+        config: config.clone(),
+        sockets: listeners.sockets.iter().map(keep).collect::<Result<_, _>>().map_err(failed())?,
+        port_file: listeners.port_file.as_ref().map(keep).transpose().map_err(failed())?,
+    };
+    let text = serde_json::to_vec(&letter).map_err(|why| failed()(why.into()))?;
+    seqpacket::sealed_memfd("ashd-config", &text).map_err(failed())
+}
+
+/// What the privileged stage wrote.
+pub(super) fn take() -> Result<Handed, BootError> {
+    let failed = || BootError::io("reading what the privileged stage hands over on stdin");
+    let mut text = Vec::new();
+    std::io::stdin().lock().take(1 << 20).read_to_end(&mut text).map_err(failed())?;
+    let letter: Letter = serde_json::from_slice(&text).map_err(|why| failed()(why.into()))?;
+    let sockets = letter.sockets.into_iter().map(inherited::claim).collect::<Result<_, _>>().map_err(failed())?;
+    let port_file = letter.port_file.map(inherited::claim).transpose().map_err(failed())?;
+    Ok(Handed { config: letter.config, listeners: Listeners { sockets, port_file } })
+}

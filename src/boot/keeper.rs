@@ -1,0 +1,66 @@
+//! A small process between ashd and a companion (launcher or gateway), when there is no systemd: it gives the companion
+//! a session of its own, so that neither a closed terminal nor the end of ashd ends it, and starts it again after a crash.
+//!
+//! ```text
+//!   keeper: setsid -> start -> wait --exit 0 or 2..--> end
+//!                       ^        |
+//!                       +--------+ a signal, or a panic's 101: after 200 ms, at most 10 times a minute
+//! ```
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// First argument of the keeper. Not for people, so not in the help.
+pub const KEEP: &str = "keep";
+/// First argument of the stage without privileges.
+pub const UNPRIVILEGED: &str = "serve-unprivileged";
+
+/// Pause before a companion is started again.
+const PAUSE: Duration = Duration::from_millis(200);
+/// More crashes than this within [`WINDOW`] are not mended by another start.
+const CRASHES: usize = 10;
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// Runs `command` (a program and its arguments) until it ends by itself; the exit status is its own.
+pub fn keep(command: &[std::ffi::OsString]) -> Result<(), String> {
+    let [program, arguments @ ..] = command else { return Err("keep: no program is named".to_owned()) };
+    nix::unistd::setsid().map_err(|errno| format!("keep: no session of its own: {errno}"))?;
+    let mut crashes = Vec::new();
+    loop {
+        let mut child =
+            Command::new(program).args(arguments).spawn().map_err(|why| format!("{}: {why}", program.display()))?;
+        let status = child.wait().map_err(|why| format!("{}: {why}", program.display()))?;
+        if !crashed(status) {
+            return if status.success() { Ok(()) } else { Err(format!("{}: {status}", program.display())) };
+        }
+        crashes.retain(|at: &Instant| at.elapsed() < WINDOW);
+        crashes.push(Instant::now());
+        if crashes.len() > CRASHES {
+            return Err(format!("{}: {status}; crashed {CRASHES} times within {WINDOW:?}", program.display()));
+        }
+        tracing::error!(program = %program.display(), %status, "crashed; it is started again");
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// 101 is what a panic exits with. SIGTERM and SIGINT are somebody's wish.
+fn crashed(status: ExitStatus) -> bool {
+    use nix::libc::{SIGINT, SIGTERM};
+    status.code() == Some(101) || status.signal().is_some_and(|signal| signal != SIGTERM && signal != SIGINT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_is_not_an_end() {
+        // Wait statuses as wait(2) gives them: exit code in the second byte, signal in the first.
+        for (raw, expected) in
+            [(0, false), (1 << 8, false), (101 << 8, true), (9, true), (11, true), (15, false), (2, false)]
+        {
+            assert_eq!(crashed(ExitStatus::from_raw(raw)), expected, "{raw}");
+        }
+    }
+}

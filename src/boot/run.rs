@@ -1,0 +1,201 @@
+//! The stage without privileges: from an open database to the last answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::serve::ListenerExt;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::listeners::{Listeners, Listening};
+use super::{BootError, first_key};
+use crate::config::Config;
+use crate::gateway::client::{Gateway, GatewayError};
+use crate::http::{AppState, router};
+use crate::sandbox::{Launcher, LauncherError};
+use crate::sessions::Sessions;
+use crate::store::Store;
+use crate::systemd;
+
+/// How long open answers may go on after SIGTERM. Streams have no end of their own; their clients come back.
+const GRACE: Duration = Duration::from_millis(500);
+/// How long the database may take to close.
+const CLOSE: Duration = Duration::from_millis(300);
+/// How long launcher and gateway may be away at the start: systemd may be restarting them just now.
+const COMPANIONS: Duration = Duration::from_secs(10);
+/// How often `systemctl status` gets a new line.
+const STATUS: Duration = Duration::from_secs(5);
+
+pub(super) fn run(config: Config, listeners: Listeners) -> Result<(), BootError> {
+    // The name in `ps`; by descriptor the kernel would call it by a number.
+    nix::sys::prctl::set_name(c"ashd").map_err(BootError::errno("process name"))?;
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    // A stream is a connection and a file: the soft limit of 1024 is meant for programs that use select(2).
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(BootError::errno("descriptor limit"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(BootError::errno("descriptor limit"))?;
+
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads((cores / 2).max(2))
+        .thread_name("ashd-worker")
+        .enable_all()
+        .build()
+        .map_err(BootError::io("threads"))?;
+    let result = runtime.block_on(serve(Arc::new(config), listeners));
+    // Sandboxes, their files and the database are consistent at any moment; nothing has to be waited for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: Arc<Config>, listeners: Listeners) -> Result<(), BootError> {
+    let start = Instant::now();
+    let mut signals = Signals::new().map_err(BootError::io("signals"))?;
+    let store = Store::open(&config.data_dir).await?;
+    if config.auth.api_key.is_none() {
+        first_key::ensure(&store, &config.data_dir).await?;
+    }
+    let launcher = connect_launcher(&config).await?;
+    let gateway = connect_gateway(&config).await?;
+    let sessions = Sessions::start(Arc::clone(&config), store.clone(), launcher, gateway)
+        .await
+        .map_err(|why| BootError::Refused(format!("sessions: {why}")))?;
+    let app = router(AppState::new(Arc::clone(&config), store.clone(), sessions.clone()));
+
+    let stop = CancellationToken::new();
+    let mut servers = JoinSet::new();
+    for listener in listeners.listen().map_err(BootError::io("listening"))? {
+        servers.spawn(answer(listener, app.clone(), stop.clone()));
+    }
+    systemd::ready(&status(&sessions));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), after_ms = start.elapsed().as_millis(), "serving");
+
+    let tick = systemd::watchdog_interval().unwrap_or(STATUS).min(STATUS);
+    let mut ticks = tokio::time::interval(tick);
+    loop {
+        tokio::select! {
+            reason = signals.next() => match reason {
+                Wish::Stop(name) => {
+                    tracing::info!(signal = name, "stopping; sandboxes go on");
+                    break;
+                }
+                Wish::Reload => tracing::warn!("SIGHUP: the configuration is read at the start; restart ashd to change it"),
+                Wish::Reap => reap(),
+            },
+            _ = ticks.tick() => {
+                // The watchdog is fed by work that needs timers, the database and its threads.
+                match store.key_count().await {
+                    Ok(_) => systemd::alive(),
+                    Err(error) => tracing::error!(%error, "the database does not answer"),
+                }
+                systemd::status(&status(&sessions));
+            }
+        }
+    }
+    systemd::stopping();
+    stop.cancel();
+    let drained = async { while servers.join_next().await.is_some() {} };
+    drop(tokio::time::timeout(GRACE, drained).await);
+    servers.abort_all();
+    drop(tokio::time::timeout(CLOSE, store.close()).await);
+    Ok(())
+}
+
+async fn answer(listener: Listening, app: Router, stop: CancellationToken) {
+    let stopped = stop.cancelled_owned();
+    let result = match listener {
+        Listening::Tcp(socket, address) => {
+            tracing::info!(%address, "listening");
+            // A frame of a stream is small and should leave at once.
+            let socket = socket.tap_io(|stream| drop(stream.set_nodelay(true)));
+            axum::serve(socket, app).with_graceful_shutdown(stopped).await
+        }
+        Listening::Unix(socket) => axum::serve(socket, app).with_graceful_shutdown(stopped).await,
+    };
+    if let Err(error) = result {
+        tracing::error!(%error, "a listener ended");
+    }
+}
+
+fn status(sessions: &Sessions) -> String {
+    let pool = sessions.pool_stats();
+    format!(
+        "{} sessions active; sandboxes: {} running, {} waiting, {} warm, of {}",
+        sessions.active(),
+        pool.running,
+        pool.waiting,
+        pool.warm,
+        pool.max_capacity
+    )
+}
+
+async fn connect_launcher(config: &Config) -> Result<Launcher, BootError> {
+    let start = Instant::now();
+    loop {
+        match Launcher::connect(&config.run_dir).await {
+            Err(LauncherError::Unreachable { .. }) if start.elapsed() < COMPANIONS => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+async fn connect_gateway(config: &Config) -> Result<Gateway, BootError> {
+    let start = Instant::now();
+    loop {
+        match Gateway::connect(&config.run_dir).await {
+            Err(GatewayError::Unreachable { .. }) if start.elapsed() < COMPANIONS => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Children that ended: the keepers of launcher and gateway, and whatever a container's PID 1 inherits. ashd itself
+/// starts no processes, so nobody else waits for them.
+fn reap() {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            return;
+        }
+        tracing::debug!(?status, "a child ended");
+    }
+}
+
+enum Wish {
+    Stop(&'static str),
+    Reload,
+    Reap,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    child: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            child: signal(SignalKind::child())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.terminate.recv() => Wish::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Wish::Stop("SIGINT"),
+            _ = self.hangup.recv() => Wish::Reload,
+            _ = self.child.recv() => Wish::Reap,
+        }
+    }
+}

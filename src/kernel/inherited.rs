@@ -1,0 +1,62 @@
+//! Descriptors that a process was started with: systemd's sockets, and what ashd hands to its unprivileged self.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::io::FdFlags;
+
+/// Numbers that were given out by [`claim`].
+static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+
+/// Takes an inherited descriptor by its number, once. It is close-on-exec afterwards.
+///
+/// # Errors
+/// `InvalidInput` for stdin, stdout and stderr, for a second claim, and for a descriptor that this process opened itself
+/// (those are close-on-exec); `EBADF` for one that is not open.
+pub fn claim(number: RawFd) -> io::Result<OwnedFd> {
+    let refused = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number}: {why}"));
+    if number < 3 {
+        return Err(refused("not one that is handed over"));
+    }
+    let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if claimed.contains(&number) {
+        return Err(refused("already taken"));
+    }
+    // SAFETY: the number is borrowed for one fcntl, which answers EBADF when nothing is open there.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    let flags = rustix::io::fcntl_getfd(borrowed)?;
+    if flags.contains(FdFlags::CLOEXEC) {
+        return Err(refused("not inherited"));
+    }
+    rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
+    claimed.insert(number);
+    // SAFETY: it is open, and nobody in this process owns it: everything Rust opens is close-on-exec from the start and
+    // this was not, so it came through exec; and CLAIMED gives each number out once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Lets a descriptor pass through the next exec.
+pub fn keep_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
+
+    #[test]
+    fn only_what_was_inherited_and_only_once() {
+        let own = std::fs::File::open("/dev/null").unwrap();
+        assert!(claim(own.as_raw_fd()).is_err());
+        assert!(claim(1).is_err());
+        assert!(claim(1_000_000).is_err());
+        keep_on_exec(own.as_fd()).unwrap();
+        let number = own.into_raw_fd();
+        let claimed = claim(number).unwrap();
+        assert!(rustix::io::fcntl_getfd(&claimed).unwrap().contains(FdFlags::CLOEXEC));
+        assert!(claim(number).is_err());
+    }
+}

@@ -1,0 +1,66 @@
+//! The log. Three places, chosen by where stderr goes:
+//!
+//! | stderr is | entries go |
+//! |---|---|
+//! | the journal (systemd started us) | to the journal, each field as `ASH_<FIELD>`: `journalctl ASH_SESSION=<id>` |
+//! | a terminal | to it, as text |
+//! | anything else | to it, one JSON object a line |
+//!
+//! `ASH_LOG` sets the level. Types that hold secrets print nothing of them in their `Debug`.
+
+use std::io::IsTerminal;
+use std::os::unix::fs::MetadataExt;
+
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+/// The variable that sets the level.
+pub const VARIABLE: &str = "ASH_LOG";
+const DEFAULT: &str = "info,sqlx=warn,hyper=warn";
+
+/// Starts logging; panics are logged from then on too.
+///
+/// # Errors
+/// When `ASH_LOG` cannot be read, or logging was started before.
+pub fn start(identifier: &str) -> Result<(), String> {
+    let filter = match std::env::var(VARIABLE) {
+        Ok(text) if !text.trim().is_empty() => EnvFilter::try_new(&text).map_err(|why| {
+            format!("variable {VARIABLE}: {why}; write a level (error warn info debug trace) or module=level, comma-separated")
+        })?,
+        _ => EnvFilter::new(DEFAULT),
+    };
+    let journal = stderr_is_journal().then(tracing_journald::layer).and_then(Result::ok);
+    let output: Box<dyn Layer<Registry> + Send + Sync> = match journal {
+        Some(journal) => {
+            journal.with_field_prefix(Some("ASH".to_owned())).with_syslog_identifier(identifier.to_owned()).boxed()
+        }
+        None if std::io::stderr().is_terminal() => {
+            tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).boxed()
+        }
+        None => tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_writer(std::io::stderr)
+            .boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(output.with_filter(filter))
+        .try_init()
+        .map_err(|why| format!("logging cannot be started: {why}"))?;
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("(no text)");
+        tracing::error!(place, message, "panic");
+    }));
+    Ok(())
+}
+
+/// `JOURNAL_STREAM` holds device and inode of the stream that systemd connected (systemd.exec(5)); a stderr that was
+/// redirected since is another file.
+fn stderr_is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else { return false };
+    stream == format!("{}:{}", stderr.dev(), stderr.ino())
+}

@@ -1,0 +1,128 @@
+//! `GET /metrics`: one pure function from a snapshot to Prometheus' text format 0.0.4.
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>)
+
+use std::fmt::Write;
+
+/// `Content-Type` of the rendered text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Everything that is shown, at one moment. Counters count since the daemon's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    pub uptime_seconds: f64,
+    pub active_sessions: usize,
+    pub active_sandboxes: usize,
+    pub cold: usize,
+    pub warming: usize,
+    pub warm: usize,
+    pub waiting: usize,
+    pub running: usize,
+    pub max_capacity: usize,
+    pub resume_warm: u64,
+    pub resume_cold: u64,
+    pub resume_prewarm: u64,
+}
+
+/// The text, every family with its HELP and TYPE.
+pub fn render(now: &Snapshot) -> String {
+    let mut out = String::with_capacity(2048);
+    family(&mut out, "ash_up", "gauge", "1 while the daemon serves.", &[("", 1.0)]);
+    family(&mut out, "ash_uptime_seconds", "gauge", "Seconds since the daemon started.", &[("", now.uptime_seconds)]);
+    let version = format!("{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
+    family(&mut out, "ash_build_info", "gauge", "1, with the version as its label.", &[(&version, 1.0)]);
+    family(&mut out, "ash_active_sessions", "gauge", "Sessions in state active.", &[("", count(now.active_sessions))]);
+    family(
+        &mut out,
+        "ash_active_sandboxes",
+        "gauge",
+        "Sandboxes that have processes.",
+        &[("", count(now.active_sandboxes))],
+    );
+    family(
+        &mut out,
+        "ash_pool_sandboxes",
+        "gauge",
+        "Sandboxes by state.",
+        &[
+            ("{state=\"cold\"}", count(now.cold)),
+            ("{state=\"warming\"}", count(now.warming)),
+            ("{state=\"warm\"}", count(now.warm)),
+            ("{state=\"waiting\"}", count(now.waiting)),
+            ("{state=\"running\"}", count(now.running)),
+        ],
+    );
+    family(
+        &mut out,
+        "ash_pool_max_capacity",
+        "gauge",
+        "Live sandboxes there may be.",
+        &[("", count(now.max_capacity))],
+    );
+    family(
+        &mut out,
+        "ash_resume_total",
+        "counter",
+        "Resumes by path: warm found its processes, cold did not.",
+        &[
+            ("{path=\"warm\"}", total(now.resume_warm)),
+            ("{path=\"cold\"}", total(now.resume_cold)),
+            ("{path=\"prewarm\"}", total(now.resume_prewarm)),
+        ],
+    );
+    // ashd keeps every workspace on this host: all cold resumes are local ones.
+    family(
+        &mut out,
+        "ash_resume_cold_total",
+        "counter",
+        "Cold resumes by where the workspace came from.",
+        &[("{source=\"local\"}", total(now.resume_cold)), ("{source=\"cloud\"}", 0.0), ("{source=\"fresh\"}", 0.0)],
+    );
+    out
+}
+
+/// One family of samples, each with its labels (`{a="b"}`, or nothing).
+fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: &[(&str, f64)]) {
+    let mut put = |line: std::fmt::Arguments<'_>| out.write_fmt(line).expect("a String takes all that is written");
+    put(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+    for (labels, value) in samples {
+        put(format_args!("{name}{labels} {value}\n"));
+    }
+}
+
+fn count(n: usize) -> f64 {
+    total(n as u64)
+}
+
+/// Exact up to 2^53, which no counter here reaches.
+fn total(n: u64) -> f64 {
+    n as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_of_the_contract_is_there_in_the_text_format() {
+        let now =
+            Snapshot { uptime_seconds: 1.5, waiting: 3, max_capacity: 1000, resume_cold: 2, ..Snapshot::default() };
+        let text = render(&now);
+        for line in [
+            "ash_up 1",
+            "ash_uptime_seconds 1.5",
+            "ash_active_sessions 0",
+            "ash_active_sandboxes 0",
+            "ash_pool_sandboxes{state=\"waiting\"} 3",
+            "ash_pool_max_capacity 1000",
+            "ash_resume_total{path=\"warm\"} 0",
+            "ash_resume_total{path=\"cold\"} 2",
+            "ash_resume_total{path=\"prewarm\"} 0",
+            "ash_resume_cold_total{source=\"local\"} 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        let families = text.lines().filter(|line| line.starts_with("# TYPE ")).count();
+        assert_eq!(families, text.lines().filter(|line| line.starts_with("# HELP ")).count());
+        assert!(text.ends_with('\n') && !text.contains("\n\n"));
+    }
+}

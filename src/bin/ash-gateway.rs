@@ -1,6 +1,6 @@
 //! `ash-gateway`: holds the model key, serves the listeners of the sandboxes, speaks to the model.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -102,7 +102,12 @@ fn main() -> anyhow::Result<()> {
 /// on one run directory would serve half of the sessions each.
 fn predecessor(flags: &Flags) -> anyhow::Result<Option<OwnedFd>> {
     let path = flags.run_dir.join(SOCKET);
-    let old = seqpacket::connect(&path, true).ok();
+    let old = match seqpacket::connect(&path, true) {
+        Ok(old) => Some(old),
+        // No socket, or one that a killed gateway left.
+        Err(why) if matches!(why.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => None,
+        Err(why) => return Err(why).with_context(|| format!("is there a gateway at {}?", path.display())),
+    };
     if old.is_some() && !flags.take_over {
         bail!("a gateway answers at {} already; end it, or start with --take-over", path.display());
     }

@@ -219,8 +219,9 @@ impl Connection {
         }
     }
 
-    /// Returns when the other side closed, or sent something that was not asked for, which is as bad.
+    /// Returns when the other side closed, or sent something that was not asked for, which is as bad. A real receive, since
+    /// the reactor's own readiness is stale until one would block.
     async fn lost(&self) {
-        self.socket.readable().await;
+        let _ = self.socket.recv(&mut [0; 16]).await;
     }
 }

@@ -35,9 +35,4 @@ impl PacketSocket {
     pub async fn recv(&self, buffer: &mut [u8]) -> io::Result<Packet> {
         self.0.async_io(Interest::READABLE, |fd| seqpacket::recv(fd.as_fd(), buffer)).await
     }
-
-    /// Returns when there is something to receive, be it the end of the connection.
-    pub async fn readable(&self) {
-        let _ = self.0.readable().await;
-    }
 }

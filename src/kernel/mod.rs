@@ -2,7 +2,16 @@
 //! See DESIGN §9.
 #![allow(unsafe_code)]
 
+pub mod caps;
 pub mod cgroup;
+pub mod clone;
 pub mod freeze;
 pub mod inherited;
+pub mod idmap;
+pub mod landlock;
+pub mod mounts;
+pub mod net;
+pub mod pidfd;
+pub mod process;
+pub mod seccomp;
 pub mod seqpacket;

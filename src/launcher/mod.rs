@@ -1,4 +1,7 @@
 //! The only privileged code, and the sandbox's PID 1 that is forked from it.
 
+pub mod init;
 pub mod init_protocol;
+pub mod policy;
 pub mod protocol;
+pub mod setup;

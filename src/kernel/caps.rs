@@ -1,0 +1,32 @@
+//! Capabilities: what init keeps, and nothing for the payload.
+
+use std::io;
+
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+/// Drops every capability from the bounding set, so that no file can give one back. Needs `CAP_SETPCAP`.
+pub fn empty_bounding_set() -> io::Result<()> {
+    for cap in 0..=last() {
+        let cap = CapabilitySet::from_bits_retain(1 << cap);
+        match rustix::thread::remove_capability_from_bounding_set(cap) {
+            Ok(()) => {}
+            // Past the newest one this kernel has.
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Sets the permitted and effective sets to `keep`, and empties the inheritable and ambient ones.
+pub fn keep_only(keep: CapabilitySet) -> io::Result<()> {
+    rustix::thread::clear_ambient_capability_set()?;
+    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
+}
+
+/// The number of the newest capability of this kernel; 63 where it does not say, which [`empty_bounding_set`] cuts off.
+fn last() -> u32 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap");
+    text.ok().and_then(|text| text.trim().parse().ok()).filter(|cap| *cap < 64).unwrap_or(63)
+}

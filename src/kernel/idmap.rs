@@ -1,0 +1,67 @@
+//! User ids: the map of a sandbox's user namespace, and a namespace that exists only to map a mount.
+//!
+//! ```text
+//!   on disk            idmapped mount        host           user namespace        inside
+//!   ashd's uid  ---->  disk uid -> uid  ---> uid     <----  1000 -> uid    <----  1000 (payload)
+//!                                            init's  <----   999 -> init's <----   999 (init)
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::clone::{Side, clone_into, exit_now};
+use super::pidfd;
+
+/// One line of uid_map and gid_map: one id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub inside: u32,
+    pub outside: u32,
+}
+
+/// Writes both maps of a process in a new user namespace, and takes setgroups(2) from it (user_namespaces(7)).
+///
+/// # Errors
+/// `EPERM` without `CAP_SETUID`/`CAP_SETGID` over the ids; `ESRCH` when the process is gone.
+pub fn write_maps(pid: i32, uids: &[Entry], gids: &[Entry]) -> io::Result<()> {
+    std::fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+    std::fs::write(format!("/proc/{pid}/gid_map"), lines(gids))?;
+    std::fs::write(format!("/proc/{pid}/uid_map"), lines(uids))
+}
+
+fn lines(entries: &[Entry]) -> String {
+    entries.iter().map(|e| format!("{} {} 1\n", e.inside, e.outside)).collect()
+}
+
+/// A user namespace with these maps and no process in it, for `MOUNT_ATTR_IDMAP`. It goes with the descriptor and the
+/// mounts that use it.
+pub fn mapping_namespace(uid: Entry, gid: Entry) -> io::Result<OwnedFd> {
+    let child = match clone_into(libc::CLONE_NEWUSER as u64, None)? {
+        Side::Child => {
+            // Lives until the parent has opened its namespace and kills it; dies with the parent in any case.
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).ok();
+            if rustix::process::getppid().is_none() {
+                exit_now(1);
+            }
+            loop {
+                rustix::event::pause();
+            }
+        }
+        Side::Parent(child) => child,
+    };
+    let made = write_maps(child.pid, &[uid], &[gid]).and_then(|()| File::open(format!("/proc/{}/ns/user", child.pid)));
+    pidfd::kill_and_reap(child.pidfd.as_fd());
+    made.map(OwnedFd::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_an_entry() {
+        let map = [Entry { inside: 1000, outside: 200_000 }, Entry { inside: 999, outside: 200_001 }];
+        assert_eq!(lines(&map), "1000 200000 1\n999 200001 1\n");
+    }
+}

@@ -1,0 +1,110 @@
+//! Landlock (landlock(7)): what a payload may do to which path, beside and below the mounts and the modes.
+//!
+//! The ABI is probed and the ruleset asks for all of it; nothing is best effort. What a floor below this host's ABI
+//! means is the caller's to decide.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetStatus, Scope,
+};
+use rustix::fs::{Mode, OFlags};
+
+/// The newest ABI this code has run on; rights of later ones are asked for once they have been tried.
+const TRIED: i32 = 7;
+
+/// What a path and everything below it may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// Names in directories.
+    List,
+    /// Read files, list directories.
+    Read,
+    /// Read, list and execute.
+    ReadExecute,
+    /// Device files: read, write, ioctl.
+    Device,
+    /// Everything but making device files.
+    Full,
+}
+
+/// A ruleset that can be put in force any number of times, one child after the other.
+#[derive(Debug)]
+pub struct Rules {
+    ruleset: RulesetCreated,
+    abi: u32,
+}
+
+/// The ABI version of the running kernel.
+///
+/// # Errors
+/// `ENOSYS` where the kernel is built without landlock, `EOPNOTSUPP` where it is switched off at boot.
+pub fn abi() -> io::Result<u32> {
+    const VERSION: u32 = 1; // LANDLOCK_CREATE_RULESET_VERSION
+    let none = std::ptr::null::<libc::c_void>();
+    // SAFETY: the version query takes a null pointer and size 0 and creates nothing.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0_usize, VERSION) };
+    if version < 0 { Err(io::Error::last_os_error()) } else { Ok(version as u32) }
+}
+
+impl Rules {
+    /// Opens every path (one that does not exist is an error) and makes the ruleset. Scopes (abstract unix sockets
+    /// and signals stay within the domain) are in it from ABI 6 on. TCP is not restricted: the network is empty.
+    pub fn new(paths: &[(&str, Right)]) -> io::Result<Self> {
+        let version = i32::try_from(abi()?).map_err(io::Error::other)?.min(TRIED);
+        let abi = ABI::from(version);
+        let mut ruleset = Ruleset::new()
+            .set_compatibility(CompatLevel::HardRequirement)
+            .handle_access(AccessFs::from_all(abi))
+            .map_err(io::Error::other)?;
+        if version >= 6 {
+            ruleset = ruleset.scope(Scope::from_all(abi)).map_err(io::Error::other)?;
+        }
+        let mut created = ruleset.create().map_err(io::Error::other)?;
+        for (path, right) in paths {
+            let fd = rustix::fs::open(*path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|error| io::Error::new(io::Error::from(error).kind(), format!("{path}: {error}")))?;
+            let rule = PathBeneath::new(&fd, rights(*right, abi, is_dir(fd.as_fd())?));
+            created = created.add_rule(rule).map_err(|error| io::Error::other(format!("{path}: {error}")))?;
+        }
+        Ok(Self { ruleset: created, abi: version as u32 })
+    }
+
+    /// The ABI whose rights are all in the ruleset.
+    pub fn abi(&self) -> u32 {
+        self.abi
+    }
+
+    /// Puts the rules in force for this process and all it starts. Needs `no_new_privs`.
+    ///
+    /// # Errors
+    /// Also when the kernel did not enforce all of it.
+    pub fn enforce(&self) -> io::Result<()> {
+        let status = self.ruleset.try_clone()?.restrict_self().map_err(io::Error::other)?;
+        match status.ruleset {
+            RulesetStatus::FullyEnforced => Ok(()),
+            other => Err(io::Error::other(format!("landlock is {other:?}"))),
+        }
+    }
+}
+
+fn rights(right: Right, abi: ABI, dir: bool) -> landlock::BitFlags<AccessFs> {
+    let all = AccessFs::from_all(abi);
+    let rights = match right {
+        Right::List => AccessFs::ReadDir.into(),
+        Right::Read => AccessFs::ReadFile | AccessFs::ReadDir,
+        Right::ReadExecute => AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute,
+        Right::Device => {
+            AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev
+        }
+        Right::Full => all & !(AccessFs::MakeChar | AccessFs::MakeBlock),
+    };
+    // A rule may name only rights that the ruleset handles, and for a file only those of files.
+    rights & all & if dir { all } else { AccessFs::from_file(abi) }
+}
+
+fn is_dir(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode).is_dir())
+}

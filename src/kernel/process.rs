@@ -1,0 +1,118 @@
+//! A process's own attributes: descriptors, signals, limits, keyring; and what the kernel says of them afterwards.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal};
+
+/// Closes every descriptor from 3 on but these.
+///
+/// Owners elsewhere in this process's memory do not notice: only for a fresh child that will never drop them.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for fd in keep {
+        if fd > first {
+            close_range(first, fd - 1, 0)?;
+        }
+        first = first.max(fd + 1);
+    }
+    close_range(first, u32::MAX, 0)
+}
+
+/// Marks every descriptor from 3 on to be closed by execve.
+pub fn close_on_exec_from_3() -> io::Result<()> {
+    close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+fn close_range(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: numbers only. What is closed has no other user: see the callers' contract.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Every signal to its default and none blocked. Rust ignores SIGPIPE, and both would be inherited through execve.
+pub fn default_signals() -> io::Result<()> {
+    for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default disposition runs no code of this process.
+        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl)? };
+    }
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    Ok(())
+}
+
+/// The payload's rlimits (getrlimit(2)): no core files, and at most `files` descriptors (fewer where the hard limit
+/// is lower). Memory, processes and disk are bounded by the cgroup and the disk limit, for all processes together.
+pub fn limit(files: u64) -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let files = files.min(hard);
+    setrlimit(Resource::RLIMIT_NOFILE, files, files)?;
+    Ok(())
+}
+
+/// A session keyring of its own in place of the inherited one (session-keyring(7)).
+pub fn new_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    let id = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+    let error = io::Error::last_os_error();
+    // A kernel without keys has none to inherit.
+    if id >= 0 || error.raw_os_error() == Some(libc::ENOSYS) { Ok(()) } else { Err(error) }
+}
+
+/// Whether `status` (the text of /proc/self/status) is that of a fully confined payload of this uid and gid.
+///
+/// # Errors
+/// The first line that is not as it must be.
+pub fn check_confined(status: &str, id: u32) -> Result<(), String> {
+    let ids = format!("{id} {id} {id} {id}");
+    let none = "0000000000000000";
+    let wanted = [
+        ("Uid", ids.as_str()),
+        ("Gid", ids.as_str()),
+        ("Groups", ""),
+        ("CapInh", none),
+        ("CapPrm", none),
+        ("CapEff", none),
+        ("CapBnd", none),
+        ("CapAmb", none),
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+    ];
+    for (key, value) in wanted {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        let found = line.map(|rest| rest.split_ascii_whitespace().collect::<Vec<_>>().join(" "));
+        if found.as_deref() != Some(value) {
+            return Err(format!("{key} is \"{}\" instead of \"{value}\"", found.unwrap_or_default()));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFINED: &str = "Name:\tx\nUid:\t1000\t1000\t1000\t1000\nGid:\t1000\t1000\t1000\t1000\nGroups:\t \n\
+        CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\n\
+        CapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t2\n";
+
+    #[test]
+    fn each_missing_layer_is_named() {
+        assert_eq!(check_confined(CONFINED, 1000), Ok(()));
+        for (from, to, key) in [
+            ("Uid:\t1000", "Uid:\t999", "Uid"),
+            ("Groups:\t ", "Groups:\t4 ", "Groups"),
+            ("CapBnd:\t0", "CapBnd:\t1", "CapBnd"),
+            ("NoNewPrivs:\t1", "NoNewPrivs:\t0", "NoNewPrivs"),
+            ("Seccomp:\t2", "Seccomp:\t0", "Seccomp"),
+            ("CapEff", "Other", "CapEff"),
+        ] {
+            let error = check_confined(&CONFINED.replace(from, to), 1000).unwrap_err();
+            assert!(error.starts_with(key), "{error}");
+        }
+    }
+}

@@ -31,6 +31,9 @@ pub const SANDBOX_NAMESPACES: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWNET) as u64;
 
+/// clone3(2); the constant of the libc crate is an int, which it does not fit.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// `struct clone_args` of clone3(2), the version with `cgroup` (88 bytes, Linux 5.7).
 #[repr(C)]
 #[derive(Default)]
@@ -56,7 +59,7 @@ struct CloneArgs {
 /// where the group takes no processes; see clone3(2).
 pub fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
     let mut pidfd: libc::c_int = -1;
-    let into = if cgroup.is_some() { libc::CLONE_INTO_CGROUP as u64 } else { 0 };
+    let into = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
     let args = CloneArgs {
         flags: flags | libc::CLONE_PIDFD as u64 | into,
         pidfd: &raw mut pidfd as u64,

@@ -55,7 +55,7 @@ impl Rules {
     pub fn new(paths: &[(&str, Right)]) -> io::Result<Self> {
         let version = i32::try_from(abi()?).map_err(io::Error::other)?.min(TRIED);
         let abi = ABI::from(version);
-        let mut ruleset = Ruleset::new()
+        let mut ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::HardRequirement)
             .handle_access(AccessFs::from_all(abi))
             .map_err(io::Error::other)?;

@@ -1,0 +1,39 @@
+//! Real sandboxes, as root. A machine on which one cannot be made FAILS these tests; none is skipped.
+//!
+//! The set-up forks, so this binary has one thread and a main of its own, which speaks as much of the test runners'
+//! language as they need: `--list`, a filter, `--exact`.
+
+mod confinement;
+mod init;
+mod sandbox;
+mod start;
+
+use std::panic::catch_unwind;
+
+type Test = (&'static str, fn());
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let has = |name: &str| args.iter().any(|arg| arg == name);
+    let filter = args.iter().find(|arg| !arg.starts_with("--") && *arg != "terse");
+    let tests = [start::TESTS, init::TESTS, confinement::TESTS].concat();
+    let chosen = tests.into_iter().filter(|(name, _)| match filter {
+        Some(filter) if has("--exact") => name == filter,
+        Some(filter) => name.contains(filter.as_str()),
+        None => true,
+    });
+    let mut failed = 0;
+    for (name, test) in chosen {
+        if has("--list") {
+            // None of them is ignored: that list is empty.
+            if !has("--ignored") {
+                println!("{name}: test");
+            }
+        } else if !has("--ignored") {
+            let outcome = catch_unwind(test);
+            println!("test {name} ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+            failed += i32::from(outcome.is_err());
+        }
+    }
+    std::process::exit(failed.min(1));
+}

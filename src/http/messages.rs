@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use crate::model::iso;
-use crate::sessions::{FrameStream, SendMessage};
+use crate::sessions::{EventId, FrameStream, SendMessage};
 use crate::store;
 
 /// One message of the history.
@@ -84,6 +84,43 @@ pub async fn send(
 ) -> Result<Response, ApiError> {
     check(&body.value)?;
     Ok(event_stream(state.sessions.send(&caller.tenant, id, body.value).await?))
+}
+
+/// Follow a session (SSE)
+///
+/// With `Last-Event-ID` (or `after`) everything after that frame again, then live; without, from now on. It goes over
+/// all turns and has no end of its own. Any number of clients may follow.
+#[utoipa::path(
+    get, path = "/api/sessions/{id}/stream", tag = "messages",
+    params(
+        ("id" = Uuid, Path),
+        ("Last-Event-ID" = Option<String>, Header, description = "The `id:` of the last frame that arrived"),
+        ("after" = Option<String>, Query, description = "The same, for clients that cannot set headers", example = "3:512:2"),
+        ("includePartialMessages" = Option<bool>, Query, description = "Also stream_event and the deltas"),
+    ),
+    responses(
+        (status = 200, description = "Frames", body = String, content_type = "text/event-stream"),
+        (status = 400, description = "No event id of this session", body = ErrorBody),
+        (status = 404, description = "Session not found", body = ErrorBody),
+    )
+)]
+pub async fn stream(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    args: Args,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let from = match headers.get("last-event-id") {
+        // Browsers send it on every reconnect, empty when no frame had an id.
+        Some(value) => (!value.is_empty()).then(|| ("Last-Event-ID", value.to_str().unwrap_or("?"))),
+        None => args.text("after").map(|text| ("after", text)),
+    };
+    let from = from
+        .map(|(name, text)| text.parse::<EventId>().map_err(|why| ApiError::bad_request(format!("{name}: {why}"))))
+        .transpose()?;
+    let partial = args.flag("includePartialMessages", false)?;
+    Ok(event_stream(state.sessions.stream(&caller.tenant, id, from, partial).await?))
 }
 
 /// Frames that are ready, on their way as they are.

@@ -52,7 +52,12 @@ pub struct AppState {
     bodies: body::BodyBudget,
     /// Held while an agent's directory is put in place and recorded, so that two deployments of one name cannot mix.
     publishing: Arc<tokio::sync::Mutex<()>>,
+    /// Workspaces that may be downloaded at once: each holds a thread while it is sent.
+    bundles: Arc<tokio::sync::Semaphore>,
 }
+
+/// See [`AppState`]'s `bundles`.
+const MAX_BUNDLES: usize = 8;
 
 impl AppState {
     pub fn new(config: Arc<Config>, store: Store, sessions: Sessions) -> Self {
@@ -65,6 +70,7 @@ impl AppState {
             auth,
             bodies: body::BodyBudget::default(),
             publishing: Arc::default(),
+            bundles: Arc::new(tokio::sync::Semaphore::new(MAX_BUNDLES)),
         }
     }
 }
@@ -105,6 +111,8 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(events::list))
         .routes(routes!(files::list, files::upload::upload))
         .routes(routes!(files::read, files::upload::delete))
+        .routes(routes!(files::workspace::download, files::workspace::restore))
+        .routes(routes!(messages::stream))
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::create_for_tenant))
         .routes(routes!(keys::revoke))

@@ -6,11 +6,14 @@
 
 pub mod answer;
 pub mod beneath;
+mod bundle;
 mod content_type;
 pub mod listing;
 pub mod path;
 mod range;
+mod unbundle;
 pub mod upload;
+pub mod workspace;
 mod write;
 
 use std::fs::File;
@@ -60,6 +63,8 @@ pub struct FileBody {
 struct Workspace {
     root: File,
     source: &'static str,
+    /// What the session may have on disk.
+    disk_bytes: u64,
 }
 
 async fn open(state: &AppState, caller: &Caller, id: Uuid) -> Result<Workspace, ApiError> {
@@ -73,7 +78,7 @@ async fn open(state: &AppState, caller: &Caller, id: Uuid) -> Result<Workspace, 
         std::io::ErrorKind::NotFound => ApiError::not_found("The files of this session are no longer kept"),
         _ => ApiError::internal("the workspace could not be opened", &cause),
     })?;
-    Ok(Workspace { root, source })
+    Ok(Workspace { root, source, disk_bytes: session.limits.disk_bytes })
 }
 
 /// Work on descriptors, off the async threads.
@@ -101,7 +106,7 @@ pub async fn list(
     args: Args,
 ) -> Result<Json<FilesBody>, ApiError> {
     let hidden = args.flag("includeHidden", true)?;
-    let Workspace { root, source } = open(&state, &caller, id).await?;
+    let Workspace { root, source, .. } = open(&state, &caller, id).await?;
     let listing = blocking(move || {
         listing::list(&root, hidden).map_err(|cause| ApiError::internal("the workspace could not be listed", &cause))
     })
@@ -139,7 +144,7 @@ pub async fn read(
 ) -> Result<Response, ApiError> {
     let format = args.one_of("format", &["raw", "json"])?.unwrap_or("raw");
     let relative = path::relative(&path).map_err(|why| ApiError::bad_request(format!("path: {why}")))?;
-    let Workspace { root, source } = open(&state, &caller, id).await?;
+    let Workspace { root, source, .. } = open(&state, &caller, id).await?;
     let name = path.clone();
     let (file, size) = blocking(move || beneath::read(&root, &relative).map_err(|why| why.for_client(&name))).await?;
     if format == "json" {

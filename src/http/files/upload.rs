@@ -6,7 +6,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use super::super::AppState;
 use super::super::args::{FilePath, SessionId};
@@ -99,7 +98,7 @@ pub async fn upload(
             .into_iter()
             .map(|(given, bytes)| {
                 let result = path::relative(&given).and_then(|relative| {
-                    write::put(&root, &target.join(relative), &bytes, 0o644).map_err(|why| in_words(&given, why))
+                    write::put(&root, &target.join(relative), &bytes[..], 0o644).map_err(|why| in_words(&given, why))
                 });
                 match result {
                     Ok(()) => WrittenFile { path: given, written: true, size: Some(bytes.len()), error: None },

@@ -6,7 +6,7 @@
 //! descriptor stays where it is, in the workspace.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -35,16 +35,15 @@ pub fn make_directory(root: &File, path: &Path) -> Result<File, Refused> {
 }
 
 /// Writes a whole file, with the directories it needs.
-pub fn put(root: &File, path: &Path, bytes: &[u8], mode: u32) -> Result<(), Refused> {
+pub fn put(root: &File, path: &Path, mut content: impl Read, mode: u32) -> Result<(), Refused> {
     let (directory, name) = split(path)?;
     let directory = make_directory(root, directory)?;
     let staging = format!(".ash-{}", Uuid::new_v4());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
     let mut file = beneath::open(&directory, Path::new(&staging), flags, Mode::from_raw_mode(mode))?;
-    let written = file
-        .write_all(bytes)
+    let written = io::copy(&mut content, &mut file)
         .map_err(Refused::from)
-        .and_then(|()| rustix::fs::renameat(&directory, &staging, &directory, name).map_err(Refused::from_errno));
+        .and_then(|_| rustix::fs::renameat(&directory, &staging, &directory, name).map_err(Refused::from_errno));
     if written.is_err() {
         // The first error is the one to report.
         let _ = rustix::fs::unlinkat(&directory, &staging, AtFlags::empty());
@@ -117,17 +116,17 @@ mod tests {
     #[test]
     fn files_are_made_replaced_and_deleted() {
         let space = space();
-        put(&space.root, Path::new("a/b/c.txt"), b"one", 0o644).unwrap();
-        put(&space.root, Path::new("a/b/c.txt"), b"two", 0o644).unwrap();
+        put(&space.root, Path::new("a/b/c.txt"), &b"one"[..], 0o644).unwrap();
+        put(&space.root, Path::new("a/b/c.txt"), &b"two"[..], 0o644).unwrap();
         assert_eq!(space.read("workspace/a/b/c.txt"), "two");
         assert_eq!(space.names("workspace/a/b"), ["c.txt"]);
         delete(&space.root, Path::new("a/b/c.txt")).unwrap();
         assert!(space.names("workspace/a/b").is_empty());
         assert!(matches!(delete(&space.root, Path::new("a/b/c.txt")), Err(Refused::NotFound)));
         assert!(matches!(delete(&space.root, Path::new("dir")), Err(Refused::Directory)));
-        assert!(matches!(put(&space.root, Path::new("dir"), b"", 0o644), Err(Refused::Directory)));
-        put(&space.root, Path::new("file"), b"", 0o644).unwrap();
-        let below = put(&space.root, Path::new("file/x"), b"", 0o644).unwrap_err();
+        assert!(matches!(put(&space.root, Path::new("dir"), &b""[..], 0o644), Err(Refused::Directory)));
+        put(&space.root, Path::new("file"), &b""[..], 0o644).unwrap();
+        let below = put(&space.root, Path::new("file/x"), &b""[..], 0o644).unwrap_err();
         assert!(matches!(below, Refused::NotDirectory), "{below}");
         assert_eq!(space.names("workspace"), ["a", "dir", "file"], "no staging file stays");
     }
@@ -138,12 +137,12 @@ mod tests {
         let workspace = space.temp.path().join("workspace");
         symlink("../outside/secret", workspace.join("file-link")).unwrap();
         symlink("../outside", workspace.join("dir-link")).unwrap();
-        put(&space.root, Path::new("file-link"), b"mine", 0o644).unwrap();
+        put(&space.root, Path::new("file-link"), &b"mine"[..], 0o644).unwrap();
         assert_eq!(space.read("workspace/file-link"), "mine");
         assert!(!workspace.join("file-link").is_symlink());
-        assert!(matches!(put(&space.root, Path::new("dir-link/x"), b"", 0o644), Err(Refused::Link)));
+        assert!(matches!(put(&space.root, Path::new("dir-link/x"), &b""[..], 0o644), Err(Refused::Link)));
         assert!(matches!(delete(&space.root, Path::new("dir-link/secret")), Err(Refused::Link)));
-        assert!(matches!(put(&space.root, Path::new("../outside/x"), b"", 0o644), Err(Refused::Outside)));
+        assert!(matches!(put(&space.root, Path::new("../outside/x"), &b""[..], 0o644), Err(Refused::Outside)));
         delete(&space.root, Path::new("dir-link")).unwrap();
         assert_eq!(space.read("outside/secret"), "untouched");
         assert_eq!(space.names("outside"), ["secret"]);
@@ -164,7 +163,7 @@ mod tests {
                 }
             });
             for _ in 0..3_000 {
-                written += usize::from(put(&space.root, Path::new("dir/secret"), b"evil", 0o644).is_ok());
+                written += usize::from(put(&space.root, Path::new("dir/secret"), &b"evil"[..], 0o644).is_ok());
                 let _ = delete(&space.root, Path::new("dir/secret"));
             }
             writing.store(false, std::sync::atomic::Ordering::Relaxed);

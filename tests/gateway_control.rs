@@ -222,3 +222,32 @@ fn it_refuses_to_stay_root_and_explains_itself() {
         assert!(help.contains(word), "{word}");
     }
 }
+
+/// systemd's part: the socket is made before the process, and outlives it.
+#[tokio::test]
+async fn a_socket_from_systemd_is_served_and_left_in_place() {
+    let run = run_dir();
+    let path = run.path().join("gateway.sock");
+    let listener = ashd::kernel::seqpacket::listen(&path).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
+    let start = || {
+        // The shell stands for systemd: it puts the socket at 3 and names the process that it becomes.
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&listener);
+        ashd::kernel::inherited::keep_on_exec(std::os::fd::AsFd::as_fd(&listener)).unwrap();
+        let command = format!(
+            "exec 3<&{fd}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=gateway exec {} --upstream offline --user nobody \
+             --client-user nobody --run-dir {}",
+            env!("CARGO_BIN_EXE_ash-gateway"),
+            run.path().display()
+        );
+        Process(Command::new("bash").args(["-c", &command]).spawn().unwrap())
+    };
+    let first = start();
+    let client = Gateway::connect(run.path()).await.unwrap();
+    assert_eq!(client.hello().await.unwrap().pid, first.0.id());
+    drop(first);
+    assert!(path.exists());
+    let second = start();
+    tokio::time::timeout(Duration::from_secs(5), client.restarted()).await.expect("the restart is noticed");
+    assert_eq!(client.hello().await.unwrap().pid, second.0.id(), "it waited in the socket's queue");
+}

@@ -87,15 +87,29 @@ fn main() -> anyhow::Result<()> {
     if key.is_none() && upstream != Upstream::Offline {
         tracing::warn!(%upstream, "no model key: requests go upstream without one");
     }
-    let old = predecessor(&flags)?;
+    let inherited = inherited()?;
+    let old = if inherited.is_some() { None } else { predecessor(&flags)? };
     // Root may write where the gateway's own user may not; and threads must not exist yet when it drops that.
     let socket = |flags: &Flags| ControlSocket::bind(&flags.run_dir).context("control socket");
-    let bound = if Uid::effective().is_root() && flags.user.is_some() { Some(socket(&flags)?) } else { None };
+    let bound = match inherited {
+        Some(inherited) => Some(inherited),
+        None if Uid::effective().is_root() && flags.user.is_some() => Some(socket(&flags)?),
+        None => None,
+    };
     privileges::drop_all(flags.user.as_deref())?;
     let bound = bound.map_or_else(|| socket(&flags), Ok)?;
     let model = Model::new(&upstream, key, custom).map_err(|why| anyhow!(why))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(run(flags, client, bound, model, old))
+}
+
+/// The control socket of `ash-gateway.socket`, when systemd started this process.
+fn inherited() -> anyhow::Result<Option<ControlSocket>> {
+    let Some(given) = ashd::systemd::listen_fds().into_iter().find(|given| given.name == "gateway") else {
+        return Ok(None);
+    };
+    let fd = ashd::kernel::inherited::claim(given.number).context("the socket from systemd")?;
+    ControlSocket::inherited(fd).map(Some).context("the socket from systemd")
 }
 
 /// A connection to the gateway that serves the run directory now, if there is one and it is to be taken over. Two gateways
@@ -140,6 +154,7 @@ async fn run(
         seqpacket::send(old.as_fd(), &shutdown, &[]).context("the old gateway cannot be told to end")?;
         tracing::info!("took over from the gateway that was here");
     }
+    ashd::systemd::ready(&format!("upstream {}", registry.model));
     let mut signalled = async || {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -150,6 +165,7 @@ async fn run(
         () = signalled() => {}
         () = stop.cancelled() => {}
     }
+    ashd::systemd::stopping();
     stop.cancel();
     control.await?.context("control socket")?;
     registry.drain();

@@ -9,6 +9,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::unistd::Uid;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -27,8 +29,8 @@ pub const MAX_USAGE: usize = 16 << 20;
 #[derive(Debug)]
 pub struct ControlSocket {
     fd: OwnedFd,
-    path: PathBuf,
-    inode: u64,
+    /// The path and its inode, where this process made it.
+    made: Option<(PathBuf, u64)>,
 }
 
 impl ControlSocket {
@@ -46,19 +48,34 @@ impl ControlSocket {
             .and_then(|()| std::fs::metadata(&own))
             .and_then(|metadata| std::fs::rename(&own, &path).map(|()| metadata.ino()));
         match placed {
-            Ok(inode) => Ok(Self { fd, path, inode }),
+            Ok(inode) => Ok(Self { fd, made: Some((path, inode)) }),
             Err(why) => {
                 let _ = std::fs::remove_file(&own);
                 Err(named(why))
             }
         }
     }
+
+    /// Takes a socket that systemd made and keeps: connections wait in it while no gateway runs, and its path is systemd's.
+    ///
+    /// # Errors
+    /// When it is not a packet socket that listens.
+    pub fn inherited(fd: OwnedFd) -> io::Result<Self> {
+        let kind = getsockopt(&fd, sockopt::SockType)?;
+        if kind != SockType::SeqPacket || !getsockopt(&fd, sockopt::AcceptConn)? {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a listening SOCK_SEQPACKET socket"));
+        }
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(Self { fd, made: None })
+    }
 }
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        if std::fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
-            let _ = std::fs::remove_file(&self.path);
+        let Some((path, inode)) = &self.made else { return };
+        if std::fs::metadata(path).is_ok_and(|metadata| metadata.ino() == *inode) {
+            let _ = std::fs::remove_file(path);
         }
     }
 }

@@ -36,21 +36,36 @@ enum Answer<R> {
     Nobody,
 }
 
-/// Starts what does not run. Both are started before either is waited for.
+/// Starts what does not run. Both are started before either is waited for; when one fails, none that was started here stays.
 pub(super) fn ensure(config: &Config, accounts: &Accounts) -> Result<(), BootError> {
-    let launcher = Companion::launcher(config, accounts)?;
-    let gateway = Companion::gateway(config, accounts);
-    let launcher_started =
-        if launcher_version(&config.run_dir)?.is_none() { Some(launcher.start(config)?) } else { None };
-    let gateway_started = if gateway_version(&config.run_dir)?.is_none() { Some(gateway.start(config)?) } else { None };
-    if let Some(keeper) = launcher_started {
-        launcher.wait(keeper, &config.run_dir, launcher_version)?;
+    let mut started = Vec::new();
+    let result = start_missing(config, accounts, &mut started);
+    if result.is_err() {
+        started.iter_mut().for_each(end);
     }
-    if let Some(keeper) = gateway_started {
-        gateway.wait(keeper, &config.run_dir, gateway_version)?;
+    result
+}
+
+fn start_missing(config: &Config, accounts: &Accounts, started: &mut Vec<Child>) -> Result<(), BootError> {
+    let companions: [(Companion, Version); 2] = [
+        (Companion::launcher(config, accounts)?, launcher_version),
+        (Companion::gateway(config, accounts), gateway_version),
+    ];
+    let mut waiting = Vec::new();
+    for (companion, version) in companions {
+        if version(&config.run_dir)?.is_none() {
+            started.push(companion.start(config)?);
+            waiting.push((companion, version));
+        }
+    }
+    for (keeper, (companion, version)) in started.iter_mut().zip(waiting) {
+        companion.wait(keeper, &config.run_dir, version)?;
     }
     Ok(())
 }
+
+/// Asks the companion of a run directory for its version; `None` when none runs there.
+type Version = fn(&Path) -> Result<Option<String>, BootError>;
 
 struct Companion {
     program: &'static str,
@@ -106,7 +121,7 @@ impl Companion {
         let failed = || BootError::io(path.display().to_string());
         let log = OpenOptions::new().append(true).create(true).mode(0o640).open(&path).map_err(failed())?;
         let error = log.try_clone().map_err(failed())?;
-        let mut keeper = Command::new("/proc/self/exe");
+        let mut keeper = Command::new(std::env::current_exe().map_err(BootError::io("own program"))?);
         keeper.arg(keeper::KEEP).arg("--").arg(&program).args(&self.arguments);
         keeper.stdin(Stdio::null()).stdout(log).stderr(error).current_dir("/").env_clear();
         keeper.envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
@@ -115,12 +130,7 @@ impl Companion {
         keeper.spawn().map_err(BootError::io(program.display().to_string()))
     }
 
-    fn wait(
-        &self,
-        mut keeper: Child,
-        run_dir: &Path,
-        version: fn(&Path) -> Result<Option<String>, BootError>,
-    ) -> Result<(), BootError> {
+    fn wait(&self, keeper: &mut Child, run_dir: &Path, version: Version) -> Result<(), BootError> {
         let start = Instant::now();
         loop {
             if version(run_dir)?.is_some() {
@@ -135,8 +145,6 @@ impl Companion {
                     continue;
                 }
             };
-            // What was started here must not stay when the start as a whole fails.
-            end(&mut keeper);
             let path = self.log(run_dir);
             return Err(BootError::Refused(format!("{} {why}; {}:\n{}", self.program, path.display(), tail(&path))));
         }

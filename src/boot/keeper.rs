@@ -25,6 +25,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Runs `command` (a program and its arguments) until it ends by itself; the exit status is its own.
 pub fn keep(command: &[std::ffi::OsString]) -> Result<(), String> {
     let [program, arguments @ ..] = command else { return Err("keep: no program is named".to_owned()) };
+    nix::sys::prctl::set_name(c"ash-keeper").map_err(|errno| format!("keep: {errno}"))?;
     nix::unistd::setsid().map_err(|errno| format!("keep: no session of its own: {errno}"))?;
     let mut crashes = Vec::new();
     loop {

@@ -47,6 +47,15 @@ pub fn serve(file: Option<&Path>) -> Result<(), BootError> {
     if nix::unistd::geteuid().is_root() {
         return privileged::start(config).map(|never| match never {});
     }
+    for socket in [companions::launcher_socket(&config.run_dir), companions::gateway_socket(&config.run_dir)] {
+        if !socket.exists() {
+            return Err(BootError::Refused(format!(
+                "{} is not there, and only root can start what answers at it; start ashd as root (it gives its privileges up), \
+                 or `systemctl start ash-launcher.socket ash-gateway.socket`",
+                socket.display()
+            )));
+        }
+    }
     let listeners = listeners::for_unprivileged(&config)?;
     run::run(config, listeners)
 }

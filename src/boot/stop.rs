@@ -43,8 +43,8 @@ pub fn stop(file: Option<&Path>) -> Result<String, BootError> {
     if !failed.is_empty() {
         return Err(BootError::Refused(failed.join("\n")));
     }
-    // What the unprivileged ashd could not remove in root's directory. Gone already is as good.
-    for name in ["port", listeners::API_SOCKET, "start.lock", "launcher.toml"] {
+    // What ashd and the gateway, unprivileged, could not remove in root's directory. Gone already is as good.
+    for name in ["port", listeners::API_SOCKET, "start.lock", "launcher.toml", "launcher.sock", "gateway.sock"] {
         let _ = std::fs::remove_file(run_dir.join(name));
     }
     Ok(match ended.as_slice() {

@@ -6,6 +6,9 @@
 //!                       ^        |
 //!                       +--------+ a signal, or a panic's 101: after 200 ms, at most 10 times a minute
 //! ```
+//!
+//! The gateway's keeper is root and has the model key in its environment, to hand it to the next gateway. It reads nothing and
+//! talks to nobody; root could read the key anyway.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};

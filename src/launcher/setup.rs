@@ -4,8 +4,8 @@
 //!   launcher                                   child (PID 1 of the sandbox)
 //!   detached trees, idmap namespace
 //!   clone3 into namespaces and v2 group  --->  waits at the gate
-//!   uid_map, gid_map, gate ------------------> mounts, pivot_root, loopback, hostname        (setup::inside)
-//!   v1 groups (slow: RCU), gate -------------> cgroup namespace, landlock, capabilities, seccomp
+//!   uid_map, gid_map, gate ------------------> mounts, pivot_root, loopback, landlock rules   (setup::inside)
+//!   v1 groups (slow: RCU), gate -------------> cgroup namespace, capabilities, seccomp
 //!   report <---------------------------------- ready, or the step that failed
 //!   done                                       serves init.sock                               (init)
 //! ```

@@ -83,12 +83,12 @@ fn a_failed_step_is_named_and_leaves_nothing() {
     let failure = ground.start_with(&policies, ground.uid + 1).unwrap_err();
     assert_eq!(failure.step, "write id maps", "{failure}");
     std::fs::remove_file(ground.path("init.sock")).unwrap();
-    // A file where a directory must be: fails in the child.
+    // A file where a directory must be: fails in the child, at move_mount.
     std::fs::remove_dir(ground.path("home")).unwrap();
     std::fs::write(ground.path("home"), "").unwrap();
     let failure = ground.start(&policies).unwrap_err();
     assert_eq!(failure.step, "mount home", "{failure}");
-    assert!(failure.message.contains("os error 20"), "{failure}");
+    assert!(failure.message.contains("os error 22"), "{failure}");
     assert_eq!((mounts(), descriptors(), children()), before);
     assert!(!ground.leaf.as_ref().unwrap().populated().unwrap());
 }
@@ -117,12 +117,14 @@ fn set_up_times() {
     let policies = Policies::compile().unwrap();
     let mut totals = Vec::new();
     let mut last = Vec::new();
+    let mut memory = 0;
     for _ in 0..20 {
         let ground = Ground::new();
         let began = std::time::Instant::now();
         let (started, _) = ground.start(&policies).unwrap_or_else(|failure| panic!("{failure}"));
         totals.push(began.elapsed().as_micros());
         last = started.steps;
+        memory = pss(started.pid);
         pidfd::kill_and_reap(started.pidfd.as_fd());
     }
     totals.sort_unstable();
@@ -130,5 +132,14 @@ fn set_up_times() {
     for (step, micros) in &last {
         println!("  {step:<24} {micros:>7} us");
     }
+    println!("memory of init: {memory} KiB (PSS)");
+    assert!(memory > 0 && memory < 1536, "init takes {memory} KiB");
     assert!(last.len() > 20, "every step is timed: {last:?}");
+}
+
+/// Kibibytes of memory, shared pages counted in part.
+fn pss(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

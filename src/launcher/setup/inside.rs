@@ -94,18 +94,18 @@ fn build(
         std::mem::forget(null);
         Ok(socket)
     })?;
-    // From here on the process sits in all of its groups.
-    steps.run(GATE, || pass(&mut gate))?;
-    drop(gate);
-    steps.run("cgroup namespace", || Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)?))?;
     let rules = match policies.landlock_abi {
         // Only under a floor that an admin lowered to 0.
         0 => None,
         _ => Some(steps.run("landlock", landlock_rules)?),
     };
     steps.run("keyring", process::new_session_keyring)?;
+    steps.run("bounding set", caps::empty_bounding_set)?;
+    // From here on the process sits in all of its groups: the first moment at which the cgroup namespace can be made.
+    steps.run(GATE, || pass(&mut gate))?;
+    drop(gate);
+    steps.run("cgroup namespace", || Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)?))?;
     steps.run("capabilities", || {
-        caps::empty_bounding_set()?;
         // Enough to become the payload's uid in a new child and to signal it. uid 0 does not exist here.
         caps::keep_only(CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL)?;
         rustix::thread::set_no_new_privs(true)?;

@@ -59,7 +59,7 @@ fn hint(step: &str, errno: i32) -> Option<&'static str> {
         ("clone" | "map disk ids", libc::ENOSYS) => {
             Some("clone3 is needed: Linux 5.7, and no seccomp filter around the launcher")
         }
-        ("mount workspace" | "mount home", libc::EINVAL) => Some(
+        ("open workspace" | "open home", libc::EINVAL) => Some(
             "the data directory's file system has no idmapped mounts: use ext4, xfs, btrfs (Linux 5.15) or tmpfs (6.3)",
         ),
         ("mount proc", libc::EPERM) => {
@@ -79,8 +79,8 @@ mod tests {
     fn a_failed_step_has_its_name_its_errno_and_a_hint() {
         let mut steps = Steps::new();
         steps.run("clone", || Ok(())).unwrap();
-        let failed = steps.run("mount home", || Err::<(), _>(io::Error::from_raw_os_error(libc::EINVAL))).unwrap_err();
-        assert_eq!(failed.step, "mount home");
+        let failed = steps.run("open home", || Err::<(), _>(io::Error::from_raw_os_error(libc::EINVAL))).unwrap_err();
+        assert_eq!(failed.step, "open home");
         assert!(failed.message.contains("os error 22"), "{failed}");
         assert!(failed.hint.unwrap().contains("idmapped"));
         assert_eq!(steps.done.len(), 2);

@@ -42,9 +42,9 @@ impl Trees {
         let system = steps.run("open system trees", || system(read_only))?;
         let device = |path: &&CStr| mounts::detached(path, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
         let devices = steps.run("open devices", || DEVICES.iter().map(device).collect())?;
-        let workspace = steps.run("mount workspace", || mounts::detached_at(spec.workspace, own, Some(idmap)))?;
-        let home = steps.run("mount home", || mounts::detached_at(spec.home, own, Some(idmap)))?;
-        let claude = steps.run("mount claude", || mounts::detached_at(spec.claude, read_only, None))?;
+        let workspace = steps.run("open workspace", || mounts::detached_at(spec.workspace, own, Some(idmap)))?;
+        let home = steps.run("open home", || mounts::detached_at(spec.home, own, Some(idmap)))?;
+        let claude = steps.run("open claude", || mounts::detached_at(spec.claude, read_only, None))?;
         Ok(Self { system, devices, workspace, home, claude })
     }
 }

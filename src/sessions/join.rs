@@ -1,8 +1,11 @@
 //! Where a client that comes (back) to a session's stream goes on.
 
 use std::fs::File;
+use std::future::ready;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -11,6 +14,9 @@ use super::event_id::{FRAME_DONE, FRAME_START};
 use super::piece::begins_line;
 use super::published::{Published, Turns};
 use super::reader::{Place, Reader, Step};
+
+/// How long an EventSource waits before it comes back: a restart of ashd takes about as long. Only here, since nobody sends a message again by itself.
+const RETRY: &[u8] = b"retry: 1000\n\n";
 
 /// Why a client cannot join at the place it names.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +46,8 @@ pub async fn session_stream(
         Some(id) if id.turn == 0 => Step::NextTurn(1),
         Some(id) => after(id, &now, &stdout, session, &turns).await?,
     };
-    Ok(Reader::new(stdout, session, turns, published, partial, step, true).into_stream())
+    let frames = Reader::new(stdout, session, turns, published, partial, step, true).into_stream();
+    Ok(Box::pin(stream::once(ready(Ok(Bytes::from_static(RETRY)))).chain(frames)))
 }
 
 fn from_now(now: &Published) -> Step {

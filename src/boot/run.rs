@@ -95,6 +95,7 @@ async fn serve(config: Arc<Config>, listeners: Listeners) -> Result<(), BootErro
         }
     }
     systemd::stopping();
+    sessions.stop_accepting();
     stop.cancel();
     let drained = async { while servers.join_next().await.is_some() {} };
     drop(tokio::time::timeout(GRACE, drained).await);

@@ -28,7 +28,7 @@ use crate::sessions::lines::Tail;
 use crate::sessions::live::{Applied, Live};
 use crate::sessions::paths::SessionDir;
 use crate::sessions::process::{FIRST_EXEC_CHILD, MessageNumbers, ProcessRecord};
-use crate::sessions::service::Shared;
+use crate::sessions::shared::Shared;
 use crate::store::{Commit, Session, Turn};
 
 /// Sessions that are looked at in parallel.

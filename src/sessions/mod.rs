@@ -50,6 +50,7 @@ pub mod reader;
 pub mod registry;
 pub mod retain;
 pub mod service;
+pub mod shared;
 pub mod state;
 mod turn_result;
 pub mod turns;

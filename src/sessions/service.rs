@@ -6,32 +6,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::config::Config;
 use crate::gateway::client::Gateway;
 use crate::model::{SessionStatus, TenantId, now_ms};
-use crate::pool::{Admission, Pool, Slot};
+use crate::pool::Pool;
 use crate::sandbox::Launcher;
-use crate::sessions::driver::{Driver, Reply, Request, lifecycle};
+use crate::sessions::driver::{Reply, Request};
 use crate::sessions::hub::Hub;
-use crate::sessions::paths::SessionDir;
-use crate::sessions::published::Published;
 use crate::sessions::reader::{self, ReaderError};
-use crate::sessions::registry::{self, Handle, Registry};
+use crate::sessions::registry::{Handle, Registry};
+use crate::sessions::shared::Shared;
 use crate::sessions::{
     CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SendMessage, SessionError, adopt, options,
 };
-use crate::store::{Commit, Role, Session, Store};
+use crate::store::{Session, Store};
 
 /// Idle time after which a claude is frozen by itself (DESIGN §6).
 const FREEZE_AFTER: Duration = Duration::from_secs(2);
-/// Seconds a client should wait before it asks for a sandbox again.
-const RETRY_AFTER_S: u64 = 5;
-/// Requests for room that one admission makes of others before it gives up.
-const MAX_EVICTIONS: usize = 8;
 
 /// All sessions of this daemon. Cheap to clone.
 #[derive(Clone)]
@@ -43,21 +37,6 @@ impl fmt::Debug for Sessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sessions").field("active", &self.active()).finish_non_exhaustive()
     }
-}
-
-/// What every session's task needs.
-#[derive(Debug)]
-pub struct Shared {
-    pub config: Arc<Config>,
-    pub store: Store,
-    pub launcher: Launcher,
-    pub gateway: Gateway,
-    pub pool: Pool,
-    pub hub: Hub,
-    pub registry: Registry,
-    pub freeze_after: Option<Duration>,
-    active: AtomicI64,
-    stopping: AtomicBool,
 }
 
 impl Sessions {
@@ -155,7 +134,7 @@ impl Sessions {
         };
         shared.store.session_insert(&session).await?;
         shared.moved(None, SessionStatus::Starting, true);
-        self.ask(shared.handle(tenant.clone(), id), |reply| Request::Create { slot, reply }).await
+        self.ask(tenant, id, |reply| Request::Create { slot, reply }).await
     }
 
     pub async fn get(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
@@ -167,7 +146,7 @@ impl Sessions {
         self.shared.check_accepting()?;
         let handle = self.find(tenant, id).await?;
         let (published, partial) = (handle.published.clone(), body.include_partial_messages);
-        let turn = self.ask(handle, |reply| Request::Send { body: Box::new(body), reply }).await?;
+        let turn = self.ask(tenant, id, |reply| Request::Send { body: Box::new(body), reply }).await?;
         let stdout = self.shared.dir(id).stdout();
         Ok(reader::turn_stream(stdout, id, self.shared.store.clone(), turn, published, partial))
     }
@@ -191,30 +170,30 @@ impl Sessions {
     }
 
     pub async fn pause(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
-        self.ask(self.find(tenant, id).await?, |reply| Request::Pause { reply }).await
+        self.ask(tenant, id, |reply| Request::Pause { reply }).await
     }
     pub async fn resume(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
         self.shared.check_accepting()?;
-        self.ask(self.find(tenant, id).await?, |reply| Request::Resume { reply }).await
+        self.ask(tenant, id, |reply| Request::Resume { reply }).await
     }
     pub async fn stop(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
-        self.ask(self.find(tenant, id).await?, |reply| Request::Stop { reply }).await
+        self.ask(tenant, id, |reply| Request::Stop { reply }).await
     }
     pub async fn end(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
-        self.ask(self.find(tenant, id).await?, |reply| Request::End { reply }).await
+        self.ask(tenant, id, |reply| Request::End { reply }).await
     }
     pub async fn interrupt(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
-        self.ask(self.find(tenant, id).await?, |reply| Request::Interrupt { reply }).await
+        self.ask(tenant, id, |reply| Request::Interrupt { reply }).await
     }
     pub async fn patch_config(&self, tenant: &TenantId, id: Uuid, body: PatchConfig) -> Result<Session, SessionError> {
-        self.ask(self.find(tenant, id).await?, |reply| Request::Patch { body: Box::new(body), reply }).await
+        self.ask(tenant, id, |reply| Request::Patch { body: Box::new(body), reply }).await
     }
 
     /// A new paused session with the files, the messages and the conversation of this one.
     pub async fn fork(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
         self.shared.check_accepting()?;
         let new = Uuid::new_v4();
-        let parent = self.ask(self.find(tenant, id).await?, |reply| Request::Fork { to: new, reply }).await;
+        let parent = self.ask(tenant, id, |reply| Request::Fork { to: new, reply }).await;
         let forked = match parent {
             Ok(parent) => self.shared.insert_fork(&parent, new).await,
             Err(e) => Err(e),
@@ -262,123 +241,17 @@ impl Sessions {
         Ok(self.shared.handle(tenant.clone(), id))
     }
 
-    async fn ask<T>(&self, handle: Handle, make: impl FnOnce(Reply<T>) -> Request) -> Result<T, SessionError> {
+    async fn ask<T>(
+        &self,
+        tenant: &TenantId,
+        id: Uuid,
+        make: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, SessionError> {
+        self.find(tenant, id).await?;
         let (reply, answer) = oneshot::channel();
-        if handle.requests.send(make(reply)).await.is_err() {
-            return Err(SessionError::Unavailable("the session's task has just rested; try again".to_owned()));
-        }
-        answer
-            .await
-            .unwrap_or_else(|_| Err(SessionError::Failed("the session's task failed; see the journal".to_owned())))
-    }
-}
-
-impl Shared {
-    pub fn dir(&self, id: Uuid) -> SessionDir {
-        SessionDir::new(&self.config.data_dir, id)
-    }
-
-    /// The session's task, started when it has none.
-    pub fn handle(self: &Arc<Self>, tenant: TenantId, id: Uuid) -> Handle {
-        self.registry.get_or_insert(id, || {
-            let (handle, ends) = registry::channel(tenant, Published::default());
-            tokio::spawn(Driver::run(Arc::clone(self), id, ends));
-            handle
+        self.shared.pass_on(tenant.clone(), id, make(reply)).await;
+        answer.await.unwrap_or_else(|_| {
+            Err(SessionError::Failed("the session's task failed; its reason is in the journal of ashd".to_owned()))
         })
     }
-
-    fn check_accepting(&self) -> Result<(), SessionError> {
-        if self.stopping.load(Ordering::Relaxed) {
-            return Err(SessionError::Unavailable("ashd is restarting; try again in a moment".to_owned()));
-        }
-        Ok(())
-    }
-
-    /// Counts a session's change of state; `None` for one that was not counted before.
-    pub fn moved(&self, from: Option<SessionStatus>, to: SessionStatus, live: bool) {
-        let active = |status| i64::from(status == SessionStatus::Active);
-        self.active.fetch_add(active(to) - from.map_or(0, active), Ordering::Relaxed);
-        // With a process the pool's slot counts it.
-        let cold = |status| i64::from(!live && is_cold(status));
-        self.pool.cold_changed(cold(to) - from.map_or(0, cold));
-    }
-
-    /// The process of a session in this state is gone.
-    pub fn went_cold(&self, status: SessionStatus) {
-        self.pool.cold_changed(i64::from(is_cold(status)));
-    }
-
-    /// A session in this state is about to have a process.
-    pub fn went_live(&self, status: SessionStatus) {
-        self.pool.cold_changed(-i64::from(is_cold(status)));
-    }
-
-    pub fn full(&self) -> SessionError {
-        SessionError::Capacity { max: self.pool.max(), retry_after_s: RETRY_AFTER_S }
-    }
-
-    /// A slot, or whose sandbox may go for it (`None`: nobody's).
-    pub fn admit_now(&self, id: Uuid) -> Result<Slot, Option<Uuid>> {
-        match self.pool.admit(id) {
-            Admission::Granted(slot) => Ok(slot),
-            Admission::MakeRoom(victim) => Err(Some(victim)),
-            Admission::Full => Err(None),
-        }
-    }
-
-    /// A slot; paused sessions give up their sandboxes for it.
-    async fn admit(self: &Arc<Self>, id: Uuid) -> Result<Slot, SessionError> {
-        for _ in 0..MAX_EVICTIONS {
-            match self.admit_now(id) {
-                Ok(slot) => return Ok(slot),
-                Err(None) => break,
-                Err(Some(victim)) => self.make_room(victim).await,
-            }
-        }
-        Err(self.full())
-    }
-
-    /// Asks a paused session to give up its sandbox, and waits until it did or declined.
-    pub async fn make_room(&self, victim: Uuid) {
-        let Some(handle) = self.registry.get(victim) else { return };
-        let (reply, done) = oneshot::channel();
-        if handle.requests.send(Request::Park { reply }).await.is_ok() {
-            let _ = done.await;
-        }
-    }
-
-    async fn insert_fork(&self, parent: &Session, id: Uuid) -> Result<Session, SessionError> {
-        let now = now_ms();
-        let fork = Session {
-            id,
-            status: SessionStatus::Paused,
-            error: None,
-            parent: Some(parent.id),
-            stdout_offset: 0,
-            created_at: now,
-            last_active_at: now,
-            ..parent.clone()
-        };
-        self.store.session_insert(&fork).await?;
-        let mut after = 0;
-        loop {
-            const PAGE: u32 = 500;
-            let page = self.store.messages(&parent.tenant, parent.id, PAGE, after).await?;
-            let Some(last) = page.last() else { break };
-            after = last.sequence;
-            let mut copy = Commit::of(&fork);
-            let role = |word: &str| if word == "user" { Role::User } else { Role::Assistant };
-            copy.messages = page.into_iter().map(|m| (role(&m.role), m.content)).collect();
-            self.store.commit(copy).await?;
-        }
-        let mut change = Commit::of(&fork);
-        change.events.push(("lifecycle", lifecycle("forked", json!({ "from": parent.id }))));
-        self.store.commit(change).await?;
-        self.moved(None, SessionStatus::Paused, false);
-        Ok(fork)
-    }
-}
-
-fn is_cold(status: SessionStatus) -> bool {
-    matches!(status, SessionStatus::Paused | SessionStatus::Stopped | SessionStatus::Error)
 }

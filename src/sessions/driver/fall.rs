@@ -99,9 +99,10 @@ impl Driver {
         }
     }
 
-    /// Reads what is there, for the last time.
+    /// Reads what is there now. Bounded, since a hostile payload may write faster than anybody reads.
     pub(super) async fn catch_up(&mut self) {
-        loop {
+        const BATCHES: usize = 64;
+        for _ in 0..BATCHES {
             let drained = match self.live.as_mut().and_then(|live| live.tail.as_mut()) {
                 Some(tail) => tail.drain(),
                 None => return,

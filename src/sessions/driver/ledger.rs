@@ -75,6 +75,22 @@ impl Ledger {
         self.published.send_modify(|p| p.watermark = p.watermark.max(watermark));
     }
 
+    /// Readers find nothing below this byte any more.
+    pub fn floor(&self, floor: u64) {
+        self.published.send_modify(|p| p.floor = p.floor.max(floor));
+    }
+
+    /// Bytes of output at the file's beginning that were given back, and bytes that were read.
+    pub fn span(&self) -> (u64, u64) {
+        let published = self.published.borrow();
+        (published.floor, published.watermark)
+    }
+
+    /// Whether somebody follows the session's stream (one receiver is the registry's own).
+    pub fn has_readers(&self) -> bool {
+        self.published.receiver_count() > 1
+    }
+
     /// Publishes a turn whose row is in the database.
     pub fn publish(&self, turn: Turn) {
         self.published.send_modify(|p| {

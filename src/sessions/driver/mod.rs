@@ -31,7 +31,8 @@ use crate::sessions::live::Live;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::queue::{self, Accept, Standing};
 use crate::sessions::registry::Ends;
-use crate::sessions::service::Shared;
+use crate::sessions::retain;
+use crate::sessions::shared::Shared;
 use crate::sessions::state::Verb;
 use crate::sessions::turns::Turns;
 use crate::sessions::{PatchConfig, SendMessage, SessionError};
@@ -164,6 +165,7 @@ impl Driver {
         };
         let ledger = Ledger::new(shared.store.clone(), &session, ends.published);
         ledger.saw(session.stdout_offset);
+        ledger.floor(retain::floor_of(&SessionDir::new(&shared.config.data_dir, id).stdout()));
         let newest = turn.as_ref().map_or(0, |turn| turn.number);
         if let Some(turn) = turn {
             ledger.publish(turn);
@@ -258,6 +260,7 @@ impl Driver {
         self.live.is_none()
             && self.start.is_none()
             && self.ledger.is_settled()
+            && !self.ledger.has_readers()
             && self.shared.registry.remove_if(self.session.id, || self.requests.is_empty())
     }
 
@@ -265,8 +268,7 @@ impl Driver {
     async fn leave(mut self) {
         self.requests.close();
         while let Some(request) = self.requests.recv().await {
-            let handle = self.shared.handle(self.session.tenant.clone(), self.session.id);
-            let _ = handle.requests.send(request).await;
+            self.shared.pass_on(self.session.tenant.clone(), self.session.id, request).await;
         }
     }
 

@@ -67,6 +67,8 @@ impl Driver {
                 }
                 let _ = reply.send(());
             }
+            // The start that is under way may have registered with the gateway that went.
+            Request::RegisterAgain if self.start.is_some() => self.waiting.push(request),
             Request::RegisterAgain => {
                 if let Some(live) = &self.live
                     && let Err(e) =
@@ -114,8 +116,7 @@ impl Driver {
                 let (shared, id, tenant) = (self.shared.clone(), self.session.id, self.session.tenant.clone());
                 tokio::spawn(async move {
                     shared.make_room(victim).await;
-                    let handle = shared.handle(tenant, id);
-                    let _ = handle.requests.send(Request::Resume { reply }).await;
+                    shared.pass_on(tenant, id, Request::Resume { reply }).await;
                 });
             }
         }

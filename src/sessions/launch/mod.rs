@@ -9,30 +9,35 @@
 //! Each step is timed and named in its error. Whatever fails (or is cancelled) takes the whole sandbox with it, so a
 //! failed start leaves a directory and nothing else.
 
+mod prepare;
+mod steps;
+mod wire;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::gateway::protocol::Register;
-use crate::launcher::init_protocol::{Exit, Listener, SpawnSpec};
+use crate::launcher::init_protocol::{Exit, SpawnSpec};
 use crate::launcher::protocol::{ClaudeBinary, Create};
 use crate::pool::Slot;
-use crate::sandbox::{Sandbox, SandboxEvent};
+use crate::sandbox::SandboxEvent;
 use crate::sessions::cause::{self, OomCount};
 use crate::sessions::classify::{Classifier, Kind, classify};
 use crate::sessions::claude::{self, Conversation, LaunchOptions, ProcessFlags};
-use crate::sessions::copy_tree::{Bounds, copy_tree};
 use crate::sessions::lines::Tail;
 use crate::sessions::live::{Applied, Live};
-use crate::sessions::paths::{SessionDir, make_dir};
+use crate::sessions::paths::SessionDir;
 use crate::sessions::process::{MessageNumbers, ProcessRecord};
-use crate::sessions::service::Shared;
+use crate::sessions::shared::Shared;
 use crate::sessions::{SessionError, conversation};
 use crate::store::Session;
+
+use steps::{StepError, Steps, failed};
+pub use wire::{cancelled, launcher_error};
 
 /// Path of the binary inside every sandbox.
 const CLAUDE: &str = "/opt/claude/claude";
@@ -54,21 +59,6 @@ pub struct Plan {
     /// Where the unread part of stdout begins.
     pub offset: u64,
     pub cancel: CancellationToken,
-}
-
-/// A step that failed. Turned into the client's words at the end, when everything is undone.
-#[derive(Debug, thiserror::Error)]
-#[error("{step}: {error}")]
-struct StepError {
-    step: &'static str,
-    error: SessionError,
-}
-
-fn failed(step: &'static str) -> impl Fn(String) -> StepError {
-    move |why| StepError {
-        step,
-        error: SessionError::Failed(format!("the session could not be started ({step}): {why}")),
-    }
 }
 
 impl Plan {
@@ -167,55 +157,6 @@ impl Plan {
         ended.await.map_err(|e| failed(step)(e.to_string()))?;
         steps.done("leave");
         self.start_claude(live, steps).await
-    }
-
-    /// Directories, and the agent's files when the session does not have them yet.
-    async fn prepare(&self) -> Result<(), StepError> {
-        let fail = failed("prepare");
-        let dir = self.dir.clone();
-        let workspace = dir.workspace();
-        let made = tokio::task::spawn_blocking(move || dir.make().map(|()| dir.workspace().is_dir()));
-        let present = made
-            .await
-            .map_err(|e| fail(e.to_string()))?
-            .map_err(|e| fail(format!("{}: {e}", self.dir.root().display())))?;
-        if present {
-            return Ok(());
-        }
-        let agent = self
-            .shared
-            .store
-            .agent(&self.session.tenant, &self.session.agent_name)
-            .await
-            .map_err(|e| StepError { step: "prepare", error: e.into() })?
-            .ok_or_else(|| StepError {
-                step: "prepare",
-                error: SessionError::AgentNotFound(self.session.agent_name.clone()),
-            })?;
-        let bounds = Bounds { bytes: self.session.limits.disk_bytes.min(Bounds::default().bytes), ..Bounds::default() };
-        let path = agent.path.clone();
-        let copied = tokio::task::spawn_blocking(move || -> Result<_, SessionError> {
-            // Beside its place first: a workspace is whole or not there.
-            let partial = workspace.with_extension("partial");
-            let trouble = |e: &dyn std::fmt::Display| SessionError::Failed(format!("the session's workspace: {e}"));
-            match std::fs::remove_dir_all(&partial) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(trouble(&e)),
-                _ => make_dir(&partial).map_err(|e| trouble(&e))?,
-            }
-            let copied = copy_tree(path.as_ref(), &partial, bounds).map_err(|e| {
-                let _ = std::fs::remove_dir_all(&partial);
-                SessionError::Failed(format!("the agent's directory {path} could not be copied: {e}"))
-            })?;
-            std::fs::rename(&partial, &workspace).map_err(|e| trouble(&e))?;
-            Ok(copied)
-        });
-        let copied =
-            copied.await.map_err(|e| fail(e.to_string()))?.map_err(|error| StepError { step: "prepare", error })?;
-        if copied.skipped > 0 {
-            tracing::warn!(ASH_SESSION = %self.session.id, skipped = copied.skipped, agent = %agent.name,
-                "links that lead out of the agent's directory, sockets and devices were not copied");
-        }
-        Ok(())
     }
 
     fn binary(&self) -> ClaudeBinary {
@@ -354,82 +295,6 @@ async fn wait_for_exit(events: &mut mpsc::UnboundedReceiver<SandboxEvent>, child
             Some(SandboxEvent::Died) | None => return None,
             Some(_) => {}
         }
-    }
-}
-
-pub fn cancelled() -> SessionError {
-    SessionError::Failed("the session was stopped or ended while it was starting".to_owned())
-}
-
-/// In the client's words, with the way out where the launcher knows one.
-pub fn launcher_error(error: &crate::sandbox::LauncherError) -> SessionError {
-    use crate::sandbox::LauncherError as L;
-    match error {
-        L::Unreachable { .. } => SessionError::Unavailable(format!("{error}; it is being restarted, try again")),
-        L::Failed(failure) => {
-            let hint = failure.hint.as_ref().map(|hint| format!(". {hint}")).unwrap_or_default();
-            SessionError::Failed(format!("the sandbox could not be set up ({failure}){hint}"))
-        }
-        L::Protocol(_) => SessionError::Failed(error.to_string()),
-    }
-}
-
-impl Shared {
-    /// Lets the gateway serve this sandbox. Its undo is `remove_sandbox`.
-    pub async fn register(
-        &self,
-        session: &Session,
-        sandbox: &Sandbox,
-        token: &str,
-        options: &LaunchOptions,
-    ) -> Result<(), SessionError> {
-        let listener = sandbox.listener(Listener::Model).await.map_err(|e| launcher_error(&e))?;
-        let key = claude::environment(&options.env, token).key;
-        let register = Register { session: session.id, token: token.to_owned(), key };
-        self.gateway
-            .register(register, listener)
-            .await
-            .map_err(|e| SessionError::Unavailable(format!("{e}; it is being restarted, try again")))
-    }
-
-    /// The undo of a start, safe to call for what was never there. What cannot be undone now is said and left to the
-    /// next start of ashd, which destroys every sandbox that no session claims.
-    pub async fn remove_sandbox(&self, id: Uuid) {
-        if let Err(e) = self.gateway.unregister(id).await {
-            tracing::warn!(ASH_SESSION = %id, "the gateway still serves a sandbox that is going: {e}");
-        }
-        if let Err(e) = self.launcher.destroy(id).await {
-            tracing::error!(ASH_SESSION = %id, "the sandbox could not be destroyed: {e}");
-        }
-    }
-}
-
-/// How long each step took, for the log.
-#[derive(Debug)]
-struct Steps {
-    at: Instant,
-    done: Vec<(&'static str, Duration)>,
-}
-
-impl Default for Steps {
-    fn default() -> Self {
-        Self { at: Instant::now(), done: Vec::new() }
-    }
-}
-
-impl Steps {
-    fn done(&mut self, step: &'static str) {
-        self.done.push((step, self.at.elapsed()));
-        self.at = Instant::now();
-    }
-}
-
-impl std::fmt::Display for Steps {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (step, took) in &self.done {
-            write!(f, "{step}={:.1}ms ", took.as_secs_f64() * 1000.0)?;
-        }
-        Ok(())
     }
 }
 

@@ -1,0 +1,57 @@
+//! What a start takes from the launcher and the gateway, and gives back.
+
+use crate::gateway::protocol::Register;
+use crate::launcher::init_protocol::Listener;
+use crate::sandbox::Sandbox;
+use crate::sessions::SessionError;
+use crate::sessions::claude::{self, LaunchOptions};
+use crate::sessions::shared::Shared;
+use crate::store::Session;
+use uuid::Uuid;
+
+pub fn cancelled() -> SessionError {
+    SessionError::Failed("the session was stopped or ended while it was starting".to_owned())
+}
+
+/// In the client's words, with the way out where the launcher knows one.
+pub fn launcher_error(error: &crate::sandbox::LauncherError) -> SessionError {
+    use crate::sandbox::LauncherError as L;
+    match error {
+        L::Unreachable { .. } => SessionError::Unavailable(format!("{error}; it is being restarted, try again")),
+        L::Failed(failure) => {
+            let hint = failure.hint.as_ref().map(|hint| format!(". {hint}")).unwrap_or_default();
+            SessionError::Failed(format!("the sandbox could not be set up ({failure}){hint}"))
+        }
+        L::Protocol(_) => SessionError::Failed(error.to_string()),
+    }
+}
+
+impl Shared {
+    /// Lets the gateway serve this sandbox. Its undo is `remove_sandbox`.
+    pub async fn register(
+        &self,
+        session: &Session,
+        sandbox: &Sandbox,
+        token: &str,
+        options: &LaunchOptions,
+    ) -> Result<(), SessionError> {
+        let listener = sandbox.listener(Listener::Model).await.map_err(|e| launcher_error(&e))?;
+        let key = claude::environment(&options.env, token).key;
+        let register = Register { session: session.id, token: token.to_owned(), key };
+        self.gateway
+            .register(register, listener)
+            .await
+            .map_err(|e| SessionError::Unavailable(format!("{e}; it is being restarted, try again")))
+    }
+
+    /// The undo of a start, safe to call for what was never there. What cannot be undone now is said and left to the
+    /// next start of ashd, which destroys every sandbox that no session claims.
+    pub async fn remove_sandbox(&self, id: Uuid) {
+        if let Err(e) = self.gateway.unregister(id).await {
+            tracing::warn!(ASH_SESSION = %id, "the gateway still serves a sandbox that is going: {e}");
+        }
+        if let Err(e) = self.launcher.destroy(id).await {
+            tracing::error!(ASH_SESSION = %id, "the sandbox could not be destroyed: {e}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What all sessions of the daemon have in common: the way to the other parts, the counters, the room.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::gateway::client::Gateway;
+use crate::model::{SessionStatus, TenantId, now_ms};
+use crate::pool::{Admission, Pool, Slot};
+use crate::sandbox::Launcher;
+use crate::sessions::SessionError;
+use crate::sessions::driver::{Driver, Request, lifecycle};
+use crate::sessions::hub::Hub;
+use crate::sessions::paths::SessionDir;
+use crate::sessions::published::Published;
+use crate::sessions::registry::{self, Handle, Registry};
+use crate::store::{Commit, Role, Session, Store};
+
+/// Seconds a client should wait before it asks for a sandbox again.
+const RETRY_AFTER_S: u64 = 5;
+/// Requests for room that one admission makes of others before it gives up.
+const MAX_EVICTIONS: usize = 8;
+
+/// What every session's task needs.
+#[derive(Debug)]
+pub struct Shared {
+    pub config: Arc<Config>,
+    pub store: Store,
+    pub launcher: Launcher,
+    pub gateway: Gateway,
+    pub pool: Pool,
+    pub hub: Hub,
+    pub registry: Registry,
+    pub freeze_after: Option<Duration>,
+    pub(super) active: AtomicI64,
+    pub(super) stopping: AtomicBool,
+}
+
+impl Shared {
+    pub fn dir(&self, id: Uuid) -> SessionDir {
+        SessionDir::new(&self.config.data_dir, id)
+    }
+
+    /// The session's task, started when it has none.
+    pub fn handle(self: &Arc<Self>, tenant: TenantId, id: Uuid) -> Handle {
+        self.registry.get_or_insert(id, || {
+            let (handle, ends) = registry::channel(tenant, Published::default());
+            tokio::spawn(Driver::run(Arc::clone(self), id, ends));
+            handle
+        })
+    }
+
+    /// Hands a request to the session's task; one that rests at this very moment has a successor.
+    pub async fn pass_on(self: &Arc<Self>, tenant: TenantId, id: Uuid, request: Request) {
+        const TRIES: usize = 8;
+        let mut request = request;
+        for _ in 0..TRIES {
+            match self.handle(tenant.clone(), id).requests.send(request).await {
+                Ok(()) => return,
+                Err(returned) => request = returned.0,
+            }
+        }
+    }
+
+    pub(super) fn check_accepting(&self) -> Result<(), SessionError> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(SessionError::Unavailable("ashd is restarting; try again in a moment".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Counts a session's change of state; `None` for one that was not counted before.
+    pub fn moved(&self, from: Option<SessionStatus>, to: SessionStatus, live: bool) {
+        let active = |status| i64::from(status == SessionStatus::Active);
+        self.active.fetch_add(active(to) - from.map_or(0, active), Ordering::Relaxed);
+        // With a process the pool's slot counts it.
+        let cold = |status| i64::from(!live && is_cold(status));
+        self.pool.cold_changed(cold(to) - from.map_or(0, cold));
+    }
+
+    /// The process of a session in this state is gone.
+    pub fn went_cold(&self, status: SessionStatus) {
+        self.pool.cold_changed(i64::from(is_cold(status)));
+    }
+
+    /// A session in this state is about to have a process.
+    pub fn went_live(&self, status: SessionStatus) {
+        self.pool.cold_changed(-i64::from(is_cold(status)));
+    }
+
+    pub fn full(&self) -> SessionError {
+        SessionError::Capacity { max: self.pool.max(), retry_after_s: RETRY_AFTER_S }
+    }
+
+    /// A slot, or whose sandbox may go for it (`None`: nobody's).
+    pub fn admit_now(&self, id: Uuid) -> Result<Slot, Option<Uuid>> {
+        match self.pool.admit(id) {
+            Admission::Granted(slot) => Ok(slot),
+            Admission::MakeRoom(victim) => Err(Some(victim)),
+            Admission::Full => Err(None),
+        }
+    }
+
+    /// A slot; paused sessions give up their sandboxes for it.
+    pub(super) async fn admit(self: &Arc<Self>, id: Uuid) -> Result<Slot, SessionError> {
+        for _ in 0..MAX_EVICTIONS {
+            match self.admit_now(id) {
+                Ok(slot) => return Ok(slot),
+                Err(None) => break,
+                Err(Some(victim)) => self.make_room(victim).await,
+            }
+        }
+        Err(self.full())
+    }
+
+    /// Asks a paused session to give up its sandbox, and waits until it did or declined.
+    pub async fn make_room(&self, victim: Uuid) {
+        let Some(handle) = self.registry.get(victim) else { return };
+        let (reply, done) = oneshot::channel();
+        if handle.requests.send(Request::Park { reply }).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    pub(super) async fn insert_fork(&self, parent: &Session, id: Uuid) -> Result<Session, SessionError> {
+        let now = now_ms();
+        let fork = Session {
+            id,
+            status: SessionStatus::Paused,
+            error: None,
+            parent: Some(parent.id),
+            stdout_offset: 0,
+            created_at: now,
+            last_active_at: now,
+            ..parent.clone()
+        };
+        self.store.session_insert(&fork).await?;
+        let mut after = 0;
+        loop {
+            const PAGE: u32 = 500;
+            let page = self.store.messages(&parent.tenant, parent.id, PAGE, after).await?;
+            let Some(last) = page.last() else { break };
+            after = last.sequence;
+            let mut copy = Commit::of(&fork);
+            let role = |word: &str| if word == "user" { Role::User } else { Role::Assistant };
+            copy.messages = page.into_iter().map(|m| (role(&m.role), m.content)).collect();
+            self.store.commit(copy).await?;
+        }
+        let mut change = Commit::of(&fork);
+        change.events.push(("lifecycle", lifecycle("forked", json!({ "from": parent.id }))));
+        self.store.commit(change).await?;
+        self.moved(None, SessionStatus::Paused, false);
+        Ok(fork)
+    }
+}
+
+fn is_cold(status: SessionStatus) -> bool {
+    matches!(status, SessionStatus::Paused | SessionStatus::Stopped | SessionStatus::Error)
+}

@@ -94,32 +94,6 @@ fn give_back(stdout: &Path, floor: u64) -> io::Result<()> {
     Ok(fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, length)?)
 }
 
-/// The floor of a file that an earlier ashd punched: the start of the first line that is still whole.
-pub fn floor_of(stdout: &Path) -> u64 {
-    let find = || -> io::Result<u64> {
-        let file = File::open(stdout)?;
-        let data = match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(0)) {
-            Ok(0) | Err(rustix::io::Errno::NXIO) => return Ok(0),
-            other => other?,
-        };
-        let mut bytes = vec![0; LOOK_BYTES as usize];
-        let mut from = data;
-        while from - data <= LINE_BYTES {
-            let read = file.read_at(&mut bytes, from)?;
-            if read == 0 {
-                break;
-            }
-            if let Some(newline) = memchr::memchr(b'\n', &bytes[..read]) {
-                return Ok(from + newline as u64 + 1);
-            }
-            from += read as u64;
-        }
-        Ok(0)
-    };
-    // A session that never had a process has no file.
-    find().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -181,19 +155,5 @@ mod tests {
         assert_eq!(next(2, 200_005, 50_000), None, "there is nothing to give");
         assert_eq!(next(0, 200_005, 2), Some(200_003));
         assert_eq!(next(0, 0, 0), None);
-    }
-
-    #[test]
-    fn the_floor_is_found_again() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let path = dir.path().join("stdout");
-        assert_eq!(floor_of(&path), 0);
-        std::fs::write(&path, "a line of output\n".repeat(100_000)).expect("written");
-        assert_eq!(floor_of(&path), 0);
-        let floor = 17 * 50_000;
-        give_back(&path, floor).expect("punched");
-        let found = floor_of(&path);
-        // Lines between the last whole block and the old floor are still there.
-        assert!(found <= floor && found > floor - 2 * BLOCK_BYTES && found % 17 == 0, "{found} of {floor}");
     }
 }

@@ -12,12 +12,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, pending};
+use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::sessions::published::Published;
+use crate::sessions::retain;
 use crate::store::{Commit, Committed, Session, Store, StoreError, Turn, Usage};
 
 /// Bytes of messages and events that may wait for the database. Past it nothing more is read.
@@ -80,10 +82,11 @@ impl Ledger {
         self.published.send_modify(|p| p.floor = p.floor.max(floor));
     }
 
-    /// Bytes of output at the file's beginning that were given back, and bytes that were read.
-    pub fn span(&self) -> (u64, u64) {
-        let published = self.published.borrow();
-        (published.floor, published.watermark)
+    /// What was read long ago goes back to the disk.
+    pub fn trim(&self, stdout: &Path) {
+        if let Err(e) = retain::trim(stdout, &self.published, retain::WINDOW_BYTES) {
+            tracing::warn!(ASH_SESSION = %self.blank.session, "old output stays on the disk: {e}");
+        }
     }
 
     /// Whether somebody follows the session's stream (one receiver is the registry's own).

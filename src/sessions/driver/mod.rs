@@ -165,7 +165,8 @@ impl Driver {
         };
         let ledger = Ledger::new(shared.store.clone(), &session, ends.published);
         ledger.saw(session.stdout_offset);
-        ledger.floor(retain::floor_of(&SessionDir::new(&shared.config.data_dir, id).stdout()));
+        // A session that never had a process has no file.
+        ledger.floor(retain::found_floor(&SessionDir::new(&shared.config.data_dir, id).stdout()).unwrap_or(0));
         let newest = turn.as_ref().map_or(0, |turn| turn.number);
         if let Some(turn) = turn {
             ledger.publish(turn);

@@ -18,7 +18,6 @@ use crate::sessions::lines::Batch;
 use crate::sessions::live::Applied;
 use crate::sessions::paths::write_whole;
 use crate::sessions::queue::Accept;
-use crate::sessions::retain;
 use crate::sessions::state::Verb;
 use crate::sessions::turns::{Change, error_of};
 use crate::sessions::{SendMessage, SessionError};
@@ -253,7 +252,7 @@ impl Driver {
             }
         }
         self.ledger.saw(batch.end());
-        self.give_back();
+        self.ledger.trim(&self.dir.stdout());
         // Deltas alone are not worth a transaction: after a restart they are just read again.
         let behind = batch.end().saturating_sub(self.session.stdout_offset);
         let worth = !note.messages.is_empty() || !note.events.is_empty() || note.usage.is_some() || note.turn.is_some();
@@ -268,20 +267,6 @@ impl Driver {
                     tracing::warn!(ASH_SESSION = %self.session.id, "claude's question could not be answered: {e}");
                 }
             }
-        }
-    }
-
-    /// What was read long ago goes back to the disk.
-    fn give_back(&self) {
-        let (floor, watermark) = self.ledger.span();
-        let stdout = self.dir.stdout();
-        let given = retain::next_floor(&stdout, floor, watermark, retain::WINDOW_BYTES).and_then(|next| {
-            let Some(next) = next else { return Ok(()) };
-            self.ledger.floor(next);
-            retain::give_back(&stdout, next)
-        });
-        if let Err(e) = given {
-            tracing::warn!(ASH_SESSION = %self.session.id, "old output stays on the disk: {e}");
         }
     }
 

@@ -1,11 +1,15 @@
-//! `GET /health`: counters that are kept, never rows that are counted, so its time does not depend on the sessions.
+//! `GET /health` and `GET /metrics`: counters that are kept, never rows that are counted, so their time does not depend
+//! on the number of sessions, and looking never wakes one.
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::AppState;
+use crate::observe::metrics;
 use crate::sessions::PoolStats;
 
 /// How the daemon is.
@@ -32,9 +36,41 @@ pub async fn health(State(state): State<AppState>) -> Json<HealthBody> {
     Json(HealthBody {
         status: "ok",
         active_sessions: state.sessions.active(),
-        active_sandboxes: pool.warming + pool.warm + pool.waiting + pool.running,
+        active_sandboxes: live(&pool),
         uptime: state.started.elapsed().as_secs(),
         pool,
         version: env!("CARGO_PKG_VERSION"),
     })
+}
+
+/// Sandboxes with processes.
+fn live(pool: &PoolStats) -> usize {
+    pool.warming + pool.warm + pool.waiting + pool.running
+}
+
+/// The same for Prometheus
+///
+/// Public. Text format 0.0.4.
+#[utoipa::path(
+    get, path = "/metrics", tag = "health", security(()),
+    responses((status = 200, description = "Metrics", body = String, content_type = "text/plain; version=0.0.4; charset=utf-8",
+        example = "# TYPE ash_up gauge\nash_up 1\n"))
+)]
+pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
+    let pool = state.sessions.pool_stats();
+    let now = metrics::Snapshot {
+        uptime_seconds: state.started.elapsed().as_secs_f64(),
+        active_sessions: state.sessions.active(),
+        active_sandboxes: live(&pool),
+        cold: pool.cold,
+        warming: pool.warming,
+        warm: pool.warm,
+        waiting: pool.waiting,
+        running: pool.running,
+        max_capacity: pool.max_capacity,
+        resume_warm: pool.resume_warm_hits,
+        resume_cold: pool.resume_cold_hits,
+        resume_prewarm: pool.pre_warm_hits,
+    };
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&now))
 }

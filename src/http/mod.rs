@@ -12,6 +12,7 @@
 
 mod agents;
 mod args;
+mod attachments;
 mod auth;
 mod body;
 mod error;
@@ -19,9 +20,11 @@ mod events;
 mod files;
 mod health;
 mod keys;
+mod logs;
 mod messages;
 mod openapi;
 mod sessions;
+mod usage;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,11 +97,14 @@ pub fn router(state: AppState) -> Router {
 
 /// Every route with its documentation. A route that is not added here does not exist.
 fn documented(state: &AppState) -> OpenApiRouter<AppState> {
-    let public = OpenApiRouter::with_openapi(openapi::base()).routes(routes!(health::health));
+    let public =
+        OpenApiRouter::with_openapi(openapi::base()).routes(routes!(health::health)).routes(routes!(health::metrics));
     let api = OpenApiRouter::new()
         .routes(routes!(agents::deploy, agents::list))
         .routes(routes!(agents::get, agents::patch, agents::delete))
         .routes(routes!(agents::config, agents::patch_config))
+        .routes(routes!(agents::files::list, agents::files::write))
+        .routes(routes!(agents::files::read, agents::files::delete))
         .routes(routes!(sessions::create, sessions::list))
         .routes(routes!(sessions::get, sessions::end))
         .routes(routes!(sessions::pause))
@@ -113,6 +119,11 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(files::read, files::upload::delete))
         .routes(routes!(files::workspace::download, files::workspace::restore))
         .routes(routes!(messages::stream))
+        .routes(routes!(logs::logs))
+        .routes(routes!(attachments::create, attachments::list))
+        .routes(routes!(attachments::download, attachments::delete))
+        .routes(routes!(usage::list))
+        .routes(routes!(usage::stats))
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::create_for_tenant))
         .routes(routes!(keys::revoke))

@@ -25,6 +25,7 @@ pub const OTHER: &str = "ash_key-of-another-tenant";
 
 pub struct Api {
     router: Router,
+    pub store: Store,
     pub data: TempDir,
 }
 
@@ -66,7 +67,7 @@ impl Api {
         edit(&mut config);
         let config = Arc::new(config);
         let sessions = sessions(Arc::clone(&config), store.clone()).await;
-        Self { router: router(AppState::new(config, store, sessions)), data }
+        Self { router: router(AppState::new(config, store.clone(), sessions)), store, data }
     }
 
     /// `head` is `METHOD path`, then one header a line.

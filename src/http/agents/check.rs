@@ -109,8 +109,25 @@ fn unusable(given: &str, cause: &io::Error) -> ApiError {
 /// Decoded files by their path in the agent's directory.
 pub type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
-/// Checks and decodes an upload; `CLAUDE.md` is made from the prompt when it is missing.
+/// Checks and decodes a whole agent; `CLAUDE.md` is made from the prompt when it is missing.
 pub fn decode(files: Vec<UploadedFile>, prompt: Option<String>) -> Result<Tree, ApiError> {
+    let mut tree = decode_files(files)?;
+    if let Some(prompt) = prompt {
+        tree.entry(PathBuf::from("CLAUDE.md")).or_insert_with(|| prompt.into_bytes());
+    }
+    if !tree.contains_key(Path::new("CLAUDE.md")) {
+        return Err(ApiError::bad_request(NO_CLAUDE_MD));
+    }
+    Ok(tree)
+}
+
+/// However it is spelt (`./CLAUDE.md`).
+pub fn is_claude_md(path: &str) -> bool {
+    relative(path).is_ok_and(|path| path == Path::new("CLAUDE.md"))
+}
+
+/// Checks and decodes files.
+pub fn decode_files(files: Vec<UploadedFile>) -> Result<Tree, ApiError> {
     if files.len() > MAX_FILES {
         return Err(ApiError::bad_request(format!("files has {} entries; the limit is {MAX_FILES}", files.len())));
     }
@@ -127,12 +144,6 @@ pub fn decode(files: Vec<UploadedFile>, prompt: Option<String>) -> Result<Tree, 
         if tree.insert(path, bytes).is_some() {
             return Err(wrong(format!("path: \"{}\" is given twice", file.path)));
         }
-    }
-    if let Some(prompt) = prompt {
-        tree.entry(PathBuf::from("CLAUDE.md")).or_insert_with(|| prompt.into_bytes());
-    }
-    if !tree.contains_key(Path::new("CLAUDE.md")) {
-        return Err(ApiError::bad_request(NO_CLAUDE_MD));
     }
     // A file cannot be a directory of another one.
     let clash = tree.keys().find(|path| path.ancestors().skip(1).any(|above| tree.contains_key(above)));

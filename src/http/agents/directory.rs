@@ -106,7 +106,7 @@ fn directories() -> std::fs::DirBuilder {
 }
 
 /// The wire has no modes, and hooks are scripts: what begins like a program may be run.
-fn mode(bytes: &[u8]) -> u32 {
+pub fn mode(bytes: &[u8]) -> u32 {
     if bytes.starts_with(b"#!") || bytes.starts_with(b"\x7fELF") { 0o750 } else { 0o640 }
 }
 

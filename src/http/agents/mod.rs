@@ -5,6 +5,7 @@
 
 mod check;
 mod directory;
+pub mod files;
 
 use std::collections::BTreeMap;
 
@@ -141,7 +142,7 @@ pub struct DeployAgent {
     /// A directory on the server; it must contain a CLAUDE.md.
     pub path: Option<String>,
     pub files: Option<Vec<UploadedFile>>,
-    /// Becomes CLAUDE.md when `files` has none.
+    /// Becomes CLAUDE.md when `files` has none (and is then not a field of the agent); else it is added to the prompt.
     pub system_prompt: Option<String>,
     pub env: BTreeMap<String, String>,
     pub slug: Option<String>,
@@ -234,6 +235,10 @@ pub async fn deploy(
             ));
         }
         (None, files, prompt) => {
+            // A prompt that is the CLAUDE.md must not reach the model twice.
+            if !files.iter().flatten().any(|file| check::is_claude_md(&file.path)) {
+                agent.system_prompt = None;
+            }
             let tree = check::decode(files.unwrap_or_default(), prompt)?;
             directory::publish(&state, &caller.tenant, agent, tree).await?
         }

@@ -53,6 +53,11 @@ pub fn of(path: &str) -> &'static str {
     }
 }
 
+/// For what is to be saved, never shown.
+pub fn attachment(name: &str) -> String {
+    named("attachment", name)
+}
+
 /// `inline` for what a browser can show harmlessly; `attachment` for all else, since an agent's HTML or SVG must not
 /// run as a page of this origin. The name in both forms of RFC 6266.
 pub fn disposition(path: &str) -> String {
@@ -64,6 +69,10 @@ pub fn disposition(path: &str) -> String {
         || kind == "application/pdf"
         || kind == "application/json")
         && !active.iter().any(|prefix| kind.starts_with(prefix));
+    named(if inline { "inline" } else { "attachment" }, name)
+}
+
+fn named(kind: &str, name: &str) -> String {
     let plain: String = name
         .chars()
         .map(|c| if c.is_ascii_graphic() && !matches!(c, '"' | '\\') || c == ' ' { c } else { '_' })
@@ -76,7 +85,7 @@ pub fn disposition(path: &str) -> String {
             exact.push_str(&format!("%{byte:02X}"));
         }
     }
-    format!("{}; filename=\"{plain}\"; filename*=UTF-8''{exact}", if inline { "inline" } else { "attachment" })
+    format!("{kind}; filename=\"{plain}\"; filename*=UTF-8''{exact}")
 }
 
 #[cfg(test)]

@@ -7,14 +7,14 @@
 pub mod answer;
 pub mod beneath;
 mod bundle;
-mod content_type;
+pub mod content_type;
 pub mod listing;
 pub mod path;
 mod range;
 mod unbundle;
 pub mod upload;
 pub mod workspace;
-mod write;
+pub mod write;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -82,7 +82,7 @@ async fn open(state: &AppState, caller: &Caller, id: Uuid) -> Result<Workspace, 
 }
 
 /// Work on descriptors, off the async threads.
-async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work)

@@ -1,10 +1,12 @@
 //! The router on a database of its own, called without a socket.
 #![allow(dead_code)]
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use ashd::config::Config;
 use ashd::gateway::client::Gateway;
+use ashd::gateway::protocol as gateway;
 use ashd::http::{AppState, router};
 use ashd::kernel::seqpacket;
 use ashd::model::{TenantId, now_ms};
@@ -96,15 +98,40 @@ impl Api {
     }
 }
 
-/// No session is reached through this router: those tests run against the whole daemon. So the gateway is a socket that
-/// takes connections and says nothing.
+/// No sandbox is reached through this router: those tests run against the whole daemon. So the gateway is a thread that
+/// says hello to whoever asks anything.
 async fn sessions(config: Arc<Config>, store: Store) -> Sessions {
     std::fs::create_dir_all(&config.run_dir).unwrap();
-    let listener = seqpacket::listen(&config.run_dir.join("gateway.sock")).unwrap();
+    let hello = gateway::Reply::Hello { version: "test".into(), pid: std::process::id(), upstream: "offline".into() };
+    serve(&config.run_dir.join(gateway::SOCKET), serde_json::to_vec(&hello).unwrap());
     let gateway = Gateway::connect(&config.run_dir).await.unwrap();
-    // Connected by the backlog; closed with the test.
-    std::mem::forget(listener);
     Sessions::assemble(config, store, Launcher {}, gateway).unwrap()
+}
+
+/// Answers every packet of every connection with `reply`, until the process ends.
+fn serve(path: &std::path::Path, reply: Vec<u8>) {
+    let listener = seqpacket::listen(path).unwrap();
+    let wait = |fd: &std::os::fd::OwnedFd| {
+        let mut fds = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut fds, None).unwrap();
+    };
+    std::thread::spawn(move || {
+        loop {
+            wait(&listener);
+            let Ok(peer) = seqpacket::accept(listener.as_fd()) else { continue };
+            let reply = reply.clone();
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; gateway::MAX_PACKET];
+                loop {
+                    wait(&peer);
+                    match seqpacket::recv(peer.as_fd(), &mut buffer) {
+                        Ok(packet) if packet.len > 0 => seqpacket::send(peer.as_fd(), &reply, &[]).unwrap(),
+                        _ => return,
+                    }
+                }
+            });
+        }
+    });
 }
 
 fn config(data: &std::path::Path) -> Config {

@@ -1,4 +1,5 @@
 //! Agents, keys and the API's own description, through the router.
+#![allow(clippy::unwrap_used)]
 
 mod http_support;
 

@@ -1,4 +1,5 @@
 //! Each error case of the API with its code and its text (contract §1 and §2).
+#![allow(clippy::unwrap_used)]
 
 mod http_support;
 

@@ -1,5 +1,6 @@
 //! Files, workspaces, attachments, logs, usage and histories of a session that has ended, through the router: none of
 //! them needs a sandbox.
+#![allow(clippy::unwrap_used)]
 
 mod http_support;
 

@@ -1,5 +1,5 @@
 //! The router on a database of its own, called without a socket.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

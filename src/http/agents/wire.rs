@@ -1,0 +1,182 @@
+//! Agents as JSON: what is answered, and what is asked.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::model::iso;
+use crate::store::Agent;
+
+/// An agent as clients see it (contract §4).
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Agent)]
+pub struct AgentView {
+    pub id: Uuid,
+    #[schema(example = "my-agent")]
+    pub name: String,
+    #[schema(example = "default")]
+    pub tenant_id: String,
+    /// 1, and one more with every deployment.
+    pub version: i64,
+    /// The directory on the server that sessions are copied from.
+    #[schema(example = "/srv/agents/my-agent")]
+    pub path: String,
+    #[schema(example = "2026-01-15T10:00:00.000Z")]
+    pub created_at: String,
+    #[schema(example = "2026-01-15T10:00:00.000Z")]
+    pub updated_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slug: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_prompt: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<Value>,
+    /// Names of the agent's variables; the values are never shown.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, &'static str>,
+}
+
+impl From<Agent> for AgentView {
+    fn from(agent: Agent) -> Self {
+        Self {
+            id: agent.id,
+            name: agent.name,
+            tenant_id: agent.tenant.to_string(),
+            version: agent.version,
+            path: agent.path,
+            created_at: iso(agent.created_at),
+            updated_at: iso(agent.updated_at),
+            slug: agent.slug,
+            description: agent.description,
+            model: agent.model,
+            backend: agent.backend,
+            system_prompt: agent.system_prompt,
+            status: agent.status,
+            config: agent.config,
+            env: agent.env.into_keys().map(|name| (name, "***")).collect(),
+        }
+    }
+}
+
+/// One agent.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AgentBody {
+    pub agent: AgentView,
+}
+
+impl AgentBody {
+    pub fn json(agent: Agent) -> Json<Self> {
+        Json(Self { agent: agent.into() })
+    }
+}
+
+/// Agents by name.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AgentsBody {
+    pub agents: Vec<AgentView>,
+}
+
+/// What clients set freely.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ConfigBody {
+    #[schema(value_type = Object)]
+    pub config: Value,
+}
+
+/// Answer of a deletion.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OkBody {
+    pub ok: bool,
+}
+
+/// One uploaded file.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct UploadedFile {
+    /// Relative to the agent's directory.
+    #[schema(example = "CLAUDE.md")]
+    pub path: String,
+    /// Base64.
+    #[schema(example = "WW91IGFyZSBoZWxwZnVsLg==")]
+    pub content: String,
+}
+
+/// Body of `POST /api/agents`: `path`, or `files` and/or `systemPrompt`.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeployAgent {
+    /// 1 to 255 of A-Z a-z 0-9 _ -
+    pub name: String,
+    /// A directory on the server; it must contain a CLAUDE.md.
+    pub path: Option<String>,
+    pub files: Option<Vec<UploadedFile>>,
+    /// Becomes CLAUDE.md when `files` has none (and is then not a field of the agent); else it is added to the prompt.
+    pub system_prompt: Option<String>,
+    pub env: BTreeMap<String, String>,
+    pub slug: Option<String>,
+    pub description: Option<String>,
+    pub model: Option<String>,
+    pub backend: Option<String>,
+    #[schema(value_type = Option<Object>)]
+    pub config: Option<Map<String, Value>>,
+}
+
+/// Body of `PATCH /api/agents/{name}`: what is absent stays, what is null is cleared.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PatchAgent {
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    pub slug: Option<Option<String>>,
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    pub description: Option<Option<String>>,
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    pub model: Option<Option<String>>,
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    pub backend: Option<Option<String>>,
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    pub system_prompt: Option<Option<String>>,
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    pub status: Option<Option<String>>,
+    /// Replaces all variables.
+    pub env: Option<BTreeMap<String, String>>,
+    /// Merged into what is there; a null removes its key.
+    #[schema(value_type = Option<Object>)]
+    pub config: Option<Map<String, Value>>,
+}
+
+/// Tells `null` (clear it) from an absent field (leave it).
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_clears_and_absent_leaves() {
+        let patch: PatchAgent = serde_json::from_str(r#"{"model":null,"slug":"s"}"#).unwrap();
+        assert_eq!(patch.model, Some(None));
+        assert_eq!(patch.slug, Some(Some("s".into())));
+        assert_eq!(patch.description, None);
+    }
+}

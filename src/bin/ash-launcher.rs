@@ -1,1 +1,107 @@
-fn main() {}
+//! The only privileged process of ashd. It cleans itself, takes what needs root, drops what it does not need, and serves.
+
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, bail};
+use ashd::kernel::cgroup::Tree;
+use ashd::kernel::{caps, inherited, sanitize};
+use ashd::launcher::policy::Policies;
+use ashd::launcher::rundir::{RunDir, bind_launcher, unbind_launcher};
+use ashd::launcher::sandboxes::Sandboxes;
+use ashd::launcher::server::Server;
+use ashd::launcher::settings::{Flags, Settings};
+use clap::Parser;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+/// What the loop needs after everything that must exist has been made. Not kept, among others: SYS_PTRACE, NET_ADMIN, MKNOD, SYS_CHROOT, SETPCAP, SYS_RESOURCE (what a sandbox's
+/// set-up does with these, it does inside its own user namespace).
+const KEEP: CapabilitySet = CapabilitySet::SYS_ADMIN // namespaces, mounts, idmapped mounts
+    .union(CapabilitySet::SETUID) // uid_map with two ids, and becoming them
+    .union(CapabilitySet::SETGID) // gid_map, and becoming them
+    .union(CapabilitySet::CHOWN) // init.sock and its directory are handed to ashd
+    .union(CapabilitySet::DAC_READ_SEARCH) // to session directories through ashd's 0700
+    .union(CapabilitySet::KILL); // a child that failed half-way has other uids already
+
+/// Permitted but not in effect while requests are served: the directories it works in belong to root. It was needed to make
+/// the socket in ashd's directory and a group in the hierarchy's root (mode 0555), and is again to remove both.
+const AT_BOTH_ENDS: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
+
+fn main() -> anyhow::Result<()> {
+    let passed = sanitize::passed_sockets(
+        std::env::var("LISTEN_PID").ok().as_deref(),
+        std::env::var("LISTEN_FDS").ok().as_deref(),
+        std::process::id(),
+    );
+    let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
+    sanitize::close_from(3 + passed).context("close inherited descriptors")?;
+    sanitize::clear_environment(&["NOTIFY_SOCKET"]);
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    std::env::set_current_dir("/").context("chdir /")?;
+
+    let flags = Flags::parse();
+    log_to_stderr(under_systemd);
+    if !rustix::process::geteuid().is_root() {
+        bail!("ash-launcher makes namespaces for other users and must be started as root");
+    }
+    nix::unistd::setgroups(&[]).context("drop supplementary groups")?;
+    let settings = Settings::load(&flags)?;
+    raise_descriptor_limit();
+
+    let run = RunDir::open(&settings.run_dir, settings.client_uid, settings.client_gid)?;
+    let tree = Tree::prepare(&settings.cgroup)?;
+    for missing in &tree.missing {
+        tracing::warn!(limit = %missing, "not enforced on this host");
+    }
+    let policies = Policies::compile()?;
+    settings.floor.check(&policies)?;
+    let listener: OwnedFd = match passed {
+        0 => bind_launcher(&settings.run_dir, settings.client_gid)?,
+        // systemd's first descriptor (sd_listen_fds(3)).
+        1 => inherited::claim(3).context("take the socket that systemd passed")?,
+        more => bail!("systemd passed {more} sockets; ash-launcher listens on one"),
+    };
+    caps::empty_bounding_set().context("empty the bounding set")?;
+    caps::keep_only(KEEP.union(AT_BOTH_ENDS)).context("drop capabilities")?;
+    in_effect(KEEP).context("lower capabilities")?;
+
+    let (roots, run_dir) = (tree.clone(), settings.run_dir.clone());
+    let sandboxes = Sandboxes::recover(settings, tree, run, policies)?;
+    let server = Server::new(sandboxes, flags, listener).context("block signals")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+    // Without systemd there is nobody to tell.
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+    let clean = server.run().context("poll")?;
+    in_effect(KEEP.union(AT_BOTH_ENDS)).context("raise capabilities")?;
+    roots.remove();
+    if passed == 0 {
+        unbind_launcher(&run_dir);
+    }
+    if !clean {
+        bail!("some sandboxes could not be ended; the errors above name them");
+    }
+    Ok(())
+}
+
+fn in_effect(effective: CapabilitySet) -> std::io::Result<()> {
+    let permitted = KEEP.union(AT_BOTH_ENDS);
+    let sets = CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
+}
+
+/// The journal has its own clock and colours are for terminals.
+fn log_to_stderr(under_systemd: bool) {
+    let plain = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false);
+    let set = if under_systemd { plain.without_time().try_init() } else { plain.try_init() };
+    // Only a second call could fail.
+    set.ok();
+}
+
+/// One descriptor for each sandbox; the default soft limit of 1024 is fewer than sandboxes may exist.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}

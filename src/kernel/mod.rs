@@ -2,6 +2,7 @@
 //! See DESIGN §9.
 #![allow(unsafe_code)]
 
+pub mod beneath;
 pub mod caps;
 pub mod cgroup;
 pub mod clone;
@@ -13,5 +14,8 @@ pub mod mounts;
 pub mod net;
 pub mod pidfd;
 pub mod process;
+pub mod procfs;
+pub mod sanitize;
 pub mod seccomp;
 pub mod seqpacket;
+pub mod watch;

@@ -1,7 +1,12 @@
 //! The only privileged code, and the sandbox's PID 1 that is forked from it.
 
+pub mod ending;
 pub mod init;
 pub mod init_protocol;
 pub mod policy;
 pub mod protocol;
+pub mod rundir;
+pub mod sandboxes;
+pub mod server;
+pub mod settings;
 pub mod setup;

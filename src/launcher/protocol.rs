@@ -30,8 +30,11 @@ pub enum Request {
     /// Kill everything in the sandbox and remove its cgroups and run directory. Answered when it is gone; no sandbox
     /// of that id is no error.
     Destroy { id: Uuid },
-    /// Every sandbox there is.
-    List,
+    /// The sandboxes there are, in the order of their ids: those behind `after`, as many as fit a packet.
+    List {
+        #[serde(default)]
+        after: Option<Uuid>,
+    },
     /// End every sandbox, then the launcher itself.
     Shutdown,
 }
@@ -68,7 +71,10 @@ pub enum Reply {
     Sandbox(SandboxInfo),
     Done,
     List {
+        /// Without the steps of their set-up.
         sandboxes: Vec<SandboxInfo>,
+        /// More behind the last one.
+        more: bool,
     },
     Error(Failure),
 }

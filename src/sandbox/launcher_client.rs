@@ -1,50 +1,230 @@
-//! Client of the launcher's socket. One connection, requests in order, made anew when the launcher was restarted.
+//! Client of the launcher's socket. A connection carries one request at a time; they are kept and used again, and made
+//! anew when the launcher was restarted.
 
-use std::path::Path;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use crate::launcher::protocol::{Create, Failure, SandboxInfo};
+use super::channel::Channel;
+use crate::launcher::protocol::{Create, Failure, PROTOCOL, Reply, Request, SANDBOX_FDS, SandboxInfo};
 use crate::model::Limits;
 use crate::sandbox::Sandbox;
+
+/// Requests at the same time, each on a connection of its own: the launcher works on one at a time, but an end that
+/// waits for a process to die should not hold up the next start.
+const PARALLEL: usize = 8;
+/// A set-up takes 5 to 20 ms; with many queued before it, still far less than this.
+const CREATE_WITHIN: Duration = Duration::from_secs(30);
+/// The launcher itself gives up on an end after 10 s.
+const DESTROY_WITHIN: Duration = Duration::from_secs(20);
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum LauncherError {
     /// The launcher cannot be reached; it may be restarting.
     #[error("the launcher at {path} does not answer: {source}")]
-    Unreachable { path: String, source: std::io::Error },
+    Unreachable { path: String, source: io::Error },
     /// The launcher refused, or a step of the set-up failed.
     #[error(transparent)]
     Failed(#[from] Failure),
     #[error("the launcher and ashd do not speak the same protocol: {0}")]
     Protocol(String),
+    /// No answer in time. For a sandbox's init this is what a frozen sandbox looks like.
+    #[error("no answer to {request} within {} s", .within.as_secs())]
+    TimedOut { request: &'static str, within: Duration },
+    /// init is gone, and with it every process of the sandbox.
+    #[error("the sandbox has ended")]
+    Gone,
+    /// The kernel did not freeze the sandbox; it was thawed again.
+    #[error("the sandbox could not be frozen: {0}")]
+    Freeze(#[from] crate::kernel::freeze::FreezeError),
 }
 
-/// Cheap to clone: all clones share one connection.
+#[derive(Debug)]
+struct Inner {
+    run_dir: PathBuf,
+    idle: Mutex<Vec<Channel>>,
+    slots: Semaphore,
+}
+
+/// Cheap to clone: all clones share the connections.
 #[derive(Clone, Debug)]
-pub struct Launcher {}
+pub struct Launcher {
+    inner: Arc<Inner>,
+}
 
 impl Launcher {
+    /// A client that connects at its first request.
+    pub fn at(run_dir: &Path) -> Self {
+        let inner =
+            Inner { run_dir: run_dir.to_owned(), idle: Mutex::new(Vec::new()), slots: Semaphore::new(PARALLEL) };
+        Self { inner: Arc::new(inner) }
+    }
+
     /// Connects and says hello. `run_dir` holds `launcher.sock` and `sandboxes/`.
-    pub async fn connect(_run_dir: &Path) -> Result<Self, LauncherError> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// `Unreachable` without a launcher, `Failed` when it refuses this user, `Protocol` when it is of another version.
+    pub async fn connect(run_dir: &Path) -> Result<Self, LauncherError> {
+        let launcher = Self::at(run_dir);
+        match launcher.ask("hello", &Request::Hello, ANSWER_WITHIN).await?.0 {
+            Reply::Hello { protocol: PROTOCOL, .. } => Ok(launcher),
+            Reply::Hello { protocol, version, .. } => {
+                let ours = format!("ours is {PROTOCOL}; restart the older of the two");
+                Err(LauncherError::Protocol(format!("launcher {version} speaks {protocol}, {ours}")))
+            }
+            other => Err(unexpected(&other)),
+        }
     }
+
     /// Sets up a sandbox and connects to its init. On an error nothing is left behind.
-    pub async fn create(&self, _create: Create) -> Result<Sandbox, LauncherError> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// `Failed` names the step; `TimedOut` after 30 s.
+    pub async fn create(&self, create: Create) -> Result<Sandbox, LauncherError> {
+        let id = create.id;
+        let made = self.ask("create", &Request::Create(create), CREATE_WITHIN).await;
+        let opened = match made {
+            Ok(answer) => self.open(answer).await,
+            // A refusal left nothing, and the sandbox of that id may be another's.
+            Err(error @ (LauncherError::Failed(_) | LauncherError::Unreachable { .. })) => return Err(error),
+            Err(error) => Err(error),
+        };
+        if opened.is_err() {
+            // It may have been made after we stopped waiting.
+            self.destroy(id).await.ok();
+        }
+        opened
     }
+
     /// A handle of a sandbox that already runs.
-    pub async fn attach(&self, _id: Uuid) -> Result<Sandbox, LauncherError> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// `Failed` when there is none, or its init has ended.
+    pub async fn attach(&self, id: Uuid) -> Result<Sandbox, LauncherError> {
+        let answer = self.ask("attach", &Request::Attach { id }, ANSWER_WITHIN).await?;
+        self.open(answer).await
     }
-    pub async fn set_limits(&self, _id: Uuid, _limits: Limits) -> Result<(), LauncherError> {
-        unimplemented!()
+
+    /// # Errors
+    /// `Failed` names the limit; the old limits are in force then.
+    pub async fn set_limits(&self, id: Uuid, limits: Limits) -> Result<(), LauncherError> {
+        match self.ask("set limits", &Request::SetLimits { id, limits }, ANSWER_WITHIN).await?.0 {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
+
     /// Kills and removes it; returns when it is gone. No such sandbox is no error.
-    pub async fn destroy(&self, _id: Uuid) -> Result<(), LauncherError> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// `Failed` when a process outlives SIGKILL for 10 s; it may be asked again.
+    pub async fn destroy(&self, id: Uuid) -> Result<(), LauncherError> {
+        match self.ask("destroy", &Request::Destroy { id }, DESTROY_WITHIN).await?.0 {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
+
+    /// Every sandbox there is; `pid` is 0 in those whose init has ended.
+    ///
+    /// # Errors
+    /// `Unreachable`, `TimedOut`.
     pub async fn list(&self) -> Result<Vec<SandboxInfo>, LauncherError> {
-        unimplemented!()
+        let mut all: Vec<SandboxInfo> = Vec::new();
+        loop {
+            let after = all.last().map(|info| info.id);
+            match self.ask("list", &Request::List { after }, ANSWER_WITHIN).await?.0 {
+                Reply::List { sandboxes, more } => {
+                    let done = !more || sandboxes.is_empty();
+                    all.extend(sandboxes);
+                    if done {
+                        return Ok(all);
+                    }
+                }
+                other => return Err(unexpected(&other)),
+            }
+        }
     }
+
+    /// Ends every sandbox, then the launcher. Returns when all are gone.
+    ///
+    /// # Errors
+    /// `Unreachable`, `TimedOut`.
+    pub async fn shutdown(&self) -> Result<(), LauncherError> {
+        match self.ask("shutdown", &Request::Shutdown, DESTROY_WITHIN).await?.0 {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn open(&self, (reply, fds): (Reply, Vec<OwnedFd>)) -> Result<Sandbox, LauncherError> {
+        let Reply::Sandbox(info) = reply else { return Err(unexpected(&reply)) };
+        let fds: [OwnedFd; SANDBOX_FDS] = fds.try_into().map_err(|fds: Vec<_>| {
+            LauncherError::Protocol(format!("a sandbox came with {} descriptors, not {SANDBOX_FDS}", fds.len()))
+        })?;
+        let directory = self.inner.run_dir.join("sandboxes").join(info.id.to_string());
+        Sandbox::open(info, fds, &directory)
+    }
+
+    fn unreachable(&self, source: io::Error) -> LauncherError {
+        LauncherError::Unreachable { path: self.inner.run_dir.join("launcher.sock").display().to_string(), source }
+    }
+
+    /// One request and its reply. A kept connection may be of a launcher that is gone: then, and only then, the request
+    /// is sent again on a new one, since a closed socket took nothing.
+    async fn ask(
+        &self,
+        name: &'static str,
+        request: &Request,
+        within: Duration,
+    ) -> Result<(Reply, Vec<OwnedFd>), LauncherError> {
+        let exchange = async {
+            let _slot = self.inner.slots.acquire().await.map_err(|e| self.unreachable(io::Error::other(e)))?;
+            let bytes = serde_json::to_vec(request).map_err(|e| LauncherError::Protocol(e.to_string()))?;
+            let kept = self.idle().pop();
+            let sent = match kept {
+                Some(channel) => channel.send(&bytes, &[]).await.ok().map(|()| channel),
+                None => None,
+            };
+            let channel = match sent {
+                Some(channel) => channel,
+                None => {
+                    let channel =
+                        Channel::connect(&self.inner.run_dir, "launcher.sock").map_err(|e| self.unreachable(e))?;
+                    // A refusal is already waiting to be read when sending to it fails.
+                    channel.send(&bytes, &[]).await.or_else(|error| match error.kind() {
+                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(()),
+                        _ => Err(self.unreachable(error)),
+                    })?;
+                    channel
+                }
+            };
+            let closed = || io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection");
+            let (bytes, fds) =
+                channel.recv().await.and_then(|p| p.ok_or_else(closed)).map_err(|e| self.unreachable(e))?;
+            let reply = serde_json::from_slice(&bytes).map_err(|e| LauncherError::Protocol(e.to_string()))?;
+            // Only a connection whose exchange is complete is used again.
+            self.idle().push(channel);
+            match reply {
+                Reply::Error(failure) => Err(LauncherError::Failed(failure)),
+                reply => Ok((reply, fds)),
+            }
+        };
+        let timed_out = |_| LauncherError::TimedOut { request: name, within };
+        tokio::time::timeout(within, exchange).await.map_err(timed_out)?
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Channel>> {
+        self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unexpected(reply: &Reply) -> LauncherError {
+    LauncherError::Protocol(format!("unexpected reply {reply:?}"))
 }

@@ -1,5 +1,7 @@
 //! ashd's side of a sandbox: the client of the launcher and the handle of one running sandbox.
 
+mod channel;
+mod conversation;
 pub mod handle;
 pub mod launcher_client;
 

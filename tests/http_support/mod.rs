@@ -105,7 +105,8 @@ async fn sessions(config: Arc<Config>, store: Store) -> Sessions {
     let hello = gateway::Reply::Hello { version: "test".into(), pid: std::process::id(), upstream: "offline".into() };
     serve(&config.run_dir.join(gateway::SOCKET), serde_json::to_vec(&hello).unwrap());
     let gateway = Gateway::connect(&config.run_dir).await.unwrap();
-    Sessions::assemble(config, store, Launcher {}, gateway).unwrap()
+    let launcher = Launcher::at(&config.run_dir);
+    Sessions::assemble(config, store, launcher, gateway).unwrap()
 }
 
 /// Answers every packet of every connection with `reply`, until the process ends.

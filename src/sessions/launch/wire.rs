@@ -22,7 +22,7 @@ pub fn launcher_error(error: &crate::sandbox::LauncherError) -> SessionError {
             let hint = failure.hint.as_ref().map(|hint| format!(". {hint}")).unwrap_or_default();
             SessionError::Failed(format!("the sandbox could not be set up ({failure}){hint}"))
         }
-        L::Protocol(_) => SessionError::Failed(error.to_string()),
+        L::Protocol(_) | L::TimedOut { .. } | L::Gone | L::Freeze(_) => SessionError::Failed(error.to_string()),
     }
 }
 

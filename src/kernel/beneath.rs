@@ -1,0 +1,184 @@
+//! Opening what lies below a directory, and nothing else.
+//!
+//! `openat2` with `RESOLVE_BENEATH`: the kernel decides in one step, so there is no moment between the check of a path
+//! and its use. No link of any kind is followed: whoever owns the tree (ashd, or a payload) may put links, pipes and
+//! devices into it while it is being walked.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::io::Errno;
+
+const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+/// Why something below a root was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("does not exist")]
+    NotFound,
+    #[error("goes through a link, which is never followed")]
+    Link,
+    #[error("leaves its root")]
+    Outside,
+    #[error("is not a directory")]
+    NotDirectory,
+    #[error("is not a regular file")]
+    NotRegular,
+    #[error("belongs to uid {found}, not to uid {wanted}")]
+    Owner { found: u32, wanted: u32 },
+    #[error("cannot be opened: {0}")]
+    Io(io::Error),
+}
+
+impl From<Errno> for Refused {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::NOENT => Self::NotFound,
+            Errno::LOOP => Self::Link,
+            Errno::XDEV => Self::Outside,
+            Errno::NOTDIR => Self::NotDirectory,
+            other => Self::Io(other.into()),
+        }
+    }
+}
+
+/// A root directory, by a path that the caller's own configuration names: links in it are the admin's and are followed.
+///
+/// # Errors
+/// What openat(2) answers.
+pub fn root(path: &Path) -> Result<OwnedFd, Refused> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
+}
+
+/// A directory below `root`, as an `O_PATH` descriptor.
+///
+/// # Errors
+/// [`Refused`] names what stands at the path instead.
+pub fn directory(root: impl AsFd, path: &Path) -> Result<OwnedFd, Refused> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat2(root, path, flags, Mode::empty(), RESOLVE)?)
+}
+
+/// A regular file below `root`, as an `O_PATH` descriptor: a FIFO or device is not touched by looking at it.
+///
+/// # Errors
+/// [`Refused`] names what stands at the path instead.
+pub fn file(root: impl AsFd, path: &Path) -> Result<OwnedFd, Refused> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat2(root, path, flags, Mode::empty(), RESOLVE)?;
+    regular(&file)?;
+    Ok(file)
+}
+
+/// Refuses what is not a regular file. A symlink is told apart, since O_PATH opens the link itself.
+///
+/// # Errors
+/// [`Refused::Link`] or [`Refused::NotRegular`].
+pub fn regular(file: impl AsFd) -> Result<(), Refused> {
+    match FileType::from_raw_mode(fstat(file)?.st_mode) {
+        FileType::RegularFile => Ok(()),
+        FileType::Symlink => Err(Refused::Link),
+        _ => Err(Refused::NotRegular),
+    }
+}
+
+/// Refuses what does not belong to `wanted`.
+///
+/// # Errors
+/// [`Refused::Owner`].
+pub fn owned_by(fd: impl AsFd, wanted: u32) -> Result<(), Refused> {
+    let found = fstat(fd)?.st_uid;
+    if found == wanted { Ok(()) } else { Err(Refused::Owner { found, wanted }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    fn word<T>(result: Result<T, Refused>) -> &'static str {
+        match result {
+            Ok(_) => "ok",
+            Err(Refused::NotFound) => "not found",
+            Err(Refused::Link) => "link",
+            Err(Refused::Outside) => "outside",
+            Err(Refused::NotDirectory) => "not a directory",
+            Err(Refused::NotRegular) => "not regular",
+            Err(Refused::Owner { .. }) => "owner",
+            Err(Refused::Io(_)) => "io",
+        }
+    }
+
+    #[test]
+    fn what_stands_at_a_path_decides() {
+        let top = tempfile::tempdir().unwrap();
+        let base = top.path();
+        std::fs::create_dir_all(base.join("in/sub")).unwrap();
+        std::fs::create_dir(base.join("out")).unwrap();
+        std::fs::write(base.join("out/secret"), "s").unwrap();
+        std::fs::write(base.join("in/sub/plain"), "p").unwrap();
+        symlink("../out", base.join("in/dirlink")).unwrap();
+        symlink("../out/secret", base.join("in/link")).unwrap();
+        symlink("sub", base.join("in/inner")).unwrap();
+        nix::unistd::mkfifo(&base.join("in/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(base.join("in/socket")).unwrap();
+        let root = root(&base.join("in")).unwrap();
+        for (path, as_file, as_directory) in [
+            ("sub/plain", "ok", "not a directory"),
+            ("sub", "not regular", "ok"),
+            ("../out/secret", "outside", "outside"),
+            ("sub/../../out", "outside", "outside"),
+            ("/etc/passwd", "outside", "outside"),
+            ("dirlink/secret", "link", "link"),
+            ("dirlink", "link", "not a directory"),
+            ("link", "link", "not a directory"),
+            ("inner/plain", "link", "link"),
+            ("pipe", "not regular", "not a directory"),
+            ("socket", "not regular", "not a directory"),
+            ("none", "not found", "not found"),
+            ("", "not found", "not found"),
+        ] {
+            assert_eq!(word(file(&root, Path::new(path))), as_file, "{path:?} as a file");
+            assert_eq!(word(directory(&root, Path::new(path))), as_directory, "{path:?} as a directory");
+        }
+        let magic = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&root));
+        symlink(magic, base.join("in/magic")).unwrap();
+        assert_eq!(word(directory(&root, Path::new("magic/sub"))), "link");
+        let own = fstat(&root).unwrap().st_uid;
+        assert_eq!(word(owned_by(&root, own)), "ok");
+        assert_eq!(word(owned_by(&root, own + 1)), "owner");
+    }
+
+    /// A directory that is exchanged for a link as fast as possible never lets anybody out.
+    #[test]
+    fn a_race_with_a_link_is_never_lost() {
+        let top = tempfile::tempdir().unwrap();
+        let base = top.path().to_owned();
+        std::fs::create_dir_all(base.join("in/d")).unwrap();
+        std::fs::create_dir(base.join("out")).unwrap();
+        std::fs::write(base.join("out/f"), "secret").unwrap();
+        symlink("../out", base.join("in/l")).unwrap();
+        let root = root(&base.join("in")).unwrap();
+        let secret = fstat(std::fs::File::open(base.join("out/f")).unwrap()).unwrap().st_ino;
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                while !stop.load(Ordering::Relaxed) {
+                    rustix::fs::renameat_with(CWD, base.join("in/d"), CWD, base.join("in/l"), flags).unwrap();
+                }
+            });
+            for _ in 0..20_000 {
+                if let Ok(file) = file(&root, Path::new("d/f")) {
+                    assert_ne!(fstat(&file).unwrap().st_ino, secret);
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+}

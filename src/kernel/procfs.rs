@@ -1,0 +1,78 @@
+//! The little that is read from /proc.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// Start time of a process in clock ticks since boot, from the text of `/proc/<pid>/stat`: field 22 (proc_pid_stat(5)).
+/// Counted behind the last `)`, because the program's name may hold anything.
+pub fn parse_start_time(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Start time of a running process.
+///
+/// # Errors
+/// `NotFound` when there is none of that id.
+pub fn start_time(pid: i32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_start_time(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
+}
+
+/// A pidfd of the process that has this id *and* started then; `None` when that one has ended, whoever has the id now.
+///
+/// # Errors
+/// What pidfd_open(2) answers for other causes.
+pub fn open_process(pid: i32, started: u64) -> io::Result<Option<OwnedFd>> {
+    let Some(id) = Pid::from_raw(pid) else { return Ok(None) };
+    let pidfd = match pidfd_open(id, PidfdFlags::NONBLOCK) {
+        Ok(pidfd) => pidfd,
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    // A zombie nobody has reaped yet still has its id. A pidfd can be read once its process has ended.
+    let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
+    if poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0 {
+        return Ok(None);
+    }
+    // Read after opening: from here on the descriptor holds the id, so the file is of the same process.
+    Ok(start_time(pid).ok().filter(|found| *found == started).map(|_| pidfd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces() {
+        let stat = "42 (a) b (c)) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 10 11 12";
+        assert_eq!(parse_start_time(stat), Some(987_654));
+        assert_eq!(parse_start_time("42 (x) S 1"), None);
+        assert_eq!(parse_start_time(""), None);
+    }
+
+    #[test]
+    fn a_zombie_has_ended() {
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let started = start_time(pid).unwrap();
+        while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z ") {
+            std::thread::yield_now();
+        }
+        assert!(open_process(pid, started).unwrap().is_none());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn another_start_is_another_process() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let started = start_time(own).unwrap();
+        assert!(open_process(own, started).unwrap().is_some());
+        assert!(open_process(own, started + 1).unwrap().is_none());
+        assert!(open_process(0, started).unwrap().is_none());
+        assert!(open_process(i32::MAX, started).unwrap().is_none());
+    }
+}

@@ -1,0 +1,18 @@
+//! Descriptors in tokio's reactor.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Watches a descriptor that it owns. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// What epoll_ctl(2) answers, `EPERM` for a file that cannot be polled.
+pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, is closed by nobody else, and keeps its number until the `AsyncFd` that owns it is
+    // dropped; no reference that could exchange it is handed out here (the callers only borrow it).
+    let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    watched.map_err(|error| error.into_parts().1)
+}

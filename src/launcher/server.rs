@@ -1,0 +1,308 @@
+//! The launcher's loop: one thread, one poll.
+//!
+//! ```text
+//!        +--------------------------- poll ---------------------------+
+//!        | listener      connections       pidfds of inits    signals |
+//!        +----+--------------+--------------------+--------------+----+
+//!          accept      one packet each         reap         TERM: end all
+//!        (uid checked)  -> one reply                        HUP: read settings
+//! ```
+//!
+//! No client can hold it up: packets come whole or not at all, replies that do not fit the socket close it, and what
+//! takes time (an end) is looked at in passes while its connection waits.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use uuid::Uuid;
+
+use super::ending::Waiter;
+use super::protocol::{Failure, MAX_PACKET, PROTOCOL, Reply, Request};
+use super::sandboxes::{Answer, Sandboxes, failure};
+use super::settings::{Flags, Settings};
+use crate::kernel::seqpacket;
+
+/// ashd uses a handful. More are refused with an error.
+pub const MAX_CONNECTIONS: usize = 64;
+/// After accept(2) failed for want of descriptors: how long the listener rests, so that the loop does not spin.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+struct Connection {
+    socket: OwnedFd,
+    /// It waits for an end, and is not read meanwhile: requests are answered in order.
+    waiting: bool,
+}
+
+#[derive(Debug)]
+pub struct Server {
+    sandboxes: Sandboxes,
+    flags: Flags,
+    listener: OwnedFd,
+    signals: SignalFd,
+    connections: BTreeMap<Waiter, Connection>,
+    next: Waiter,
+    accept_from: Instant,
+    /// Set by SIGTERM and Shutdown; who asked is told at the end.
+    stopping: Option<Vec<Waiter>>,
+    buffer: Vec<u8>,
+}
+
+/// What a ready descriptor is.
+enum Source {
+    Listener,
+    Signals,
+    Connection(Waiter),
+    Init(Uuid),
+}
+
+impl Server {
+    /// # Errors
+    /// When the signals cannot be blocked.
+    pub fn new(sandboxes: Sandboxes, flags: Flags, listener: OwnedFd) -> io::Result<Self> {
+        let mut set = SigSet::empty();
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+            set.add(signal);
+        }
+        set.thread_block()?;
+        let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        Ok(Self {
+            sandboxes,
+            flags,
+            listener,
+            signals,
+            connections: BTreeMap::new(),
+            next: 1,
+            accept_from: Instant::now(),
+            stopping: None,
+            buffer: vec![0; MAX_PACKET],
+        })
+    }
+
+    /// Serves until it is told to end. `true`: every sandbox was ended and removed.
+    ///
+    /// # Errors
+    /// poll(2) itself failing, which no client can cause.
+    pub fn run(mut self) -> io::Result<bool> {
+        let mut clean = true;
+        loop {
+            for ended in self.sandboxes.step_endings() {
+                match &ended.outcome {
+                    Ok(()) => tracing::info!(session = %ended.id, "ended"),
+                    Err(error) => {
+                        tracing::error!(session = %ended.id, %error, "could not be ended");
+                        clean &= self.stopping.is_none();
+                    }
+                }
+                for waiter in ended.waiters {
+                    let reply = ended.outcome.clone().map_or_else(Reply::Error, |()| Reply::Done);
+                    self.answer(waiter, Answer::plain(reply));
+                }
+            }
+            if let Some(waiters) = self.stopping.as_ref().filter(|_| self.sandboxes.endings.is_empty()).cloned() {
+                for waiter in waiters {
+                    self.answer(waiter, Answer::plain(Reply::Done));
+                }
+                return Ok(clean);
+            }
+            for source in self.wait()? {
+                match source {
+                    Source::Listener => self.accept(),
+                    Source::Signals => self.signal(),
+                    Source::Connection(number) => self.serve(number),
+                    Source::Init(id) => self.sandboxes.init_ended(id),
+                }
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<Vec<Source>> {
+        let mut sources = vec![Source::Signals];
+        let mut fds = vec![PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)];
+        let rest = self.accept_from.checked_duration_since(Instant::now());
+        if rest.is_none() {
+            sources.push(Source::Listener);
+            fds.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
+        }
+        for (number, connection) in &self.connections {
+            sources.push(Source::Connection(*number));
+            // A hang-up is reported even when nothing is asked for.
+            let wanted = if connection.waiting { PollFlags::empty() } else { PollFlags::IN };
+            fds.push(PollFd::from_borrowed_fd(connection.socket.as_fd(), wanted));
+        }
+        for (id, entry) in &self.sandboxes.table {
+            if let Some(pidfd) = &entry.pidfd {
+                sources.push(Source::Init(*id));
+                fds.push(PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN));
+            }
+        }
+        let timeout = [rest, self.sandboxes.look_again()].into_iter().flatten().min();
+        let timeout = timeout.map(|wait| Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos().max(1)) });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        }
+        let ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        Ok(sources.into_iter().zip(ready).filter_map(|(source, ready)| ready.then_some(source)).collect())
+    }
+
+    /// Takes one connection; the loop comes back for the next.
+    fn accept(&mut self) {
+        let socket = match seqpacket::accept(self.listener.as_fd()) {
+            Ok(socket) => socket,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => {
+                tracing::error!(%error, "accept");
+                self.accept_from = Instant::now() + ACCEPT_REST;
+                return;
+            }
+        };
+        let refusal = match seqpacket::peer(socket.as_fd()) {
+            Err(error) => failure("connect", error),
+            Ok(peer) if peer.uid != 0 && peer.uid != self.sandboxes.settings.client_uid => {
+                tracing::warn!(uid = peer.uid, pid = peer.pid, "refused a connection");
+                let wanted = self.sandboxes.settings.client_uid;
+                failure(
+                    "connect",
+                    format!("uid {} may not speak to the launcher, only uid {wanted} and root", peer.uid),
+                )
+            }
+            Ok(_) if self.connections.len() >= MAX_CONNECTIONS => {
+                failure("connect", format!("{MAX_CONNECTIONS} connections are open, which is the most"))
+            }
+            Ok(_) => {
+                self.connections.insert(self.next, Connection { socket, waiting: false });
+                self.next += 1;
+                return;
+            }
+        };
+        send(socket.as_fd(), Answer::plain(Reply::Error(refusal))).ok();
+    }
+
+    fn signal(&mut self) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            if i32::try_from(info.ssi_signo) == Ok(Signal::SIGHUP as i32) {
+                self.reload();
+            } else {
+                tracing::info!(signal = info.ssi_signo, "ending every sandbox");
+                self.stop(None);
+            }
+        }
+    }
+
+    /// Takes over what may change while sandboxes run; the rest keeps its value until a restart.
+    fn reload(&mut self) {
+        match Settings::load(&self.flags) {
+            Ok(new) => {
+                let now = &mut self.sandboxes.settings;
+                (now.ceiling, now.floor, now.claude_binary) = (new.ceiling, new.floor, new.claude_binary);
+                tracing::info!("settings read again");
+            }
+            Err(error) => tracing::error!(%error, "settings not changed"),
+        }
+    }
+
+    fn stop(&mut self, waiter: Option<Waiter>) {
+        self.stopping.get_or_insert_default().extend(waiter);
+        let ids: Vec<Uuid> = self.sandboxes.table.keys().copied().collect();
+        for id in ids {
+            if let Some(Err(error)) = self.sandboxes.begin_end(id, None) {
+                tracing::error!(session = %id, %error, "could not be ended");
+            }
+        }
+    }
+
+    /// One packet of one connection.
+    fn serve(&mut self, number: Waiter) {
+        let Some(connection) = self.connections.get(&number) else { return };
+        if connection.waiting {
+            // Readable while not asked for means that the client is gone. The end goes on without it.
+            self.connections.remove(&number);
+            return;
+        }
+        let packet = match seqpacket::recv(connection.socket.as_fd(), &mut self.buffer) {
+            Ok(packet) if packet.len == 0 => {
+                self.connections.remove(&number);
+                return;
+            }
+            Ok(packet) => packet,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
+            Err(error) => {
+                self.answer(number, Answer::plain(Reply::Error(failure("read request", error))));
+                self.connections.remove(&number);
+                return;
+            }
+        };
+        // No request has descriptors; what came is closed here.
+        drop(packet.fds);
+        let request = serde_json::from_slice::<Request>(&self.buffer[..packet.len]);
+        let answer = match request {
+            Ok(request) => self.handle(number, request),
+            Err(error) => Some(Err(failure("read request", error))),
+        };
+        match answer {
+            Some(answer) => {
+                let answer = answer.unwrap_or_else(|error: Failure| Answer::plain(Reply::Error(error)));
+                self.answer(number, answer);
+            }
+            None => {
+                if let Some(connection) = self.connections.get_mut(&number) {
+                    connection.waiting = true;
+                }
+            }
+        }
+    }
+
+    /// `None`: the answer comes later.
+    fn handle(&mut self, number: Waiter, request: Request) -> Option<Result<Answer, Failure>> {
+        match request {
+            Request::Hello => Some(Ok(Answer::plain(Reply::Hello {
+                protocol: PROTOCOL,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+            }))),
+            Request::Create(_) if self.stopping.is_some() => Some(Err(failure("create", "the launcher is stopping"))),
+            Request::Create(create) => {
+                let made = self.sandboxes.create(&create);
+                match &made {
+                    Ok(_) => tracing::info!(session = %create.id, tenant = %create.tenant, "created"),
+                    Err(error) => tracing::warn!(session = %create.id, tenant = %create.tenant, %error, "not created"),
+                }
+                Some(made)
+            }
+            Request::Attach { id } => Some(self.sandboxes.attach(id)),
+            Request::SetLimits { id, limits } => Some(self.sandboxes.set_limits(id, &limits)),
+            Request::List { after } => Some(Ok(self.sandboxes.list(after))),
+            Request::Destroy { id } => {
+                let now = self.sandboxes.begin_end(id, Some(number))?;
+                Some(now.map(|()| Answer::plain(Reply::Done)))
+            }
+            Request::Shutdown => {
+                self.stop(Some(number));
+                None
+            }
+        }
+    }
+
+    /// Sends a reply; a client that does not take it is dropped.
+    fn answer(&mut self, number: Waiter, answer: Answer) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        connection.waiting = false;
+        if let Err(error) = send(connection.socket.as_fd(), answer) {
+            tracing::warn!(%error, "a client did not take its reply");
+            self.connections.remove(&number);
+        }
+    }
+}
+
+fn send(socket: BorrowedFd<'_>, answer: Answer) -> io::Result<()> {
+    let bytes = serde_json::to_vec(&answer.reply)?;
+    let fds: Vec<BorrowedFd<'_>> = answer.fds.iter().map(AsFd::as_fd).collect();
+    seqpacket::send(socket, &bytes, &fds)
+}

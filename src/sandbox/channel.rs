@@ -1,0 +1,67 @@
+//! A packet socket in tokio: [`crate::kernel::seqpacket`] behind readiness.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::kernel::seqpacket;
+use crate::kernel::watch::watch;
+use crate::launcher::protocol::MAX_PACKET;
+
+/// One connection. Sending and receiving may go on at the same time; each whole packets.
+#[derive(Debug)]
+pub(super) struct Channel {
+    socket: AsyncFd<OwnedFd>,
+}
+
+impl Channel {
+    /// Connects to `name` in `directory`. Goes through a descriptor of the directory: a socket's address holds 107
+    /// bytes, and the run directory's path may be longer.
+    ///
+    /// # Errors
+    /// What open(2) and connect(2) answer.
+    pub(super) fn connect(directory: &Path, name: &str) -> io::Result<Self> {
+        let dir = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()));
+        Self::new(seqpacket::connect(&path, true)?)
+    }
+
+    /// # Errors
+    /// When tokio cannot watch it.
+    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self { socket: watch(socket, Interest::READABLE | Interest::WRITABLE)? })
+    }
+
+    /// # Errors
+    /// What [`seqpacket::send`] answers, but for `WouldBlock`, which is waited out.
+    pub(super) async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.socket.async_io(Interest::WRITABLE, |socket| seqpacket::send(socket.as_fd(), bytes, fds)).await
+    }
+
+    /// The next packet; `None` when the other side has closed. Cancelling loses nothing.
+    ///
+    /// # Errors
+    /// What [`seqpacket::recv`] answers, but for `WouldBlock`, which is waited out.
+    pub(super) async fn recv(&self) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+        let read = |socket: &OwnedFd| {
+            let mut buffer = vec![0; MAX_PACKET];
+            let packet = seqpacket::recv(socket.as_fd(), &mut buffer)?;
+            buffer.truncate(packet.len);
+            Ok((buffer, packet.fds))
+        };
+        let received = match self.socket.async_io(Interest::READABLE, read).await {
+            // A peer that closed with our packet unread: the kernel tells that once, and before what the peer had said,
+            // which is the reason it closed.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                self.socket.async_io(Interest::READABLE, read).await
+            }
+            received => received,
+        };
+        let (bytes, fds) = received?;
+        Ok((!bytes.is_empty()).then_some((bytes, fds)))
+    }
+}

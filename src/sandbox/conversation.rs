@@ -1,0 +1,118 @@
+//! Who waits for which reply of a sandbox's init, and the task that reads them.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::io::Interest;
+use tokio::sync::{mpsc, oneshot};
+
+use super::channel::Channel;
+use super::handle::SandboxEvent;
+use crate::kernel::watch::watch;
+use crate::launcher::init_protocol::{FromInit, InitEvent, InitReply};
+
+/// A reply with its descriptors.
+type Answer = (InitReply, Vec<OwnedFd>);
+
+#[derive(Debug, Default)]
+struct State {
+    next: u32,
+    waiting: HashMap<u32, oneshot::Sender<Answer>>,
+    over: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Conversation {
+    state: Mutex<State>,
+}
+
+/// The number of a request under way. Dropping it forgets who waits, so that an answer that comes too late goes nowhere.
+#[derive(Debug)]
+pub(super) struct Number {
+    conversation: Arc<Conversation>,
+    number: u32,
+}
+
+impl Number {
+    pub(super) fn get(&self) -> u32 {
+        self.number
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        self.conversation.lock().waiting.remove(&self.number);
+    }
+}
+
+impl Conversation {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a caller. `None` when init is gone.
+    pub(super) fn expect_reply(self: &Arc<Self>, sender: oneshot::Sender<Answer>) -> Option<Number> {
+        let mut state = self.lock();
+        if state.over {
+            return None;
+        }
+        state.next = state.next.wrapping_add(1);
+        let number = state.next;
+        state.waiting.insert(number, sender);
+        Some(Number { conversation: Arc::clone(self), number })
+    }
+
+    fn resolve(&self, number: u32, answer: Answer) {
+        if let Some(waiter) = self.lock().waiting.remove(&number) {
+            // The caller may have given up a moment ago.
+            waiter.send(answer).ok();
+        }
+    }
+
+    /// Nobody is answered any more: dropping the senders wakes every caller with an error.
+    fn end(&self) {
+        let mut state = self.lock();
+        state.over = true;
+        state.waiting.clear();
+    }
+}
+
+/// Reads until init is gone. The last event is [`SandboxEvent::Died`].
+pub(super) async fn read(
+    channel: Arc<Channel>,
+    pidfd: OwnedFd,
+    conversation: Arc<Conversation>,
+    events: mpsc::UnboundedSender<SandboxEvent>,
+) {
+    let pidfd = watch(pidfd, Interest::READABLE);
+    loop {
+        let packet = match &pidfd {
+            // What init sent before it ended is read first.
+            Ok(pidfd) => tokio::select! {
+                biased;
+                packet = channel.recv() => packet,
+                _ = pidfd.readable() => break,
+            },
+            Err(_) => channel.recv().await,
+        };
+        let Ok(Some((bytes, fds))) = packet else { break };
+        match serde_json::from_slice(&bytes) {
+            Ok(FromInit::Reply { n, reply }) => conversation.resolve(n, (reply, fds)),
+            Ok(FromInit::Event { event }) => {
+                let event = match event {
+                    InitEvent::Exited { child, status } => SandboxEvent::Exited { child, status },
+                    InitEvent::Delivered { child, message } => SandboxEvent::Delivered { child, message },
+                };
+                // Nobody listening is no error: the handle may be used for its requests alone.
+                events.send(event).ok();
+            }
+            Err(error) => {
+                tracing::error!(%error, "a sandbox's init sent what is not understood");
+                break;
+            }
+        }
+    }
+    conversation.end();
+    events.send(SandboxEvent::Died).ok();
+}

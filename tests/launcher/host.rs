@@ -1,0 +1,214 @@
+//! One launcher of a test's own.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ashd::launcher::init_protocol::{Exit, SpawnSpec};
+use ashd::launcher::protocol::{ClaudeBinary, Create};
+use ashd::model::{Limits, TenantId};
+use ashd::sandbox::{Launcher, Sandbox, SandboxEvent};
+use uuid::Uuid;
+
+/// Owner of the session directories; nobody's account.
+pub const CLIENT: u32 = 61_234;
+
+pub struct Host {
+    dir: tempfile::TempDir,
+    pub cgroup: String,
+    uid_base: u32,
+    process: Option<Child>,
+}
+
+impl Host {
+    pub fn start(test: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("ashd-launcher-").tempdir().expect("a directory");
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("mode");
+        let data = dir.path().join("data");
+        std::fs::create_dir_all(data.join("sessions")).expect("sessions");
+        std::fs::create_dir_all(data.join("claude/test")).expect("claude");
+        std::fs::copy("/bin/true", data.join("claude/test/claude")).expect("a binary");
+        for made in [&data, &data.join("sessions")] {
+            chown(made, Some(CLIENT), Some(CLIENT)).expect("chown");
+        }
+        std::fs::write(dir.path().join("launcher.toml"), "[ceiling]\npids = 1000\n").expect("configuration");
+        let pid = std::process::id();
+        let uid_base = 1_800_000_000 + (pid % 100_000) * 64;
+        let mut host = Self { dir, cgroup: format!("ashd-test-{test}-{pid}"), uid_base, process: None };
+        host.launch();
+        host
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("launcher.toml")
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ash-launcher"));
+        command.arg("--run-dir").arg(self.run_dir()).arg("--data-dir").arg(self.data_dir());
+        command.arg("--config").arg(self.config()).args(["--client-user", &CLIENT.to_string()]);
+        command.args(["--uid-base", &self.uid_base.to_string(), "--uid-count", "64", "--cgroup", &self.cgroup]);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    pub fn launch(&mut self) {
+        let log = File::options().create(true).append(true).open(self.dir.path().join("log")).expect("log");
+        let socket = self.run_dir().join("launcher.sock");
+        std::fs::remove_file(&socket).ok();
+        self.process = Some(self.command().stderr(log).spawn().expect("the launcher starts"));
+        wait_for("the launcher's socket", || socket.exists());
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.process.as_ref().expect("running").id()).expect("a pid")
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).expect("signalled");
+    }
+
+    /// Waits for the launcher's end; whether it was a clean one.
+    pub fn ended(&mut self) -> bool {
+        let status = self.process.take().expect("running").wait().expect("reaped");
+        status.success()
+    }
+
+    pub async fn client(&self) -> Launcher {
+        match Launcher::connect(&self.run_dir()).await {
+            Ok(launcher) => launcher,
+            Err(error) => panic!("{error}\n{}", self.log()),
+        }
+    }
+
+    /// A session's directories, as ashd makes them.
+    pub fn session(&self) -> Uuid {
+        let id = Uuid::now_v7();
+        let dir = self.data_dir().join("sessions").join(id.to_string());
+        for made in [dir.clone(), dir.join("workspace"), dir.join("home")] {
+            std::fs::create_dir(&made).expect("session directory");
+            std::fs::set_permissions(&made, std::fs::Permissions::from_mode(0o700)).expect("mode");
+            chown(&made, Some(CLIENT), Some(CLIENT)).expect("chown");
+        }
+        id
+    }
+
+    pub fn session_dir(&self, id: Uuid) -> PathBuf {
+        self.data_dir().join("sessions").join(id.to_string())
+    }
+
+    pub async fn sandbox(&self, launcher: &Launcher, limits: Limits) -> Sandbox {
+        match launcher.create(request(self.session(), limits)).await {
+            Ok(sandbox) => sandbox,
+            Err(error) => panic!("{error}\n{}", self.log()),
+        }
+    }
+
+    /// Everything of sandboxes that is left on the host: cgroups and run directories.
+    pub fn leftovers(&self) -> Vec<PathBuf> {
+        let mut left = Vec::new();
+        for mount in std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
+            let tenants = mount.path().join(&self.cgroup).join("tenants");
+            left.extend(
+                std::fs::read_dir(tenants)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|entry| entry.path())
+                    .filter(|p| p.is_dir()),
+            );
+        }
+        left.extend(
+            std::fs::read_dir(self.run_dir().join("sandboxes")).into_iter().flatten().flatten().map(|e| e.path()),
+        );
+        left
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if self.process.is_none() {
+            // Whatever a killed launcher left is ended by another one.
+            self.launch();
+        }
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        let clean = self.ended();
+        if std::thread::panicking() {
+            eprintln!("the launcher's log:\n{}", self.log());
+            return;
+        }
+        assert!(clean, "the launcher must end cleanly:\n{}", self.log());
+        assert_eq!(self.leftovers(), Vec::<PathBuf>::new(), "{}", self.log());
+        for mount in std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
+            assert!(!mount.path().join(&self.cgroup).exists(), "{} has a cgroup left", mount.path().display());
+        }
+    }
+}
+
+pub fn request(id: Uuid, limits: Limits) -> Create {
+    let claude = ClaudeBinary::Version("test".to_owned());
+    Create { id, tenant: TenantId::default_tenant(), limits, claude }
+}
+
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what} does not come");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub fn spec(script: &str) -> SpawnSpec {
+    SpawnSpec {
+        argv: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        cwd: "/workspace".into(),
+        stdin: false,
+    }
+}
+
+/// A file for a child's output, and one to read it by.
+pub fn output(path: &Path) -> (OwnedFd, OwnedFd) {
+    let file = File::options().create(true).append(true).open(path).expect("output");
+    (file.try_clone().expect("dup").into(), file.into())
+}
+
+/// Runs a script as the payload; its status and output.
+pub async fn run(sandbox: &Sandbox, events: &mut Events, child: u32, script: &str) -> (Exit, String) {
+    let file = tempfile::NamedTempFile::new().expect("output");
+    let (out, err) = output(file.path());
+    sandbox.spawn(child, &spec(script), out, err).await.expect("spawned");
+    let status = exit_of(events, child).await;
+    let mut text = String::new();
+    File::open(file.path()).expect("output").read_to_string(&mut text).expect("text");
+    (status, text)
+}
+
+pub type Events = tokio::sync::mpsc::UnboundedReceiver<SandboxEvent>;
+
+pub async fn exit_of(events: &mut Events, child: u32) -> Exit {
+    loop {
+        let next = tokio::time::timeout(Duration::from_secs(30), events.recv()).await.expect("an event in time");
+        match next.expect("events go on") {
+            SandboxEvent::Exited { child: ended, status } if ended == child => return status,
+            SandboxEvent::Died => panic!("the sandbox died"),
+            _ => {}
+        }
+    }
+}

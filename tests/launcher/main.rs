@@ -1,0 +1,7 @@
+//! The real launcher behind its real socket, as root, with real sandboxes. Each test has a launcher, directories, uids
+//! and cgroups of its own.
+
+mod host;
+mod hostile;
+mod life;
+mod survival;

@@ -1,0 +1,114 @@
+//! Launchers come and go; sandboxes stay until they are ended.
+
+use ashd::launcher::init_protocol::Exit;
+use ashd::model::Limits;
+use ashd::sandbox::LauncherError;
+use nix::sys::signal::Signal;
+use uuid::Uuid;
+
+use crate::host::{Host, request, run, wait_for};
+
+#[tokio::test]
+async fn a_killed_launcher_is_replaced_and_nothing_is_lost() {
+    let mut host = Host::start("survive");
+    let launcher = host.client().await;
+    let sandbox = host.sandbox(&launcher, Limits::default()).await;
+    let dead = host.sandbox(&launcher, Limits::default()).await;
+    let mut events = sandbox.take_events().expect("events");
+    host.signal(Signal::SIGKILL);
+    assert!(!host.ended());
+    assert!(matches!(launcher.list().await, Err(LauncherError::Unreachable { .. })));
+    let (status, _) = run(&sandbox, &mut events, 1, "exit 7").await;
+    assert_eq!(status, Exit::Code(7), "the sandbox does not need the launcher");
+    sandbox.freeze().await.expect("nor does a pause");
+    sandbox.thaw().await.expect("or its end");
+    // Dies while nobody looks; its process id may be anybody's afterwards.
+    let pid = nix::unistd::Pid::from_raw(dead.info.pid);
+    nix::sys::signal::kill(pid, Signal::SIGKILL).expect("killed");
+    // A creation that was interrupted before its record was complete.
+    let torn = Uuid::now_v7();
+    std::fs::create_dir(host.run_dir().join("sandboxes").join(torn.to_string())).expect("made");
+
+    host.launch();
+    let listed = launcher.list().await.expect("the same client finds the new launcher");
+    let mut found: Vec<(Uuid, bool)> = listed.iter().map(|info| (info.id, info.pid != 0)).collect();
+    found.sort_unstable();
+    let mut want = vec![(sandbox.id(), true), (dead.id(), false)];
+    want.sort_unstable();
+    assert_eq!(found, want);
+    assert!(!host.run_dir().join("sandboxes").join(torn.to_string()).exists());
+    let again = launcher.attach(sandbox.id()).await.expect("attached");
+    assert_eq!(again.info.pid, sandbox.info.pid);
+    let known = again.stat().await.expect("stat");
+    assert_eq!((known[0].child, known[0].exited), (1, Some(Exit::Code(7))));
+    let other = host.sandbox(&launcher, Limits::default()).await;
+    assert!(other.info.uid != sandbox.info.uid && other.info.uid != dead.info.uid, "uids in use are known again");
+    for id in [sandbox.id(), dead.id(), other.id()] {
+        launcher.destroy(id).await.expect("destroyed");
+    }
+    assert!(host.leftovers().is_empty(), "{:?}", host.leftovers());
+}
+
+#[tokio::test]
+async fn hup_reads_the_ceiling_again_and_loses_nothing() {
+    let host = Host::start("hup");
+    let launcher = host.client().await;
+    let sandbox = host.sandbox(&launcher, Limits::default()).await;
+    std::fs::write(host.config(), "[ceiling]\npids = nonsense\n").expect("written");
+    host.signal(Signal::SIGHUP);
+    wait_for("the complaint", || host.log().contains("settings not changed"));
+    std::fs::write(host.config(), "[ceiling]\npids = 100\n").expect("written");
+    host.signal(Signal::SIGHUP);
+    wait_for("the new settings", || host.log().contains("settings read again"));
+    let refused = launcher.create(request(host.session(), Limits::default())).await.expect_err("512 > 100");
+    assert!(refused.to_string().contains("ceiling 100"), "{refused}");
+    sandbox.stat().await.expect("alive");
+    launcher.attach(sandbox.id()).await.expect("known");
+}
+
+#[tokio::test]
+async fn term_and_shutdown_end_everything() {
+    let mut host = Host::start("term");
+    let launcher = host.client().await;
+    for _ in 0..3 {
+        host.sandbox(&launcher, Limits::default()).await;
+    }
+    launcher.shutdown().await.expect("all are gone");
+    assert!(host.ended());
+    assert!(host.leftovers().is_empty(), "{:?}", host.leftovers());
+    host.launch();
+    let frozen = host.sandbox(&host.client().await, Limits::default()).await;
+    frozen.freeze().await.expect("frozen");
+    host.signal(Signal::SIGTERM);
+    assert!(host.ended());
+    assert!(host.leftovers().is_empty(), "{:?}", host.leftovers());
+}
+
+#[tokio::test]
+async fn two_launchers_do_not_share_a_run_directory() {
+    let host = Host::start("twice");
+    let second = host.command().output().expect("it starts");
+    assert!(!second.status.success());
+    let text = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(text.contains("another launcher is running"), "{text}");
+    host.client().await.list().await.expect("the first one serves on");
+}
+
+#[tokio::test]
+async fn it_keeps_few_capabilities_and_no_stray_descriptor() {
+    let host = Host::start("privileges");
+    let launcher = host.client().await;
+    host.sandbox(&launcher, Limits::default()).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).expect("status");
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).expect(name).trim().to_owned();
+    let bits = |name: &str| u64::from_str_radix(&field(name), 16).expect("hex");
+    // CHOWN 0, DAC_READ_SEARCH 2, KILL 5, SETGID 6, SETUID 7, SYS_ADMIN 21 (capabilities(7)).
+    let keep = [0, 2, 5, 6, 7, 21].iter().fold(0, |all, bit| all | 1_u64 << bit);
+    assert_eq!(bits("CapEff:"), keep);
+    // DAC_OVERRIDE 1 waits, out of effect, for the end.
+    assert_eq!(bits("CapPrm:"), keep | 2);
+    assert_eq!((bits("CapBnd:"), bits("CapInh:"), bits("CapAmb:")), (0, 0, 0));
+    assert_eq!(field("Groups:"), "");
+    assert_eq!(field("Threads:"), "1");
+    assert_eq!(std::fs::read_link(format!("/proc/{}/cwd", host.pid())).expect("cwd"), std::path::Path::new("/"));
+}

@@ -28,6 +28,7 @@ enum Command {
     ServeUnprivileged,
     #[command(name = keeper::KEEP, hide = true)]
     Keep {
+        file: PathBuf,
         #[arg(last = true)]
         command: Vec<OsString>,
     },
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
             boot::stop(file.path.as_deref()).map(|said| println!("{said}")).map_err(|error| error.to_string())
         }
         Command::ServeUnprivileged => boot::serve_handed_over().map_err(|error| error.to_string()),
-        Command::Keep { command } => keeper::keep(&command),
+        Command::Keep { file, command } => keeper::keep(&file, &command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

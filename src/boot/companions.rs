@@ -23,6 +23,8 @@ use crate::{gateway, launcher};
 const START: Duration = Duration::from_secs(10);
 /// How long one that runs may take to answer `Hello`. It does so in microseconds; a second is for a machine that swaps.
 const ANSWER: Duration = Duration::from_secs(5);
+const LAUNCHER: &str = "ash-launcher";
+const GATEWAY: &str = "ash-gateway";
 /// Lines of its log that are shown when one does not start.
 const TAIL: usize = 15;
 /// Variables a companion keeps of the environment of ashd's first stage.
@@ -86,7 +88,7 @@ impl Companion {
         if !Path::new(LAUNCHER_FILE).exists() {
             arguments.extend(["--config".into(), write_ceiling(config)?.into()]);
         }
-        Ok(Self { program: "ash-launcher", arguments, environment: Vec::new() })
+        Ok(Self { program: LAUNCHER, arguments, environment: Vec::new() })
     }
 
     /// The model key goes to it in its environment and nowhere else: an argument could be read by everybody.
@@ -107,7 +109,7 @@ impl Companion {
                 config.gateway.custom_headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
             environment.push(("ANTHROPIC_CUSTOM_HEADERS", lines.join("\n")));
         }
-        Self { program: "ash-gateway", arguments, environment }
+        Self { program: GATEWAY, arguments, environment }
     }
 
     fn log(&self, run_dir: &Path) -> PathBuf {
@@ -122,7 +124,12 @@ impl Companion {
         let log = OpenOptions::new().append(true).create(true).mode(0o640).open(&path).map_err(failed())?;
         let error = log.try_clone().map_err(failed())?;
         let mut keeper = Command::new(std::env::current_exe().map_err(BootError::io("own program"))?);
-        keeper.arg(keeper::KEEP).arg("--").arg(&program).args(&self.arguments);
+        keeper
+            .arg(keeper::KEEP)
+            .arg(keeper_file(&config.run_dir, self.program))
+            .arg("--")
+            .arg(&program)
+            .args(&self.arguments);
         keeper.stdin(Stdio::null()).stdout(log).stderr(error).current_dir("/").env_clear();
         keeper.envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         keeper.envs(self.environment.iter().cloned());
@@ -181,6 +188,11 @@ fn end(keeper: &mut Child) {
         let _ = killpg(Pid::from_raw(pid), Signal::SIGTERM);
         drop(keeper.wait());
     }
+}
+
+/// Held by the keeper of a program.
+fn keeper_file(run_dir: &Path, program: &str) -> PathBuf {
+    run_dir.join(format!("{}.keeper", program.trim_start_matches("ash-")))
 }
 
 fn arguments(config: &Config, client: &Account) -> Vec<OsString> {
@@ -270,36 +282,54 @@ fn gateway_version(run_dir: &Path) -> Result<Option<String>, BootError> {
 /// Ends every sandbox and the launcher. `false` when none ran.
 pub(super) fn shut_down_launcher(run_dir: &Path, patience: Duration) -> Result<bool, BootError> {
     use launcher::protocol::{Reply, Request};
-    let path = launcher_socket(run_dir);
-    match ask(&path, &Request::Shutdown, patience)? {
-        Answer::Nobody => Ok(false),
-        Answer::Reply(Reply::Error(why)) => Err(BootError::Refused(format!("the launcher: {why}"))),
-        Answer::Reply(_) => gone(&path, patience).map(|()| true),
-    }
+    let socket = launcher_socket(run_dir);
+    shut_down(&socket, &keeper_file(run_dir, LAUNCHER), patience, || {
+        match ask(&socket, &Request::Shutdown, patience)? {
+            Answer::Nobody => Ok(false),
+            Answer::Reply(Reply::Error(why)) => Err(BootError::Refused(format!("the launcher: {why}"))),
+            Answer::Reply(_) => Ok(true),
+        }
+    })
 }
 
 /// Ends the gateway, which finishes open answers first. `false` when none ran.
 pub(super) fn shut_down_gateway(run_dir: &Path, patience: Duration) -> Result<bool, BootError> {
     use gateway::protocol::{Reply, Request};
-    let path = gateway_socket(run_dir);
-    match ask(&path, &Request::Shutdown, patience)? {
+    let socket = gateway_socket(run_dir);
+    shut_down(&socket, &keeper_file(run_dir, GATEWAY), patience, || match ask(&socket, &Request::Shutdown, patience)? {
         Answer::Nobody => Ok(false),
         Answer::Reply(Reply::Error { message }) => Err(BootError::Refused(format!("the gateway: {message}"))),
-        Answer::Reply(_) => gone(&path, patience).map(|()| true),
-    }
+        Answer::Reply(_) => Ok(true),
+    })
 }
 
-fn gone(path: &Path, patience: Duration) -> Result<(), BootError> {
+/// Asks until nobody answers and no keeper is left: one that crashed just now is being started again, and must be asked too.
+fn shut_down(
+    socket: &Path,
+    keeper: &Path,
+    patience: Duration,
+    request: impl Fn() -> Result<bool, BootError>,
+) -> Result<bool, BootError> {
     let start = Instant::now();
-    while seqpacket::connect(path, true).is_ok() {
+    let mut ended = false;
+    loop {
+        match request() {
+            Ok(asked) => ended |= asked,
+            // It may be closing just now.
+            Err(_) if start.elapsed() < patience => {}
+            Err(error) => return Err(error),
+        }
+        let kept = keeper::holder(keeper).map_err(BootError::io(keeper.display().to_string()))?;
+        if kept.is_none() && seqpacket::connect(socket, true).is_err() {
+            return Ok(ended);
+        }
         if start.elapsed() > patience {
             return Err(BootError::Refused(format!(
-                "{} still answers {} s after it was told to end; see its log beside it",
-                path.display(),
+                "what answers at {} does not end within {} s; see its log beside it",
+                socket.display(),
                 patience.as_secs()
             )));
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
 }

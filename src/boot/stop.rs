@@ -44,7 +44,16 @@ pub fn stop(file: Option<&Path>) -> Result<String, BootError> {
         return Err(BootError::Refused(failed.join("\n")));
     }
     // What ashd and the gateway, unprivileged, could not remove in root's directory. Gone already is as good.
-    for name in ["port", listeners::API_SOCKET, "start.lock", "launcher.toml", "launcher.sock", "gateway.sock"] {
+    for name in [
+        "port",
+        listeners::API_SOCKET,
+        "start.lock",
+        "launcher.toml",
+        "launcher.sock",
+        "gateway.sock",
+        "launcher.keeper",
+        "gateway.keeper",
+    ] {
         let _ = std::fs::remove_file(run_dir.join(name));
     }
     Ok(match ended.as_slice() {

@@ -2,7 +2,7 @@
 //!
 //! | stderr is | entries go |
 //! |---|---|
-//! | the journal (systemd started us) | to the journal, each field as `ASH_<FIELD>`: `journalctl ASH_SESSION=<id>` |
+//! | the journal (systemd started us) | to the journal, with the fields `ASH_SESSION ASH_TENANT ASH_AGENT ASH_TURN ASH_EVENT`: `journalctl ASH_SESSION=<id>` |
 //! | a terminal | to it, as text |
 //! | anything else | to it, one JSON object a line |
 //!
@@ -32,9 +32,7 @@ pub fn start(identifier: &str) -> Result<(), String> {
     };
     let journal = stderr_is_journal().then(tracing_journald::layer).and_then(Result::ok);
     let output: Box<dyn Layer<Registry> + Send + Sync> = match journal {
-        Some(journal) => {
-            journal.with_field_prefix(Some("ASH".to_owned())).with_syslog_identifier(identifier.to_owned()).boxed()
-        }
+        Some(journal) => journal.with_field_prefix(None).with_syslog_identifier(identifier.to_owned()).boxed(),
         None if std::io::stderr().is_terminal() => {
             tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).boxed()
         }

@@ -114,6 +114,8 @@ pub async fn attach(
     slot: Slot,
 ) -> Result<Attached, String> {
     let sandbox = shared.launcher.attach(session.id).await.map_err(|e| e.to_string())?;
+    // Frozen, it could not answer: its init stands still too.
+    sandbox.thaw().await.map_err(|e| e.to_string())?;
     let events = sandbox.take_events().ok_or("its events are taken")?;
     let record = ProcessRecord::read(dir).map_err(|e| format!("process.json: {e}"))?.ok_or("it never had a process")?;
     let children = sandbox.stat().await.map_err(|e| e.to_string())?;
@@ -125,9 +127,9 @@ pub async fn attach(
         return Err("its claude was not ready yet".to_owned());
     }
     let exited = claude.exited;
-    shared.register(session, &sandbox, &record.token, options).await.map_err(|e| e.to_string())?;
+    let listener = shared.open_gateway(session, &sandbox, &record.token, options).await.map_err(|e| e.to_string())?;
     let tail = Tail::open(dir.root(), session.stdout_offset, &shared.hub).map_err(|e| e.to_string())?;
-    let mut live = Live::new(sandbox, events, slot, record);
+    let mut live = Live::new(sandbox, events, slot, listener, record);
     live.tail = Some(tail);
     live.read_to = session.stdout_offset;
     // The turn's own number must stay free for a message that init may lack.

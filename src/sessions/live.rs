@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use rustix::fs::MemfdFlags;
@@ -22,6 +23,8 @@ pub struct Live {
     pub sandbox: Sandbox,
     pub events: mpsc::UnboundedReceiver<SandboxEvent>,
     slot: Slot,
+    /// The gateway's way in. Kept, since init cannot be asked for it again while the sandbox is frozen.
+    pub listener: OwnedFd,
     pub record: ProcessRecord,
     pub numbers: MessageNumbers,
     pub applied: Applied,
@@ -61,6 +64,7 @@ impl Live {
         sandbox: Sandbox,
         events: mpsc::UnboundedReceiver<SandboxEvent>,
         slot: Slot,
+        listener: OwnedFd,
         record: ProcessRecord,
     ) -> Self {
         let oom = OomCount::read(&sandbox.info.cgroup);
@@ -68,6 +72,7 @@ impl Live {
             sandbox,
             events,
             slot,
+            listener,
             record,
             numbers: MessageNumbers::after(0, None),
             applied: Applied::default(),

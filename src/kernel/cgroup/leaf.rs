@@ -35,11 +35,11 @@ impl Leaf {
             let again = |error: io::Error| match error.kind() {
                 io::ErrorKind::AlreadyExists => {
                     // Refused while processes are in it, and then the whole creation is.
-                    std::fs::remove_dir(dir).map_err(|_| error).and_then(|()| std::fs::create_dir(dir))
+                    std::fs::remove_dir(dir).map_err(|_| error).and_then(|()| super::make_dir(dir))
                 }
                 _ => Err(error),
             };
-            if let Err(error) = std::fs::create_dir(dir).or_else(again) {
+            if let Err(error) = super::make_dir(dir).or_else(again) {
                 for dir in &directories[..made] {
                     std::fs::remove_dir(dir).ok();
                 }

@@ -107,10 +107,18 @@ impl CgroupError {
 
 /// Creates a directory of a cgroup hierarchy; one that exists is no error.
 pub(crate) fn ensure_dir(path: &Path) -> Result<(), CgroupError> {
-    match std::fs::create_dir(path) {
+    match make_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::io("create", path, error)),
         _ => Ok(()),
     }
+}
+
+/// `mkdir` that everybody may look into, whatever the launcher's umask says: what a group counts is no secret, and ashd, which
+/// is nobody here, reads from it whether a session is busy and why it was killed.
+pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
 }
 
 /// Writes a value to a cgroup file in one write, as the kernel wants it.

@@ -224,8 +224,6 @@ impl Driver {
         }
         if self.session.status == SessionStatus::Paused && exited.is_none() {
             live.freeze().await.map_err(|e| e.to_string())?;
-        } else {
-            live.sandbox.thaw().await.map_err(|e| e.to_string())?;
         }
         self.live = Some(live);
         self.place();

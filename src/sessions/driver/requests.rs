@@ -72,7 +72,7 @@ impl Driver {
             Request::RegisterAgain => {
                 if let Some(live) = &self.live
                     && let Err(e) =
-                        self.shared.register(&self.session, &live.sandbox, &live.record.token, &self.options).await
+                        self.shared.register(&self.session, &live.listener, &live.record.token, &self.options).await
                 {
                     tracing::error!(ASH_SESSION = %self.session.id, "the gateway does not serve this session: {e}");
                 }

@@ -132,14 +132,15 @@ impl Plan {
             Err(e) => return Err(failed("prepare")(format!("process.json: {e}"))),
         };
         record.child = 0;
-        self.shared
-            .register(&self.session, &sandbox, &record.token, &self.options)
+        let listener = self
+            .shared
+            .open_gateway(&self.session, &sandbox, &record.token, &self.options)
             .await
             .map_err(|error| StepError { step: "gateway", error })?;
         steps.done("gateway");
 
         let slot = slot.take().ok_or_else(|| failed("sandbox")("no slot".to_owned()))?;
-        self.start_claude(live.insert(Live::new(sandbox, events, slot, record)), steps).await
+        self.start_claude(live.insert(Live::new(sandbox, events, slot, listener, record)), steps).await
     }
 
     async fn again_steps(&self, live: &mut Live, steps: &mut Steps) -> Result<(), StepError> {

@@ -1,5 +1,9 @@
 //! What a start takes from the launcher and the gateway, and gives back.
 
+use std::os::fd::OwnedFd;
+
+use uuid::Uuid;
+
 use crate::gateway::protocol::Register;
 use crate::launcher::init_protocol::Listener;
 use crate::sandbox::Sandbox;
@@ -7,7 +11,6 @@ use crate::sessions::SessionError;
 use crate::sessions::claude::{self, LaunchOptions};
 use crate::sessions::shared::Shared;
 use crate::store::Session;
-use uuid::Uuid;
 
 pub fn cancelled() -> SessionError {
     SessionError::Failed("the session was stopped or ended while it was starting".to_owned())
@@ -27,15 +30,29 @@ pub fn launcher_error(error: &crate::sandbox::LauncherError) -> SessionError {
 }
 
 impl Shared {
-    /// Lets the gateway serve this sandbox. Its undo is `remove_sandbox`.
-    pub async fn register(
+    /// Lets the gateway serve this sandbox, and returns the listener it serves. Its undo is `remove_sandbox`.
+    pub async fn open_gateway(
         &self,
         session: &Session,
         sandbox: &Sandbox,
         token: &str,
         options: &LaunchOptions,
-    ) -> Result<(), SessionError> {
+    ) -> Result<OwnedFd, SessionError> {
         let listener = sandbox.listener(Listener::Model).await.map_err(|e| launcher_error(&e))?;
+        self.register(session, &listener, token, options).await?;
+        Ok(listener)
+    }
+
+    /// Tells the gateway of this session, which may be news to it or not.
+    pub async fn register(
+        &self,
+        session: &Session,
+        listener: &OwnedFd,
+        token: &str,
+        options: &LaunchOptions,
+    ) -> Result<(), SessionError> {
+        let listener =
+            listener.try_clone().map_err(|e| SessionError::Failed(format!("the gateway's listener: {e}")))?;
         let key = claude::environment(&options.env, token).key;
         let register = Register { session: session.id, token: token.to_owned(), key };
         self.gateway

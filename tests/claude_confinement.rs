@@ -5,7 +5,6 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use common::procs::{self, Proc};
 use common::{Api, Daemon, Options};
@@ -39,9 +38,19 @@ fn own() -> Proc {
 async fn every_process_of_a_session_is_confined() {
     let daemon = Daemon::start(Options::default().real_claude());
     let (api, id) = session(&daemon).await;
-    bash(&api, &id, "sleep 300 >/dev/null 2>&1 &").await;
-    let all = procs::of_session(&daemon, &id);
-    assert!(all.iter().any(|p| p.name == "sleep"), "{all:?}");
+    // In the middle of a turn, with a command of the agent's running.
+    let script = "@tool Bash {\"command\":\"sleep 30\"}";
+    let mut turn = api.send(&id, serde_json::json!({"content": script})).await;
+    turn.until("tool_use").await;
+    let start = std::time::Instant::now();
+    let all = loop {
+        let all = procs::of_session(&daemon, &id);
+        if all.iter().any(|p| p.name == "sleep") {
+            break all;
+        }
+        assert!(start.elapsed().as_secs() < 10, "no sleep among {all:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
     let claude = procs::claude(&daemon, &id);
     let init = all.iter().find(|p| p.status("NSpid").ends_with(" 1")).expect("an init");
     for process in &all {
@@ -142,31 +151,44 @@ async fn nothing_of_the_host_is_in_sight() {
     assert!(said.starts_with('x') && said.ends_with('r'), "what must work does not: {said}");
 }
 
-/// Whether the bytes occur in memory the process has mapped readable.
+/// Whether the bytes occur in what the process has in memory, except unchanged pages of files.
 fn memory_holds(process: &Proc, bytes: &[u8]) -> bool {
     let memory = fs::File::open(process.dir().join("mem")).unwrap();
     let mut buffer = vec![0; 1 << 20];
-    for line in process.read("maps").lines() {
-        let mut words = line.split_whitespace();
-        let (range, rights) = (words.next().unwrap(), words.next().unwrap());
-        if !rights.starts_with('r') || line.ends_with("[vvar]") || line.ends_with("[vsyscall]") {
-            continue;
+    let mut range = None;
+    for line in process.read("smaps").lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let Some((from, to)) = words[0].split_once('-') {
+            let of_file = words[4] != "0" && !words[1].contains('w');
+            range = (words[1].starts_with('r') && !of_file).then(|| {
+                let address = |text| u64::from_str_radix(text, 16).expect("an address");
+                (address(from), address(to))
+            });
+        } else if words[0] == "Rss:"
+            && words[1] != "0"
+            && let Some((from, to)) = range
+            && range_holds(&memory, &mut buffer, (from, to), bytes)
+        {
+            return true;
         }
-        let (from, to) = range.split_once('-').unwrap();
-        let (mut at, end) = (u64::from_str_radix(from, 16).unwrap(), u64::from_str_radix(to, 16).unwrap());
-        while at < end {
-            let want = usize::try_from(end - at).unwrap().min(buffer.len());
-            let Ok(n) = memory.read_at(&mut buffer[..want], at) else { break };
-            if n == 0 {
-                break;
-            }
-            if memchr::memmem::find(&buffer[..n], bytes).is_some() {
-                return true;
-            }
-            // Overlap, so that no occurrence is cut in two; the last piece has nothing after it.
-            let step = if n > bytes.len() && at + (n as u64) < end { n - bytes.len() } else { n };
-            at += step as u64;
+    }
+    false
+}
+
+fn range_holds(memory: &fs::File, buffer: &mut [u8], (from, to): (u64, u64), bytes: &[u8]) -> bool {
+    let mut at = from;
+    while at < to {
+        let want = usize::try_from(to - at).unwrap().min(buffer.len());
+        let Ok(n) = memory.read_at(&mut buffer[..want], at) else { return false };
+        if n == 0 {
+            return false;
         }
+        if memchr::memmem::find(&buffer[..n], bytes).is_some() {
+            return true;
+        }
+        // Overlap, so that no occurrence is cut in two; the last piece has nothing after it.
+        let step = if n > bytes.len() && at + (n as u64) < to { n - bytes.len() } else { n };
+        at += step as u64;
     }
     false
 }
@@ -197,5 +219,4 @@ async fn the_model_key_is_nowhere_in_a_sandbox() {
         let bytes = fs::read(file.path()).unwrap_or_default();
         assert!(memchr::memmem::find(&bytes, PLANTED.as_bytes()).is_none(), "{} holds the key", file.path().display());
     }
-    assert!(Path::new("/proc").exists());
 }

@@ -28,7 +28,7 @@ async fn a_tool_makes_a_file_which_the_files_api_reads_and_the_next_turn_remembe
     assert!(text(&frames).contains("It is there."));
     let file = api.get(&format!("/api/sessions/{id}/files/hello.txt")).await;
     assert_eq!((file.status, file.text.trim_end()), (200, "made by a tool"));
-    let frames = api.turn(&id, "@tool Bash {\"command\":\"cat hello.txt; id -u\"}\n@text ok").await;
+    let frames = api.turn(&id, "@tool Bash {\"command\":\"cat hello.txt; echo; id -u\"}\n@text ok").await;
     let result = frames.iter().find(|f| f.event == "tool_result").unwrap();
     assert_eq!(result.data["content"], "made by a tool\n1000");
     assert!(text(&api.turn(&id, "@recall").await).contains(first));

@@ -24,14 +24,25 @@ impl History {
         Self { path: Self::path(session), session: session.to_owned(), texts: Vec::new() }
     }
 
-    /// The conversation of this session, if there is one.
-    pub fn open(session: &str) -> Option<Self> {
+    pub fn exists(session: &str) -> bool {
+        Self::path(session).exists()
+    }
+
+    /// The conversation of `from`, if there is one; it goes on as that of `session`, which is another in a fork.
+    pub fn open(from: &str, session: &str) -> Option<Self> {
+        let text = fs::read_to_string(Self::path(from)).ok()?;
         let mut history = Self::new(session);
-        let text = fs::read_to_string(&history.path).ok()?;
+        let mut old = Vec::new();
         for line in text.lines() {
             let entry: Value = serde_json::from_str(line).ok()?;
-            if entry["type"] == "user" {
-                history.texts.push(entry["message"]["content"].as_str().unwrap_or_default().to_owned());
+            let role = entry["type"].as_str()?.to_owned();
+            old.push((role, entry["message"]["content"].as_str().unwrap_or_default().to_owned()));
+        }
+        for (role, text) in old {
+            if from == session {
+                history.texts.extend((role == "user").then_some(text));
+            } else {
+                history.add(&role, &text);
             }
         }
         Some(history)

@@ -45,14 +45,18 @@ fn main() {
         std::process::exit(3);
     }
     let mut voice = Voice::new(&session, &value("--model").unwrap_or_else(|| "claude-fake-1".into()));
-    let mut history = match (resumed, History::open(&session)) {
-        (Some(id), None) => {
+    let mut history = match resumed.map(|id| (History::open(&id, &session), id)) {
+        Some((None, id)) => {
             eprintln!("No conversation found with session ID: {id}");
             voice.result("error_during_execution", true, "", 0);
             std::process::exit(1);
         }
-        (_, Some(history)) => history,
-        (None, None) => History::new(&session),
+        Some((Some(history), _)) => history,
+        None if History::exists(&session) => {
+            eprintln!("Error: Session ID {session} is already in use.");
+            std::process::exit(1);
+        }
+        None => History::new(&session),
     };
     let lines = read_stdin();
     while let Ok(line) = lines.recv() {

@@ -28,12 +28,14 @@ fn main() {
         println!("2.1.330 (Claude Code)");
         return;
     }
-    let value = |flag: &str| args.iter().position(|a| a == flag).and_then(|at| args.get(at + 1)).cloned();
+    // Both `--flag value` and `--flag=value`, as the real one takes them.
+    let value = |flag: &str| {
+        let joined = args.iter().find_map(|a| a.strip_prefix(flag)?.strip_prefix('=').map(str::to_owned));
+        joined.or_else(|| args.iter().position(|a| a == flag).and_then(|at| args.get(at + 1)).cloned())
+    };
     let resumed = value("--resume");
-    let session = resumed
-        .clone()
-        .or_else(|| value("--session-id"))
-        .unwrap_or_else(|| "00000000-0000-4000-8000-000000000000".into());
+    let session = value("--session-id").or_else(|| resumed.clone());
+    let session = session.unwrap_or_else(|| "00000000-0000-4000-8000-000000000000".into());
     // A script may ask that SIGTERM does nothing; it is blocked before any thread starts, so that all inherit it.
     if std::env::var_os("FAKE_IGNORE_SIGTERM").is_some() {
         let mut set = nix::sys::signal::SigSet::empty();

@@ -1,10 +1,14 @@
 //! The words every layer shares: states, identifiers, limits. Pure data, no I/O.
 
+mod layer;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use layer::{Layer, floor};
 
 /// State of a session, as the API, SQLite, metrics and logs all spell it (contract §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]

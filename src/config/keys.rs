@@ -119,6 +119,9 @@ const TIME: &str = "a time: milliseconds, or a text like \"500ms\", \"30s\", \"1
 const PATH: &str = "an absolute path";
 const NUMBER: &str = "a whole number, 0 or more";
 const CORES: &str = "thousandths of a core as a whole number (1000 is one core)";
+const FLOOR: &str = "a list of layers, such as [\"all\", \"-landlock\"]: user_namespace mount_namespace pid_namespace \
+    ipc_namespace uts_namespace cgroup_namespace network_namespace landlock seccomp capabilities no_new_privs \
+    memory_limit cpu_limit pids_limit";
 const WEIGHT: &str = "a whole number from 1 to 10000 (100 is the usual weight)";
 
 macro_rules! limits {
@@ -171,7 +174,7 @@ fn ceiling(draft: &mut Draft) -> &mut Limits {
 static LIMITS: [Key; 8] = limits!("limits", session_limits);
 static CEILING: [Key; 8] = limits!("launcher.ceiling", ceiling);
 
-static OTHERS: [Key; 22] = [
+static OTHERS: [Key; 24] = [
     key("data_dir", Some("ASH_DATA_DIR"), PATH, |d, g| {
         d.config.data_dir = g.path()?;
         Some(())
@@ -217,6 +220,14 @@ static OTHERS: [Key; 22] = [
     }),
     key("pool.idle_timeout_ms", Some("ASH_IDLE_TIMEOUT_MS"), TIME, |d, g| {
         d.config.pool.idle_timeout_ms = g.number(units::millis)?;
+        Some(())
+    }),
+    key("confinement.floor", None, FLOOR, |d, g| {
+        d.config.confinement.floor = crate::model::floor(&g.list()?).ok()?;
+        Some(())
+    }),
+    key("confinement.landlock_abi", None, "a version of landlock's ABI, 0 for none", |d, g| {
+        d.config.confinement.landlock_abi = g.integer()?;
         Some(())
     }),
     key("agents.roots", None, "a list of absolute paths", |d, g| {

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Limits;
+use crate::model::{Layer, Limits};
 
 pub use keys::reference;
 pub use load::{ConfigErrors, DEFAULT_FILE};
@@ -41,6 +41,7 @@ pub struct Config {
     pub claude: ClaudeConfig,
     pub pool: PoolConfig,
     pub limits: Limits,
+    pub confinement: ConfinementConfig,
     pub agents: AgentsConfig,
     pub attachments: AttachmentsConfig,
     pub gateway: GatewayConfig,
@@ -86,6 +87,15 @@ pub struct PoolConfig {
     pub max_sandboxes: usize,
     /// `ASH_IDLE_TIMEOUT_MS`, default 1800000.
     pub idle_timeout_ms: u64,
+}
+
+/// Below this floor no session starts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConfinementConfig {
+    /// Layers that must be measured in force; default all of them.
+    pub floor: Vec<Layer>,
+    /// Least version of landlock's ABI, default 2 (Linux 5.19; Debian 12 has it). The launcher has a floor of its own.
+    pub landlock_abi: u32,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -150,6 +160,7 @@ impl Default for Config {
             claude: ClaudeConfig { binary: None, version: CLAUDE_VERSION.to_owned() },
             pool: PoolConfig { max_sandboxes: 1000, idle_timeout_ms: 1_800_000 },
             limits: Limits::default(),
+            confinement: ConfinementConfig { floor: Layer::ALL.to_vec(), landlock_abi: 2 },
             agents: AgentsConfig::default(),
             attachments: AttachmentsConfig { max_bytes: 10 << 20 },
             gateway: GatewayConfig {

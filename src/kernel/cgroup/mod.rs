@@ -17,6 +17,7 @@
 //! A cgroup is used once. After a write to `cgroup.kill`, a `clone3(CLONE_INTO_CGROUP)` into the same group is
 //! killed at birth (seen on 6.18), so a sandbox that comes back gets a new directory.
 
+pub mod in_force;
 pub mod layout;
 pub mod leaf;
 pub mod limits;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use in_force::{LimitInForce, in_force};
 pub use layout::{Layout, LayoutError};
 pub use leaf::Leaf;
 pub use tree::Tree;

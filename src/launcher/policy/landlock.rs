@@ -20,6 +20,7 @@ pub const RULES: &[Rule] = &[
     rule("/usr", Right::ReadExecute, "programs, libraries, headers"),
     rule("/etc", Right::Read, "the curated files of policy::etc"),
     rule("/opt/claude", Right::ReadExecute, "claude itself, which runs itself again as rg, grep and find"),
+    rule("/opt/ashd", Right::ReadExecute, "ash-probe, which measures the sandbox from within"),
     rule(
         "/proc",
         Right::Read,

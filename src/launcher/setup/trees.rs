@@ -4,6 +4,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use super::SetupSpec;
@@ -15,6 +16,9 @@ use crate::launcher::protocol::Failure;
 /// The device files of a sandbox.
 pub const DEVICES: [&CStr; 6] =
     [c"/dev/null", c"/dev/zero", c"/dev/full", c"/dev/random", c"/dev/urandom", c"/dev/tty"];
+
+/// The program of [`crate::kernel::probe`].
+const PROBE: &CStr = c"/opt/ashd/ash-probe";
 
 /// What appears at a path of the new root.
 #[derive(Debug)]
@@ -68,6 +72,11 @@ fn system(read_only: u64) -> io::Result<Vec<(CString, Part)>> {
         let name = CString::new(*path)?;
         let tree = mounts::detached(&name, read_only | MOUNT_ATTR_NOEXEC)?;
         parts.push((name, if meta.is_dir() { Part::Dir(tree) } else { Part::File(tree) }));
+    }
+    // Beside the launcher's own program. Without it no session starts: what was not measured is not believed.
+    if let Some(probe) = std::env::current_exe().ok().map(|exe| exe.with_file_name("ash-probe")).filter(|p| p.is_file()) {
+        let tree = mounts::detached(&CString::new(probe.into_os_string().into_vec())?, read_only)?;
+        parts.push((PROBE.to_owned(), Part::File(tree)));
     }
     Ok(parts)
 }

@@ -1,0 +1,138 @@
+//! The proof that a session is confined: measured at every start, kept beside the session, measured again on demand.
+//!
+//! ```text
+//!   start:  sandbox -> probe -> judge --below the floor--> no session (error, journal)
+//!                                 |
+//!                                 +--> <session>/confinement.json --> claude is started
+//!   GET:    awake -> probe again;  frozen or gone -> the last report (asking wakes nothing)
+//! ```
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::model::{TenantId, iso, now_ms};
+use crate::sandbox::confinement::{Floor, Report};
+use crate::sandbox::measure::{self, MeasureError};
+use crate::sandbox::{Sandbox, SandboxEvent};
+use crate::sessions::shared::Shared;
+use crate::sessions::{SessionError, Sessions};
+
+/// Child numbers of probes: far from those of claude (1, 2, ...).
+const FIRST_CHILD: u32 = 0xC000_0000;
+
+impl Shared {
+    /// Measures a sandbox and compares it with the floor of the configuration.
+    ///
+    /// # Errors
+    /// `Failed` with every layer that is missing, why, and the way out; also when the measuring itself failed.
+    pub async fn prove_confined(
+        &self,
+        session: Uuid,
+        sandbox: &Sandbox,
+        events: &mut mpsc::UnboundedReceiver<SandboxEvent>,
+    ) -> Result<(), SessionError> {
+        let refused = |why: String| {
+            tracing::error!(ASH_SESSION = %session, ASH_EVENT = "not-confined", "{why}");
+            SessionError::Failed(format!("the session is not started, since its confinement is not proven: {why}"))
+        };
+        let report = self.measure(sandbox, events).await.map_err(|error| {
+            refused(format!("{error}. Is ash-probe installed beside ash-launcher? `ashctl doctor` checks it"))
+        })?;
+        if let Some(missing) = report.missing() {
+            return Err(refused(missing));
+        }
+        for verdict in report.layers.iter().filter(|verdict| !verdict.in_force) {
+            tracing::warn!(ASH_SESSION = %session, ASH_EVENT = "layer-missing", layer = %verdict.layer,
+                "below the full confinement, as the floor allows: {}", verdict.evidence);
+        }
+        for broken in report.broken() {
+            tracing::warn!(ASH_SESSION = %session, ASH_EVENT = "probe-failed", "does not work in the sandbox: {broken}");
+        }
+        if let Err(error) = self.keep(session, &report).await {
+            tracing::warn!(ASH_SESSION = %session, "the report of the confinement could not be kept: {error}");
+        }
+        Ok(())
+    }
+
+    async fn measure(
+        &self,
+        sandbox: &Sandbox,
+        events: &mut mpsc::UnboundedReceiver<SandboxEvent>,
+    ) -> Result<Report, MeasureError> {
+        let began = Instant::now();
+        let inside = measure::measure(sandbox, events, next_child()).await?;
+        let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Ok(Report::new(inside, measure::outside(&sandbox.info), &self.floor(), iso(now_ms()), took))
+    }
+
+    fn floor(&self) -> Floor {
+        let asked = &self.config.confinement;
+        Floor { layers: asked.floor.clone(), landlock_abi: asked.landlock_abi }
+    }
+
+    fn report_path(&self, session: Uuid) -> PathBuf {
+        self.dir(session).root().join("confinement.json")
+    }
+
+    /// By rename: a reader sees the old report or the new one.
+    async fn keep(&self, session: Uuid, report: &Report) -> io::Result<()> {
+        let path = self.report_path(session);
+        let text = serde_json::to_vec(report).map_err(io::Error::other)?;
+        let partial = path.with_extension(format!("{}.partial", next_child()));
+        tokio::fs::write(&partial, text).await?;
+        tokio::fs::rename(&partial, path).await
+    }
+
+    async fn kept(&self, session: Uuid) -> Option<Report> {
+        let text = tokio::fs::read(self.report_path(session)).await.ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+}
+
+impl Sessions {
+    /// What was measured of the session's sandbox: now, when it is awake; else at its last start, with the limits as
+    /// they are now while it lives.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for a session that was never started; `Unavailable` without the launcher.
+    pub async fn confinement(&self, tenant: &TenantId, id: Uuid) -> Result<Report, SessionError> {
+        self.get(tenant, id).await?;
+        let shared = &self.shared;
+        let sandbox = shared.launcher.attach(id).await.ok();
+        if let Some(sandbox) = &sandbox
+            && matches!(sandbox.frozen().await, Ok(false))
+            && let Some(mut events) = sandbox.take_events()
+        {
+            match shared.measure(sandbox, &mut events).await {
+                Ok(report) => {
+                    shared.keep(id, &report).await.ok();
+                    return Ok(report);
+                }
+                // Frozen or ended in this very moment: the last report stands.
+                Err(error) => tracing::info!(ASH_SESSION = %id, "not measured again: {error}"),
+            }
+        }
+        let kept = shared.kept(id).await.ok_or_else(|| {
+            SessionError::Invalid("the session's confinement was not measured yet: it has not been started".to_owned())
+        })?;
+        Ok(match sandbox {
+            Some(sandbox) if sandbox.info.pid != 0 => {
+                let outside = measure::outside(&sandbox.info);
+                Report::new(kept.inside, outside, &shared.floor(), kept.measured_at, kept.took_micros)
+            }
+            _ => kept,
+        })
+    }
+}
+
+/// A number that no probe of this daemon used before, and most likely none of an earlier one.
+fn next_child() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let seed = u32::try_from(now_ms() & 0x3FFF).unwrap_or(0) << 16;
+    FIRST_CHILD + ((seed + NEXT.fetch_add(1, Ordering::Relaxed)) & 0x3FFF_FFFF)
+}

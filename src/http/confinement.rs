@@ -4,7 +4,6 @@ use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use super::AppState;
 use super::args::SessionId;
@@ -23,7 +22,7 @@ pub struct ConfinementBody {
 /// A probe runs inside the sandbox, by the same path as Claude Code. While the session is frozen or has no process, the report of its
 /// last measurement is answered: asking wakes nothing. `measuredAt` tells when it was.
 #[utoipa::path(
-    get, path = "/api/sessions/{id}/confinement", tag = "sessions", params(("id" = Uuid, Path)),
+    get, path = "/api/sessions/{id}/confinement", tag = "sessions", params(("id" = uuid::Uuid, Path)),
     responses(
         (status = 200, body = ConfinementBody),
         (status = 400, description = "Never started", body = ErrorBody),

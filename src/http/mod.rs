@@ -15,6 +15,7 @@ mod args;
 mod attachments;
 mod auth;
 mod body;
+mod confinement;
 mod error;
 mod events;
 mod files;
@@ -107,6 +108,7 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(agents::files::read, agents::files::delete))
         .routes(routes!(sessions::create, sessions::list))
         .routes(routes!(sessions::get, sessions::end))
+        .routes(routes!(confinement::get))
         .routes(routes!(sessions::pause))
         .routes(routes!(sessions::resume))
         .routes(routes!(sessions::stop))

@@ -89,7 +89,10 @@ impl fmt::Display for Layer {
 impl FromStr for Layer {
     type Err = String;
     fn from_str(word: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|layer| layer.as_str() == word).ok_or_else(|| format!("no layer is named \"{word}\""))
+        Self::ALL
+            .into_iter()
+            .find(|layer| layer.as_str() == word)
+            .ok_or_else(|| format!("no layer is named \"{word}\""))
     }
 }
 

@@ -113,9 +113,9 @@ fn fact(layer: Layer, inside: &Measured, outside: &Outside, floor: &Floor) -> Re
     match layer {
         Layer::UserNamespace => {
             let own = own_namespace("user", inside, outside)?;
-            let root = [&inside.uid_map, &inside.gid_map].iter().any(|map| {
-                map.is_empty() || map.iter().any(|[in_, out, count]| *in_ == 0 || *out == 0 || *count > 2)
-            });
+            let root = [&inside.uid_map, &inside.gid_map]
+                .iter()
+                .any(|map| map.is_empty() || map.iter().any(|[in_, out, count]| *in_ == 0 || *out == 0 || *count > 2));
             check(!root && inside.uid != 0 && inside.gid != 0, format!("{own}, uid map {:?}", inside.uid_map))
         }
         Layer::MountNamespace => {
@@ -131,7 +131,8 @@ fn fact(layer: Layer, inside: &Measured, outside: &Outside, floor: &Floor) -> Re
         Layer::UtsNamespace => own_namespace("uts", inside, outside),
         Layer::CgroupNamespace => {
             let own = own_namespace("cgroup", inside, outside)?;
-            let leaks = inside.cgroups.iter().find(|line| line.rsplit(':').next().is_some_and(|path| path.contains("..")));
+            let leaks =
+                inside.cgroups.iter().find(|line| line.rsplit(':').next().is_some_and(|path| path.contains("..")));
             leaks.map_or(Ok(own), |line| Err(format!("a group outside the namespace: {line}")))
         }
         Layer::NetworkNamespace => {

@@ -63,18 +63,28 @@ fn all_layers_hold() {
 fn each_missing_layer_is_found_by_itself() {
     type Harm = fn(&mut Measured, &mut Outside);
     let table: [(Layer, Harm); 22] = [
-        (Layer::UserNamespace, |m, o| drop(m.namespaces.insert("user".into(), o.host_namespaces["user"]))),
+        (Layer::UserNamespace, |m, o| {
+            m.namespaces.insert("user".into(), o.host_namespaces["user"]);
+        }),
         (Layer::UserNamespace, |m, _| m.uid_map = vec![[0, 1_900_000_000, 1]]),
         (Layer::UserNamespace, |m, _| m.gid_map = vec![[1000, 0, 1]]),
         (Layer::UserNamespace, |m, _| m.uid_map = vec![[1000, 5, 65_536]]),
         (Layer::UserNamespace, |m, _| m.uid_map.clear()),
-        (Layer::MountNamespace, |m, o| drop(m.namespaces.insert("mnt".into(), o.host_namespaces["mnt"]))),
+        (Layer::MountNamespace, |m, o| {
+            m.namespaces.insert("mnt".into(), o.host_namespaces["mnt"]);
+        }),
         (Layer::MountNamespace, |m, _| m.mounts[0].options = "ro,nodev".into()),
         (Layer::MountNamespace, |m, _| m.mounts[0].options = "rw,nosuid".into()),
         (Layer::MountNamespace, |m, _| m.mounts.clear()),
-        (Layer::PidNamespace, |m, o| drop(m.namespaces.insert("pid".into(), o.host_namespaces["pid"]))),
-        (Layer::IpcNamespace, |m, _| drop(m.namespaces.remove("ipc"))),
-        (Layer::UtsNamespace, |_, o| drop(o.host_namespaces.remove("uts"))),
+        (Layer::PidNamespace, |m, o| {
+            m.namespaces.insert("pid".into(), o.host_namespaces["pid"]);
+        }),
+        (Layer::IpcNamespace, |m, _| {
+            m.namespaces.remove("ipc");
+        }),
+        (Layer::UtsNamespace, |_, o| {
+            o.host_namespaces.remove("uts");
+        }),
         (Layer::CgroupNamespace, |m, _| m.cgroups.push("0::/../other".into())),
         (Layer::NetworkNamespace, |m, _| m.interfaces.push("eth0".into())),
         (Layer::Landlock, |m, _| m.landlock_abi = 1),

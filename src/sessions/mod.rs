@@ -30,6 +30,7 @@ pub mod api;
 pub mod cause;
 pub mod classify;
 pub mod claude;
+mod confinement;
 pub mod conversation;
 pub mod copy_tree;
 pub mod driver;
@@ -55,5 +56,6 @@ pub mod state;
 mod turn_result;
 pub mod turns;
 
+pub use crate::sandbox::confinement::Report as Confinement;
 pub use api::*;
 pub use service::Sessions;

@@ -30,7 +30,7 @@ const FREEZE_AFTER: Duration = Duration::from_secs(2);
 /// All sessions of this daemon. Cheap to clone.
 #[derive(Clone)]
 pub struct Sessions {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl fmt::Debug for Sessions {

@@ -62,7 +62,11 @@ fn read(name: &str, dir: Option<&Path>, file: &str, pid: i32) -> LimitInForce {
     let value = parse(file, &text);
     let members = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     let member = members.lines().any(|line| line.trim().parse() == Ok(pid));
-    let source = if member { path.display().to_string() } else { format!("{}: process {pid} is not in this group", path.display()) };
+    let source = if member {
+        path.display().to_string()
+    } else {
+        format!("{}: process {pid} is not in this group", path.display())
+    };
     answer(value, member && value.is_some(), source)
 }
 

@@ -24,7 +24,8 @@ pub struct Attempt {
 impl Attempt {
     pub fn run(&self) -> Probe {
         let outcome = (self.act)();
-        let errno = outcome.as_ref().err().map(|error| error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw));
+        let errno =
+            outcome.as_ref().err().map(|error| error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw));
         let ok = match errno {
             None => self.errnos.is_empty(),
             Some(errno) => self.errnos.contains(&errno),
@@ -72,6 +73,8 @@ const NOSYS: &[Errno] = &[Errno::ENOSYS];
 const GONE: &[Errno] = &[Errno::ENOENT];
 const FAR: &[Errno] = &[Errno::ENETUNREACH];
 const FORBIDDEN: &[Errno] = &[Errno::EACCES, Errno::EPERM, Errno::EROFS];
+/// A kernel built without it has no such file.
+const COVERED: &[Errno] = &[Errno::EACCES, Errno::EPERM, Errno::EROFS, Errno::ENOENT];
 const HIDDEN: &[Errno] = &[Errno::EACCES, Errno::EPERM, Errno::ENOENT];
 /// A descriptor that is never open: a call that gets through says EBADF, which no list has.
 const BAD: i64 = -1;
@@ -88,7 +91,7 @@ static ATTEMPTS: &[Attempt] = &[
     refused(Layer::MountNamespace, "write below /usr", FORBIDDEN, || open_to_write("/usr/bin/env")),
     refused(Layer::MountNamespace, "write claude's binary", FORBIDDEN, || open_to_write("/opt/claude/claude")),
     refused(Layer::MountNamespace, "write /etc/passwd", FORBIDDEN, || open_to_write("/etc/passwd")),
-    refused(Layer::MountNamespace, "pull /proc/sysrq-trigger", FORBIDDEN, || open_to_write("/proc/sysrq-trigger")),
+    refused(Layer::MountNamespace, "pull /proc/sysrq-trigger", COVERED, || open_to_write("/proc/sysrq-trigger")),
     refused(Layer::MountNamespace, "write /proc/sys/kernel/core_pattern", FORBIDDEN, || open_to_write("/proc/sys/kernel/core_pattern")),
     refused(Layer::MountNamespace, "reach the launcher's socket", GONE, || UnixStream::connect("/run/ashd/launcher.sock").map(drop)),
     refused(Layer::MountNamespace, "reach D-Bus", GONE, || UnixStream::connect("/run/dbus/system_bus_socket").map(drop)),
@@ -124,7 +127,7 @@ static ATTEMPTS: &[Attempt] = &[
     refused(Layer::Capabilities, "a raw socket", PERM, || call(sys::SYS_socket, &[sys::AF_INET as i64, sys::SOCK_RAW as i64, 1])),
     refused(Layer::Capabilities, "a real-time priority", PERM, || realtime()),
     refused(Layer::Capabilities, "a niceness below 0", ACCES, || call(sys::SYS_setpriority, &[0, 0, -5])),
-    refused(Layer::Capabilities, "make a block device", PERM, || block_device()),
+    refused(Layer::Capabilities, "make a block device", FORBIDDEN, || block_device()),
     works("write in /workspace", || store("/workspace")),
     works("write in /home/agent", || store("/home/agent")),
     works("write in /tmp", || store("/tmp")),
@@ -191,9 +194,11 @@ fn pty() -> io::Result<()> {
     rustix::pty::grantpt(&controller)?;
     rustix::pty::unlockpt(&controller)?;
     let name = rustix::pty::ptsname(&controller, Vec::new())?;
-    let terminal = OpenOptions::new().read(true).write(true).custom_flags(sys::O_NOCTTY).open(std::path::Path::new(
-        std::ffi::OsStr::new(name.to_str().map_err(io::Error::other)?),
-    ))?;
+    let terminal = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(sys::O_NOCTTY)
+        .open(std::path::Path::new(std::ffi::OsStr::new(name.to_str().map_err(io::Error::other)?)))?;
     drop(terminal);
     Ok(())
 }

@@ -135,7 +135,10 @@ mod tests {
         assert_eq!(map("      1000 1900000000          1\n 999 5 1\n"), [[1000, 1_900_000_000, 1], [999, 5, 1]]);
         let line = "612 600 254:0 /usr /usr ro,nosuid,nodev,relatime master:1 - ext4 /dev/vda rw";
         let found = mount(line).unwrap();
-        assert_eq!((found.path.as_str(), found.kind.as_str(), found.has("nosuid"), found.has("suid")), ("/usr", "ext4", true, false));
+        assert_eq!(
+            (found.path.as_str(), found.kind.as_str(), found.has("nosuid"), found.has("suid")),
+            ("/usr", "ext4", true, false)
+        );
         assert_eq!(interfaces("Inter-|\n face |bytes\n    lo:  0 0\n  eth0: 1\n"), ["lo", "eth0"]);
         let tcp = "  sl  local\n   0: 0100007F:1054 00000000:0000 0A 0:0\n   1: 0100007F:1054 0100007F:1 01 0:0\n";
         assert_eq!(listeners(tcp), ["127.0.0.1:4180"]);
@@ -145,7 +148,13 @@ mod tests {
     fn an_unreadable_set_is_not_an_empty_one() {
         assert!(!Capabilities::default().none());
         let zero = "0".repeat(16);
-        let mut sets = Capabilities { inheritable: zero.clone(), permitted: zero.clone(), effective: zero.clone(), bounding: zero.clone(), ambient: zero };
+        let mut sets = Capabilities {
+            inheritable: zero.clone(),
+            permitted: zero.clone(),
+            effective: zero.clone(),
+            bounding: zero.clone(),
+            ambient: zero,
+        };
         assert!(sets.none());
         sets.bounding = "0000000000000001".to_owned();
         assert!(!sets.none());
@@ -154,6 +163,10 @@ mod tests {
     #[test]
     fn this_process_is_measured_too() {
         let measured = collect();
-        assert!(measured.namespaces.len() >= 7 && !measured.mounts.is_empty() && measured.interfaces.contains(&"lo".to_owned()));
+        assert!(
+            measured.namespaces.len() >= 7
+                && !measured.mounts.is_empty()
+                && measured.interfaces.contains(&"lo".to_owned())
+        );
     }
 }

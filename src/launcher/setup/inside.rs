@@ -134,7 +134,20 @@ fn make_root(trees: &Trees, hostname: &str, steps: &mut Steps) -> Result<(), Fai
     steps.run("mount root", || {
         mounts::tmpfs(BASE, ROOT_OPTIONS)?;
         rustix::process::chdir(BASE)?;
-        for dir in ["etc", "etc/ssl", "dev", "dev/pts", "dev/shm", "proc", "tmp", "run", "opt", "opt/claude", "opt/ashd", "home"] {
+        for dir in [
+            "etc",
+            "etc/ssl",
+            "dev",
+            "dev/pts",
+            "dev/shm",
+            "proc",
+            "tmp",
+            "run",
+            "opt",
+            "opt/claude",
+            "opt/ashd",
+            "home",
+        ] {
             std::fs::DirBuilder::new().mode(0o755).create(dir)?;
         }
         Ok(())

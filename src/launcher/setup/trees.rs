@@ -74,7 +74,8 @@ fn system(read_only: u64) -> io::Result<Vec<(CString, Part)>> {
         parts.push((name, if meta.is_dir() { Part::Dir(tree) } else { Part::File(tree) }));
     }
     // Beside the launcher's own program. Without it no session starts: what was not measured is not believed.
-    if let Some(probe) = std::env::current_exe().ok().map(|exe| exe.with_file_name("ash-probe")).filter(|p| p.is_file()) {
+    if let Some(probe) = std::env::current_exe().ok().map(|exe| exe.with_file_name("ash-probe")).filter(|p| p.is_file())
+    {
         let tree = mounts::detached(&CString::new(probe.into_os_string().into_vec())?, read_only)?;
         parts.push((PROBE.to_owned(), Part::File(tree)));
     }

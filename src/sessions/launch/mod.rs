@@ -1,9 +1,9 @@
 //! From a directory to a claude that answered `initialize`.
 //!
 //! ```text
-//!   cold:  prepare -> sandbox -> gateway --+
-//!                                          +--> spawn -> initialize -> Live
-//!   again: end the process before ---------+
+//!   cold:  prepare -> sandbox -> probe -> gateway --+
+//!                                                   +--> spawn -> initialize -> Live
+//!   again: end the process before ------------------+
 //! ```
 //!
 //! Each step is timed and named in its error. Whatever fails (or is cancelled) takes the whole sandbox with it, so a
@@ -122,9 +122,14 @@ impl Plan {
             .create(create)
             .await
             .map_err(|e| StepError { step: "sandbox", error: launcher_error(&e) })?;
-        let events = sandbox.take_events().expect("a new sandbox's events were taken by nobody");
+        let mut events = sandbox.take_events().expect("a new sandbox's events were taken by nobody");
         steps.done("sandbox");
         self.check_cancelled("sandbox")?;
+        self.shared
+            .prove_confined(self.session.id, &sandbox, &mut events)
+            .await
+            .map_err(|error| StepError { step: "probe", error })?;
+        steps.done("probe");
 
         let mut record = match ProcessRecord::read(&self.dir) {
             Ok(Some(record)) => record,

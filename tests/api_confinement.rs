@@ -1,0 +1,105 @@
+//! The proof of confinement as clients see it: measured at each start, answered on demand, and a floor below which
+//! nothing starts.
+
+mod common;
+
+use common::{Api, Daemon, Options};
+use serde_json::{Value, json};
+
+async fn report(api: &Api, id: &str) -> Value {
+    let body = api.get(&format!("/api/sessions/{id}/confinement")).await.expect(200);
+    body["confinement"].clone()
+}
+
+#[tokio::test]
+async fn a_session_tells_what_was_measured_of_it() {
+    let daemon = Daemon::start(Options::default());
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    let report = report(&api, &id).await;
+    assert_eq!(report["confined"], true, "{report:#}");
+    for layer in report["layers"].as_array().unwrap() {
+        assert_eq!(layer["inForce"], true, "{layer:#}");
+    }
+    let inside = &report["inside"];
+    let failed: Vec<&Value> = inside["probes"].as_array().unwrap().iter().filter(|probe| probe["ok"] != true).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert!(inside["probes"].as_array().unwrap().len() >= 60);
+    assert_eq!(inside["uid"], 1000);
+    assert_eq!(inside["interfaces"], json!(["lo"]));
+    let listeners = inside["listeners"].as_array().unwrap();
+    assert!(
+        listeners.contains(&json!("127.0.0.1:4180")) && listeners.contains(&json!("127.0.0.1:4181")),
+        "{listeners:?}"
+    );
+    // Checked against the kernel's own word for the test's process: no namespace is the host's.
+    for (name, inode) in inside["namespaces"].as_object().unwrap() {
+        let host = std::fs::metadata(format!("/proc/self/ns/{name}")).map(|m| std::os::unix::fs::MetadataExt::ino(&m));
+        if name != "time" {
+            assert_ne!(inode.as_u64(), host.ok(), "{name}");
+        }
+    }
+    let limit = |name: &str| {
+        let limits = report["outside"]["limits"].as_array().unwrap();
+        limits.iter().find(|limit| limit["name"] == name).cloned().unwrap_or_default()
+    };
+    assert_eq!(limit("memoryBytes")["value"], 2_u64 << 30);
+    assert_eq!(limit("pids")["value"], 512);
+    assert_eq!(limit("cpuMillis")["value"], 1000);
+    // 10 ms is the aim on a quiet machine; this bound only catches what is wrong by far.
+    assert!(report["tookMicros"].as_u64().unwrap() < 2_000_000, "{}", report["tookMicros"]);
+    println!("the probe took {} us, {} us of it inside", report["tookMicros"], inside["micros"]);
+}
+
+#[tokio::test]
+async fn asking_wakes_nothing_and_needs_no_process() {
+    let daemon = Daemon::start(Options::default());
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    api.post(&format!("/api/sessions/{id}/pause"), json!({})).await.expect(200);
+    let frozen = report(&api, &id).await;
+    let again = report(&api, &id).await;
+    assert_eq!(frozen["confined"], true);
+    assert_eq!(frozen["measuredAt"], again["measuredAt"], "a frozen session is not measured again");
+    let unified = frozen["outside"]["cgroups"].as_array().unwrap().last().unwrap().as_str().unwrap().to_owned();
+    let events = std::fs::read_to_string(format!("{unified}/cgroup.events")).unwrap();
+    assert!(events.contains("frozen 1"), "{events}");
+    api.post(&format!("/api/sessions/{id}/stop"), json!({})).await;
+    assert_eq!(report(&api, &id).await["inside"]["uid"], 1000, "a stopped session keeps its last report");
+    let other = api.with_key(None).get(&format!("/api/sessions/{id}/confinement")).await;
+    assert_eq!(other.status, 401);
+    api.get("/api/sessions/00000000-0000-4000-8000-000000000000/confinement").await.expect(404);
+}
+
+/// A floor that no kernel of today reaches stands for a host that lacks a layer.
+#[tokio::test]
+async fn below_the_floor_no_session_starts_and_the_reason_is_told() {
+    let daemon = Daemon::start(Options::default().config("[confinement]\nlandlock_abi = 99"));
+    let api = daemon.api();
+    api.deploy("a").await;
+    let refused = api.post("/api/sessions", json!({"agent": "a"})).await;
+    assert_eq!(refused.status, 500, "{}", refused.text);
+    for word in ["landlock is not in force", "the floor is 99", "lsm=", "[confinement] floor"] {
+        assert!(refused.text.contains(word), "{word} is not in {}", refused.text);
+    }
+    let logs = daemon.logs();
+    assert!(logs.contains("not-confined") && logs.contains("landlock is not in force"), "{logs}");
+    assert_eq!(api.get("/health").await.expect(200)["activeSandboxes"], 0, "nothing is left of it");
+}
+
+#[tokio::test]
+async fn a_floor_is_lowered_by_name() {
+    let lines = "[confinement]\nlandlock_abi = 99\nfloor = [\"all\", \"-landlock\"]";
+    let daemon = Daemon::start(Options::default().config(lines));
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    let report = report(&api, &id).await;
+    assert_eq!(report["confined"], true);
+    let layers = report["layers"].as_array().unwrap();
+    let landlock = layers.iter().find(|layer| layer["layer"] == "landlock").unwrap();
+    assert_eq!((&landlock["inForce"], &landlock["required"]), (&json!(false), &json!(false)));
+    assert!(daemon.logs().contains("layer-missing"));
+}

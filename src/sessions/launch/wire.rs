@@ -13,7 +13,7 @@ use crate::sessions::shared::Shared;
 use crate::store::Session;
 
 pub fn cancelled() -> SessionError {
-    SessionError::Failed("the session was stopped or ended while it was starting".to_owned())
+    SessionError::Invalid("the session was stopped or ended while it was starting".to_owned())
 }
 
 /// In the client's words, with the way out where the launcher knows one.

@@ -111,7 +111,7 @@ impl Live {
 
     /// Hands a control line to claude's stdin. The line lives in memory only: it means nothing to another process.
     pub async fn deliver_line(&mut self, line: &[u8]) -> Result<(), LauncherError> {
-        let number = self.numbers.next();
+        let number = self.numbers.line();
         let file = in_memory(line).map_err(|e| LauncherError::Protocol(format!("memfd: {e}")))?;
         self.sandbox.deliver(self.record.child, number, file.into()).await
     }

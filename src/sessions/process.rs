@@ -60,7 +60,7 @@ impl MessageNumbers {
     }
 
     /// For a line that belongs to no turn's message.
-    pub fn next(&mut self) -> u64 {
+    pub fn line(&mut self) -> u64 {
         self.last += 1;
         self.last
     }
@@ -84,13 +84,13 @@ mod tests {
     #[test]
     fn numbers_only_grow_and_a_turns_number_is_known_beforehand() {
         let mut numbers = MessageNumbers::after(0, None);
-        assert_eq!(numbers.next(), 1, "initialize");
+        assert_eq!(numbers.line(), 1, "initialize");
         assert_eq!(numbers.turn(1), 1 << 32);
-        assert_eq!(numbers.next(), (1 << 32) + 1, "a line within turn 1");
+        assert_eq!(numbers.line(), (1 << 32) + 1, "a line within turn 1");
         assert_eq!(numbers.turn(2), 2 << 32);
         // A restarted ashd goes on where init is.
         let mut again = MessageNumbers::after(2, Some((2 << 32) + 5));
-        assert_eq!(again.next(), (2 << 32) + 6);
+        assert_eq!(again.line(), (2 << 32) + 6);
         // The turn's message was committed and not delivered: its number is still free.
         let again = MessageNumbers::after(3, Some((2 << 32) + 5));
         assert!(again.last >= of_turn(3));

@@ -129,7 +129,7 @@ struct Interrupted {
 
 enum Wake {
     Request(Option<Request>),
-    Started(Result<Live, SessionError>),
+    Started(Box<Result<Live, SessionError>>),
     Sandbox(Option<SandboxEvent>),
     Lines(Result<Batch, TailError>),
     Landed,
@@ -201,7 +201,7 @@ impl Driver {
                 }
                 // Every handle is gone with the registry, and that with the daemon.
                 Wake::Request(None) => return,
-                Wake::Started(result) => self.started(result).await,
+                Wake::Started(result) => self.started(*result).await,
                 Wake::Sandbox(event) => self.sandbox_event(event).await,
                 Wake::Lines(Ok(batch)) => self.ingest(&batch).await,
                 Wake::Lines(Err(e)) => self.unreadable(&e).await,
@@ -227,7 +227,7 @@ impl Driver {
         };
         tokio::select! {
             request = requests.recv() => Wake::Request(request),
-            result = starts::done(start) => Wake::Started(result),
+            result = starts::done(start) => Wake::Started(Box::new(result)),
             event = async { match events { Some(e) => e.recv().await, None => pending().await } } => Wake::Sandbox(event),
             batch = async { match tail { Some(t) => t.next_batch().await, None => pending().await } } => Wake::Lines(batch),
             () = ledger.landed() => Wake::Landed,

@@ -205,17 +205,21 @@ impl Plan {
 
         let request = format!("init-{}", live.record.child);
         let line = claude::initialize_line(&request, &self.options);
-        live.deliver_line(&line).await.map_err(|e| failed("initialize")(e.to_string()))?;
+        if let Err(e) = live.deliver_line(&line).await {
+            // Its stdin is closed: it has ended already, and its end says more than that.
+            let why = tokio::time::timeout(LEAVE_WITHIN, how_it_ended(live)).await.unwrap_or_else(|_| e.to_string());
+            return Err(failed("initialize")(self.with_stderr(why, stderr_from)));
+        }
         let answer = tokio::select! {
             answer = tokio::time::timeout(READY_WITHIN, ready(live, &mut tail, &request)) => answer,
             () = self.cancel.cancelled() => return Err(StepError { step: "initialize", error: cancelled() }),
         };
         let offset = match answer {
             Ok(Ok(offset)) => offset,
-            Ok(Err(why)) => return Err(failed("initialize")(self.with_stderr(why, stderr_from).await)),
+            Ok(Err(why)) => return Err(failed("initialize")(self.with_stderr(why, stderr_from))),
             Err(_) => {
                 let why = format!("claude did not answer within {} s", READY_WITHIN.as_secs());
-                return Err(failed("initialize")(self.with_stderr(why, stderr_from).await));
+                return Err(failed("initialize")(self.with_stderr(why, stderr_from)));
             }
         };
         steps.done("initialize");
@@ -224,7 +228,7 @@ impl Plan {
         Ok(())
     }
 
-    async fn with_stderr(&self, why: String, from: u64) -> String {
+    fn with_stderr(&self, why: String, from: u64) -> String {
         match self.dir.stderr_tail(from) {
             said if said.is_empty() => why,
             said => format!("{why}: {said}"),
@@ -266,7 +270,6 @@ async fn had_a_turn(shared: &Shared, id: Uuid, newest: i64) -> Result<bool, Step
 
 /// Waits for the answer to `request` and returns the offset behind it.
 async fn ready(live: &mut Live, tail: &mut Tail, request: &str) -> Result<u64, String> {
-    let child = live.record.child;
     loop {
         tokio::select! {
             biased;
@@ -281,15 +284,19 @@ async fn ready(live: &mut Live, tail: &mut Tail, request: &str) -> Result<u64, S
                     }
                 }
             }
-            status = wait_for_exit(&mut live.events, child) => {
-                let memory = live.sandbox.info.limits.memory_bytes;
-                let oom = OomCount::read(&live.sandbox.info.cgroup) > live.oom;
-                return Err(match status {
-                    Some(status) => cause::exited(status, oom, memory, ""),
-                    None => cause::sandbox_died(oom, memory),
-                });
-            }
+            why = how_it_ended(live) => return Err(why),
         }
+    }
+}
+
+/// Waits for the end of claude, and tells its cause.
+async fn how_it_ended(live: &mut Live) -> String {
+    let status = wait_for_exit(&mut live.events, live.record.child).await;
+    let memory = live.sandbox.info.limits.memory_bytes;
+    let oom = OomCount::read(&live.sandbox.info.cgroup) > live.oom;
+    match status {
+        Some(status) => cause::exited(status, oom, memory, ""),
+        None => cause::sandbox_died(oom, memory),
     }
 }
 

@@ -10,6 +10,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use uuid::Uuid;
 
@@ -112,8 +113,15 @@ impl Sandboxes {
     }
 }
 
+/// Longest wait for an init whose cgroups are empty already.
+const LAST_BREATH: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 /// Takes the exit status of an init that has ended or is about to. Another launcher's child is not ours to reap, which
 /// is no error; the host's own init does it.
+///
+/// A killed process leaves its cgroup a moment before it can be reaped, and nobody asks again for one that was not: it
+/// is waited for, at most [`LAST_BREATH`].
 pub fn reap(pidfd: &OwnedFd) {
+    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&LAST_BREATH)).ok();
     waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
 }

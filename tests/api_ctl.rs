@@ -125,3 +125,19 @@ fn each_kind_of_failure_has_its_exit_code_and_a_next_step() {
     assert!(said.code == 1 && said.err.contains("apt install npm"), "{} {}", said.code, said.err);
     assert_eq!(std::fs::read_dir(dir.path().join("claude")).unwrap().count(), 0);
 }
+
+#[test]
+fn exec_is_the_command_itself_to_whoever_calls_it() {
+    let daemon = Daemon::start(Options::default());
+    let dir = daemon.agent_dir("a", &[("CLAUDE.md", "You are a test.\n")]).display().to_string();
+    works(&daemon, &["agent", "deploy", &dir]);
+    let id = works(&daemon, &["session", "create", "a"]).trim().to_owned();
+    let said = ashctl(&daemon, &["session", "exec", &id, "echo out; echo err >&2; exit 5"]);
+    assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (5, "out\n", "err\n"));
+    assert!(works(&daemon, &["session", "exec", &id, "--", "ls", "-a"]).contains("CLAUDE.md"));
+    let said = ashctl(&daemon, &["session", "exec", "--timeout", "300", &id, "sleep 60"]);
+    assert_eq!(said.code, 124);
+    assert!(said.err.contains("timeout"), "{}", said.err);
+    let json: Value = serde_json::from_str(&works(&daemon, &["-o", "json", "session", "exec", &id, "echo x"])).unwrap();
+    assert_eq!(json["stdout"], "x\n");
+}

@@ -8,7 +8,7 @@ use clap::Parser;
 async fn main() -> ExitCode {
     let cli = ashd::ctl::cli::Cli::parse();
     let Err(error) = ashd::ctl::run(cli).await else { return ExitCode::SUCCESS };
-    if error.exit_code() != 0 {
+    if !error.is_silent() {
         eprintln!("ashctl: {error}");
         if let Some(hint) = error.hint() {
             eprintln!("        {hint}");

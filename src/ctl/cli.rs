@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     version,
     about = "Deploys agents, opens sessions and talks to them, over the API of ashd",
     after_help = "First steps:\n  sudo ashctl claude install\n  ashctl agent deploy ./my-agent\n  ashctl session create my-agent\n  ashctl session send ID \"What files are in the workspace?\"\n\n\
-                  Exit codes: 0 done, 1 the request or the turn failed, 2 wrong usage, 3 ashd cannot be reached, 4 not authorised."
+                  Exit codes: 0 done, 1 the request or the turn failed, 2 wrong usage, 3 ashd cannot be reached, 4 not authorised;\n`session exec` has the exit code of its command."
 )]
 pub struct Cli {
     /// Where ashd listens.
@@ -131,6 +131,16 @@ pub enum SessionCommand {
     },
     Info {
         id: String,
+    },
+    /// Runs a command in the session's sandbox, beside a running turn; ashctl exits with the command's exit code.
+    Exec {
+        id: String,
+        /// Milliseconds (1 to 300000) until the command and everything it started are killed.
+        #[arg(long, default_value_t = 30_000)]
+        timeout: u32,
+        /// A line for bash in /workspace; several words are joined with spaces.
+        #[arg(required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
     },
     /// Freezes every process of the session.
     Pause {

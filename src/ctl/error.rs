@@ -19,6 +19,9 @@ pub enum CtlError {
     /// The stream of a turn told of a failure, or ended before the turn did.
     #[error("the turn failed: {0}")]
     Turn(String),
+    /// The command of `session exec` ended with this exit code.
+    #[error("the command ended with exit code {0}")]
+    Command(u8),
     /// An answer that is not what the API promises.
     #[error("unexpected answer of the daemon: {0}")]
     Answer(String),
@@ -42,10 +45,16 @@ impl CtlError {
             Self::Usage(_) => 2,
             Self::Unreachable { .. } => 3,
             Self::Unauthorised(_) => 4,
+            Self::Command(code) => *code,
             // The reader of our output went away (`ashctl ... | head`): that is its decision and no failure.
             Self::Stdout(e) if e.kind() == io::ErrorKind::BrokenPipe => 0,
             _ => 1,
         }
+    }
+
+    /// Whether there is something to say: a command of the sandbox has said it already.
+    pub fn is_silent(&self) -> bool {
+        matches!(self, Self::Command(_)) || self.exit_code() == 0
     }
 
     /// What to do next, in one line.
@@ -97,6 +106,7 @@ mod tests {
             (away, 3),
             (CtlError::Unauthorised("x".into()), 4),
             (gone, 0),
+            (CtlError::Command(137), 137),
         ];
         for (error, code) in table {
             assert_eq!(error.exit_code(), code, "{error}");

@@ -28,6 +28,11 @@ impl Output {
         out.write_all(bytes).and_then(|()| out.flush()).map_err(CtlError::Stdout)
     }
 
+    /// Bytes for standard error. That nobody reads it is no failure.
+    pub fn aside(&self, bytes: &[u8]) {
+        let _ = std::io::stderr().lock().write_all(bytes);
+    }
+
     pub fn line(&self, text: &str) -> Result<(), CtlError> {
         self.raw(format!("{text}\n").as_bytes())
     }

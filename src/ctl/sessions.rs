@@ -44,6 +44,7 @@ pub async fn run(client: &Client, out: &Output, command: SessionCommand) -> Resu
             out.rows(&list, "sessions", &columns)
         }
         SessionCommand::Info { id } => session(out, &client.get(&path(&id)).await?),
+        SessionCommand::Exec { id, timeout, command } => exec(client, out, &id, timeout, &command.join(" ")).await,
         SessionCommand::Pause { id } => act(client, out, &id, "pause").await,
         SessionCommand::Resume { id } => act(client, out, &id, "resume").await,
         SessionCommand::Interrupt { id } => act(client, out, &id, "interrupt").await,
@@ -84,6 +85,23 @@ pub async fn run(client: &Client, out: &Output, command: SessionCommand) -> Resu
 
 async fn act(client: &Client, out: &Output, id: &str, verb: &str) -> Result<(), CtlError> {
     session(out, &client.json(Method::POST, &format!("{}/{verb}", path(id)), None).await?)
+}
+
+async fn exec(client: &Client, out: &Output, id: &str, timeout: u32, command: &str) -> Result<(), CtlError> {
+    let body = json!({ "command": command, "timeout": timeout });
+    let ended = client.post(&format!("{}/exec", path(id)), &body).await?;
+    if out.json() {
+        out.value(&ended)?;
+    } else {
+        // As the command wrote it: what reads it may be a program.
+        out.raw(ended["stdout"].as_str().unwrap_or_default().as_bytes())?;
+        out.aside(ended["stderr"].as_str().unwrap_or_default().as_bytes());
+    }
+    match ended["exitCode"].as_i64().and_then(|code| u8::try_from(code).ok()) {
+        Some(0) => Ok(()),
+        Some(code) => Err(CtlError::Command(code)),
+        None => Err(CtlError::Answer(format!("exitCode is {}", ended["exitCode"]))),
+    }
 }
 
 fn session(out: &Output, answer: &Value) -> Result<(), CtlError> {

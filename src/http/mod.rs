@@ -18,6 +18,7 @@ mod body;
 mod confinement;
 mod error;
 mod events;
+mod exec;
 mod files;
 mod health;
 mod keys;
@@ -115,6 +116,7 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(sessions::fork))
         .routes(routes!(sessions::interrupt))
         .routes(routes!(sessions::patch_config))
+        .routes(routes!(exec::exec))
         .routes(routes!(messages::send, messages::list))
         .routes(routes!(events::list))
         .routes(routes!(files::list, files::upload::upload))

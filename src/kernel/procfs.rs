@@ -13,6 +13,40 @@ pub fn parse_start_time(stat: &str) -> Option<u64> {
     fields.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// The parent of a process, from the text of `/proc/<pid>/stat`: field 4 (proc_pid_stat(5)).
+fn parse_parent(stat: &str) -> Option<i32> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The children of this process, which has one thread, at this moment.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn children() -> io::Result<Vec<i32>> {
+    let numbers = |text: &str| text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    match std::fs::read_to_string("/proc/thread-self/children") {
+        Ok(text) => Ok(numbers(&text)),
+        // Not in every kernel (CONFIG_PROC_CHILDREN).
+        Err(error) if error.kind() == io::ErrorKind::NotFound => children_by_scan(),
+        Err(error) => Err(error),
+    }
+}
+
+fn children_by_scan() -> io::Result<Vec<i32>> {
+    let own = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // One that ended meanwhile has no file.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        if parse_parent(&stat) == Some(own) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 /// Start time of a running process.
 ///
 /// # Errors
@@ -52,6 +86,19 @@ mod tests {
         assert_eq!(parse_start_time(stat), Some(987_654));
         assert_eq!(parse_start_time("42 (x) S 1"), None);
         assert_eq!(parse_start_time(""), None);
+    }
+
+    #[test]
+    fn both_ways_to_find_children_find_them() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        // A test is a thread of many, and a child belongs to the thread that made it.
+        let (listed, scanned) = (children().unwrap(), children_by_scan().unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(listed.contains(&pid) && scanned.contains(&pid), "{pid}: {listed:?} {scanned:?}");
+        assert_eq!(parse_parent("42 (a) b (c)) S 7 42 42 0"), Some(7));
+        assert_eq!(parse_parent("42 (x"), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! not read what it is sent, is closed; it loses nothing, since a new one asks `Stat`.
 
 mod children;
+mod keeper;
 mod payload;
 mod requests;
 

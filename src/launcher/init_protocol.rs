@@ -62,6 +62,10 @@ pub struct SpawnSpec {
     pub cwd: String,
     /// With it, stdin is a pipe whose only writer is init (see `Deliver`); without, `/dev/null`.
     pub stdin: bool,
+    /// With it, the process and everything it starts, daemons too, is killed after so many milliseconds, and
+    /// [`Exit::Signal`] of SIGALRM (14) says so; a death by signal n is told as code 128 + n. Without, it may run for ever.
+    #[serde(default)]
+    pub within_ms: Option<u64>,
 }
 
 /// Everything init sends.

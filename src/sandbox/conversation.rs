@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::channel::Channel;
 use super::handle::SandboxEvent;
 use crate::kernel::watch::watch;
-use crate::launcher::init_protocol::{FromInit, InitEvent, InitReply};
+use crate::launcher::init_protocol::{Exit, FromInit, InitEvent, InitReply};
 
 /// A reply with its descriptors.
 type Answer = (InitReply, Vec<OwnedFd>);
@@ -19,6 +19,8 @@ type Answer = (InitReply, Vec<OwnedFd>);
 struct State {
     next: u32,
     waiting: HashMap<u32, oneshot::Sender<Answer>>,
+    /// Children whose end somebody waits for himself.
+    watched: HashMap<u32, oneshot::Sender<Exit>>,
     over: bool,
 }
 
@@ -46,6 +48,28 @@ impl Drop for Number {
     }
 }
 
+/// What is left of a child that somebody watches: its end. Dropping it leaves the child alone, and its end is an event
+/// like that of any other.
+#[derive(Debug)]
+pub struct Watched {
+    conversation: Arc<Conversation>,
+    child: u32,
+    end: oneshot::Receiver<Exit>,
+}
+
+impl Watched {
+    /// Waits for the child's end; `None` when the whole sandbox is gone.
+    pub async fn ended(&mut self) -> Option<Exit> {
+        (&mut self.end).await.ok()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.conversation.lock().watched.remove(&self.child);
+    }
+}
+
 impl Conversation {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -63,6 +87,23 @@ impl Conversation {
         Some(Number { conversation: Arc::clone(self), number })
     }
 
+    /// Registers who waits for the end of this child, before it is started. `None` when init is gone.
+    pub(super) fn watch(self: &Arc<Self>, child: u32) -> Option<Watched> {
+        let (sender, end) = oneshot::channel();
+        let mut state = self.lock();
+        if state.over {
+            return None;
+        }
+        state.watched.insert(child, sender);
+        Some(Watched { conversation: Arc::clone(self), child, end })
+    }
+
+    /// `false`: nobody watches this child.
+    fn ended(&self, child: u32, status: Exit) -> bool {
+        let watcher = self.lock().watched.remove(&child);
+        watcher.is_some_and(|watcher| watcher.send(status).is_ok())
+    }
+
     fn resolve(&self, number: u32, answer: Answer) {
         if let Some(waiter) = self.lock().waiting.remove(&number) {
             // The caller may have given up a moment ago.
@@ -75,6 +116,7 @@ impl Conversation {
         let mut state = self.lock();
         state.over = true;
         state.waiting.clear();
+        state.watched.clear();
     }
 }
 
@@ -101,6 +143,7 @@ pub(super) async fn read(
             Ok(FromInit::Reply { n, reply }) => conversation.resolve(n, (reply, fds)),
             Ok(FromInit::Event { event }) => {
                 let event = match event {
+                    InitEvent::Exited { child, status } if conversation.ended(child, status) => continue,
                     InitEvent::Exited { child, status } => SandboxEvent::Exited { child, status },
                     InitEvent::Delivered { child, message } => SandboxEvent::Delivered { child, message },
                 };

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::channel::Channel;
-use super::conversation::{Conversation, read};
+use super::conversation::{Conversation, Watched, read};
 use crate::kernel::{freeze, seqpacket};
 use crate::launcher::init_protocol::{ChildStat, Exit, InitReply, InitRequest, Listener, Numbered, SpawnSpec};
 use crate::launcher::protocol::{Failure, SANDBOX_FDS, SandboxInfo};
@@ -117,6 +117,23 @@ impl Sandbox {
             InitReply::Spawned { .. } => Ok(()),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// The same, for one who waits for the process's end himself: it is told to him and is not among the events.
+    ///
+    /// # Errors
+    /// As [`Sandbox::spawn`].
+    pub async fn spawn_watched(
+        &self,
+        child: u32,
+        spec: &SpawnSpec,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    ) -> Result<Watched, LauncherError> {
+        // Registered first: a short command ends before the reply to its start is read.
+        let watched = self.inner.conversation.watch(child).ok_or(LauncherError::Gone)?;
+        self.spawn(child, spec, stdout, stderr).await?;
+        Ok(watched)
     }
 
     /// # Errors

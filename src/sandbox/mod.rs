@@ -7,5 +7,6 @@ pub mod handle;
 pub mod launcher_client;
 pub mod measure;
 
+pub use conversation::Watched;
 pub use handle::{Sandbox, SandboxEvent};
 pub use launcher_client::{Launcher, LauncherError};

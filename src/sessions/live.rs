@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::fs::MemfdFlags;
@@ -42,6 +43,8 @@ pub struct Live {
     pub stale: bool,
     /// When the newest turn ended, or the process came up.
     pub idle_since: Instant,
+    /// Cloned for each command of a client that runs.
+    guests: Arc<()>,
 }
 
 /// What was set in the running process by requests, so that a turn without the option gets the session's own again.
@@ -84,6 +87,7 @@ impl Live {
             frozen: false,
             stale: false,
             idle_since: Instant::now(),
+            guests: Arc::default(),
         }
     }
 
@@ -116,8 +120,20 @@ impl Live {
         self.sandbox.deliver(self.record.child, number, file.into()).await
     }
 
+    /// Kept by a client's command as long as it runs.
+    pub fn guest(&self) -> Arc<()> {
+        Arc::clone(&self.guests)
+    }
+
+    pub fn has_guests(&self) -> bool {
+        Arc::strong_count(&self.guests) > 1
+    }
+
     /// Whether something beside init and claude lives in the sandbox: a command, a server the agent left running.
     pub fn has_company(&self) -> bool {
+        if self.has_guests() {
+            return true;
+        }
         let procs = self.sandbox.info.cgroup.unified.join("cgroup.procs");
         // Not readable means unknown, and unknown is left running.
         std::fs::read_to_string(procs).map_or(true, |text| text.lines().count() > 2)

@@ -15,6 +15,7 @@ use crate::model::{SessionStatus, TenantId, now_ms};
 use crate::pool::Pool;
 use crate::sandbox::Launcher;
 use crate::sessions::driver::{Reply, Request};
+use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
 use crate::sessions::reader::{self, ReaderError};
 use crate::sessions::registry::{Handle, Registry};
@@ -69,6 +70,7 @@ impl Sessions {
             gateway,
             hub,
             registry: Registry::default(),
+            execs: Execs::default(),
             freeze_after: Some(FREEZE_AFTER),
             active: AtomicI64::new(0),
             stopping: AtomicBool::new(false),
@@ -241,7 +243,7 @@ impl Sessions {
         Ok(self.shared.handle(tenant.clone(), id))
     }
 
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         tenant: &TenantId,
         id: Uuid,

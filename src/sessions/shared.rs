@@ -15,6 +15,7 @@ use crate::pool::{Admission, Pool, Slot};
 use crate::sandbox::Launcher;
 use crate::sessions::SessionError;
 use crate::sessions::driver::{Driver, Request, lifecycle};
+use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::published::Published;
@@ -36,6 +37,7 @@ pub struct Shared {
     pub pool: Pool,
     pub hub: Hub,
     pub registry: Registry,
+    pub execs: Execs,
     pub freeze_after: Option<Duration>,
     pub(super) active: AtomicI64,
     pub(super) stopping: AtomicBool,

@@ -228,6 +228,7 @@ pub fn spec(argv: &[&str]) -> SpawnSpec {
         env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         cwd: "/workspace".into(),
         stdin: false,
+        within_ms: None,
     }
 }
 

@@ -180,6 +180,7 @@ pub fn spec(script: &str) -> SpawnSpec {
         env: vec![("PATH".into(), "/usr/bin:/bin".into())],
         cwd: "/workspace".into(),
         stdin: false,
+        within_ms: None,
     }
 }
 

@@ -14,6 +14,7 @@ use nix::unistd::{Gid, Pid, Uid};
 use rustix::thread::CapabilitySet;
 use serde::Deserialize;
 
+use super::keeper;
 use super::requests::Refusal;
 use crate::kernel::{caps, clone, landlock, pidfd, process, seqpacket};
 use crate::launcher::init_protocol::{PAYLOAD_UID, SpawnSpec};
@@ -33,10 +34,12 @@ pub struct Payload {
     pub stdin: Option<OwnedFd>,
 }
 
-/// The one field that init itself needs; the command's own process reads the rest, in its own memory.
+/// The fields that init itself needs; the command's own process reads the rest, in its own memory.
 #[derive(Deserialize)]
-struct WantsStdin {
+struct Ways {
     stdin: bool,
+    #[serde(default)]
+    within_ms: Option<u64>,
 }
 
 /// Starts a command. `fds`: a memfd with the [`SpawnSpec`], stdout, stderr.
@@ -46,7 +49,7 @@ struct WantsStdin {
 pub fn start(fds: [OwnedFd; 3], rules: Option<&landlock::Rules>) -> Result<Payload, Refusal> {
     let [spec, stdout, stderr] = fds;
     let text = seqpacket::read_all(spec.as_fd(), MAX_SPEC).map_err(|error| Refusal::new("read spec", error))?;
-    let WantsStdin { stdin } = serde_json::from_slice(&text).map_err(|error| Refusal::new("read spec", error))?;
+    let Ways { stdin, within_ms } = serde_json::from_slice(&text).map_err(|error| Refusal::new("read spec", error))?;
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
     let (input, feed) = if stdin { pipe().map(|(r, w)| (Some(r), Some(w))) } else { Ok((None, None)) }
         .map_err(|error| Refusal::new("pipe", error))?;
@@ -57,6 +60,10 @@ pub fn start(fds: [OwnedFd; 3], rules: Option<&landlock::Rules>) -> Result<Paylo
     let Some(pid) = clone::fork().map_err(|error| Refusal::new("fork", error))? else {
         drop((feed, heard));
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            match within_ms {
+                Some(within) => stay_above(Duration::from_millis(within))?,
+                None => {}
+            }
             become_payload(&text, input, &stdout, &stderr, rules)
         }));
         let told = match outcome {
@@ -78,6 +85,19 @@ pub fn start(fds: [OwnedFd; 3], rules: Option<&landlock::Rules>) -> Result<Paylo
     Ok(Payload { pid, stdin: feed })
 }
 
+/// Returns in a new process; this one becomes the [`keeper`] of it, which holds none of its descriptors.
+fn stay_above(within: Duration) -> Result<(), Failed> {
+    at("keeper", nix::sys::prctl::set_child_subreaper(true))?;
+    match at("keeper", clone::fork())? {
+        None => Ok(()),
+        Some(command) => {
+            // Left open, the pipe of the start would never tell that the command runs.
+            at("keeper", process::close_all_but(&[]))?;
+            keeper::keep(command, within)
+        }
+    }
+}
+
 /// Waits until execve closes the pipe; a text in it is the step that failed.
 fn listen(heard: OwnedFd) -> Result<(), Refusal> {
     let mut text = String::new();
@@ -92,8 +112,9 @@ fn listen(heard: OwnedFd) -> Result<(), Refusal> {
     }
 }
 
-const STEPS: [&str; 12] = [
+const STEPS: [&str; 13] = [
     "read spec",
+    "keeper",
     "session",
     "stdio",
     "signals",

@@ -13,7 +13,7 @@ pub(crate) mod line;
 mod permissions;
 mod requests;
 
-pub use argv::{Conversation, LaunchOptions, PermissionMode, ProcessFlags, argv};
+pub use argv::{Conversation, LaunchOptions, MAX_ARG_BYTES, PermissionMode, ProcessFlags, argv};
 pub use env::{EnvError, Environment, check_env, environment};
 pub use line::Line;
 pub use permissions::answer_permission;

@@ -166,7 +166,10 @@ impl Driver {
                     live.idle_since = Instant::now();
                 }
             }
-            Alarm::Park => self.park("idle").await,
+            Alarm::Park => match &mut self.live {
+                Some(live) if live.has_guests() => live.idle_since = Instant::now(),
+                _ => self.park("idle").await,
+            },
             Alarm::PausedInTurn => {
                 let secs = alarms::MAX_PAUSE_IN_TURN.as_secs();
                 let why = format!(

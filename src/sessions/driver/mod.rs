@@ -26,6 +26,7 @@ use crate::model::{SessionStatus, now_ms};
 use crate::sandbox::SandboxEvent;
 use crate::sessions::alarms::{self, Alarm, Clocks};
 use crate::sessions::claude::LaunchOptions;
+use crate::sessions::exec::Place;
 use crate::sessions::lines::{Batch, TailError};
 use crate::sessions::live::Live;
 use crate::sessions::paths::SessionDir;
@@ -58,6 +59,10 @@ pub enum Request {
     Send {
         body: Box<SendMessage>,
         reply: Reply<Turn>,
+    },
+    /// A place for a command beside claude, in a sandbox that runs.
+    Exec {
+        reply: Reply<Place>,
     },
     Interrupt {
         reply: Reply<Session>,

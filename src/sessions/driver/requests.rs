@@ -10,6 +10,7 @@ use super::{Driver, Interrupted, Reply, Request};
 use crate::model::SessionStatus;
 use crate::sessions::conversation;
 use crate::sessions::copy_tree::{Bounds, copy_tree};
+use crate::sessions::exec::Place;
 use crate::sessions::launch::launcher_error;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::queue::Accept;
@@ -21,6 +22,7 @@ impl Driver {
     pub(super) async fn request(&mut self, request: Request) {
         let verb = match &request {
             Request::Send { .. } => Verb::Send,
+            Request::Exec { .. } => Verb::Exec,
             Request::Interrupt { .. } => Verb::Interrupt,
             Request::Pause { .. } => Verb::Pause,
             Request::Resume { .. } => Verb::Resume,
@@ -40,6 +42,7 @@ impl Driver {
         }
         match request {
             Request::Send { body, reply } => self.send(*body, reply).await,
+            Request::Exec { reply } => answer(reply, self.place_for_command().await),
             Request::Interrupt { reply } => self.interrupt(None, Some(reply)).await,
             Request::Pause { reply } => answer(reply, self.pause().await),
             Request::Resume { reply } => self.resume(reply).await,
@@ -79,6 +82,15 @@ impl Driver {
             }
             _ => {}
         }
+    }
+
+    /// Only the place: the command itself runs outside of this task, which goes on with its turn.
+    async fn place_for_command(&mut self) -> Result<Place, SessionError> {
+        let Some(live) = &mut self.live else { return Err(SessionError::NotActive(self.session.status)) };
+        live.thaw().await.map_err(|e| launcher_error(&e))?;
+        live.idle_since = Instant::now();
+        let env = claude::environment(&self.options.env, &live.record.token).vars;
+        Ok(Place { sandbox: live.sandbox.clone(), env, guest: live.guest() })
     }
 
     /// Freezes, then says so; when it cannot be said, thaws again.
@@ -268,6 +280,7 @@ fn answer<T>(reply: Reply<T>, result: Result<T, SessionError>) {
 fn refuse(request: Request, refusal: SessionError) {
     match request {
         Request::Send { reply, .. } => answer(reply, Err(refusal)),
+        Request::Exec { reply } => answer(reply, Err(refusal)),
         Request::Interrupt { reply }
         | Request::Pause { reply }
         | Request::Resume { reply }

@@ -189,6 +189,7 @@ impl Plan {
             env: claude::environment(&self.options.env, &live.record.token).vars,
             cwd: "/workspace".to_owned(),
             stdin: true,
+            within_ms: None,
         };
         live.stderr_from = stderr_from;
         live.classifier = Classifier::default();

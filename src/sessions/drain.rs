@@ -1,0 +1,175 @@
+//! The reading end of a command's output: what is kept is bounded, and so is what is read at all.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::net::unix::pipe::Receiver;
+
+/// Bytes of one output that are kept.
+pub const KEPT: usize = 1 << 20;
+/// Bytes of one output that are read. Past it the pipe is closed, and the next write ends the writer with SIGPIPE: an
+/// endless printer costs a bounded amount of work, whatever its deadline.
+pub const READ: u64 = 64 << 20;
+/// Bytes of one read: the capacity of a pipe.
+const PIECE: usize = 64 << 10;
+
+#[derive(Debug)]
+pub struct Drain {
+    /// `None` once there is nothing more to come, or nothing more is wanted.
+    pipe: Option<Receiver>,
+    kept: Vec<u8>,
+    read: u64,
+}
+
+impl Drain {
+    /// `pipe` is non-blocking.
+    ///
+    /// # Errors
+    /// When tokio cannot watch it.
+    pub fn new(pipe: OwnedFd) -> io::Result<Self> {
+        Ok(Self { pipe: Some(Receiver::from_owned_fd(pipe)?), kept: Vec::new(), read: 0 })
+    }
+
+    /// Reads until every writer is gone, or no more is wanted. Cancelling loses nothing.
+    pub async fn all(&mut self) {
+        while let Some(pipe) = &self.pipe {
+            if pipe.readable().await.is_err() {
+                self.pipe = None;
+                return;
+            }
+            let mut buffer = [0; PIECE];
+            let read = pipe.try_read(&mut buffer);
+            self.take(read, &buffer);
+        }
+    }
+
+    /// Takes what is in the pipe at this moment, and hangs up. What writes on meanwhile is not followed.
+    pub fn rest(&mut self) {
+        for _ in 0..=KEPT / PIECE {
+            let Some(pipe) = &self.pipe else { return };
+            let mut buffer = [0; PIECE];
+            // Asked of the kernel itself: tokio may not know yet that the last words are there.
+            let read = rustix::io::read(pipe, &mut buffer).map_err(io::Error::from);
+            if matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                break;
+            }
+            self.take(read, &buffer);
+        }
+        self.pipe = None;
+    }
+
+    fn take(&mut self, read: io::Result<usize>, buffer: &[u8]) {
+        match read {
+            Ok(0) => self.pipe = None,
+            Ok(n) => {
+                let room = KEPT - self.kept.len();
+                self.kept.extend_from_slice(&buffer[..n.min(room)]);
+                self.read += n as u64;
+                if self.read >= READ {
+                    self.pipe = None;
+                }
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(_) => self.pipe = None,
+        }
+    }
+
+    pub fn truncated(&self) -> bool {
+        self.read > self.kept.len() as u64
+    }
+
+    /// What was kept, as text; `name` is for the line that says where it was cut.
+    pub fn text(self, name: &str) -> String {
+        let truncated = self.truncated();
+        let mut kept = self.kept;
+        if truncated {
+            // Half a character at the cut is not the command's doing.
+            while kept.last().is_some_and(|byte| byte & 0xc0 == 0x80) {
+                kept.pop();
+            }
+            if kept.last().is_some_and(|byte| *byte >= 0xc0) {
+                kept.pop();
+            }
+        }
+        let mut text = match String::from_utf8(kept) {
+            Ok(text) => text,
+            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+        };
+        if truncated {
+            let closed = if self.read >= READ { " and was then closed" } else { "" };
+            text += &format!(
+                "\n[ashd: {name} was cut after {KEPT} bytes; {} bytes came{closed}; send long output to a file]\n",
+                self.read
+            );
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn pair() -> (Drain, std::fs::File) {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        rustix::io::ioctl_fionbio(&read, true).unwrap();
+        (Drain::new(read).unwrap(), write.into())
+    }
+
+    fn write(mut to: std::fs::File, what: Vec<u8>) -> tokio::task::JoinHandle<io::Result<()>> {
+        tokio::task::spawn_blocking(move || to.write_all(&what))
+    }
+
+    #[tokio::test]
+    async fn output_is_whole_up_to_the_bound_and_cut_with_a_word_behind_it() {
+        for (length, cut) in [(0, false), (1, false), (KEPT, false), (KEPT + 1, true), (3 << 20, true)] {
+            let (mut drain, to) = pair();
+            let writer = write(to, vec![b'x'; length]);
+            drain.all().await;
+            writer.await.unwrap().unwrap();
+            assert_eq!(drain.truncated(), cut, "{length}");
+            let text = drain.text("stdout");
+            assert_eq!(text.bytes().filter(|b| *b == b'x').count(), length.min(KEPT), "{length}");
+            assert_eq!(text.contains(&format!("stdout was cut after {KEPT} bytes; {length} bytes came;")), cut);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_endless_writer_is_hung_up_on() {
+        let (mut drain, to) = pair();
+        let writer = write(to, vec![b'x'; READ as usize + (1 << 20)]);
+        drain.all().await;
+        assert_eq!(writer.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert!(drain.read < READ + PIECE as u64 && drain.kept.len() == KEPT);
+        assert!(drain.text("stderr").contains("and was then closed"));
+    }
+
+    #[tokio::test]
+    async fn the_rest_is_what_is_there() {
+        let (mut drain, mut to) = pair();
+        to.write_all(b"said before").unwrap();
+        drain.rest();
+        assert!(to.write_all(b"said after").is_err(), "nobody listens any more");
+        assert_eq!(drain.text("stdout"), "said before");
+    }
+
+    #[tokio::test]
+    async fn a_cut_does_not_break_a_character() {
+        let (mut drain, to) = pair();
+        // The bound falls between the two bytes of the last one.
+        let mut bytes = vec![b'x'; KEPT - 1];
+        bytes.extend_from_slice("éé".as_bytes());
+        let writer = write(to, bytes);
+        drain.all().await;
+        writer.await.unwrap().unwrap();
+        let text = drain.text("stdout");
+        assert!(text.starts_with('x') && !text.contains(['é', '\u{fffd}']));
+        let (mut drain, to) = pair();
+        let writer = write(to, vec![b'a', 0xff, b'b']);
+        drain.all().await;
+        writer.await.unwrap().unwrap();
+        assert_eq!(drain.text("stdout"), "a\u{fffd}b");
+    }
+}

@@ -1,0 +1,245 @@
+//! `POST /api/sessions/:id/exec`: a command beside claude, in the same sandbox, with the same confinement and environment.
+//!
+//! ```text
+//!   driver: active? thaw --> Place --> init: keeper -> bash -c command
+//!                                        |       stdout, stderr: pipes
+//!             ExecResult <-- end ........+       |
+//!                  ^------------------ drain <---+   keeps 1 MiB, reads 64 MiB, then hangs up (SIGPIPE)
+//! ```
+//!
+//! The deadline is the keeper's, inside the sandbox: it holds whatever becomes of ashd or of the client. What the command
+//! leaves in the background goes on after its answer, with nobody at the other end of its pipes.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use rustix::fs::{Mode, fchmod};
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::launcher::init_protocol::{Exit, SpawnSpec};
+use crate::model::{SessionStatus, TenantId};
+use crate::sandbox::{LauncherError, Sandbox, Watched};
+use crate::sessions::claude::MAX_ARG_BYTES;
+use crate::sessions::drain::Drain;
+use crate::sessions::driver::Request;
+use crate::sessions::launch::launcher_error;
+use crate::sessions::process::FIRST_EXEC_CHILD;
+use crate::sessions::{SessionError, Sessions};
+
+/// Commands that run at the same time in all sessions together; one more is 503. Each may hold 2 MiB of output.
+pub const MAX_RUNNING: usize = 128;
+/// Milliseconds a command has when the client names none, and at most.
+pub const DEFAULT_TIMEOUT_MS: u64 = 30_000;
+pub const MAX_TIMEOUT_MS: u64 = 300_000;
+/// How long past its deadline an end is waited for: the keeper gives up killing after 10 s. Only a frozen sandbox is later.
+const GRACE: Duration = Duration::from_secs(11);
+/// Exit code of a command that was ended by its deadline, as timeout(1) has it.
+const TIMED_OUT: i32 = 124;
+
+/// How a command ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecResult {
+    /// 0 to 255; 128 + n for a death by signal n; 124 for one that was ended by its deadline.
+    pub exit_code: i32,
+    pub stdout: String,
+    pub stderr: String,
+    pub timed_out: bool,
+    /// Whether stdout or stderr is not whole; the text itself says where it was cut.
+    pub truncated: bool,
+}
+
+/// Counts what runs, and numbers it.
+#[derive(Debug)]
+pub struct Execs {
+    running: Semaphore,
+    next: AtomicU32,
+}
+
+impl Default for Execs {
+    /// The numbers begin anywhere in their lower half: init must not see one twice in the life of a sandbox, which may
+    /// outlive this daemon and its count.
+    fn default() -> Self {
+        let mut random = [0; 4];
+        getrandom::fill(&mut random).expect("the kernel gives random bytes once it has booted");
+        let next = FIRST_EXEC_CHILD + u32::from_le_bytes(random) / 2;
+        Self { running: Semaphore::new(MAX_RUNNING), next: AtomicU32::new(next) }
+    }
+}
+
+/// Where a command may run now.
+#[derive(Debug)]
+pub struct Place {
+    pub sandbox: Sandbox,
+    pub env: Vec<(String, String)>,
+    /// While it lives, the session is not idle.
+    pub guest: Arc<()>,
+}
+
+impl Sessions {
+    /// Runs `command` with the sandbox's shell in /workspace and answers when it has ended.
+    ///
+    /// # Errors
+    /// `NotActive`, also when the session is stopped meanwhile; `Invalid` for a command no shell can be given;
+    /// `Unavailable` when too many run; `Failed` when it cannot be started.
+    pub async fn exec(
+        &self,
+        tenant: &TenantId,
+        id: Uuid,
+        command: &str,
+        timeout_ms: u64,
+    ) -> Result<ExecResult, SessionError> {
+        check(command)?;
+        let execs = &self.shared.execs;
+        let _running = execs.running.try_acquire().map_err(|_| {
+            SessionError::Unavailable(format!("{MAX_RUNNING} commands run already on this host; try again"))
+        })?;
+        let place = self.ask(tenant, id, |reply| Request::Exec { reply }).await?;
+        let child = || execs.next.fetch_add(1, Ordering::Relaxed);
+        match run(&place, child, command, Duration::from_millis(timeout_ms)).await {
+            Err(ExecError::Gone) => match self.get(tenant, id).await?.status {
+                SessionStatus::Active => Err(SessionError::Failed(
+                    "the command was lost: its sandbox ended and a new one has taken its place".to_owned(),
+                )),
+                status => Err(SessionError::NotActive(status)),
+            },
+            Err(ExecError::Session(error)) => Err(error),
+            Ok(result) => Ok(result),
+        }
+    }
+}
+
+fn check(command: &str) -> Result<(), SessionError> {
+    if command.trim().is_empty() {
+        return Err(SessionError::Invalid("command is required: a line for /bin/bash".to_owned()));
+    }
+    if command.contains('\0') {
+        return Err(SessionError::Invalid("command must not contain a NUL character".to_owned()));
+    }
+    if command.len() > MAX_ARG_BYTES {
+        return Err(SessionError::Invalid(format!(
+            "command is too long: at most {MAX_ARG_BYTES} bytes; write it to a file of the workspace and run that"
+        )));
+    }
+    Ok(())
+}
+
+enum ExecError {
+    /// The sandbox is.
+    Gone,
+    Session(SessionError),
+}
+
+impl From<LauncherError> for ExecError {
+    fn from(error: LauncherError) -> Self {
+        match &error {
+            LauncherError::Gone => Self::Gone,
+            // init's own bound is the only reason before the process exists.
+            LauncherError::Failed(failure) if failure.step == "spawn" => Self::Session(SessionError::Unavailable(
+                format!("the session has no room for another command: {}; try again", failure.message),
+            )),
+            LauncherError::Failed(failure) => {
+                Self::Session(SessionError::Failed(format!("the command could not be started ({failure})")))
+            }
+            _ => Self::Session(launcher_error(&error)),
+        }
+    }
+}
+
+async fn run(place: &Place, child: impl Fn() -> u32, command: &str, within: Duration) -> Result<ExecResult, ExecError> {
+    let (mut watched, mut out, mut err) = match start(place, child(), "/bin/bash", command, within).await {
+        // A rootfs of the agent's own may have no bash.
+        Err(LauncherError::Failed(failure)) if failure.step == "execve" && failure.message.contains("ENOENT") => {
+            start(place, child(), "/bin/sh", command, within).await?
+        }
+        started => started?,
+    };
+    let end = tokio::select! {
+        end = timeout(within + GRACE, watched.ended()) => end,
+        () = async { tokio::join!(out.all(), err.all()); std::future::pending().await } => Ok(None),
+    };
+    out.rest();
+    err.rest();
+    let (exit_code, timed_out) = match end {
+        Ok(Some(Exit::Signal(signal))) if signal == Signal::SIGALRM as i32 => (TIMED_OUT, true),
+        Ok(Some(Exit::Signal(signal))) => (128 + signal, false),
+        Ok(Some(Exit::Code(code))) => (code, false),
+        Ok(None) => return Err(ExecError::Gone),
+        Err(_) => (TIMED_OUT, true),
+    };
+    let truncated = out.truncated() || err.truncated();
+    let mut result =
+        ExecResult { exit_code, stdout: out.text("stdout"), stderr: err.text("stderr"), timed_out, truncated };
+    if timed_out {
+        let how = match end {
+            Ok(_) => "was ended with everything it had started",
+            Err(_) => "does not end: the session stands still, and the command ends when it goes on",
+        };
+        if !result.stderr.is_empty() && !result.stderr.ends_with('\n') {
+            result.stderr.push('\n');
+        }
+        result.stderr += &format!("[ashd: timeout: the command {how}, after {} ms]\n", within.as_millis());
+    }
+    Ok(result)
+}
+
+async fn start(
+    place: &Place,
+    child: u32,
+    shell: &str,
+    command: &str,
+    within: Duration,
+) -> Result<(Watched, Drain, Drain), LauncherError> {
+    let spec = SpawnSpec {
+        argv: vec![shell.to_owned(), "-c".to_owned(), command.to_owned()],
+        env: place.env.clone(),
+        cwd: "/workspace".to_owned(),
+        stdin: false,
+        within_ms: Some(u64::try_from(within.as_millis()).unwrap_or(MAX_TIMEOUT_MS)),
+    };
+    let failed = |error: std::io::Error| LauncherError::Protocol(format!("pipe: {error}"));
+    let (out, stdout) = pipe().map_err(failed)?;
+    let (err, stderr) = pipe().map_err(failed)?;
+    let watched = place.sandbox.spawn_watched(child, &spec, stdout, stderr).await?;
+    Ok((watched, out, err))
+}
+
+fn pipe() -> std::io::Result<(Drain, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    // A pipe belongs to who made it: without this, `echo > /dev/stderr` of another user fails.
+    fchmod(&write, Mode::from_raw_mode(0o666))?;
+    rustix::io::ioctl_fionbio(read.as_fd(), true)?;
+    Ok((Drain::new(read)?, write))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_no_shell_can_be_given_are_refused() {
+        for (command, part) in [
+            (String::new(), "command is required"),
+            (" \n".to_owned(), "command is required"),
+            ("a\0b".to_owned(), "NUL"),
+            ("x".repeat(MAX_ARG_BYTES + 1), "too long: at most 131071 bytes"),
+        ] {
+            let error = check(&command).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(check(&"x".repeat(MAX_ARG_BYTES)).is_ok());
+    }
+
+    #[test]
+    fn numbers_have_room_to_grow() {
+        for _ in 0..100 {
+            let first = Execs::default().next.into_inner();
+            assert!((FIRST_EXEC_CHILD..u32::MAX / 2 + FIRST_EXEC_CHILD + 1).contains(&first), "{first}");
+        }
+    }
+}

@@ -51,7 +51,13 @@ pub async fn measure(
     let file = |name: &str| rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).map_err(|e| answer(&e));
     let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| answer(&e));
     let (out, err) = (file("probe")?, file("probe-errors")?);
-    let spec = SpawnSpec { argv: vec![PROBE.to_owned()], env: Vec::new(), cwd: "/workspace".to_owned(), stdin: false };
+    let spec = SpawnSpec {
+        argv: vec![PROBE.to_owned()],
+        env: Vec::new(),
+        cwd: "/workspace".to_owned(),
+        stdin: false,
+        within_ms: None,
+    };
     let run = async {
         sandbox.spawn(child, &spec, copy(&out)?, copy(&err)?).await?;
         loop {

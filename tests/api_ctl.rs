@@ -68,6 +68,8 @@ fn a_session_from_its_agent_to_its_end() {
     assert!(works(&daemon, &["session", "files", &id]).contains("data/x.txt"));
     assert!(!works(&daemon, &["session", "files", &id]).contains(".git"));
     assert_eq!(works(&daemon, &["session", "cat", &id, "data/x.txt"]), "x");
+    let confined = works(&daemon, &["session", "confinement", &id]);
+    assert!(confined.contains("seccomp") && confined.contains("confined: true"), "{confined}");
     assert!(works(&daemon, &["session", "pause", &id]).contains("status       paused"));
     assert!(works(&daemon, &["session", "list", "--status", "paused"]).contains(&id));
     let refused = ashctl(&daemon, &["session", "send", &id, "x"]);

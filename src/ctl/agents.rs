@@ -16,7 +16,8 @@ pub async fn run(client: &Client, out: &Output, command: AgentCommand) -> Result
             };
             let files = folder::read(&dir)?;
             let bytes: u64 = files.iter().map(|file| file.size).sum();
-            eprintln!("uploading {} files, {} bytes, as agent \"{name}\"", files.len(), bytes);
+            let plural = if files.len() == 1 { "" } else { "s" };
+            eprintln!("uploading {} file{plural}, {bytes} bytes, as agent \"{name}\"", files.len());
             let files: Vec<Value> = files.into_iter().map(|f| json!({ "path": f.path, "content": f.base64 })).collect();
             let mut body = json!({ "name": name, "files": files });
             if !env.is_empty() {

@@ -170,6 +170,10 @@ pub enum SessionCommand {
         id: String,
         path: String,
     },
+    /// What the kernel was measured to enforce, layer by layer.
+    Confinement {
+        id: String,
+    },
     /// The timeline.
     Events {
         id: String,

@@ -66,6 +66,19 @@ pub async fn run(client: &Client, out: &Output, command: SessionCommand) -> Resu
             }
             Ok(())
         }
+        SessionCommand::Confinement { id } => {
+            let answer = client.get(&format!("{}/confinement", path(&id))).await?;
+            if out.json() {
+                return out.value(&answer);
+            }
+            let report = &answer["confinement"];
+            out.rows(report, "layers", &[("layer", "layer"), ("in force", "inForce"), ("evidence", "evidence")])?;
+            out.line(&format!(
+                "confined: {}, measured in {} us",
+                cell(&report["confined"]),
+                cell(&report["tookMicros"])
+            ))
+        }
         SessionCommand::Events { id, kind, page } => {
             let query = page_query(page, kind);
             let events = client.get(&format!("{}/events{query}", path(&id))).await?;

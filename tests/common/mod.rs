@@ -127,13 +127,24 @@ impl Daemon {
         command
     }
 
-    fn launch(&mut self) {
+    fn spawn(&mut self) {
         self.starts += 1;
         let log = fs::File::create(self.dir.join(format!("ashd-{}.log", self.starts))).unwrap();
         let _ = fs::remove_file(self.run().join("port"));
         let mut command = self.command("serve");
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().expect("ashd can be started"));
+    }
+
+    /// Starts ashd and kills it after so long, ready or not.
+    pub fn kill_in_start(&mut self, after: Duration) {
+        self.spawn();
+        std::thread::sleep(after);
+        self.kill9();
+    }
+
+    fn launch(&mut self) {
+        self.spawn();
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {

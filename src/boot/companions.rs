@@ -56,12 +56,16 @@ fn start_missing(config: &Config, accounts: &Accounts, started: &mut Vec<Child>)
     let mut waiting = Vec::new();
     for (companion, version) in companions {
         if version(&config.run_dir)?.is_none() {
-            started.push(companion.start(config)?);
-            waiting.push((companion, version));
+            // Kept, it is coming back from a crash; or a start of ashd was cut short just after it began.
+            let kept = companion.keeper(&config.run_dir)?.is_some();
+            if !kept {
+                started.push(companion.start(config)?);
+            }
+            waiting.push((companion, version, (!kept).then_some(started.len().saturating_sub(1))));
         }
     }
-    for (keeper, (companion, version)) in started.iter_mut().zip(waiting) {
-        companion.wait(keeper, &config.run_dir, version)?;
+    for (companion, version, own) in waiting {
+        companion.wait(config, started, own, version)?;
     }
     Ok(())
 }
@@ -137,24 +141,45 @@ impl Companion {
         keeper.spawn().map_err(BootError::io(program.display().to_string()))
     }
 
-    fn wait(&self, keeper: &mut Child, run_dir: &Path, version: Version) -> Result<(), BootError> {
-        let start = Instant::now();
+    /// Until it answers. `own` is its keeper among those that were started here.
+    fn wait(
+        &self,
+        config: &Config,
+        started: &mut Vec<Child>,
+        own: Option<usize>,
+        version: Version,
+    ) -> Result<(), BootError> {
+        let (start, mut own) = (Instant::now(), own);
         loop {
-            if version(run_dir)?.is_some() {
+            if version(&config.run_dir)?.is_some() {
                 return Ok(());
             }
-            let ended = keeper.try_wait().map_err(BootError::io(self.program))?;
-            let why = match ended {
-                Some(_) => "ended at its start".to_owned(),
-                None if start.elapsed() > START => format!("does not answer after {} s", START.as_secs()),
-                None => {
-                    std::thread::sleep(Duration::from_millis(5));
-                    continue;
-                }
+            let ended = match own {
+                Some(n) => started[n].try_wait().map_err(BootError::io(self.program))?.is_some(),
+                None => true,
             };
-            let path = self.log(run_dir);
+            let why = if start.elapsed() > START {
+                format!("does not answer after {} s", START.as_secs())
+            } else if !ended || self.keeper(&config.run_dir)?.is_some() {
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            } else if own.is_none() {
+                // The keeper that was there gave up.
+                started.push(self.start(config)?);
+                own = Some(started.len() - 1);
+                continue;
+            } else {
+                "ended at its start".to_owned()
+            };
+            let path = self.log(&config.run_dir);
             return Err(BootError::Refused(format!("{} {why}; {}:\n{}", self.program, path.display(), tail(&path))));
         }
+    }
+
+    /// The keeper's pid, if one lives.
+    fn keeper(&self, run_dir: &Path) -> Result<Option<String>, BootError> {
+        let file = keeper_file(run_dir, self.program);
+        keeper::holder(&file).map_err(BootError::io(file.display().to_string()))
     }
 }
 
@@ -236,12 +261,17 @@ fn ask<Q: Serialize, R: DeserializeOwned>(
     setsockopt(&socket, sockopt::SendTimeout, &time).map_err(BootError::errno("send time-out"))?;
     let text = serde_json::to_vec(request).map_err(|why| failed()(why.into()))?;
     let mut buffer = vec![0; launcher::protocol::MAX_PACKET];
-    let packet = seqpacket::send(socket.as_fd(), &text, &[])
+    let packet = match seqpacket::send(socket.as_fd(), &text, &[])
         .and_then(|()| seqpacket::recv(socket.as_fd(), &mut buffer))
-        .map_err(failed())?;
-    if packet.len == 0 {
-        return Err(failed()(std::io::ErrorKind::ConnectionReset.into()));
-    }
+    {
+        Ok(packet) if packet.len > 0 => packet,
+        // It went between the connection and its answer.
+        Ok(_) => return Ok(Answer::Nobody),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe) => {
+            return Ok(Answer::Nobody);
+        }
+        Err(error) => return Err(failed()(error)),
+    };
     serde_json::from_slice(&buffer[..packet.len]).map(Answer::Reply).map_err(|why| failed()(why.into()))
 }
 

@@ -145,21 +145,27 @@ async fn keep_connected(
     mut queue: mpsc::Receiver<Call>,
     restarted: Arc<Notify>,
 ) {
+    // Asked of a gateway that went meanwhile: the next one is asked too, once.
+    let mut again: Option<Call> = None;
     loop {
         tokio::select! {
-            call = queue.recv() => {
-                let Some(call) = call else { return };
+            call = async { match again.take() { Some(call) => Some((call, true)), None => queue.recv().await.map(|call| (call, false)) } } => {
+                let Some((call, second)) = call else { return };
                 if call.answer.is_closed() {
                     continue; // nobody waits for it any more: it must not change anything late
                 }
                 let result = connection.exchange(&call.request, call.listener.as_ref()).await;
                 let lost = result.is_err();
-                let _ = call.answer.send(result);
+                if lost && !second && !matches!(call.request, Request::Shutdown) {
+                    again = Some(call);
+                } else {
+                    let _ = call.answer.send(result);
+                }
                 if !lost {
                     continue;
                 }
             }
-            () = connection.lost() => {}
+            () = connection.lost(), if again.is_none() => {}
         }
         let Some(again) = reconnect(&path, &queue).await else { return };
         connection = again;

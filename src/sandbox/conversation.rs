@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
@@ -11,6 +12,10 @@ use super::channel::Channel;
 use super::handle::SandboxEvent;
 use crate::kernel::watch::watch;
 use crate::launcher::init_protocol::{Exit, FromInit, InitEvent, InitReply};
+
+/// Between the last word of an init and its end: as long as its processes take to die, milliseconds when none hangs in
+/// the kernel.
+const DEAD_WITHIN: Duration = Duration::from_secs(5);
 
 /// A reply with its descriptors.
 type Answer = (InitReply, Vec<OwnedFd>);
@@ -157,5 +162,10 @@ pub(super) async fn read(
         }
     }
     conversation.end();
+    // init closes its end before the kernel has ended the other processes, which may still print: whoever is told now
+    // that they are gone must find everything they said.
+    if let Ok(pidfd) = &pidfd {
+        drop(tokio::time::timeout(DEAD_WITHIN, pidfd.readable()).await);
+    }
     events.send(SandboxEvent::Died).ok();
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -23,6 +23,9 @@ const CREATE_WITHIN: Duration = Duration::from_secs(30);
 /// The launcher itself gives up on an end after 10 s.
 const DESTROY_WITHIN: Duration = Duration::from_secs(20);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// A launcher that crashed is back within a second; whatever can safely be asked again is, for this long.
+const AWAY: Duration = Duration::from_secs(5);
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
 pub enum LauncherError {
@@ -88,11 +91,17 @@ impl Launcher {
     /// `Failed` names the step; `TimedOut` after 30 s.
     pub async fn create(&self, create: Create) -> Result<Sandbox, LauncherError> {
         let id = create.id;
-        let made = self.ask("create", &Request::Create(create), CREATE_WITHIN).await;
+        let request = Request::Create(create);
+        let mut made = self.ask("create", &request, CREATE_WITHIN).await;
+        if matches!(made, Err(LauncherError::Unreachable { .. })) {
+            // It may have made the sandbox before it went.
+            self.destroy(id).await?;
+            made = self.ask("create", &request, CREATE_WITHIN).await;
+        }
         let opened = match made {
             Ok(answer) => self.open(answer).await,
             // A refusal left nothing, and the sandbox of that id may be another's.
-            Err(error @ (LauncherError::Failed(_) | LauncherError::Unreachable { .. })) => return Err(error),
+            Err(error @ LauncherError::Failed(_)) => return Err(error),
             Err(error) => Err(error),
         };
         if opened.is_err() {
@@ -107,14 +116,14 @@ impl Launcher {
     /// # Errors
     /// `Failed` when there is none, or its init has ended.
     pub async fn attach(&self, id: Uuid) -> Result<Sandbox, LauncherError> {
-        let answer = self.ask("attach", &Request::Attach { id }, ANSWER_WITHIN).await?;
+        let answer = self.insist("attach", &Request::Attach { id }, ANSWER_WITHIN).await?;
         self.open(answer).await
     }
 
     /// # Errors
     /// `Failed` names the limit; the old limits are in force then.
     pub async fn set_limits(&self, id: Uuid, limits: Limits) -> Result<(), LauncherError> {
-        match self.ask("set limits", &Request::SetLimits { id, limits }, ANSWER_WITHIN).await?.0 {
+        match self.insist("set limits", &Request::SetLimits { id, limits }, ANSWER_WITHIN).await?.0 {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -125,7 +134,7 @@ impl Launcher {
     /// # Errors
     /// `Failed` when a process outlives SIGKILL for 10 s; it may be asked again.
     pub async fn destroy(&self, id: Uuid) -> Result<(), LauncherError> {
-        match self.ask("destroy", &Request::Destroy { id }, DESTROY_WITHIN).await?.0 {
+        match self.insist("destroy", &Request::Destroy { id }, DESTROY_WITHIN).await?.0 {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -139,7 +148,7 @@ impl Launcher {
         let mut all: Vec<SandboxInfo> = Vec::new();
         loop {
             let after = all.last().map(|info| info.id);
-            match self.ask("list", &Request::List { after }, ANSWER_WITHIN).await?.0 {
+            match self.insist("list", &Request::List { after }, ANSWER_WITHIN).await?.0 {
                 Reply::List { sandboxes, more } => {
                     let done = !more || sandboxes.is_empty();
                     all.extend(sandboxes);
@@ -160,6 +169,24 @@ impl Launcher {
         match self.ask("shutdown", &Request::Shutdown, DESTROY_WITHIN).await?.0 {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// For what may be asked twice: goes on asking while the launcher is away.
+    async fn insist(
+        &self,
+        name: &'static str,
+        request: &Request,
+        within: Duration,
+    ) -> Result<(Reply, Vec<OwnedFd>), LauncherError> {
+        let start = Instant::now();
+        loop {
+            match self.ask(name, request, within).await {
+                Err(LauncherError::Unreachable { .. }) if start.elapsed() < AWAY => {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                answer => return answer,
+            }
         }
     }
 

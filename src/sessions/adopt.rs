@@ -15,21 +15,20 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use serde_json::json;
 
-use crate::launcher::init_protocol::Exit;
-use crate::model::{SessionStatus, now_ms};
+use crate::launcher::init_protocol::{Exit, Listener};
+use crate::model::SessionStatus;
 use crate::pool::Slot;
 use crate::sessions::SessionError;
 use crate::sessions::claude::LaunchOptions;
-use crate::sessions::driver::{Request, lifecycle};
+use crate::sessions::driver::Request;
 use crate::sessions::launch::launcher_error;
 use crate::sessions::lines::Tail;
 use crate::sessions::live::{Applied, Live};
 use crate::sessions::paths::SessionDir;
 use crate::sessions::process::{FIRST_EXEC_CHILD, MessageNumbers, ProcessRecord};
 use crate::sessions::shared::Shared;
-use crate::store::{Commit, Session, Turn};
+use crate::store::Session;
 
 /// Sessions that are looked at in parallel.
 const AT_ONCE: usize = 32;
@@ -60,38 +59,18 @@ pub async fn adopt(shared: &Arc<Shared>) -> Result<(), SessionError> {
                 let handle = shared.handle(row.tenant, row.id);
                 let _ = handle.requests.send(Request::Adopt { slot }).await;
             } else {
-                shared.moved(None, SessionStatus::Paused, false);
-                let last = shared.store.last_turn(row.id).await;
-                let closed = match last.map(|last| closing(&row, last, "ashd was restarted and the sandbox was gone")) {
-                    Ok(Some(change)) => shared.store.commit(change).await.map(drop),
-                    Ok(None) => Ok(()),
-                    Err(e) => Err(e),
-                };
-                if let Err(e) = closed {
-                    tracing::error!(ASH_SESSION = %row.id, "its state could not be recorded: {e}");
+                shared.moved(None, row.status, false);
+                let open = shared.store.last_turn(row.id).await.map(|turn| turn.is_some_and(|t| t.end.is_none()));
+                // Not known means that it must be looked at.
+                if row.status != SessionStatus::Paused || open.unwrap_or(true) {
+                    let handle = shared.handle(row.tenant, row.id);
+                    let _ = handle.requests.send(Request::FoundCold).await;
                 }
             }
         })
         .await;
     tracing::info!(ASH_EVENT = "adopted", alive = kept.len(), sessions = total, "sessions found at the start");
     Ok(())
-}
-
-/// What is written of a session whose processes are gone; `None` when the row says so already.
-pub fn closing(session: &Session, last: Option<Turn>, why: &str) -> Option<Commit> {
-    let mut change = Commit::of(session);
-    if matches!(session.status, SessionStatus::Active | SessionStatus::Starting) {
-        change.status = Some((SessionStatus::Paused, None));
-        change.events.push(("lifecycle", lifecycle("paused", json!({ "reason": "restart", "detail": why }))));
-    }
-    if let Some(mut turn) = last.filter(|turn| turn.end.is_none()) {
-        turn.end = Some(session.stdout_offset.max(turn.start));
-        turn.ended_at = Some(now_ms());
-        turn.error = Some(why.to_owned());
-        change.events.push(("error", json!({ "error": why }).to_string()));
-        change.turn = Some(turn);
-    }
-    (change.status.is_some() || change.turn.is_some()).then_some(change)
 }
 
 /// A sandbox that is taken over.
@@ -127,7 +106,11 @@ pub async fn attach(
         return Err("its claude was not ready yet".to_owned());
     }
     let exited = claude.exited;
-    let listener = shared.open_gateway(session, &sandbox, &record.token, options).await.map_err(|e| e.to_string())?;
+    let listener = sandbox.listener(Listener::Model).await.map_err(|e| e.to_string())?;
+    if let Err(e) = shared.register(session, &listener, &record.token, options).await {
+        // No reason to end what runs: when the gateway is back, every session is registered again.
+        tracing::warn!(ASH_SESSION = %session.id, "not served by the gateway yet: {e}");
+    }
     let tail = Tail::open(dir.root(), session.stdout_offset, &shared.hub).map_err(|e| e.to_string())?;
     let mut live = Live::new(sandbox, events, slot, listener, record);
     live.tail = Some(tail);
@@ -136,53 +119,4 @@ pub async fn attach(
     live.numbers = MessageNumbers::after(newest, accepted);
     live.applied = Applied::unknown();
     Ok(Attached { live, accepted, exited })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{Limits, TenantId};
-
-    #[test]
-    fn only_what_is_open_is_closed() {
-        let session = |status| Session {
-            id: uuid::Uuid::nil(),
-            tenant: TenantId::default_tenant(),
-            agent_name: "a".into(),
-            status,
-            error: None,
-            model: None,
-            config: None,
-            launch: json!({}),
-            limits: Limits::default(),
-            parent: None,
-            stdout_offset: 100,
-            created_at: 0,
-            last_active_at: 0,
-        };
-        let turn = |end| Turn {
-            session: uuid::Uuid::nil(),
-            number: 3,
-            start: 40,
-            end,
-            error: None,
-            delivered: false,
-            unasked: false,
-            started_at: 0,
-            ended_at: None,
-        };
-        use SessionStatus::{Active, Paused, Starting};
-        assert!(closing(&session(Paused), Some(turn(Some(90))), "gone").is_none());
-        assert!(closing(&session(Paused), None, "gone").is_none());
-        for status in [Active, Starting] {
-            let change = closing(&session(status), Some(turn(None)), "gone").unwrap();
-            assert_eq!(change.status, Some((Paused, None)));
-            let turn = change.turn.unwrap();
-            assert_eq!((turn.end, turn.error.as_deref()), (Some(100), Some("gone")));
-            assert_eq!(change.events[0].0, "lifecycle");
-            assert!(change.events[0].1.contains("restart"));
-        }
-        let change = closing(&session(Paused), Some(turn(None)), "gone").unwrap();
-        assert_eq!((change.status, change.events.len()), (None, 1));
-    }
 }

@@ -10,6 +10,7 @@ use rustix::fs::MemfdFlags;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+use crate::launcher::init_protocol::Exit;
 use crate::model::SandboxState;
 use crate::pool::Slot;
 use crate::sandbox::{LauncherError, Sandbox, SandboxEvent};
@@ -111,6 +112,17 @@ impl Live {
             self.frozen = false;
         }
         Ok(())
+    }
+
+    /// Returns when claude (with its status) or the whole sandbox (`None`) has ended.
+    pub async fn ended(&mut self) -> Option<Exit> {
+        loop {
+            match self.events.recv().await {
+                Some(SandboxEvent::Exited { child, status }) if child == self.record.child => return Some(status),
+                Some(SandboxEvent::Died) | None => return None,
+                Some(_) => {}
+            }
+        }
     }
 
     /// Hands a control line to claude's stdin. The line lives in memory only: it means nothing to another process.

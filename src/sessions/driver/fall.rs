@@ -12,11 +12,11 @@ use crate::sandbox::SandboxEvent;
 use crate::sessions::adopt::{self, Attached};
 use crate::sessions::alarms::Alarm;
 use crate::sessions::cause::{self, OomCount};
-use crate::sessions::lines::TailError;
+use crate::sessions::lines::{Tail, TailError};
 use crate::sessions::process::of_turn;
 use crate::sessions::turns::Turns;
 use crate::sessions::{SessionError, alarms};
-use crate::store::Commit;
+use crate::store::{Commit, Turn};
 
 impl Driver {
     pub(super) async fn sandbox_event(&mut self, event: Option<SandboxEvent>) {
@@ -33,7 +33,7 @@ impl Driver {
     }
 
     /// claude (with its status) or the whole sandbox is gone.
-    async fn died(&mut self, status: Option<Exit>) {
+    pub(super) async fn died(&mut self, status: Option<Exit>) {
         self.catch_up().await;
         let Some(live) = &self.live else { return };
         let memory = live.sandbox.info.limits.memory_bytes;
@@ -202,6 +202,7 @@ impl Driver {
             }
             Err(why) => {
                 self.shared.remove_sandbox(self.session.id).await;
+                self.shared.went_cold(self.session.status);
                 self.found_cold(&format!("the sandbox could not be taken over by the restarted ashd: {why}")).await;
             }
         }
@@ -211,10 +212,7 @@ impl Driver {
         let (shared, dir) = (self.shared.clone(), self.dir.clone());
         let attached = adopt::attach(&shared, &self.session, &self.options, &dir, self.newest, slot).await?;
         let Attached { mut live, accepted, exited } = attached;
-        let open = self.shared.store.last_turn(self.session.id).await.map_err(|e| e.to_string())?;
-        let open = open.filter(|turn| turn.end.is_none());
-        if let Some(mut turn) = open {
-            self.turns = Turns::adopted(turn.unasked);
+        if let Some(turn) = self.open_turn_of_before().await? {
             let number = of_turn(turn.number);
             if !turn.unasked && accepted.is_none_or(|accepted| accepted < number) && exited.is_none() {
                 let file = std::fs::File::open(self.dir.inbox().join(format!("{}.jsonl", turn.number)));
@@ -222,29 +220,65 @@ impl Driver {
                 live.numbers.turn(turn.number);
                 live.sandbox.deliver(live.record.child, number, file.into()).await.map_err(|e| e.to_string())?;
             }
-            turn.delivered = true;
-            self.turn = Some(Running { turn, since: Instant::now(), interrupted: None });
+            self.goes_on(Turn { delivered: true, ..turn });
         }
         if self.session.status == SessionStatus::Paused && exited.is_none() {
             live.freeze().await.map_err(|e| e.to_string())?;
+            self.paused_since = Some(Instant::now());
         }
         self.live = Some(live);
         self.place();
         Ok(exited)
     }
 
-    /// The session's processes did not survive: it is paused, and says why.
-    async fn found_cold(&mut self, why: &str) {
-        self.shared.went_cold(self.session.status);
-        let closed = async {
-            let last = self.shared.store.last_turn(self.session.id).await?;
-            if let Some(change) = adopt::closing(&self.session, last, why) {
-                self.enter(change).await?;
-            }
-            Ok::<_, SessionError>(())
-        };
-        if let Err(e) = closed.await {
+    async fn open_turn_of_before(&mut self) -> Result<Option<Turn>, String> {
+        let last = self.shared.store.last_turn(self.session.id).await.map_err(|e| e.to_string())?;
+        Ok(last.filter(|turn| turn.end.is_none()))
+    }
+
+    /// The turn that another ashd began is this one's now.
+    fn goes_on(&mut self, turn: Turn) {
+        self.turns = Turns::adopted(turn.unasked);
+        self.turn = Some(Running { turn, since: Instant::now(), interrupted: None });
+    }
+
+    /// The session's processes did not survive. What they said while nobody looked is taken down; then it is paused,
+    /// and says why.
+    pub(super) async fn found_cold(&mut self, why: &str) {
+        if let Err(e) = self.take_down(why).await {
             tracing::error!(ASH_SESSION = %self.session.id, "its state could not be recorded: {e}");
         }
+    }
+
+    async fn take_down(&mut self, why: &str) -> Result<(), SessionError> {
+        if let Some(turn) = self.open_turn_of_before().await.map_err(SessionError::Failed)? {
+            self.goes_on(turn);
+        }
+        // A session that never came to a process has no file.
+        if let Ok(mut tail) = Tail::open(self.dir.root(), self.session.stdout_offset, &self.shared.hub) {
+            loop {
+                match tail.drain() {
+                    Ok(Some(batch)) => self.ingest(&batch).await,
+                    Ok(None) => break,
+                    Err(e) => {
+                        tracing::warn!(ASH_SESSION = %self.session.id, "its last lines cannot be read: {e}");
+                        break;
+                    }
+                }
+                // Piece by piece: the database is the bound of what is held here.
+                self.ledger.commit(self.ledger.blank()).await?;
+            }
+        }
+        let mut change = self.ledger.blank();
+        if matches!(self.session.status, SessionStatus::Active | SessionStatus::Starting) {
+            let data = json!({ "reason": "restart", "detail": why });
+            change = self.change(SessionStatus::Paused, None, "paused", data);
+        }
+        if self.turn.is_some() {
+            change.events.push(("error", json!({ "error": why }).to_string()));
+        }
+        self.break_turn(&mut change, why);
+        change.stdout_offset = Some(self.read_to());
+        self.enter(change).await
     }
 }

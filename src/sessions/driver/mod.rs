@@ -56,6 +56,8 @@ pub enum Request {
     Adopt {
         slot: crate::pool::Slot,
     },
+    /// At the start of the daemon this session's row says that it lives, and it does not.
+    FoundCold,
     Send {
         body: Box<SendMessage>,
         reply: Reply<Turn>,

@@ -30,7 +30,11 @@ impl Driver {
             Request::End { .. } => Verb::End,
             Request::Patch { .. } => Verb::Patch,
             Request::Fork { .. } => Verb::Fork,
-            Request::Create { .. } | Request::Adopt { .. } | Request::Park { .. } | Request::RegisterAgain => {
+            Request::Create { .. }
+            | Request::Adopt { .. }
+            | Request::FoundCold
+            | Request::Park { .. }
+            | Request::RegisterAgain => {
                 return self.internal(request).await;
             }
         };
@@ -56,7 +60,11 @@ impl Driver {
             }
             Request::Patch { body, reply } => answer(reply, self.patch(*body).await),
             Request::Fork { to, reply } => answer(reply, self.copy_to(to).await),
-            Request::Create { .. } | Request::Adopt { .. } | Request::Park { .. } | Request::RegisterAgain => {}
+            Request::Create { .. }
+            | Request::Adopt { .. }
+            | Request::FoundCold
+            | Request::Park { .. }
+            | Request::RegisterAgain => {}
         }
     }
 
@@ -64,6 +72,7 @@ impl Driver {
         match request {
             Request::Create { slot, reply } => self.start_cold(slot, Purpose::Create(reply)),
             Request::Adopt { slot } => self.adopt(slot).await,
+            Request::FoundCold => self.found_cold("ashd was restarted and the sandbox was gone").await,
             Request::Park { reply } => {
                 if self.session.status == SessionStatus::Paused && self.turn.is_none() && self.live.is_some() {
                     self.park("evicted").await;
@@ -289,6 +298,6 @@ fn refuse(request: Request, refusal: SessionError) {
         | Request::Patch { reply, .. }
         | Request::Fork { reply, .. }
         | Request::Create { reply, .. } => answer(reply, Err(refusal)),
-        Request::Adopt { .. } | Request::Park { .. } | Request::RegisterAgain => {}
+        Request::Adopt { .. } | Request::FoundCold | Request::Park { .. } | Request::RegisterAgain => {}
     }
 }

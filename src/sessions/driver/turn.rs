@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{Driver, Reply, Running};
 use crate::model::now_ms;
 use crate::sandbox::LauncherError;
-use crate::sessions::classify::Kind;
+use crate::sessions::classify::{Classifier, Kind};
 use crate::sessions::claude::{self, ProcessFlags};
 use crate::sessions::driver::ledger::sum;
 use crate::sessions::lines::Batch;
@@ -80,6 +80,9 @@ pub fn check(body: &SendMessage, session_model: Option<&str>) -> Result<TurnOpti
         flags: ProcessFlags { max_turns: body.max_turns, max_budget_usd: body.max_budget_usd, json_schema },
     })
 }
+
+/// Between the first sign of a process's end and its status.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// Bytes of lines without a message after which the offset is written all the same.
 const UNWRITTEN: u64 = 1 << 20;
@@ -156,7 +159,15 @@ impl Driver {
     /// Hands the message to claude's stdin.
     pub(super) async fn dispatch(&mut self, outgoing: Outgoing) {
         if let Err(e) = self.hand_over(&outgoing).await {
-            self.fell(format!("the message could not be given to claude: {e}"), "deliver").await;
+            // Mostly because it is ending just now, and then its end is the better reason.
+            let ended = match &mut self.live {
+                Some(live) => tokio::time::timeout(ENDING, live.ended()).await.ok(),
+                None => None,
+            };
+            match ended {
+                Some(status) => self.died(status).await,
+                None => self.fell(format!("the message could not be given to claude: {e}"), "deliver").await,
+            }
         }
         outgoing.forget();
     }
@@ -190,11 +201,20 @@ impl Driver {
     pub(super) async fn ingest(&mut self, batch: &Batch) {
         let mut note = self.ledger.blank();
         let mut answers = Vec::new();
+        // For what a process left that is gone.
+        let mut spare = Classifier::default();
         for (offset, line) in batch.lines() {
             let end = offset + line.len() as u64 + 1;
-            let Some(live) = &mut self.live else { return };
-            let classified = live.classifier.classify(line);
-            live.read_to = end;
+            let classified = match &mut self.live {
+                Some(live) => {
+                    live.read_to = end;
+                    live.classifier.classify(line)
+                }
+                None => {
+                    self.session.stdout_offset = end;
+                    spare.classify(line)
+                }
+            };
             if let Some(message) = classified.messages {
                 note.messages.push(message);
             }

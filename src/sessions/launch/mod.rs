@@ -292,23 +292,12 @@ async fn ready(live: &mut Live, tail: &mut Tail, request: &str) -> Result<u64, S
 
 /// Waits for the end of claude, and tells its cause.
 async fn how_it_ended(live: &mut Live) -> String {
-    let status = wait_for_exit(&mut live.events, live.record.child).await;
+    let status = live.ended().await;
     let memory = live.sandbox.info.limits.memory_bytes;
     let oom = OomCount::read(&live.sandbox.info.cgroup) > live.oom;
     match status {
         Some(status) => cause::exited(status, oom, memory, ""),
         None => cause::sandbox_died(oom, memory),
-    }
-}
-
-/// Waits until that child has ended (`None`: the whole sandbox has).
-async fn wait_for_exit(events: &mut mpsc::UnboundedReceiver<SandboxEvent>, child: u32) -> Option<Exit> {
-    loop {
-        match events.recv().await {
-            Some(SandboxEvent::Exited { child: ended, status }) if ended == child => return Some(status),
-            Some(SandboxEvent::Died) | None => return None,
-            Some(_) => {}
-        }
     }
 }
 

@@ -17,14 +17,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::launcher::init_protocol::{Exit, SpawnSpec};
+use crate::launcher::init_protocol::SpawnSpec;
 use crate::launcher::protocol::{ClaudeBinary, Create};
 use crate::pool::Slot;
-use crate::sandbox::SandboxEvent;
 use crate::sessions::cause::{self, OomCount};
 use crate::sessions::classify::{Classifier, Kind, classify};
 use crate::sessions::claude::{self, Conversation, LaunchOptions, ProcessFlags};
@@ -154,9 +152,9 @@ impl Plan {
         let child = live.record.child;
         let ended = async {
             live.sandbox.signal(child, Signal::SIGTERM as i32, false).await?;
-            if tokio::time::timeout(LEAVE_WITHIN, wait_for_exit(&mut live.events, child)).await.is_err() {
+            if tokio::time::timeout(LEAVE_WITHIN, live.ended()).await.is_err() {
                 live.sandbox.signal(child, Signal::SIGKILL as i32, true).await?;
-                let _ = tokio::time::timeout(LEAVE_WITHIN, wait_for_exit(&mut live.events, child)).await;
+                let _ = tokio::time::timeout(LEAVE_WITHIN, live.ended()).await;
             }
             Ok::<_, crate::sandbox::LauncherError>(())
         };

@@ -201,7 +201,6 @@ impl Client {
 
     async fn rejoin(&mut self) {
         loop {
-            self.book.rejoins += 1;
             let last = self.book.frames.last().and_then(|frame| frame.id.clone()).unwrap_or_else(|| "0:0:0".to_owned());
             let mut path = format!("/api/sessions/{}/stream?includePartialMessages=true", self.toll.id);
             // Both ways of saying it.
@@ -213,6 +212,7 @@ impl Client {
             };
             match self.link.open(Method::GET, &path, header, None).await {
                 Ok(answer) if answer.status() == 200 => {
+                    self.book.rejoins += 1;
                     if matches!(self.read(Stream::of(answer)).await, End::Done) {
                         return;
                     }

@@ -45,7 +45,7 @@ fn arm(workspace: &Path) {
 fn payload(arguments: &[&str], env: &BTreeMap<String, String>) -> SpawnSpec {
     let argv = std::iter::once("/workspace/hostile").chain(arguments.iter().copied()).map(str::to_owned).collect();
     let env = env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-    SpawnSpec { argv, env, cwd: "/workspace".into(), stdin: false }
+    SpawnSpec { argv, env, cwd: "/workspace".into(), stdin: false, within_ms: None }
 }
 
 /// Starts a victim in a sandbox and waits until it offers what it has; its process id inside.

@@ -20,6 +20,7 @@ const KEEP: CapabilitySet = CapabilitySet::SYS_ADMIN // namespaces, mounts, idma
     .union(CapabilitySet::SETGID) // gid_map, and becoming them
     .union(CapabilitySet::CHOWN) // init.sock and its directory are handed to ashd
     .union(CapabilitySet::DAC_READ_SEARCH) // to session directories through ashd's 0700
+    .union(CapabilitySet::SYS_NICE) // process_madvise(2) on a paused sandbox's processes
     .union(CapabilitySet::KILL); // a child that failed half-way has other uids already
 
 /// Permitted but not in effect while requests are served: the directories it works in belong to root. It was needed to make

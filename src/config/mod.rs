@@ -40,6 +40,7 @@ pub struct Config {
     pub auth: AuthConfig,
     pub claude: ClaudeConfig,
     pub pool: PoolConfig,
+    pub pause: PauseConfig,
     pub limits: Limits,
     pub confinement: ConfinementConfig,
     pub agents: AgentsConfig,
@@ -87,6 +88,13 @@ pub struct PoolConfig {
     pub max_sandboxes: usize,
     /// `ASH_IDLE_TIMEOUT_MS`, default 1800000.
     pub idle_timeout_ms: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PauseConfig {
+    /// Milliseconds after a pause until its memory is pushed out to swap, default 2000: a client that resumes at once
+    /// finds it in place.
+    pub reclaim_after_ms: u64,
 }
 
 /// Below this floor no session starts.
@@ -159,6 +167,7 @@ impl Default for Config {
             auth: AuthConfig::default(),
             claude: ClaudeConfig { binary: None, version: CLAUDE_VERSION.to_owned() },
             pool: PoolConfig { max_sandboxes: 1000, idle_timeout_ms: 1_800_000 },
+            pause: PauseConfig { reclaim_after_ms: 2000 },
             limits: Limits::default(),
             confinement: ConfinementConfig { floor: Layer::ALL.to_vec(), landlock_abi: 2 },
             agents: AgentsConfig::default(),

@@ -16,6 +16,7 @@ pub mod pidfd;
 pub mod probe;
 pub mod process;
 pub mod procfs;
+pub mod reclaim;
 pub mod sanitize;
 pub mod seccomp;
 pub mod seqpacket;

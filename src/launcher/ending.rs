@@ -55,6 +55,7 @@ impl Sandboxes {
             Ok(None) => return Some(self.forget(id)),
             Err(error) => return Some(Err(failure("find cgroups", error))),
         };
+        self.reclaims.forget(id);
         if let Err(error) = leaf.kill() {
             return Some(Err(failure("kill", format!("{}: {error}", leaf.paths().unified.display()))));
         }

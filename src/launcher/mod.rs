@@ -5,6 +5,7 @@ pub mod init;
 pub mod init_protocol;
 pub mod policy;
 pub mod protocol;
+pub mod reclaiming;
 pub mod rundir;
 pub mod sandboxes;
 pub mod server;

@@ -27,6 +27,9 @@ pub enum Request {
     Attach { id: Uuid },
     /// Write new limits to the cgroup of a running sandbox.
     SetLimits { id: Uuid, limits: Limits },
+    /// Push the memory of a frozen sandbox out to swap, in the background. Answered when it is queued; a sandbox that runs
+    /// again when its turn comes, or in the middle, is left alone.
+    Reclaim { id: Uuid },
     /// Kill everything in the sandbox and remove its cgroups and run directory. Answered when it is gone; no sandbox
     /// of that id is no error.
     Destroy { id: Uuid },

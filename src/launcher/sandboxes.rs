@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::ending::Ending;
 use super::policy::Policies;
 use super::protocol::{ClaudeBinary, Create, Failure, MAX_PACKET, Reply, SandboxInfo};
+use super::reclaiming::Reclaims;
 use super::rundir::RunDir;
 use super::settings::Settings;
 use super::setup::{self, SetupSpec, Started};
@@ -52,6 +53,7 @@ pub struct Sandboxes {
     pub(super) run: RunDir,
     pub(super) table: BTreeMap<Uuid, Entry>,
     pub(super) endings: BTreeMap<Uuid, Ending>,
+    pub(super) reclaims: Reclaims,
     policies: Policies,
 }
 
@@ -70,7 +72,8 @@ impl Sandboxes {
     /// # Errors
     /// A run directory or cgroup tree that cannot be read.
     pub fn recover(settings: Settings, tree: Tree, run: RunDir, policies: Policies) -> anyhow::Result<Self> {
-        let mut all = Self { settings, tree, run, table: BTreeMap::new(), endings: BTreeMap::new(), policies };
+        let (table, endings, reclaims) = (BTreeMap::new(), BTreeMap::new(), Reclaims::default());
+        let mut all = Self { settings, tree, run, table, endings, reclaims, policies };
         for id in all.run.ids()? {
             match all.run.recorded(id) {
                 Some(mut info) if info.pid != 0 => {
@@ -262,13 +265,13 @@ impl Sandboxes {
         Answer::plain(Reply::List { sandboxes, more })
     }
 
-    fn running(&self, id: Uuid, step: &str) -> Result<&Entry, Failure> {
+    pub(super) fn running(&self, id: Uuid, step: &str) -> Result<&Entry, Failure> {
         let ending = self.endings.contains_key(&id);
         let known = self.table.get(&id).filter(|_| !ending);
         known.ok_or_else(|| hinted(step, format!("there is no sandbox {id}"), "List names those there are"))
     }
 
-    fn leaf(&self, id: Uuid, step: &str) -> Result<Leaf, Failure> {
+    pub(super) fn leaf(&self, id: Uuid, step: &str) -> Result<Leaf, Failure> {
         match self.tree.find(id) {
             Ok(Some((_, leaf))) => Ok(leaf),
             Ok(None) => Err(failure(step, format!("the cgroup of sandbox {id} is gone"))),

@@ -59,6 +59,7 @@ enum Source {
     Signals,
     Connection(Waiter),
     Init(Uuid),
+    Reclaimer,
 }
 
 impl Server {
@@ -116,6 +117,7 @@ impl Server {
                     Source::Signals => self.signal(),
                     Source::Connection(number) => self.serve(number),
                     Source::Init(id) => self.sandboxes.init_ended(id),
+                    Source::Reclaimer => self.sandboxes.reclaimer_ended(),
                 }
             }
         }
@@ -140,6 +142,10 @@ impl Server {
                 sources.push(Source::Init(*id));
                 fds.push(PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN));
             }
+        }
+        if let Some(pidfd) = self.sandboxes.reclaims.worker() {
+            sources.push(Source::Reclaimer);
+            fds.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
         }
         let timeout = [rest, self.sandboxes.look_again()].into_iter().flatten().min();
         let timeout = timeout.map(|wait| Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos().max(1)) });
@@ -278,6 +284,7 @@ impl Server {
             }
             Request::Attach { id } => Some(self.sandboxes.attach(id)),
             Request::SetLimits { id, limits } => Some(self.sandboxes.set_limits(id, &limits)),
+            Request::Reclaim { id } => Some(self.sandboxes.reclaim(id)),
             Request::List { after } => Some(Ok(self.sandboxes.list(after))),
             Request::Destroy { id } => {
                 let now = self.sandboxes.begin_end(id, Some(number))?;

@@ -129,6 +129,17 @@ impl Launcher {
         }
     }
 
+    /// Has the memory of a frozen sandbox pushed out to swap, in the background; a thaw ends that by itself.
+    ///
+    /// # Errors
+    /// `Failed` when there is no such sandbox.
+    pub async fn reclaim(&self, id: Uuid) -> Result<(), LauncherError> {
+        match self.insist("reclaim", &Request::Reclaim { id }, ANSWER_WITHIN).await?.0 {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Kills and removes it; returns when it is gone. No such sandbox is no error.
     ///
     /// # Errors

@@ -18,6 +18,8 @@ pub enum Alarm {
     Rest,
     /// Freeze an idle claude: it burns about 1 % of a core (measured).
     Freeze,
+    /// Push the memory of a paused session out to swap.
+    Reclaim,
     /// Destroy the sandbox of a session that had no turn for long.
     Park,
     /// A turn was paused for too long.
@@ -36,6 +38,8 @@ pub struct Clocks {
     /// When the session last had something to do: its live process's idle time begins here.
     pub live_idle_since: Option<Instant>,
     pub frozen: bool,
+    /// Its memory was given back since it was frozen.
+    pub reclaimed: bool,
     pub turn_since: Option<Instant>,
     pub turn_limit: Duration,
     pub paused_since: Option<Instant>,
@@ -43,6 +47,7 @@ pub struct Clocks {
     pub last_asked: Instant,
     pub freeze_after: Option<Duration>,
     pub park_after: Duration,
+    pub reclaim_after: Duration,
 }
 
 /// The next alarm and its time.
@@ -55,6 +60,9 @@ pub fn next(c: &Clocks) -> Option<(Instant, Alarm)> {
     };
     let Some(turn_since) = c.turn_since else {
         let park = (idle_since + c.park_after, Alarm::Park);
+        if let Some(paused) = c.paused_since.filter(|_| c.frozen && !c.reclaimed) {
+            return Some(earlier((paused + c.reclaim_after, Alarm::Reclaim), park));
+        }
         return match c.freeze_after {
             Some(after) if !c.frozen && c.status == SessionStatus::Active => {
                 Some(earlier((idle_since + after, Alarm::Freeze), park))
@@ -95,6 +103,8 @@ mod tests {
             last_asked: t,
             freeze_after: Some(s(2)),
             park_after: s(1800),
+            reclaimed: false,
+            reclaim_after: s(3),
         };
         let paused = Clocks { status: SessionStatus::Paused, frozen: true, paused_since: Some(t), ..idle };
         let turn = Clocks { turn_since: Some(t), ..idle };
@@ -103,7 +113,10 @@ mod tests {
             (Clocks { freeze_after: None, ..idle }, Some((1800, Alarm::Park))),
             (Clocks { frozen: true, ..idle }, Some((1800, Alarm::Park))),
             (Clocks { park_after: s(1), ..idle }, Some((1, Alarm::Park))),
-            (paused, Some((1800, Alarm::Park))),
+            (paused, Some((3, Alarm::Reclaim))),
+            (Clocks { reclaimed: true, ..paused }, Some((1800, Alarm::Park))),
+            (Clocks { park_after: s(1), ..paused }, Some((1, Alarm::Park))),
+            (Clocks { frozen: false, ..paused }, Some((1800, Alarm::Park))),
             (turn, Some((3600, Alarm::TurnTooLong))),
             (Clocks { turn_since: Some(t), ..paused }, Some((150, Alarm::PausedInTurn))),
             (Clocks { interrupted_at: Some(t + s(5)), ..turn }, Some((15, Alarm::InterruptIgnored))),

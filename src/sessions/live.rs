@@ -40,6 +40,8 @@ pub struct Live {
     /// Where the newest process's part of stderr begins.
     pub stderr_from: u64,
     pub frozen: bool,
+    /// Its memory was pushed out to swap since it was frozen.
+    pub reclaimed: bool,
     /// The session's options changed since the process was started: the next message gets a new one.
     pub stale: bool,
     /// When the newest turn ended, or the process came up.
@@ -86,6 +88,7 @@ impl Live {
             oom,
             stderr_from: 0,
             frozen: false,
+            reclaimed: false,
             stale: false,
             idle_since: Instant::now(),
             guests: Arc::default(),
@@ -109,7 +112,7 @@ impl Live {
     pub async fn thaw(&mut self) -> Result<(), LauncherError> {
         if self.frozen {
             self.sandbox.thaw().await?;
-            self.frozen = false;
+            (self.frozen, self.reclaimed) = (false, false);
         }
         Ok(())
     }

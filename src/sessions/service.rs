@@ -72,6 +72,7 @@ impl Sessions {
             registry: Registry::default(),
             execs: Execs::default(),
             freeze_after: Some(FREEZE_AFTER),
+            no_swap: AtomicBool::new(false),
             active: AtomicI64::new(0),
             stopping: AtomicBool::new(false),
         });

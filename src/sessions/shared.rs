@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::gateway::client::Gateway;
+use crate::kernel::reclaim;
 use crate::model::{SessionStatus, TenantId, now_ms};
 use crate::pool::{Admission, Pool, Slot};
 use crate::sandbox::Launcher;
@@ -39,6 +40,8 @@ pub struct Shared {
     pub registry: Registry,
     pub execs: Execs,
     pub freeze_after: Option<Duration>,
+    /// Said already that there is no swap to reclaim memory to.
+    pub(super) no_swap: AtomicBool,
     pub(super) active: AtomicI64,
     pub(super) stopping: AtomicBool,
 }
@@ -93,6 +96,25 @@ impl Shared {
     /// A session in this state is about to have a process.
     pub fn went_live(&self, status: SessionStatus) {
         self.pool.cold_changed(-i64::from(is_cold(status)));
+    }
+
+    /// Has a frozen session's memory pushed out to swap, where there is some. Nobody waits for it: the launcher works on one
+    /// sandbox after the other, and a resume ends the work by itself.
+    pub async fn reclaim(&self, id: Uuid) {
+        if reclaim::swap_free() == 0 {
+            if !self.no_swap.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    ASH_EVENT = "no-swap",
+                    "this host has no free swap, so a paused session keeps its memory \
+                    (100 to 200 MiB of claude) until it is parked; add swap or zram to give it back"
+                );
+            }
+            return;
+        }
+        self.no_swap.store(false, Ordering::Relaxed);
+        if let Err(e) = self.launcher.reclaim(id).await {
+            tracing::warn!(ASH_SESSION = %id, "its memory is not reclaimed: {e}");
+        }
     }
 
     pub fn full(&self) -> SessionError {

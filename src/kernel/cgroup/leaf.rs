@@ -126,6 +126,27 @@ impl Leaf {
         self.open_file(c"cgroup.events", OFlags::RDONLY)
     }
 
+    /// `memory.reclaim`, opened for writing.
+    ///
+    /// # Errors
+    /// `NotFound` where the memory controller is not on cgroup v2, or before Linux 5.19.
+    pub fn reclaim_file(&self) -> io::Result<OwnedFd> {
+        self.open_file(c"memory.reclaim", OFlags::WRONLY)
+    }
+
+    /// The processes in it at this moment.
+    ///
+    /// # Errors
+    /// What reading `cgroup.procs` answers.
+    pub fn processes(&self) -> io::Result<Vec<i32>> {
+        let mut text = String::new();
+        io::Read::read_to_string(
+            &mut std::fs::File::from(self.open_file(c"cgroup.procs", OFlags::RDONLY)?),
+            &mut text,
+        )?;
+        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
     /// Sends SIGKILL to every process in it, frozen ones too, and to those being forked.
     ///
     /// # Errors

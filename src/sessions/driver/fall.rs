@@ -166,6 +166,12 @@ impl Driver {
                     live.idle_since = Instant::now();
                 }
             }
+            Alarm::Reclaim => {
+                let Some(live) = &mut self.live else { return };
+                live.reclaimed = true;
+                let (shared, id) = (self.shared.clone(), self.session.id);
+                tokio::spawn(async move { shared.reclaim(id).await });
+            }
             Alarm::Park => match &mut self.live {
                 Some(live) if live.has_guests() => live.idle_since = Instant::now(),
                 _ => self.park("idle").await,

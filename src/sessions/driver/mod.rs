@@ -253,6 +253,7 @@ impl Driver {
             starting: self.start.is_some(),
             live_idle_since: self.live.as_ref().map(|live| live.idle_since),
             frozen: self.live.as_ref().is_some_and(|live| live.frozen),
+            reclaimed: self.live.as_ref().is_some_and(|live| live.reclaimed),
             turn_since: self.turn.as_ref().map(|turn| turn.since),
             turn_limit: Duration::from_millis(self.session.limits.turn_ms),
             paused_since: self.paused_since,
@@ -260,6 +261,7 @@ impl Driver {
             last_asked: self.last_asked,
             freeze_after: self.shared.freeze_after,
             park_after: Duration::from_millis(self.shared.config.pool.idle_timeout_ms),
+            reclaim_after: Duration::from_millis(self.shared.config.pause.reclaim_after_ms),
         }
     }
 

@@ -1,0 +1,201 @@
+//! Pushing the memory of a frozen cgroup out to swap or zram.
+//!
+//! ```text
+//!   frozen 1? --yes--> one step of at most 2 MiB --> frozen 1? --yes--> ... --> done
+//!       | no                                             | no
+//!       v                                                v
+//!   thawed: stop                                     thawed: stop
+//! ```
+//!
+//! The group itself says whether to go on, so a thaw by anybody ends the work within one step (about 5 ms), and nobody has
+//! to be told. Nothing is written to `cgroup.freeze` here: a freeze cannot be broken by it.
+//!
+//! Two ways: `memory.reclaim` where the memory controller is on cgroup v2 (Linux 5.19), and process_madvise(2) with
+//! `MADV_PAGEOUT` over the mappings of each process elsewhere (Linux 5.10; measured on the hybrid layout: 207 MiB of claude
+//! to 26 MiB and less). Pages that other processes share are left where they are.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::cgroup::Leaf;
+use super::freeze;
+
+/// Bytes of one step: with zram about 5 ms of a core.
+const STEP: usize = 2 << 20;
+/// The whole work of one group. 200 MiB take 0.7 s on a quiet machine.
+pub const WITHIN: Duration = Duration::from_secs(60);
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Everything that could go has gone.
+    Done,
+    /// The group runs again, or is gone.
+    Thawed,
+    /// [`WITHIN`] is over.
+    TookTooLong,
+}
+
+/// What was done, for the journal.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    pub end: End,
+    /// Resident bytes of all processes, shared ones counted in each, before and after.
+    pub before: u64,
+    pub after: u64,
+    pub took: Duration,
+}
+
+/// Whether there is somewhere to put memory, from the text of `/proc/meminfo`: free swap in bytes (zram is swap too).
+pub fn parse_swap_free(meminfo: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("SwapFree:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// Free swap of the host in bytes; 0 when it cannot be read.
+pub fn swap_free() -> u64 {
+    std::fs::read_to_string("/proc/meminfo").map_or(0, |text| parse_swap_free(&text))
+}
+
+/// Reclaims what it can. Blocks for up to [`WITHIN`]; may be killed at any moment.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_NICE; `ENOSYS` on kernels before 5.10; what reading the group answers.
+pub fn page_out(leaf: &Leaf) -> io::Result<Report> {
+    let start = Instant::now();
+    let events = leaf.events_file()?;
+    let work = Work { events: events.as_fd(), until: start + WITHIN };
+    let pids = leaf.processes()?;
+    let before = resident(&pids);
+    let end = match leaf.reclaim_file() {
+        Ok(file) => work.by_group(file.as_fd())?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => work.by_process(&pids)?,
+        Err(error) => return Err(error),
+    };
+    Ok(Report { end, before, after: resident(&pids), took: start.elapsed() })
+}
+
+struct Work<'a> {
+    events: BorrowedFd<'a>,
+    until: Instant,
+}
+
+impl Work<'_> {
+    /// Why to stop now, if there is a reason.
+    fn over(&self) -> Option<End> {
+        match freeze::read_events(self.events) {
+            Ok(events) if events.frozen => (Instant::now() >= self.until).then_some(End::TookTooLong),
+            _ => Some(End::Thawed),
+        }
+    }
+
+    fn by_group(&self, file: BorrowedFd<'_>) -> io::Result<End> {
+        loop {
+            if let Some(end) = self.over() {
+                return Ok(end);
+            }
+            match rustix::io::pwrite(file, STEP.to_string().as_bytes(), 0) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                // Less than a step could be reclaimed: that was all.
+                Err(rustix::io::Errno::AGAIN) => return Ok(End::Done),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn by_process(&self, pids: &[i32]) -> io::Result<End> {
+        for pid in pids {
+            let Some(id) = Pid::from_raw(*pid) else { continue };
+            let Ok(pidfd) = pidfd_open(id, PidfdFlags::empty()) else { continue };
+            // One that ended meanwhile has none.
+            let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+            for range in parse_maps(&maps) {
+                for from in range.clone().step_by(STEP) {
+                    if let Some(end) = self.over() {
+                        return Ok(end);
+                    }
+                    match advise(pidfd.as_fd(), from..range.end.min(from + STEP)) {
+                        Ok(()) => {}
+                        Err(error) => match error.raw_os_error() {
+                            // Locked or special memory, a hole, or one busy page: the next step may do better.
+                            Some(libc::EINVAL | libc::ENOMEM | libc::EAGAIN | libc::EBADF | libc::EIO) => {}
+                            Some(libc::ESRCH) => break,
+                            _ => return Err(error),
+                        },
+                    }
+                }
+            }
+        }
+        Ok(End::Done)
+    }
+}
+
+/// The mappings of `/proc/<pid>/maps` (proc_pid_maps(5)) that may hold memory: not those nobody may read (they hold none;
+/// claude reserves 5 GB of such), and not the kernel's own.
+fn parse_maps(text: &str) -> Vec<Range<usize>> {
+    let parse = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let (from, to) = fields.next()?.split_once('-')?;
+        let access = fields.next()?;
+        let name = fields.nth(3).unwrap_or("");
+        if access.starts_with("---") || matches!(name, "[vvar]" | "[vvar_vclock]" | "[vdso]" | "[vsyscall]") {
+            return None;
+        }
+        let range = usize::from_str_radix(from, 16).ok()?..usize::from_str_radix(to, 16).ok()?;
+        (!range.is_empty()).then_some(range)
+    };
+    text.lines().filter_map(parse).collect()
+}
+
+fn advise(pidfd: BorrowedFd<'_>, range: Range<usize>) -> io::Result<()> {
+    let part = libc::iovec { iov_base: range.start as *mut libc::c_void, iov_len: range.len() };
+    let (fd, advice) = (pidfd.as_raw_fd(), libc::MADV_PAGEOUT);
+    // SAFETY: the address is of the other process; nothing of this one is read or written but `part`, which outlives the call.
+    // Paging memory out does not change what its owner sees in it.
+    let done = unsafe { libc::syscall(libc::SYS_process_madvise, fd, &raw const part, 1_usize, advice, 0_u32) };
+    if done >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Resident bytes: `VmRSS` of `/proc/<pid>/status`.
+fn resident(pids: &[i32]) -> u64 {
+    let of = |pid: &i32| -> Option<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    pids.iter().filter_map(of).sum::<u64>() * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_that_may_hold_memory() {
+        let text = "00400000-00452000 r-xp 00000000 08:02 173521      /usr/bin/dbus daemon\n\
+            7f0000000000-7f0000001000 ---p 00000000 00:00 0 \n\
+            7f0000001000-7f0000003000 rw-p 00000000 00:00 0                          [heap]\n\
+            7ffd00000000-7ffd00004000 r--p 00000000 00:00 0                          [vvar]\n\
+            7ffd00004000-7ffd00006000 r-xp 00000000 00:00 0                          [vdso]\n\
+            nonsense\n";
+        assert_eq!(parse_maps(text), [0x40_0000..0x45_2000, 0x7f00_0000_1000..0x7f00_0000_3000]);
+    }
+
+    #[test]
+    fn free_swap() {
+        let cases = [
+            ("MemFree: 5 kB\nSwapTotal:     8 kB\nSwapFree:         3 kB\n", 3072),
+            ("SwapFree: 0 kB", 0),
+            ("MemFree: 1 kB", 0),
+            ("SwapFree: x kB", 0),
+        ];
+        for (text, want) in cases {
+            assert_eq!(parse_swap_free(text), want, "{text:?}");
+        }
+    }
+}

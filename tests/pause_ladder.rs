@@ -1,0 +1,150 @@
+//! Down the ladder and up again: memory of a paused session goes to zram and comes back.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::api::text;
+use common::{Api, Daemon, Options, procs};
+
+/// A zram device as swap, for as long as this lives.
+struct Zram(u32);
+
+impl Zram {
+    fn make() -> Self {
+        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add");
+        let number = number.expect("these tests need CONFIG_ZRAM").trim().parse().unwrap();
+        let zram = Self(number);
+        std::fs::write(format!("/sys/block/zram{number}/disksize"), "1G").unwrap();
+        zram.run("mkswap");
+        zram.run("swapon");
+        zram
+    }
+
+    fn run(&self, program: &str) {
+        let said = Command::new(program).arg(format!("/dev/zram{}", self.0)).output().unwrap();
+        assert!(said.status.success(), "{program}: {}", String::from_utf8_lossy(&said.stderr));
+    }
+
+    /// Bytes that it holds and what they take compressed.
+    fn held(&self) -> (u64, u64) {
+        let text = std::fs::read_to_string(format!("/sys/block/zram{}/mm_stat", self.0)).unwrap();
+        let mut numbers = text.split_whitespace().map(|n| n.parse().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
+    }
+}
+
+impl Drop for Zram {
+    fn drop(&mut self) {
+        let off = Command::new("swapoff").arg(format!("/dev/zram{}", self.0)).output();
+        let _ = std::fs::write("/sys/class/zram-control/hot_remove", self.0.to_string());
+        assert!(off.unwrap().status.success() || std::thread::panicking(), "swapoff");
+    }
+}
+
+/// Private resident bytes of all processes of a session.
+fn private(daemon: &Daemon, id: &str) -> u64 {
+    let kib = |text: &str, field: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or("0 kB");
+        line.trim().trim_end_matches("kB").trim().parse().unwrap()
+    };
+    let rollups = procs::of_session(daemon, id).into_iter().map(|p| p.read("smaps_rollup"));
+    rollups.map(|text| kib(&text, "Private_Clean:") + kib(&text, "Private_Dirty:")).sum::<u64>() * 1024
+}
+
+async fn verb(api: &Api, id: &str, verb: &str) -> Duration {
+    let start = Instant::now();
+    api.call("POST", &format!("/api/sessions/{id}/{verb}"), None).await.expect(200);
+    start.elapsed()
+}
+
+async fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    start.elapsed()
+}
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test]
+async fn a_paused_session_of_the_real_claude_keeps_at_most_5_mib_and_goes_on() {
+    let zram = Zram::make();
+    let daemon = Daemon::start(Options::default().real_claude().config("[pause]\nreclaim_after_ms = 100"));
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    api.turn(&id, "@text remember me").await;
+    let awake = private(&daemon, &id);
+    assert!(awake > 50 * MIB, "a claude of {awake} bytes");
+    let paused = verb(&api, &id, "pause").await;
+    let took = within(Duration::from_secs(20), "reclaimed", || private(&daemon, &id) <= 5 * MIB).await;
+    within(Duration::from_secs(20), "the worker has ended", || daemon.logs().contains("reclaimed")).await;
+    let (left, (held, compressed)) = (private(&daemon, &id), zram.held());
+    let frozen = procs::ticks(&daemon, &id);
+    let resumed = verb(&api, &id, "resume").await;
+    assert!(resumed < Duration::from_secs(1), "{resumed:?}");
+    let start = Instant::now();
+    let again = text(&api.turn(&id, "@recall").await);
+    assert!(again.contains("remember me"), "{again}");
+    println!(
+        "private {} MiB -> {} KiB in {took:?} after a pause of {paused:?}; zram holds {} MiB in {} MiB; resume {resumed:?}, first \
+         turn {:?}, private after it {} MiB",
+        awake / MIB,
+        left / 1024,
+        held / MIB,
+        compressed / MIB,
+        start.elapsed(),
+        private(&daemon, &id) / MIB
+    );
+    assert!(procs::ticks(&daemon, &id) > frozen);
+    // Down and up once more, and then all the way.
+    verb(&api, &id, "pause").await;
+    within(Duration::from_secs(20), "reclaimed again", || private(&daemon, &id) <= 5 * MIB).await;
+    api.delete(&format!("/api/sessions/{id}")).await.expect(200);
+    daemon.stop();
+    drop(zram);
+}
+
+#[tokio::test]
+async fn a_resume_in_the_middle_of_it_is_not_held_up_and_ends_it() {
+    let zram = Zram::make();
+    let daemon = Daemon::start(Options::default().config("[pause]\nreclaim_after_ms = 0"));
+    let api = daemon.api();
+    api.deploy("a").await;
+    let (id, other) = (api.session("a").await, api.session("a").await);
+    for round in 0..10 {
+        verb(&api, &id, "pause").await;
+        tokio::time::sleep(Duration::from_millis(round * 3)).await;
+        let took = verb(&api, &id, "resume").await;
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert_eq!(text(&api.turn(&id, &format!("@text {round}")).await), round.to_string());
+    }
+    // Ended while its memory goes, and one that waits behind it.
+    verb(&api, &id, "pause").await;
+    verb(&api, &other, "pause").await;
+    api.delete(&format!("/api/sessions/{id}")).await.expect(200);
+    verb(&api, &other, "resume").await;
+    assert_eq!(text(&api.turn(&other, "@text fine").await), "fine");
+    daemon.stop();
+    drop(zram);
+}
+
+#[tokio::test]
+async fn without_swap_nothing_is_done_and_that_is_said_once() {
+    // A host with swap of its own has nothing to say.
+    let expected = usize::from(std::fs::read_to_string("/proc/swaps").unwrap().lines().count() == 1);
+    let daemon = Daemon::start(Options::default().config("[pause]\nreclaim_after_ms = 0"));
+    let api = daemon.api();
+    api.deploy("a").await;
+    for _ in 0..2 {
+        let id = api.session("a").await;
+        verb(&api, &id, "pause").await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(daemon.logs().matches("no free swap").count(), expected, "{}", daemon.logs());
+}

@@ -323,7 +323,8 @@ print(n)
                             counts[0] += u32::from(said["files"][0]["written"] == true);
                         }
                         2 => {
-                            let read = api.get(&format!("{base}/{path}")).await;
+                            // Cut short when the file shrinks under the reader: the length was promised already.
+                            let Some(read) = api.try_get(&format!("{base}/{path}")).await else { continue };
                             assert!(!read.text.contains("the host's own"), "{path} was read: {}", read.text);
                             counts[1] += u32::from(read.status == 200);
                         }

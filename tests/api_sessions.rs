@@ -256,3 +256,19 @@ async fn sessions_survive_a_killed_daemon_and_streams_go_on_where_they_were() {
     unique.dedup();
     assert_eq!(unique.len(), ids.len(), "an event came twice");
 }
+
+#[tokio::test]
+async fn a_favoured_daemon_does_not_hand_its_priority_on() {
+    rustix::process::setpriority_process(None, -5).unwrap();
+    let daemon = Daemon::start(Options::default());
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    assert_eq!(rustix::process::getpriority_process(None).unwrap(), -5);
+    assert_eq!(text(&api.turn(&id, "@text x").await), "x");
+    let claude = common::procs::claude(&daemon, &id);
+    // Field 19 of the line is the niceness; the third is the first after the name.
+    let stat = claude.read("stat");
+    let niceness = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap();
+    assert_eq!(niceness, "0", "{stat}");
+}

@@ -53,6 +53,15 @@ pub fn limit(files: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// No priority above the ordinary: a launcher that an admin favours (`Nice=-5` in a drop-in, renice) must not hand its
+/// favour on to what agents run. A lowered priority is kept.
+pub fn ordinary_priority() -> io::Result<()> {
+    if rustix::process::getpriority_process(None)? < 0 {
+        rustix::process::setpriority_process(None, 0)?;
+    }
+    Ok(())
+}
+
 /// A session keyring of its own in place of the inherited one (session-keyring(7)).
 pub fn new_session_keyring() -> io::Result<()> {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;

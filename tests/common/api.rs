@@ -70,11 +70,12 @@ impl Api {
     }
 
     pub async fn call_raw(&self, method: &str, path: &str, body: Option<(&str, Vec<u8>)>) -> Answer {
-        let answer = self.open(method, path, body).await;
-        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
-        let bytes = tokio::time::timeout(PATIENCE, answer.into_body().collect()).await.unwrap().unwrap().to_bytes();
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        Answer { status, json: serde_json::from_str(&text).unwrap_or(Value::Null), text, headers }
+        whole(self.open(method, path, body).await).await.expect("the answer is whole")
+    }
+
+    /// The same as `get`, where an answer may rightly be cut: a file that shrinks while it is read.
+    pub async fn try_get(&self, path: &str) -> Option<Answer> {
+        whole(self.open("GET", path, None).await).await.ok()
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -113,6 +114,14 @@ impl Api {
     pub async fn turn(&self, session: &str, text: &str) -> Vec<Frame> {
         self.send(session, json!({"content": text, "includePartialMessages": true})).await.rest().await
     }
+}
+
+async fn whole(answer: Response<Incoming>) -> Result<Answer, hyper::Error> {
+    let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+    let body = tokio::time::timeout(PATIENCE, answer.into_body().collect());
+    let bytes = body.await.unwrap_or_else(|_| panic!("the answer does not end in {PATIENCE:?}"))?.to_bytes();
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Answer { status, json: serde_json::from_str(&text).unwrap_or(Value::Null), text, headers })
 }
 
 /// An open stream.

@@ -153,6 +153,7 @@ fn become_payload(
     at("stdio", process::close_on_exec_from_3())?;
     at("signals", process::default_signals())?;
     at("rlimits", process::limit(MAX_FILES))?;
+    at("priority", process::ordinary_priority())?;
     if let Some(rules) = rules {
         at("landlock", rules.enforce())?;
     }

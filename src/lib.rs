@@ -25,7 +25,7 @@
 //! ```
 //!
 //! Dependencies go one way, `http -> sessions -> pool -> sandbox -> kernel`, and `tests/layers.rs` checks it.
-//! `store`, `gateway`, `observe`, `config`, `systemd` stand beside; `model` holds the words all of them share.
+//! `store`, `gateway`, `observe`, `config`, `vault`, `systemd` stand beside; `model` holds the words all of them share.
 
 pub mod boot;
 pub mod config;
@@ -41,3 +41,4 @@ pub mod sandbox;
 pub mod sessions;
 pub mod store;
 pub mod systemd;
+pub mod vault;

@@ -9,19 +9,20 @@ use std::path::{Path, PathBuf};
 const MAX_LINES: usize = 400;
 
 /// What each module may use besides itself. `http -> sessions -> pool -> sandbox -> kernel`; the rest stands beside.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("model", &[]),
     ("systemd", &[]),
     ("ctl", &["model"]),
     ("config", &["model"]),
     ("observe", &["model", "config"]),
     ("store", &["model", "config"]),
+    ("vault", &["model", "config"]),
     ("kernel", &["model"]),
     ("gateway", &["model", "config", "kernel"]),
     ("launcher", &["model", "config", "kernel"]),
     ("sandbox", &["model", "config", "kernel", "launcher"]),
     ("pool", &["model", "config", "kernel", "launcher", "sandbox", "gateway", "store", "observe"]),
-    ("sessions", &["model", "config", "kernel", "launcher", "sandbox", "gateway", "store", "observe", "pool"]),
+    ("sessions", &["model", "config", "kernel", "launcher", "sandbox", "gateway", "store", "observe", "pool", "vault"]),
     ("http", &["model", "config", "kernel", "store", "observe", "sessions"]),
 ];
 

@@ -14,7 +14,7 @@ use super::listeners::{Listeners, Listening};
 use super::{BootError, first_key};
 use crate::config::Config;
 use crate::gateway::client::{Gateway, GatewayError};
-use crate::http::{AppState, router};
+use crate::http::{AppState, LocalPeer, router};
 use crate::sandbox::{Launcher, LauncherError};
 use crate::sessions::Sessions;
 use crate::store::Store;
@@ -113,7 +113,10 @@ async fn answer(listener: Listening, app: Router, stop: CancellationToken) {
             let socket = socket.tap_io(|stream| drop(stream.set_nodelay(true)));
             axum::serve(socket, app).with_graceful_shutdown(stopped).await
         }
-        Listening::Unix(socket) => axum::serve(socket, app).with_graceful_shutdown(stopped).await,
+        Listening::Unix(socket) => {
+            let app = app.into_make_service_with_connect_info::<LocalPeer>();
+            axum::serve(socket, app).with_graceful_shutdown(stopped).await
+        }
     };
     if let Err(error) = result {
         tracing::error!(%error, "a listener ended");

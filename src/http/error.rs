@@ -122,6 +122,9 @@ impl From<SessionError> for ApiError {
             E::TurnRunning => Self::new(StatusCode::CONFLICT, text),
             E::Capacity { retry_after_s, .. } => Self::unavailable(text, retry_after_s),
             E::Unavailable(_) => Self::unavailable(text, RETRY_AFTER_S),
+            E::TooMany(_) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, text).with(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S))
+            }
             E::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, text),
             E::Failed(_) => {
                 tracing::error!(error = %text, "a request to a session failed");

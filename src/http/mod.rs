@@ -16,15 +16,18 @@ mod attachments;
 mod auth;
 mod body;
 mod confinement;
+mod credentials;
 mod error;
 mod events;
 mod exec;
 mod files;
 mod health;
 mod keys;
+mod local;
 mod logs;
 mod messages;
 mod openapi;
+mod queue;
 mod sessions;
 mod usage;
 
@@ -41,6 +44,7 @@ use utoipa_axum::routes;
 
 pub use auth::{Authenticator, Caller};
 pub use error::{ApiError, ErrorBody};
+pub use local::LocalPeer;
 
 use crate::config::Config;
 use crate::sessions::Sessions;
@@ -105,6 +109,9 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(agents::deploy, agents::list))
         .routes(routes!(agents::get, agents::patch, agents::delete))
         .routes(routes!(agents::config, agents::patch_config))
+        .routes(routes!(agents::versions::create, agents::versions::list))
+        .routes(routes!(agents::versions::get, agents::versions::patch, agents::versions::delete))
+        .routes(routes!(agents::versions::activate))
         .routes(routes!(agents::files::list, agents::files::write))
         .routes(routes!(agents::files::read, agents::files::delete))
         .routes(routes!(sessions::create, sessions::list))
@@ -126,8 +133,13 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(logs::logs))
         .routes(routes!(attachments::create, attachments::list))
         .routes(routes!(attachments::download, attachments::delete))
+        .routes(routes!(queue::create, queue::list))
+        .routes(routes!(queue::stats))
+        .routes(routes!(queue::get, queue::cancel))
         .routes(routes!(usage::list))
         .routes(routes!(usage::stats))
+        .routes(routes!(credentials::create, credentials::list))
+        .routes(routes!(credentials::delete))
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::create_for_tenant))
         .routes(routes!(keys::revoke))

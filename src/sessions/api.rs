@@ -91,6 +91,9 @@ pub enum SessionError {
     /// 400
     #[error("{0}")]
     Invalid(String),
+    /// 429 with Retry-After.
+    #[error("{0}")]
+    TooMany(String),
     /// 503 with Retry-After: the daemon is stopping, or the launcher or gateway is away.
     #[error("{0}")]
     Unavailable(String),

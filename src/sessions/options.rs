@@ -1,8 +1,9 @@
 //! From what the client sends (and the agent says) to how claude is started, and to what the client may see of it. Pure.
 
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
-use crate::sessions::claude::{LaunchOptions, check_env};
+use crate::sessions::claude::{LaunchOptions, MODEL_KEYS, check_env};
 use crate::sessions::{CreateSession, PatchConfig};
 use crate::store::Agent;
 
@@ -27,6 +28,7 @@ pub fn create(agent: &Agent, body: &CreateSession) -> Result<(LaunchOptions, Opt
         betas: body.betas.clone().unwrap_or_default(),
         subagents: body.subagents.clone(),
         initial_agent: body.initial_agent.clone(),
+        credential: None,
     };
     options.check()?;
     let mut config = Map::new();
@@ -44,6 +46,15 @@ pub fn create(agent: &Agent, body: &CreateSession) -> Result<(LaunchOptions, Opt
         ],
     );
     Ok((options, (!config.is_empty()).then_some(Value::Object(config))))
+}
+
+/// A credential takes the place of the agent's own model key, and a key in `extraEnv` that of the credential.
+pub fn use_credential(options: &mut LaunchOptions, body: &CreateSession, credential: Option<Uuid>) {
+    let own = |name: &&str| body.extra_env.get(*name).is_some_and(|key| !key.is_empty());
+    if credential.is_some() && !MODEL_KEYS.iter().any(own) {
+        MODEL_KEYS.iter().for_each(|name| drop(options.env.remove(*name)));
+        options.credential = credential;
+    }
 }
 
 /// `PATCH .../config`: fields that are there replace, the others stay.
@@ -93,6 +104,27 @@ fn show(config: &mut Map<String, Value>, fields: [(&str, Option<Value>); 5]) {
 mod tests {
     use super::*;
     use crate::model::TenantId;
+
+    #[test]
+    fn whose_key_it_is() {
+        let id = Some(Uuid::new_v4());
+        for (extra, credential, kept, env) in [
+            (None, None, None, Some("agent's")),
+            (None, id, id, None),
+            (Some("own"), id, None, Some("own")),
+            (Some("own"), None, None, Some("own")),
+            (Some(""), id, id, None),
+        ] {
+            let mut agent = agent();
+            agent.env.insert("ANTHROPIC_API_KEY".into(), "agent's".into());
+            let extra_env = extra.map(|key| ("ANTHROPIC_API_KEY".to_owned(), key.to_owned())).into_iter().collect();
+            let body = CreateSession { agent: "a".into(), extra_env, ..CreateSession::default() };
+            let (mut options, _) = create(&agent, &body).unwrap();
+            use_credential(&mut options, &body, credential);
+            assert_eq!(options.credential, kept, "{extra:?} {credential:?}");
+            assert_eq!(options.env.get("ANTHROPIC_API_KEY").map(String::as_str), env, "{extra:?} {credential:?}");
+        }
+    }
 
     fn agent() -> Agent {
         Agent {

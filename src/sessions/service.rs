@@ -17,6 +17,7 @@ use crate::sandbox::Launcher;
 use crate::sessions::driver::{Reply, Request};
 use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
+use crate::sessions::jobs::Jobs;
 use crate::sessions::reader::{self, ReaderError};
 use crate::sessions::registry::{Handle, Registry};
 use crate::sessions::shared::Shared;
@@ -24,6 +25,7 @@ use crate::sessions::{
     CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SendMessage, SessionError, adopt, options,
 };
 use crate::store::{Session, Store};
+use crate::vault::Vault;
 
 /// Idle time after which a claude is frozen by itself (DESIGN §6).
 const FREEZE_AFTER: Duration = Duration::from_secs(2);
@@ -51,6 +53,7 @@ impl Sessions {
         let sessions = Self::assemble(config, store, launcher, gateway)?;
         adopt::adopt(&sessions.shared).await?;
         sessions.watch_gateway();
+        sessions.work();
         Ok(sessions)
     }
 
@@ -62,6 +65,7 @@ impl Sessions {
         gateway: Gateway,
     ) -> Result<Self, SessionError> {
         let hub = Hub::start().map_err(|e| SessionError::Failed(format!("inotify: {e}")))?;
+        let vault = Vault::open(&config).map_err(|e| SessionError::Failed(e.to_string()))?;
         let shared = Arc::new(Shared {
             pool: Pool::new(config.pool.max_sandboxes),
             config,
@@ -71,6 +75,8 @@ impl Sessions {
             hub,
             registry: Registry::default(),
             execs: Execs::default(),
+            jobs: Jobs::default(),
+            vault,
             freeze_after: Some(FREEZE_AFTER),
             no_swap: AtomicBool::new(false),
             active: AtomicI64::new(0),
@@ -110,13 +116,12 @@ impl Sessions {
         }
         let agent = shared.store.agent(tenant, &body.agent).await?;
         let agent = agent.ok_or_else(|| SessionError::AgentNotFound(body.agent.clone()))?;
-        if let Some(credential) = &body.credential_id {
-            return Err(SessionError::Invalid(format!("credentialId: there is no credential \"{credential}\"")));
-        }
+        let credential = shared.credential_for(tenant, &body).await?;
         if !std::path::Path::new(&agent.path).is_dir() {
             return Err(SessionError::AgentDirectoryGone { agent: agent.name, path: agent.path });
         }
-        let (launch, config) = options::create(&agent, &body).map_err(SessionError::Invalid)?;
+        let (mut launch, config) = options::create(&agent, &body).map_err(SessionError::Invalid)?;
+        options::use_credential(&mut launch, &body, credential);
         let id = Uuid::new_v4();
         let slot = shared.admit(id).await?;
         let now = now_ms();

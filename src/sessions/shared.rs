@@ -18,10 +18,12 @@ use crate::sessions::SessionError;
 use crate::sessions::driver::{Driver, Request, lifecycle};
 use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
+use crate::sessions::jobs::Jobs;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::published::Published;
 use crate::sessions::registry::{self, Handle, Registry};
 use crate::store::{Commit, Role, Session, Store};
+use crate::vault::Vault;
 
 /// Seconds a client should wait before it asks for a sandbox again.
 const RETRY_AFTER_S: u64 = 5;
@@ -39,6 +41,8 @@ pub struct Shared {
     pub hub: Hub,
     pub registry: Registry,
     pub execs: Execs,
+    pub jobs: Jobs,
+    pub vault: Vault,
     pub freeze_after: Option<Duration>,
     /// Said already that there is no swap to reclaim memory to.
     pub(super) no_swap: AtomicBool,

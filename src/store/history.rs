@@ -70,6 +70,21 @@ impl Store {
         .await?;
         rows.iter().map(event).collect()
     }
+
+    /// Data of the `turn_complete` event of a turn that has ended. Turns do not overlap, so it is the first one after the
+    /// turn's start.
+    pub async fn result_of(&self, tenant: &TenantId, session: Uuid, turn: &Turn) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query(
+            "SELECT data FROM events WHERE session = ?1 AND tenant = ?2 AND type = 'turn_complete' AND created_at > ?3
+             ORDER BY sequence LIMIT 1",
+        )
+        .bind(session.to_string())
+        .bind(tenant.as_str())
+        .bind(turn.started_at)
+        .fetch_optional(self.reader())
+        .await?;
+        Ok(row.map(|row| row.try_get("data")).transpose()?)
+    }
 }
 
 fn turn(row: &SqliteRow) -> Result<Turn, StoreError> {

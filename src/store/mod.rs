@@ -18,9 +18,11 @@ mod credentials;
 mod error;
 mod history;
 mod open;
+mod queue;
 mod rows;
 mod sessions;
 mod usage;
+mod versions;
 mod writer;
 
 #[cfg(test)]
@@ -29,8 +31,10 @@ mod tests;
 mod tests_open;
 
 pub use error::StoreError;
+pub use queue::{QueueChange, QueueItem, QueueStatus};
 pub use rows::*;
 pub use usage::{UsageFilter, UsageRow, UsageTotals};
+pub use versions::{AgentVersion, VersionDelete, VersionFields};
 
 use std::path::Path;
 use std::sync::Arc;

@@ -19,8 +19,10 @@ pub struct LaunchOptions {
     pub model: Option<String>,
     /// Appended to claude's own prompt (the agent's active version, then the session's).
     pub system_prompt: Option<String>,
-    /// The session's variables, merged: agent, then credential, then extraEnv.
+    /// The session's variables, merged: agent, then extraEnv.
     pub env: BTreeMap<String, String>,
+    /// Whose key the gateway uses for this session, where it is the tenant's own; only the id is kept here.
+    pub credential: Option<Uuid>,
     /// Servers by name, each `{"url",...}` or `{"command","args","env"}`; the agent's own `.mcp.json` stays in force.
     pub mcp_servers: BTreeMap<String, Value>,
     pub permission_mode: PermissionMode,

@@ -34,7 +34,7 @@ const RESERVED: [&str; 14] = [
 ];
 
 /// A client's own key for the model, in the order in which claude prefers them.
-const KEYS: [&str; 2] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"];
+pub const MODEL_KEYS: [&str; 2] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"];
 
 /// Home of the payload inside the sandbox.
 pub const HOME: &str = "/home/agent";
@@ -131,7 +131,7 @@ pub fn environment(session: &BTreeMap<String, String>, token: &str) -> Environme
     let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     let mut vars: BTreeMap<String, String> = defaults.into_iter().map(own).collect();
     vars.extend(session.iter().map(|(name, value)| (name.clone(), value.clone())));
-    let keys = KEYS.map(|name| vars.remove(name));
+    let keys = MODEL_KEYS.map(|name| vars.remove(name));
     vars.retain(|name, _| {
         !RESERVED.contains(&name.as_str()) && (!name.starts_with("LD_") || name == "LD_LIBRARY_PATH")
     });

@@ -8,7 +8,7 @@ use crate::gateway::protocol::Register;
 use crate::launcher::init_protocol::Listener;
 use crate::sandbox::Sandbox;
 use crate::sessions::SessionError;
-use crate::sessions::claude::{self, LaunchOptions};
+use crate::sessions::claude::LaunchOptions;
 use crate::sessions::shared::Shared;
 use crate::store::Session;
 
@@ -53,7 +53,7 @@ impl Shared {
     ) -> Result<(), SessionError> {
         let listener =
             listener.try_clone().map_err(|e| SessionError::Failed(format!("the gateway's listener: {e}")))?;
-        let key = claude::environment(&options.env, token).key;
+        let key = self.model_key(session, options, token).await?;
         let register = Register { session: session.id, token: token.to_owned(), key };
         self.gateway
             .register(register, listener)

@@ -1,0 +1,61 @@
+//! Callers on the unix socket: the kernel says who they are (SO_PEERCRED, unix(7)), so they need no key.
+//!
+//! The socket's mode lets in root and ashd's group alone; this asks again, of the connection itself, since a mode can be
+//! changed by mistake.
+
+use std::ffi::CString;
+
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
+use nix::unistd::{Gid, Uid, User, getegid, geteuid, getgrouplist};
+use tokio::net::UnixListener;
+
+/// Who is at the other end of a connection to the unix socket.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalPeer {
+    /// root, ashd itself, or a member of ashd's group.
+    pub admin: bool,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for LocalPeer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let admin = stream.io().peer_cred().is_ok_and(|peer| {
+            is_admin(Uid::from_raw(peer.uid()), Gid::from_raw(peer.gid()), geteuid(), getegid(), groups_of)
+        });
+        Self { admin }
+    }
+}
+
+fn is_admin(uid: Uid, gid: Gid, own: Uid, group: Gid, groups: impl Fn(Uid, Gid) -> Vec<Gid>) -> bool {
+    uid.is_root() || uid == own || gid == group || groups(uid, gid).contains(&group)
+}
+
+/// All groups of a user, as the system's database has them.
+fn groups_of(uid: Uid, gid: Gid) -> Vec<Gid> {
+    let name = User::from_uid(uid).ok().flatten().and_then(|user| CString::new(user.name).ok());
+    name.and_then(|name| getgrouplist(&name, gid).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_come_without_a_key() {
+        let (own, group) = (Uid::from_raw(990), Gid::from_raw(991));
+        for (uid, gid, member, admin) in [
+            (0, 0, false, true),
+            (990, 991, false, true),
+            (990, 5, false, true),
+            (1000, 991, false, true),
+            (1000, 1000, true, true),
+            (1000, 1000, false, false),
+            (65_534, 65_534, false, false),
+        ] {
+            let groups = |_, gid| if member { vec![gid, group] } else { vec![gid] };
+            assert_eq!(is_admin(Uid::from_raw(uid), Gid::from_raw(gid), own, group, groups), admin, "{uid}:{gid}");
+        }
+        assert!(groups_of(Uid::from_raw(0), Gid::from_raw(0)).contains(&Gid::from_raw(0)));
+        assert!(groups_of(Uid::from_raw(4_000_000_001), Gid::from_raw(7)).is_empty());
+    }
+}

@@ -209,3 +209,51 @@ async fn cors_is_off_unless_configured() {
     let stranger = api.call(&preflight.replace("app.example", "evil.example"), "").await;
     assert!(stranger.headers.get("access-control-allow-origin").is_none());
 }
+
+#[tokio::test]
+async fn versions_of_an_agent() {
+    let api = Api::start().await;
+    let body =
+        json!({"name": "a", "systemPrompt": "You are brief.", "files": [{"path": "CLAUDE.md", "content": "WA=="}]});
+    assert_eq!(api.own("POST /api/agents", body.to_string()).await.status, 201);
+    assert_eq!(api.own("GET /api/agents/a/versions", "").await.json(), json!({"versions": []}));
+    let made = api.own("POST /api/agents/a/versions", r#"{"releaseNotes":"as it was","createdBy":"me"}"#).await;
+    assert_eq!(made.status, 201);
+    let first = made.json()["version"].clone();
+    assert_eq!((&first["versionNumber"], &first["name"], &first["isActive"]), (&json!(1), &json!("v1"), &json!(false)));
+    assert_eq!((&first["systemPrompt"], &first["createdBy"]), (&json!("You are brief."), &json!("me")));
+    assert_eq!(
+        (&first["agentName"], &first["tenantId"], &first["knowledgeFiles"]),
+        (&json!("a"), &json!("default"), &json!([]))
+    );
+    let second = r#"{"name":"long","systemPrompt":"You are long.","knowledgeFiles":["x.md"]}"#;
+    let second = api.own("POST /api/agents/a/versions", second).await.json()["version"].clone();
+    assert_eq!((&second["versionNumber"], &second["knowledgeFiles"]), (&json!(2), &json!(["x.md"])));
+    let activated = api.own("POST /api/agents/a/versions/2/activate", "").await;
+    assert_eq!(activated.json(), json!({"activated": true, "versionNumber": 2}));
+    assert_eq!(api.own("GET /api/agents/a", "").await.json()["agent"]["systemPrompt"], "You are long.");
+    assert_eq!(api.own("GET /api/agents/a/versions/2", "").await.json()["version"]["isActive"], true);
+    let patched = api.own("PATCH /api/agents/a/versions/2", r#"{"releaseNotes":"n","systemPrompt":"Longer."}"#).await;
+    assert_eq!(patched.json()["version"]["releaseNotes"], "n");
+    assert_eq!(api.own("GET /api/agents/a", "").await.json()["agent"]["systemPrompt"], "Longer.");
+    let numbers = api.own("GET /api/agents/a/versions", "").await.json();
+    assert_eq!(
+        (&numbers["versions"][0]["versionNumber"], &numbers["versions"][1]["versionNumber"]),
+        (&json!(2), &json!(1))
+    );
+
+    for (head, status, text) in [
+        ("DELETE /api/agents/a/versions/2", 400, "The active version stays; activate another one first"),
+        ("DELETE /api/agents/a/versions/9", 404, "Version not found"),
+        ("GET /api/agents/a/versions/x", 404, "Version not found"),
+        ("POST /api/agents/a/versions/9/activate", 404, "Version not found"),
+        ("GET /api/agents/b/versions", 404, "Agent not found"),
+        ("POST /api/agents/b/versions", 404, "Agent not found"),
+    ] {
+        let answer = api.own(head, "").await;
+        assert_eq!((answer.status.as_u16(), answer.json()["error"].as_str().unwrap()), (status, text), "{head}");
+    }
+    assert_eq!(api.own("POST /api/agents/a/versions", r#"{"name":""}"#).await.status, 400);
+    assert_eq!(api.own("POST /api/agents/a/versions", r#"{"knowledgeFiles":"x"}"#).await.status, 400);
+    assert_eq!(api.own("DELETE /api/agents/a/versions/1", "").await.status, 204);
+}

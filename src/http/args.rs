@@ -45,6 +45,18 @@ impl<S: Send + Sync> FromRequestParts<S> for AgentName {
     }
 }
 
+/// The `{number}` of a version's route. What is not a number is a version nobody has: 404.
+#[derive(Clone, Copy, Debug)]
+pub struct VersionNumber(pub i64);
+
+impl<S: Send + Sync> FromRequestParts<S> for VersionNumber {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Segment(number) = segment(parts, state, "number").await?;
+        number.parse().map(Self).map_err(|_| ApiError::not_found("Version not found"))
+    }
+}
+
 /// The rest of a path below `/files/`, percent-decoded.
 #[derive(Clone, Debug)]
 pub struct FilePath(pub String);

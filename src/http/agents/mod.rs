@@ -6,6 +6,7 @@
 mod check;
 mod directory;
 pub mod files;
+pub mod versions;
 mod wire;
 
 use axum::Json;

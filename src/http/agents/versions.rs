@@ -1,0 +1,228 @@
+//! `/api/agents/{name}/versions`: kept prompts of an agent, one of which new sessions get.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::super::AppState;
+use super::super::args::{AgentName, VersionNumber};
+use super::super::auth::Caller;
+use super::super::body::{JsonBody, MIB};
+use super::super::error::{ApiError, ErrorBody};
+use super::wire::given;
+use crate::model::iso;
+use crate::store::{AgentVersion, VersionDelete, VersionFields};
+
+/// Longest name, in bytes.
+const MAX_NAME: usize = 200;
+
+/// Body of the POST and the PATCH. What the POST leaves out is the agent's own; what the PATCH leaves out stays.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VersionBodyIn {
+    /// 1 to 200 bytes; `v` and the number when absent.
+    pub name: Option<String>,
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    pub system_prompt: Option<Option<String>>,
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    pub release_notes: Option<Option<String>>,
+    /// Kept as sent.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub knowledge_files: Option<Vec<Value>>,
+    /// Who made it, in the client's words; of a PATCH it is ignored.
+    pub created_by: Option<String>,
+}
+
+/// A version of an agent.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = AgentVersion)]
+pub struct VersionView {
+    pub id: Uuid,
+    pub tenant_id: String,
+    pub agent_name: String,
+    pub version_number: i64,
+    pub name: String,
+    pub is_active: bool,
+    pub system_prompt: Option<String>,
+    pub release_notes: Option<String>,
+    #[schema(value_type = Vec<Object>)]
+    pub knowledge_files: Value,
+    pub created_by: Option<String>,
+    pub created_at: String,
+    pub updated_at: String,
+}
+
+impl From<AgentVersion> for VersionView {
+    fn from(version: AgentVersion) -> Self {
+        Self {
+            id: version.id,
+            tenant_id: version.tenant.to_string(),
+            agent_name: version.agent_name,
+            version_number: version.number,
+            name: version.name,
+            is_active: version.active,
+            system_prompt: version.system_prompt,
+            release_notes: version.release_notes,
+            knowledge_files: version.knowledge_files,
+            created_by: version.created_by,
+            created_at: iso(version.created_at),
+            updated_at: iso(version.updated_at),
+        }
+    }
+}
+
+/// One version.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VersionBody {
+    pub version: VersionView,
+}
+
+/// Versions, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VersionsBody {
+    pub versions: Vec<VersionView>,
+}
+
+/// Which version new sessions get from now on.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ActivatedBody {
+    pub activated: bool,
+    pub version_number: i64,
+}
+
+fn check(body: VersionBodyIn) -> Result<VersionFields, ApiError> {
+    if body.name.as_ref().is_some_and(|name| name.trim().is_empty() || name.len() > MAX_NAME) {
+        return Err(ApiError::bad_request(format!("name must have 1 to {MAX_NAME} bytes")));
+    }
+    Ok(VersionFields {
+        name: body.name,
+        system_prompt: body.system_prompt,
+        release_notes: body.release_notes,
+        knowledge_files: body.knowledge_files.map(Value::Array),
+        created_by: body.created_by,
+    })
+}
+
+fn found(version: Option<AgentVersion>) -> Result<Json<VersionBody>, ApiError> {
+    let version = version.ok_or_else(|| ApiError::not_found("Version not found"))?;
+    Ok(Json(VersionBody { version: version.into() }))
+}
+
+/// Keep a version of an agent
+///
+/// It changes nothing until it is activated.
+#[utoipa::path(
+    post, path = "/api/agents/{name}/versions", tag = "agents", params(("name" = String, Path)),
+    request_body(content = VersionBodyIn, example = json!({"name": "shorter answers", "systemPrompt": "Be brief."})),
+    responses((status = 201, body = VersionBody), (status = 404, description = "Agent not found", body = ErrorBody))
+)]
+pub async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    AgentName(name): AgentName,
+    body: JsonBody<VersionBodyIn, { 2 * MIB }>,
+) -> Result<(StatusCode, Json<VersionBody>), ApiError> {
+    let made = state.store.version_insert(&caller.tenant, &name, check(body.value)?).await?;
+    let version = made.ok_or_else(super::not_found)?;
+    Ok((StatusCode::CREATED, Json(VersionBody { version: version.into() })))
+}
+
+/// List an agent's versions, newest first
+#[utoipa::path(
+    get, path = "/api/agents/{name}/versions", tag = "agents", params(("name" = String, Path)),
+    responses((status = 200, body = VersionsBody), (status = 404, description = "Agent not found", body = ErrorBody))
+)]
+pub async fn list(
+    State(state): State<AppState>,
+    caller: Caller,
+    AgentName(name): AgentName,
+) -> Result<Json<VersionsBody>, ApiError> {
+    state.store.agent(&caller.tenant, &name).await?.ok_or_else(super::not_found)?;
+    let versions = state.store.versions(&caller.tenant, &name).await?;
+    Ok(Json(VersionsBody { versions: versions.into_iter().map(Into::into).collect() }))
+}
+
+/// One version
+#[utoipa::path(
+    get, path = "/api/agents/{name}/versions/{number}", tag = "agents",
+    params(("name" = String, Path), ("number" = i64, Path)),
+    responses((status = 200, body = VersionBody), (status = 404, description = "Version not found", body = ErrorBody))
+)]
+pub async fn get(
+    State(state): State<AppState>,
+    caller: Caller,
+    AgentName(name): AgentName,
+    VersionNumber(number): VersionNumber,
+) -> Result<Json<VersionBody>, ApiError> {
+    found(state.store.version(&caller.tenant, &name, number).await?)
+}
+
+/// Change a version
+///
+/// New sessions see a change of the active one's prompt.
+#[utoipa::path(
+    patch, path = "/api/agents/{name}/versions/{number}", tag = "agents",
+    params(("name" = String, Path), ("number" = i64, Path)),
+    request_body(content = VersionBodyIn, example = json!({"releaseNotes": "Shorter."})),
+    responses((status = 200, body = VersionBody), (status = 404, description = "Version not found", body = ErrorBody))
+)]
+pub async fn patch(
+    State(state): State<AppState>,
+    caller: Caller,
+    AgentName(name): AgentName,
+    VersionNumber(number): VersionNumber,
+    body: JsonBody<VersionBodyIn, { 2 * MIB }>,
+) -> Result<Json<VersionBody>, ApiError> {
+    let fields = check(body.value)?;
+    let _publishing = state.publishing.lock().await;
+    found(state.store.version_update(&caller.tenant, &name, number, fields).await?)
+}
+
+/// Let new sessions have this version's prompt
+#[utoipa::path(
+    post, path = "/api/agents/{name}/versions/{number}/activate", tag = "agents",
+    params(("name" = String, Path), ("number" = i64, Path)),
+    responses((status = 200, body = ActivatedBody), (status = 404, description = "Version not found", body = ErrorBody))
+)]
+pub async fn activate(
+    State(state): State<AppState>,
+    caller: Caller,
+    AgentName(name): AgentName,
+    VersionNumber(number): VersionNumber,
+) -> Result<Json<ActivatedBody>, ApiError> {
+    // A PATCH of the agent reads and writes its whole row.
+    let _publishing = state.publishing.lock().await;
+    let Json(VersionBody { version }) = found(state.store.version_activate(&caller.tenant, &name, number).await?)?;
+    Ok(Json(ActivatedBody { activated: true, version_number: version.version_number }))
+}
+
+/// Delete a version that is not active
+#[utoipa::path(
+    delete, path = "/api/agents/{name}/versions/{number}", tag = "agents",
+    params(("name" = String, Path), ("number" = i64, Path)),
+    responses(
+        (status = 204),
+        (status = 400, description = "It is active", body = ErrorBody),
+        (status = 404, description = "Version not found", body = ErrorBody),
+    )
+)]
+pub async fn delete(
+    State(state): State<AppState>,
+    caller: Caller,
+    AgentName(name): AgentName,
+    VersionNumber(number): VersionNumber,
+) -> Result<StatusCode, ApiError> {
+    match state.store.version_delete(&caller.tenant, &name, number).await? {
+        VersionDelete::Done => Ok(StatusCode::NO_CONTENT),
+        VersionDelete::NotFound => Err(ApiError::not_found("Version not found")),
+        VersionDelete::Active => Err(ApiError::bad_request("The active version stays; activate another one first")),
+    }
+}

@@ -30,6 +30,7 @@
 pub mod boot;
 pub mod config;
 pub mod ctl;
+pub mod doctor;
 pub mod gateway;
 pub mod http;
 pub mod kernel;

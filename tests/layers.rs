@@ -21,6 +21,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("gateway", &["model", "config", "kernel"]),
     ("launcher", &["model", "config", "kernel"]),
     ("sandbox", &["model", "config", "kernel", "launcher"]),
+    ("doctor", &["model", "config", "kernel", "launcher", "sandbox"]),
     ("pool", &["model", "config", "kernel", "launcher", "sandbox", "gateway", "store", "observe"]),
     ("sessions", &["model", "config", "kernel", "launcher", "sandbox", "gateway", "store", "observe", "pool", "vault"]),
     ("http", &["model", "config", "kernel", "store", "observe", "sessions"]),

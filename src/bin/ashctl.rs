@@ -2,11 +2,15 @@
 
 use std::process::ExitCode;
 
+use ashd::ctl::cli::{Cli, Command, Format};
 use clap::Parser;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let cli = ashd::ctl::cli::Cli::parse();
+    let cli = Cli::parse();
+    if let Command::Doctor { json, config } = &cli.command {
+        return doctor(*json || cli.output == Format::Json, config.as_deref()).await;
+    }
     let Err(error) = ashd::ctl::run(cli).await else { return ExitCode::SUCCESS };
     if !error.is_silent() {
         eprintln!("ashctl: {error}");
@@ -15,4 +19,14 @@ async fn main() -> ExitCode {
         }
     }
     ExitCode::from(error.exit_code())
+}
+
+async fn doctor(json: bool, config: Option<&std::path::Path>) -> ExitCode {
+    let diagnosis = ashd::doctor::examine(config).await;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&diagnosis).expect("plain data"));
+    } else {
+        print!("{}", diagnosis.text());
+    }
+    ExitCode::from(diagnosis.exit_code())
 }

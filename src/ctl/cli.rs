@@ -40,6 +40,15 @@ pub enum Format {
 pub enum Command {
     /// Whether ashd serves, and what is in use.
     Health,
+    /// What this host lacks, and the command that mends it. Exit codes: 0 all well, 1 warnings, 2 failures.
+    Doctor {
+        /// The same as `-o json`.
+        #[arg(long)]
+        json: bool,
+        /// Another configuration than /etc/ashd/ashd.toml.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
     /// Agents: folders with a CLAUDE.md.
     Agent {
         #[command(subcommand)]

@@ -44,7 +44,8 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Agent { command } => agents::run(&client, &out, command).await,
         Command::Session { command } => sessions::run(&client, &out, command).await,
         Command::Keys { command } => keys::run(&client, &out, command).await,
-        Command::Claude { .. } => Ok(()),
+        // Answered before: both need no daemon.
+        Command::Claude { .. } | Command::Doctor { .. } => Ok(()),
     }
 }
 

@@ -25,15 +25,15 @@ const MAX_ANSWER: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MeasureError {
-    #[error("the probe could not be started: {0}")]
+    #[error("it could not be started: {0}")]
     Spawn(#[from] LauncherError),
-    #[error("the probe did not answer within {} s", WITHIN.as_secs())]
-    Late,
-    #[error("the probe ended with {0:?}: {1}")]
+    #[error("no answer within {} s", .0.as_secs())]
+    Late(Duration),
+    #[error("it ended with {0:?}: {1}")]
     Ended(Exit, String),
     #[error("the sandbox ended while it was measured")]
     Gone,
-    #[error("the probe's answer cannot be read: {0}")]
+    #[error("its answer cannot be read: {0}")]
     Answer(String),
 }
 
@@ -47,18 +47,30 @@ pub async fn measure(
     events: &mut mpsc::UnboundedReceiver<SandboxEvent>,
     child: u32,
 ) -> Result<Measured, MeasureError> {
+    match run(sandbox, events, child, vec![PROBE.to_owned()], Vec::new(), WITHIN).await? {
+        (Exit::Code(0), said) => serde_json::from_slice(&said).map_err(|e| MeasureError::Answer(e.to_string())),
+        (status, said) => Err(MeasureError::Ended(status, String::from_utf8_lossy(&said).trim().to_owned())),
+    }
+}
+
+/// Runs a short program as the payload; how it ended, and what it printed (on a failure: its standard error).
+///
+/// # Errors
+/// `Late` after `within`: the program may still run then. `Answer` for more than 1 MiB of output.
+pub async fn run(
+    sandbox: &Sandbox,
+    events: &mut mpsc::UnboundedReceiver<SandboxEvent>,
+    child: u32,
+    argv: Vec<String>,
+    env: Vec<(String, String)>,
+    within: Duration,
+) -> Result<(Exit, Vec<u8>), MeasureError> {
     let answer = |error: &dyn std::fmt::Display| MeasureError::Answer(error.to_string());
     let file = |name: &str| rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).map_err(|e| answer(&e));
     let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| answer(&e));
-    let (out, err) = (file("probe")?, file("probe-errors")?);
-    let spec = SpawnSpec {
-        argv: vec![PROBE.to_owned()],
-        env: Vec::new(),
-        cwd: "/workspace".to_owned(),
-        stdin: false,
-        within_ms: None,
-    };
-    let run = async {
+    let (out, err) = (file("out")?, file("err")?);
+    let spec = SpawnSpec { argv, env, cwd: "/workspace".to_owned(), stdin: false, within_ms: None };
+    let ended = async {
         sandbox.spawn(child, &spec, copy(&out)?, copy(&err)?).await?;
         loop {
             match events.recv().await {
@@ -68,13 +80,9 @@ pub async fn measure(
             }
         }
     };
-    let status = tokio::time::timeout(WITHIN, run).await.map_err(|_| MeasureError::Late)??;
-    if status != Exit::Code(0) {
-        let said = seqpacket::read_all(err.as_fd(), MAX_ANSWER).unwrap_or_default();
-        return Err(MeasureError::Ended(status, String::from_utf8_lossy(&said).trim().to_owned()));
-    }
-    let text = seqpacket::read_all(out.as_fd(), MAX_ANSWER).map_err(|e| answer(&e))?;
-    serde_json::from_slice(&text).map_err(|e| answer(&e))
+    let status = tokio::time::timeout(within, ended).await.map_err(|_| MeasureError::Late(within))??;
+    let said = if status == Exit::Code(0) { &out } else { &err };
+    Ok((status, seqpacket::read_all(said.as_fd(), MAX_ANSWER).map_err(|e| answer(&e))?))
 }
 
 /// What ashd itself sees of a sandbox. Wakes nothing.

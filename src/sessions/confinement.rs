@@ -41,7 +41,9 @@ impl Shared {
             SessionError::Failed(format!("the session is not started, since its confinement is not proven: {why}"))
         };
         let report = self.measure(sandbox, events).await.map_err(|error| {
-            refused(format!("{error}. Is ash-probe installed beside ash-launcher? `ashctl doctor` checks it"))
+            refused(format!(
+                "the probe failed: {error}. Is ash-probe installed beside ash-launcher? `ashctl doctor` checks it"
+            ))
         })?;
         if let Some(missing) = report.missing() {
             return Err(refused(missing));

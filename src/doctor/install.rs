@@ -1,0 +1,206 @@
+//! What was installed and configured: users, directories, programs, claude, the way to the model, the services.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Finding, failure, ok, warning};
+use crate::config::{Config, Upstream};
+
+/// How long the model's host may take to answer a connection.
+const UPSTREAM_WITHIN: Duration = Duration::from_secs(5);
+/// Bytes below which sessions soon meet a full disk.
+const LOW_DISK: u64 = 5 << 30;
+const NO_DISK: u64 = 256 << 20;
+
+pub async fn examine(config: &Config) -> Vec<Finding> {
+    let mut findings =
+        vec![user("user ashd", &config.launcher.user), user("user of the gateway", &config.gateway.user)];
+    findings.extend(data_dir(&config.data_dir));
+    findings.extend(["ash-launcher", "ash-gateway", "ash-probe"].map(program));
+    findings.push(claude(config));
+    findings.push(upstream(&config.gateway.upstream).await);
+    findings.extend(services(config).await);
+    findings
+}
+
+fn user(check: &'static str, name: &str) -> Finding {
+    match nix::unistd::User::from_name(name) {
+        Ok(Some(user)) => ok(check, format!("{name}, uid {}", user.uid)),
+        _ => failure(
+            check,
+            format!("there is no user {name}"),
+            format!("adduser --system --group --no-create-home {name}"),
+        ),
+    }
+}
+
+fn data_dir(dir: &Path) -> Vec<Finding> {
+    let shown = dir.display();
+    let Ok(meta) = fs::metadata(dir) else {
+        return vec![warning(
+            "data directory",
+            format!("{shown} is not there yet"),
+            "systemctl start ashd, which makes it",
+        )];
+    };
+    let mode = meta.permissions().mode() & 0o777;
+    let mut findings = vec![if mode & 0o007 == 0 {
+        ok("data directory", format!("{shown}, owner {}, mode {mode:o}", meta.uid()))
+    } else {
+        warning(
+            "data directory",
+            format!("{shown} has mode {mode:o}: others can look in"),
+            format!("chmod o-rwx {shown}"),
+        )
+    }];
+    if let Ok(stat) = rustix::fs::statvfs(dir) {
+        let (free, inodes) = (stat.f_bavail * stat.f_frsize, stat.f_favail);
+        let found = format!("{} MiB and {inodes} inodes free on {shown}", free >> 20);
+        let mend = "make room, or move it: data_dir in /etc/ashd/ashd.toml";
+        findings.push(match free {
+            // File systems without a table of inodes report 0 of 0.
+            _ if stat.f_files > 0 && inodes < 10_000 => failure("disk", found, mend),
+            ..NO_DISK => failure("disk", found, mend),
+            ..LOW_DISK => warning("disk", found, mend),
+            _ => ok("disk", found),
+        });
+    }
+    findings
+}
+
+/// Where ashd looks for its other programs.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let own = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = own.into_iter().chain([PathBuf::from("/usr/lib/ashd")]).chain(std::env::split_paths(&path));
+    places.map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+fn program(name: &'static str) -> Finding {
+    match find(name) {
+        Some(path) => ok(name, path.display().to_string()),
+        None => failure(
+            name,
+            "neither beside ashctl, nor in /usr/lib/ashd, nor on the PATH",
+            "apt install --reinstall ashd",
+        ),
+    }
+}
+
+/// The binary that sessions will run.
+pub fn claude_binary(config: &Config) -> PathBuf {
+    let installed = || config.data_dir.join("claude").join(&config.claude.version).join("claude");
+    config.claude.binary.clone().unwrap_or_else(installed)
+}
+
+fn claude(config: &Config) -> Finding {
+    let path = claude_binary(config);
+    let mend = || format!("ashctl claude install {}", config.claude.version);
+    match fs::metadata(&path) {
+        Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o005 == 0o005 => {
+            ok("claude", format!("{}, {} MiB", path.display(), meta.len() >> 20))
+        }
+        Ok(_) => failure("claude", format!("{} is not a program that everybody may run", path.display()), mend()),
+        Err(error) => failure("claude", format!("{}: {error}", path.display()), mend()),
+    }
+}
+
+async fn upstream(upstream: &Upstream) -> Finding {
+    let url = match upstream {
+        Upstream::Offline => return ok("model", "offline: scripted answers, no key is needed"),
+        Upstream::Url(url) => url,
+    };
+    let Some(address) = address(url) else {
+        return failure("model", format!("{url} is no address"), "set gateway.upstream in /etc/ashd/ashd.toml");
+    };
+    match tokio::time::timeout(UPSTREAM_WITHIN, tokio::net::TcpStream::connect(&address)).await {
+        Ok(Ok(_)) => ok("model", format!("{address} answers")),
+        Ok(Err(error)) => {
+            failure("model", format!("{address}: {error}"), format!("curl -v {url}, then mend DNS or the firewall"))
+        }
+        Err(_) => {
+            failure("model", format!("{address}: no answer in 5 s"), format!("curl -v {url}, then mend the firewall"))
+        }
+    }
+}
+
+/// Host and port of a URL.
+fn address(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let host = rest.split(['/', '?']).next().filter(|host| !host.is_empty())?;
+    let host = host.rsplit('@').next()?;
+    let after_brackets = host.rsplit(']').next()?;
+    if after_brackets.contains(':') {
+        return Some(host.to_owned());
+    }
+    Some(format!("{host}:{}", if scheme == "http" { 80 } else { 443 }))
+}
+
+async fn services(config: &Config) -> Vec<Finding> {
+    let socket = |check: &'static str, unit: &str| {
+        let path = config.run_dir.join(format!("{check}.sock"));
+        match crate::kernel::seqpacket::connect(&path, true) {
+            Ok(_) => ok(check, format!("listens at {}", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                warning(check, format!("{}: {error}", path.display()), "sudo ashctl doctor")
+            }
+            Err(error) => warning(check, format!("{}: {error}", path.display()), format!("systemctl start {unit}")),
+        }
+    };
+    let mut findings = vec![socket("launcher", "ash-launcher"), socket("gateway", "ash-gateway")];
+    // 0.0.0.0 and 0 stand for "any": the port that was chosen is in the run directory.
+    let chosen = fs::read_to_string(config.run_dir.join("port")).ok().and_then(|text| text.trim().parse().ok());
+    let port: u16 = chosen.unwrap_or(config.server.port);
+    let ip = if config.server.host.is_unspecified() { [127, 0, 0, 1].into() } else { config.server.host };
+    let connected = tokio::time::timeout(UPSTREAM_WITHIN, tokio::net::TcpStream::connect((ip, port))).await;
+    findings.push(match connected {
+        Ok(Ok(_)) => ok("ashd", format!("listens at {ip}:{port}")),
+        _ => warning("ashd", format!("nobody listens at {ip}:{port}"), "systemctl start ashd, or: sudo ashd"),
+    });
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Status;
+
+    #[test]
+    fn addresses() {
+        for (url, wanted) in [
+            ("https://api.anthropic.com", Some("api.anthropic.com:443")),
+            ("http://10.0.0.5:8080/v1", Some("10.0.0.5:8080")),
+            ("http://host/x?y=:", Some("host:80")),
+            ("https://[::1]:4000/", Some("[::1]:4000")),
+            ("https://[::1]/", Some("[::1]:443")),
+            ("https://user:secret@host", Some("host:443")),
+            ("nonsense", None),
+            ("https://", None),
+        ] {
+            assert_eq!(address(url).as_deref(), wanted, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_missing_claude_names_the_command() {
+        let mut config = Config { data_dir: "/nonexistent".into(), ..Config::default() };
+        let finding = claude(&config);
+        assert_eq!(finding.status, Status::Failure);
+        assert!(finding.mend.unwrap().starts_with("ashctl claude install"));
+        config.claude.binary = Some("/bin/true".into());
+        assert_eq!(claude(&config).status, Status::Ok);
+        assert_eq!(user("user", "no-such-user-at-all").status, Status::Failure);
+    }
+
+    #[tokio::test]
+    async fn a_model_that_does_not_answer_is_a_failure() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        assert_eq!(upstream(&Upstream::Url(url.clone())).await.status, Status::Ok);
+        drop(listener);
+        assert_eq!(upstream(&Upstream::Url(url)).await.status, Status::Failure);
+        assert_eq!(upstream(&Upstream::Offline).await.status, Status::Ok);
+    }
+}

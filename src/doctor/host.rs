@@ -61,27 +61,27 @@ fn landlock(abi: u32, config: &Config) -> Finding {
     let (floor, required) = (config.confinement.landlock_abi, config.confinement.floor.contains(&Layer::Landlock));
     let mend = "add landlock to lsm= in GRUB_CMDLINE_LINUX of /etc/default/grub, then: update-grub && reboot";
     match abi {
-        0 if required => failure("landlock", "this kernel has none, or it is switched off", mend),
-        0 => warning("landlock", "none; the floor allows that", mend),
+        0 if required => failure("kernel's landlock", "this kernel has none, or it is switched off", mend),
+        0 => warning("kernel's landlock", "none; the floor allows that", mend),
         found if found < floor => failure(
-            "landlock",
+            "kernel's landlock",
             format!("ABI {found}, the floor is {floor}"),
             format!("boot a newer kernel, or set [confinement] landlock_abi = {found} in /etc/ashd/ashd.toml"),
         ),
         found if found < 6 => warning(
-            "landlock",
+            "kernel's landlock",
             format!("ABI {found}: signals and abstract sockets are not scoped (other layers hold them)"),
             "boot Linux 6.12 or newer",
         ),
-        found => ok("landlock", format!("ABI {found}")),
+        found => ok("kernel's landlock", format!("ABI {found}")),
     }
 }
 
 fn seccomp(actions: &str) -> Finding {
     if actions.split_whitespace().any(|action| action == "errno") {
-        ok("seccomp", actions.trim())
+        ok("kernel's seccomp", actions.trim())
     } else {
-        failure("seccomp", "filters are not available", "boot a kernel with CONFIG_SECCOMP_FILTER")
+        failure("kernel's seccomp", "filters are not available", "boot a kernel with CONFIG_SECCOMP_FILTER")
     }
 }
 

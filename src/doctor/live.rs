@@ -60,7 +60,11 @@ async fn throw_away(config: &Config, launcher: &Launcher, data: &Path, claude: C
     let dir = match SessionDir::make(data, id) {
         Ok(dir) => dir,
         Err(error) => {
-            return vec![failure(CHECK, format!("{}: {error}", data.display()), "systemctl start ashd, which makes it")];
+            return vec![failure(
+                CHECK,
+                format!("{}: {error}", data.display()),
+                "systemctl start ashd, which makes it",
+            )];
         }
     };
     let create = Create { id, tenant: TenantId::default_tenant(), limits: config.limits, claude };

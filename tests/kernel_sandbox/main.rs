@@ -6,6 +6,7 @@
 mod confinement;
 mod init;
 mod keeper;
+mod policy;
 mod sandbox;
 mod start;
 
@@ -17,7 +18,7 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| args.iter().any(|arg| arg == name);
     let filter = args.iter().find(|arg| !arg.starts_with("--") && *arg != "terse");
-    let tests = [start::TESTS, init::TESTS, keeper::TESTS, confinement::TESTS].concat();
+    let tests = [start::TESTS, init::TESTS, keeper::TESTS, confinement::TESTS, policy::TESTS].concat();
     let chosen = tests.into_iter().filter(|(name, _)| match filter {
         Some(filter) if has("--exact") => name == filter,
         Some(filter) => name.contains(filter.as_str()),

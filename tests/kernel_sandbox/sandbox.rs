@@ -119,7 +119,11 @@ impl Sandbox {
             Ok(started) => started,
             Err(failure) => panic!("no sandbox: {failure} ({:?})", failure.hint),
         };
-        let connection = seqpacket::connect(&socket, false).unwrap();
+        Self::of(ground, started, &socket)
+    }
+
+    pub fn of(ground: Ground, started: Started, socket: &Path) -> Self {
+        let connection = seqpacket::connect(socket, false).unwrap();
         Self { started, connection, events: Vec::new(), next: 0, ground }
     }
 
@@ -178,6 +182,21 @@ impl Sandbox {
         match self.await_event(|event| matches!(event, InitEvent::Exited { child, .. } if *child == number)) {
             InitEvent::Exited { status, .. } => status,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// `None` when it does not end in time.
+    pub fn await_exit_within(&mut self, number: u32, within: Duration) -> Option<Exit> {
+        let deadline = Instant::now() + within;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            pidfd::wait_readable(self.connection.as_fd(), left).ok()?;
+            match self.hear() {
+                (FromInit::Event { event: InitEvent::Exited { child, status } }, _) if child == number => {
+                    return Some(status);
+                }
+                _ => {}
+            }
         }
     }
 

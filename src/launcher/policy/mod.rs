@@ -11,6 +11,7 @@ use crate::launcher::protocol::Failure;
 #[derive(Clone, Debug)]
 pub struct Policies {
     pub seccomp: Filters,
+    pub landlock: Vec<landlock::Rule>,
     /// Landlock's ABI on this host; 0 where there is none.
     pub landlock_abi: u32,
 }
@@ -26,7 +27,11 @@ impl Policies {
             message: error.to_string(),
             hint: Some("ashd runs on x86_64 and aarch64".into()),
         })?;
-        Ok(Self { seccomp, landlock_abi: crate::kernel::landlock::abi().unwrap_or(0) })
+        Ok(Self {
+            seccomp,
+            landlock: landlock::RULES.to_vec(),
+            landlock_abi: crate::kernel::landlock::abi().unwrap_or(0),
+        })
     }
 }
 

@@ -97,7 +97,7 @@ fn build(
     let rules = match policies.landlock_abi {
         // Only under a floor that an admin lowered to 0.
         0 => None,
-        _ => Some(steps.run("landlock", landlock_rules)?),
+        _ => Some(steps.run("landlock", || landlock_rules(&policies.landlock))?),
     };
     steps.run("keyring", process::new_session_keyring)?;
     steps.run("bounding set", caps::empty_bounding_set)?;
@@ -222,9 +222,9 @@ fn relative(path: &CStr) -> CString {
     CString::new(bytes.strip_prefix(b"/").unwrap_or(bytes)).expect("a part of a C string has no zero byte")
 }
 
-fn landlock_rules() -> io::Result<landlock::Rules> {
+fn landlock_rules(policy: &[rules::Rule]) -> io::Result<landlock::Rules> {
     let unmerged = rules::UNMERGED.iter().filter(|path| Path::new(path).symlink_metadata().is_ok_and(|m| m.is_dir()));
-    let paths: Vec<_> = rules::RULES
+    let paths: Vec<_> = policy
         .iter()
         .map(|rule| (rule.path, rule.right))
         .chain(unmerged.map(|path| (*path, landlock::Right::ReadExecute)))

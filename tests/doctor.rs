@@ -1,0 +1,108 @@
+//! `ashctl doctor` as an admin runs it, with and without a daemon.
+
+mod common;
+
+use std::process::Command;
+
+use common::{Daemon, Options, real_claude};
+use serde_json::Value;
+
+fn doctor(env: &[(&str, &str)], arguments: &[&str]) -> (i32, Value, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ashctl"));
+    command.args(["doctor"]).args(arguments).env_clear().env("PATH", "/usr/bin:/bin").envs(env.iter().copied());
+    let output = command.output().expect("ashctl runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let json = serde_json::from_str(&text).unwrap_or(Value::Null);
+    (output.status.code().expect("an exit code"), json, text)
+}
+
+fn finding(diagnosis: &Value, check: &str) -> Value {
+    let findings = diagnosis["findings"].as_array().expect("findings");
+    findings.iter().find(|finding| finding["check"] == check).unwrap_or_else(|| panic!("no {check}")).clone()
+}
+
+const LAYERS: [&str; 14] = [
+    "user_namespace",
+    "mount_namespace",
+    "pid_namespace",
+    "ipc_namespace",
+    "uts_namespace",
+    "cgroup_namespace",
+    "network_namespace",
+    "landlock",
+    "seccomp",
+    "capabilities",
+    "no_new_privs",
+    "memory_limit",
+    "cpu_limit",
+    "pids_limit",
+];
+
+fn traces() -> Vec<String> {
+    let cgroups = std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten().map(|entry| entry.path());
+    let places = cgroups.chain(["/run".into(), "/tmp".into()]);
+    let inside = places.flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());
+    inside.map(|entry| entry.path().display().to_string()).filter(|path| path.contains("doctor-")).collect()
+}
+
+#[test]
+fn without_a_daemon_a_launcher_of_its_own_is_used_and_nothing_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().display().to_string();
+    let claude = real_claude().display().to_string();
+    let env = [("ASH_DATA_DIR", data.as_str()), ("ASH_RUN_DIR", &data), ("ASH_CLAUDE_BIN", &claude)];
+    let (code, diagnosis, text) = doctor(&env, &["--json"]);
+    assert_eq!(code, if diagnosis["status"] == "ok" { 0 } else { 1 }, "{text}");
+    for layer in LAYERS {
+        assert_eq!(finding(&diagnosis, layer)["status"], "ok", "{text}");
+    }
+    assert_eq!(finding(&diagnosis, "workloads")["status"], "ok", "{text}");
+    assert!(finding(&diagnosis, "claude starts")["found"].as_str().unwrap().contains("(Claude Code)"), "{text}");
+    assert_eq!(finding(&diagnosis, "launcher")["mend"], "systemctl start ash-launcher");
+    assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none(), "the data directory is as it was");
+    assert_eq!(traces(), Vec::<String>::new());
+    // The same in words.
+    let (_, _, table) = doctor(&env, &[]);
+    assert!(
+        table.contains("ok    landlock") && table.contains("->") && table.contains("checks: 0 failures"),
+        "{table}"
+    );
+}
+
+#[test]
+fn a_running_daemon_is_found_and_its_launcher_used() {
+    let daemon = Daemon::start(Options::default());
+    let config = daemon.dir.join("ashd.toml").display().to_string();
+    let (data, run) = (daemon.data().display().to_string(), daemon.run().display().to_string());
+    let claude = common::fake_claude().display().to_string();
+    let env = [("ASH_DATA_DIR", data.as_str()), ("ASH_RUN_DIR", &run), ("ASH_CLAUDE_BIN", &claude)];
+    let (_, diagnosis, text) = doctor(&env, &["--json", "--config", &config]);
+    for check in ["launcher", "gateway", "ashd", "landlock", "memory_limit", "workloads"] {
+        assert_eq!(finding(&diagnosis, check)["status"], "ok", "{check}: {text}");
+    }
+    let limit = finding(&diagnosis, "memory_limit");
+    assert!(limit["found"].as_str().unwrap().contains(&daemon.cgroup), "in the daemon's own group: {limit}");
+    assert!(std::fs::read_dir(daemon.data().join("sessions")).unwrap().next().is_none(), "nothing stays");
+}
+
+#[test]
+fn what_is_broken_is_a_failure_with_the_command_that_mends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().display().to_string();
+    let file = dir.path().join("ashd.toml");
+    std::fs::write(&file, "[confinement]\nlandlock_abi = 99\nflor = []\n").unwrap();
+    let file = file.display().to_string();
+    let env = [("ASH_DATA_DIR", data.as_str()), ("ASH_RUN_DIR", &data)];
+    let (code, diagnosis, text) = doctor(&env, &["--json", "--config", &file]);
+    assert_eq!((code, &diagnosis["status"]), (2, &Value::from("failure")), "{text}");
+    let broken = finding(&diagnosis, "configuration");
+    assert!(broken["found"].as_str().unwrap().contains("floor"), "the nearest name is told: {broken}");
+    std::fs::write(&file, "[confinement]\nlandlock_abi = 99\n").unwrap();
+    let (code, diagnosis, text) = doctor(&env, &["--json", "--config", &file]);
+    assert_eq!(code, 2, "{text}");
+    for check in ["kernel's landlock", "landlock", "claude"] {
+        let found = finding(&diagnosis, check);
+        assert_eq!(found["status"], "failure", "{found}");
+        assert!(found["mend"].as_str().is_some_and(|mend| !mend.is_empty()), "{found}");
+    }
+}

@@ -148,17 +148,24 @@ async fn claude_starts(
 }
 
 /// `<data>/sessions/<id>` as ashd would make it; removed with the guard.
-struct SessionDir(PathBuf);
+struct SessionDir {
+    own: PathBuf,
+    /// `<data>/sessions`, where it was made for this.
+    parent: Option<PathBuf>,
+}
 
 impl SessionDir {
     fn make(data: &Path, id: Uuid) -> std::io::Result<Self> {
         let sessions = data.join("sessions");
-        let owner = fs::metadata(&sessions)?;
-        let dir = Self(sessions.join(id.to_string()));
-        for path in [dir.0.clone(), dir.0.join("workspace"), dir.0.join("home")] {
-            fs::create_dir(&path)?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
-            chown(&path, Some(owner.uid()), Some(owner.gid()))?;
+        // ashd makes it with its first session, as its own like everything there.
+        let fresh = !sessions.is_dir();
+        let owner = fs::metadata(if fresh { data } else { &sessions })?;
+        let dir = Self { own: sessions.join(id.to_string()), parent: fresh.then(|| sessions.clone()) };
+        let paths = [dir.own.clone(), dir.own.join("workspace"), dir.own.join("home")];
+        for path in dir.parent.iter().chain(&paths) {
+            fs::create_dir(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+            chown(path, Some(owner.uid()), Some(owner.gid()))?;
         }
         Ok(dir)
     }
@@ -166,7 +173,11 @@ impl SessionDir {
 
 impl Drop for SessionDir {
     fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
+        fs::remove_dir_all(&self.own).ok();
+        // Not when a session was made there meanwhile: then it is not empty.
+        if let Some(parent) = &self.parent {
+            fs::remove_dir(parent).ok();
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //!   host        hostile outside (root)  the control run, and victims of its own
 //! ```
 
+mod fuzz;
 #[allow(dead_code)]
 #[path = "../launcher/host.rs"]
 mod host;

@@ -51,6 +51,12 @@ impl Host {
         self.dir.path().join("data")
     }
 
+    /// The range it may give to sandboxes.
+    #[allow(dead_code)]
+    pub fn uids(&self) -> std::ops::Range<u32> {
+        self.uid_base..self.uid_base + 64
+    }
+
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("launcher.toml")
     }

@@ -1,6 +1,7 @@
 //! The words every layer shares: states, identifiers, limits. Pure data, no I/O.
 
 mod layer;
+mod limits;
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use layer::{Layer, floor};
+pub use limits::{Limit, Limits, PartialLimits};
 
 /// State of a session, as the API, SQLite, metrics and logs all spell it (contract §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -115,44 +117,6 @@ impl FromStr for TenantId {
 impl From<TenantId> for String {
     fn from(id: TenantId) -> Self {
         id.0
-    }
-}
-
-/// What a sandbox may use. Every field has a unit; what happens at each limit is in `docs/limits.md`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Limits {
-    /// Bytes of memory, the tmpfs mounts of the sandbox included. At the limit: the OOM killer ends the group.
-    pub memory_bytes: u64,
-    /// Bytes of swap on top. 0 keeps the group out of swap.
-    pub swap_bytes: u64,
-    /// Thousandths of one core (1000 = one core). At the limit: throttled.
-    pub cpu_millis: u64,
-    /// Relative share when cores are scarce, 1 to 10000, default 100 (cgroup v2's cpu.weight).
-    pub cpu_weight: u64,
-    /// Processes and threads together. At the limit: fork fails with EAGAIN.
-    pub pids: u64,
-    /// Bytes of workspace and home on disk. At the limit: the session is frozen and told.
-    pub disk_bytes: u64,
-    /// Files and directories of workspace and home. At the limit: as for bytes.
-    pub disk_files: u64,
-    /// Milliseconds one turn may take. At the limit: interrupted.
-    pub turn_ms: u64,
-}
-
-impl Default for Limits {
-    /// The defaults of DESIGN §5 and issue 3: 2 GiB, one core, 512 pids, 1 GiB of disk.
-    fn default() -> Self {
-        Self {
-            memory_bytes: 2 << 30,
-            swap_bytes: 2 << 30,
-            cpu_millis: 1000,
-            cpu_weight: 100,
-            pids: 512,
-            disk_bytes: 1 << 30,
-            disk_files: 200_000,
-            turn_ms: 3_600_000,
-        }
     }
 }
 

@@ -6,6 +6,7 @@ mod conversation;
 pub mod handle;
 pub mod launcher_client;
 pub mod measure;
+pub mod usage;
 
 pub use conversation::Watched;
 pub use handle::{Sandbox, SandboxEvent};

@@ -133,6 +133,12 @@ struct Delete {
 impl Write for Delete {
     type Out = bool;
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
+        // An agent of the same name that comes later is another one.
+        sqlx::query("DELETE FROM limits WHERE tenant = ?1 AND scope = 'agent' AND name = ?2")
+            .bind(self.tenant.as_str())
+            .bind(&self.name)
+            .execute(&mut *conn)
+            .await?;
         let done = sqlx::query("DELETE FROM agents WHERE tenant = ?1 AND name = ?2")
             .bind(self.tenant.as_str())
             .bind(&self.name)

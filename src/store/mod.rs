@@ -17,6 +17,7 @@ mod commit;
 mod credentials;
 mod error;
 mod history;
+mod limits;
 mod open;
 mod queue;
 mod rows;
@@ -31,6 +32,7 @@ mod tests;
 mod tests_open;
 
 pub use error::StoreError;
+pub use limits::{LimitScope, StoredLimits};
 pub use queue::{QueueChange, QueueItem, QueueStatus};
 pub use rows::*;
 pub use usage::{UsageFilter, UsageRow, UsageTotals};

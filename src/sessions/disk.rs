@@ -1,0 +1,261 @@
+//! What a session has on the disk, and how often to look. The kernel counts it for nobody where the file system has no
+//! project quota, so the directory is walked, as seldom as the bound of one second allows:
+//!
+//! ```text
+//!   each tick (250 ms): free space of the file system, one system call for all sessions
+//!      lost as much as half of what the session has left   -> walk now
+//!      lost anything, and the last walk is long enough ago  -> walk   (at most 2 % of one core in walks, per session)
+//!      nothing lost for 10 s                                -> walk all the same
+//! ```
+//!
+//! A walk stops at the limit, so a tree of ten million files costs no more than one that is just too large.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat, statvfs};
+
+/// Directories in each other that are followed. A deeper tree could not be removed by path either.
+const DEPTH: usize = 128;
+/// Between two walks of one session at least.
+const SHORTEST: Duration = Duration::from_millis(200);
+const USUAL: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_secs(10);
+/// A walk may take this part of the time.
+const SHARE: u32 = 50;
+/// Bytes that come and go on any file system.
+const NOISE: u64 = 64 << 10;
+
+/// What a walk found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Bytes in allocated blocks: holes of sparse files are free, and a file of many names counts once.
+    pub bytes: u64,
+    /// Files, directories and whatever else has a name.
+    pub files: u64,
+    /// Something in it could not be looked at, so that nothing bounds it: nested too deep, or unreadable.
+    pub hidden: bool,
+}
+
+/// How much there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    pub bytes: u64,
+    pub files: u64,
+}
+
+impl DiskUse {
+    pub fn is_over(&self, bound: Bound) -> bool {
+        self.hidden || self.bytes > bound.bytes || self.files > bound.files
+    }
+}
+
+/// Walks `root`. Stops early once `bound` is passed. Blocks: about a microsecond for each file in the cache.
+///
+/// # Errors
+/// `root` itself cannot be opened. What vanishes meanwhile is not counted.
+pub fn measure(root: &Path, bound: Bound) -> io::Result<DiskUse> {
+    let mut used = DiskUse::default();
+    let mut linked = HashSet::new();
+    let mut open: Vec<Dir> = vec![dir_of(openat(CWD, root, flags(), Mode::empty())?)?];
+    while let Some(dir) = open.last_mut() {
+        let entry = match dir.next() {
+            None => {
+                open.pop();
+                continue;
+            }
+            Some(Err(_)) => {
+                used.hidden = true;
+                open.pop();
+                continue;
+            }
+            Some(Ok(entry)) => entry,
+        };
+        let name = entry.file_name();
+        if name.to_bytes() == b"." || name.to_bytes() == b".." {
+            continue;
+        }
+        let at = dir.fd()?;
+        let Ok(stat) = statat(at, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        used.files += 1;
+        if is_dir || stat.st_nlink < 2 || linked.insert((stat.st_dev, stat.st_ino)) {
+            used.bytes += u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+        }
+        if used.is_over(bound) {
+            return Ok(used);
+        }
+        if is_dir {
+            match enter(at, name, open.len()) {
+                Ok(Some(inner)) => open.push(inner),
+                Ok(None) => {}
+                Err(()) => used.hidden = true,
+            }
+        }
+    }
+    Ok(used)
+}
+
+fn flags() -> OFlags {
+    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
+}
+
+fn dir_of(fd: OwnedFd) -> io::Result<Dir> {
+    Ok(Dir::new(fd)?)
+}
+
+/// Opens a directory of the payload's. One that it closed to itself, and so to its owner on the host, is opened again:
+/// otherwise nothing would bound what is in it. `None` when it is gone.
+fn enter(at: std::os::fd::BorrowedFd<'_>, name: &std::ffi::CStr, depth: usize) -> Result<Option<Dir>, ()> {
+    if depth >= DEPTH {
+        return Err(());
+    }
+    let open = || openat(at, name, flags(), Mode::empty());
+    let opened = match open() {
+        Err(rustix::io::Errno::ACCESS) => {
+            let path = openat(at, name, flags() | OFlags::PATH, Mode::empty()).map_err(|_| ())?;
+            let by_fd = format!("/proc/self/fd/{}", path.as_fd().as_raw_fd());
+            rustix::fs::chmod(&by_fd, Mode::RWXU).map_err(|_| ())?;
+            open()
+        }
+        opened => opened,
+    };
+    match opened {
+        Ok(fd) => dir_of(fd).map(Some).map_err(|_| ()),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => Ok(None),
+        Err(_) => Err(()),
+    }
+}
+
+/// What the file system has left for an unprivileged user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Free {
+    pub bytes: u64,
+    /// Size of the whole file system in bytes.
+    pub total_bytes: u64,
+    /// Files that can still be made; the largest number where the file system makes them as needed.
+    pub files: u64,
+}
+
+/// # Errors
+/// What statvfs(3) answers.
+pub fn free(path: &Path) -> io::Result<Free> {
+    let vfs = statvfs(path)?;
+    let files = if vfs.f_files == 0 { u64::MAX } else { vfs.f_favail };
+    Ok(Free {
+        bytes: vfs.f_bavail.saturating_mul(vfs.f_frsize),
+        total_bytes: vfs.f_blocks.saturating_mul(vfs.f_frsize),
+        files,
+    })
+}
+
+/// A walk that was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    pub used: DiskUse,
+    pub at: Instant,
+    pub took: Duration,
+    /// What was free when it began.
+    pub free: Free,
+}
+
+/// Whether it is time to walk. Pure.
+pub fn is_due(seen: Option<&Seen>, bound: Bound, free: Free, now: Instant) -> bool {
+    let Some(seen) = seen else { return true };
+    let since = now.saturating_duration_since(seen.at);
+    if since < SHORTEST.max(seen.took * 2) {
+        return false;
+    }
+    let lost = (seen.free.bytes.saturating_sub(free.bytes), seen.free.files.saturating_sub(free.files));
+    let left = (bound.bytes.saturating_sub(seen.used.bytes), bound.files.saturating_sub(seen.used.files));
+    let close = lost.0.saturating_mul(2) >= left.0 || lost.1.saturating_mul(2) >= left.1;
+    let patience = match lost.0 > NOISE || lost.1 > 0 {
+        _ if close => return true,
+        true => USUAL,
+        false => LONGEST,
+    };
+    since >= patience.max(seen.took * SHARE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Bound = Bound { bytes: u64::MAX, files: u64::MAX };
+
+    #[test]
+    fn blocks_count_and_links_count_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("d")).unwrap();
+        std::fs::write(at("d/a"), vec![1; 1 << 20]).unwrap();
+        std::fs::hard_link(at("d/a"), at("b")).unwrap();
+        std::os::unix::fs::symlink("/", at("l")).unwrap();
+        let sparse = std::fs::File::create(at("sparse")).unwrap();
+        sparse.set_len(1 << 40).unwrap();
+        let used = measure(dir.path(), ALL).unwrap();
+        assert_eq!((used.files, used.hidden), (5, false));
+        assert!((1 << 20..(1 << 20) + 65_536).contains(&used.bytes), "{used:?}");
+    }
+
+    #[test]
+    fn a_walk_stops_at_the_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..100 {
+            std::fs::write(dir.path().join(n.to_string()), "").unwrap();
+        }
+        let used = measure(dir.path(), Bound { files: 10, ..ALL }).unwrap();
+        assert_eq!(used.files, 11);
+        assert!(used.is_over(Bound { files: 10, ..ALL }) && !used.is_over(ALL));
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_over_every_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut path = dir.path().to_owned();
+        for _ in 0..DEPTH + 5 {
+            path.push("d");
+        }
+        std::fs::create_dir_all(&path).unwrap();
+        let used = measure(dir.path(), ALL).unwrap();
+        assert!(used.hidden && used.is_over(ALL));
+        assert!(measure(&dir.path().join("nothing"), ALL).is_err());
+    }
+
+    #[test]
+    fn cadence() {
+        const MIB: u64 = 1 << 20;
+        let now = Instant::now();
+        let bound = Bound { bytes: 1000 * MIB, files: 1000 };
+        let start = Free { bytes: 10_000 * MIB, total_bytes: 20_000 * MIB, files: 10_000 };
+        let seen = |took_ms| Seen {
+            used: DiskUse { bytes: 400 * MIB, files: 500, hidden: false },
+            at: now,
+            took: Duration::from_millis(took_ms),
+            free: start,
+        };
+        assert!(is_due(None, bound, start, now));
+        // (milliseconds of the walk, since it, MiB lost, files lost) -> due
+        for (took, since, bytes, files, due) in [
+            (1, 100, 900, 0, false),
+            (1, 250, 300, 0, true),
+            (1, 250, 299, 0, false),
+            (1, 500, 299, 0, true),
+            (1, 250, 0, 250, true),
+            (1, 500, 0, 1, true),
+            (1, 9_999, 0, 0, false),
+            (1, 10_000, 0, 0, true),
+            (300, 500, 900, 0, false),
+            (300, 600, 900, 0, true),
+            (300, 14_000, 1, 0, false),
+            (300, 15_000, 1, 0, true),
+        ] {
+            let free = Free { bytes: start.bytes - bytes * MIB, files: start.files - files, ..start };
+            let at = now + Duration::from_millis(since);
+            assert_eq!(is_due(Some(&seen(took)), bound, free, at), due, "{took} {since} {bytes} {files}");
+        }
+    }
+}

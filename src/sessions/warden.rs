@@ -1,0 +1,290 @@
+//! Watches what the kernel does not bound, or bounds without telling anybody: disk, refused forks, processes killed for want
+//! of memory. One task for all sessions; frozen ones are not looked at, and without others it sleeps.
+//!
+//! ```text
+//!   Live --watch()--> [ watched sessions ] --tick: free space, counters--> walk (2 at a time) --> Finding --> the session's task
+//!    drop: no longer watched                                                                        which freezes, tells, records
+//! ```
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, Semaphore};
+use uuid::Uuid;
+
+use crate::launcher::protocol::CgroupPaths;
+use crate::model::Limits;
+use crate::sandbox::usage::{MemoryUsage, PidsUsage};
+use crate::sessions::disk::{self, Bound, DiskUse, Free, Seen};
+
+/// Between two looks. A writer at full speed is over its bound this long at most before the walk begins.
+const TICK: Duration = Duration::from_millis(250);
+/// Each so many ticks the counters of the cgroups are read.
+const COUNTERS: u32 = 4;
+/// Walks at the same time.
+const WALKS: usize = 2;
+/// Refused forks are told at most this often.
+const TELL_PIDS: Duration = Duration::from_secs(60);
+
+/// What a session's task must hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// More on the disk than allowed.
+    Disk(DiskUse),
+    /// The kernel killed so many processes since it was told last.
+    OomKilled(u64),
+    /// The limit of processes refused so many forks since it was told last.
+    ForksRefused(u64),
+}
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Warden {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    data_dir: PathBuf,
+    watched: Mutex<HashMap<Uuid, Arc<Watched>>>,
+    wake: Notify,
+    walks: Semaphore,
+}
+
+#[derive(Debug)]
+struct Watched {
+    id: Uuid,
+    root: PathBuf,
+    cgroup: CgroupPaths,
+    frozen: AtomicBool,
+    walking: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    bound: Bound,
+    seen: Option<Seen>,
+    /// Told, and not changed since.
+    over: bool,
+    oom_kills: u64,
+    refused: u64,
+    told_refused: Option<Instant>,
+}
+
+impl Watched {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Whole between any two statements, so a panic elsewhere cannot have spoilt it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the cgroups counted since they were read last.
+    fn counters(&self, now: Instant) -> Vec<Finding> {
+        let kills = MemoryUsage::read(&self.cgroup).oom_kills.unwrap_or(0);
+        let refused = PidsUsage::read(&self.cgroup).refused.unwrap_or(0);
+        let mut state = self.state();
+        let mut found = Vec::new();
+        if kills > state.oom_kills {
+            found.push(Finding::OomKilled(kills - state.oom_kills));
+            state.oom_kills = kills;
+        }
+        let quiet = state.told_refused.is_none_or(|at| now.saturating_duration_since(at) >= TELL_PIDS);
+        if refused > state.refused && quiet {
+            found.push(Finding::ForksRefused(refused - state.refused));
+            state.refused = refused;
+            state.told_refused = Some(now);
+        }
+        found
+    }
+}
+
+/// A session that is watched, until this is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    warden: Warden,
+    watched: Arc<Watched>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut all = self.warden.all();
+        if all.get(&self.watched.id).is_some_and(|other| Arc::ptr_eq(other, &self.watched)) {
+            all.remove(&self.watched.id);
+        }
+    }
+}
+
+impl Watch {
+    /// A frozen session cannot write, so nobody looks at it.
+    pub fn set_frozen(&self, frozen: bool) {
+        self.watched.frozen.store(frozen, Ordering::Relaxed);
+        if !frozen {
+            self.warden.inner.wake.notify_one();
+        }
+    }
+
+    /// New bounds, or room that was made: what was told is told again if it is still so.
+    pub fn set_limits(&self, limits: &Limits) {
+        let mut state = self.watched.state();
+        state.bound = bound(limits);
+        state.over = false;
+    }
+
+    /// What was found last, and when.
+    pub fn seen(&self) -> Option<Seen> {
+        self.watched.state().seen
+    }
+}
+
+/// The disk's part of the limits.
+pub fn bound(limits: &Limits) -> Bound {
+    Bound { bytes: limits.disk_bytes, files: limits.disk_files }
+}
+
+impl Warden {
+    pub fn new(data_dir: &Path) -> Self {
+        let inner = Inner {
+            data_dir: data_dir.to_owned(),
+            watched: Mutex::default(),
+            wake: Notify::new(),
+            walks: Semaphore::new(WALKS),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Watched>>> {
+        self.inner.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to watch. What its cgroups counted up to now is nobody's news.
+    pub fn watch(&self, id: Uuid, root: &Path, cgroup: &CgroupPaths, limits: &Limits, frozen: bool) -> Watch {
+        let watched = Arc::new(Watched {
+            id,
+            root: root.to_owned(),
+            cgroup: cgroup.clone(),
+            frozen: AtomicBool::new(frozen),
+            walking: AtomicBool::new(false),
+            state: Mutex::new(State {
+                bound: bound(limits),
+                seen: None,
+                over: false,
+                oom_kills: MemoryUsage::read(cgroup).oom_kills.unwrap_or(0),
+                refused: PidsUsage::read(cgroup).refused.unwrap_or(0),
+                told_refused: None,
+            }),
+        });
+        self.all().insert(id, Arc::clone(&watched));
+        self.inner.wake.notify_one();
+        Watch { warden: self.clone(), watched }
+    }
+
+    /// What the file system of the sessions has left.
+    pub fn free(&self) -> Option<Free> {
+        disk::free(&self.inner.data_dir).inspect_err(|e| tracing::warn!("free space is not known: {e}")).ok()
+    }
+
+    /// Measures a directory now, behind the walks that are under way.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub async fn measure(&self, root: &Path, bound: Bound) -> std::io::Result<DiskUse> {
+        let _permit = self.inner.walks.acquire().await.map_err(std::io::Error::other)?;
+        let root = root.to_owned();
+        tokio::task::spawn_blocking(move || disk::measure(&root, bound)).await.map_err(std::io::Error::other)?
+    }
+
+    /// Watches for ever. `tell` answers whether the session's task has heard; what it did not is told again.
+    pub async fn run(self, tell: impl Fn(Uuid, Finding) -> bool + Clone + Send + Sync + 'static) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count = 0_u32;
+        loop {
+            let running: Vec<Arc<Watched>> =
+                self.all().values().filter(|w| !w.frozen.load(Ordering::Relaxed)).cloned().collect();
+            if running.is_empty() {
+                self.inner.wake.notified().await;
+                continue;
+            }
+            ticks.tick().await;
+            count = count.wrapping_add(1);
+            let now = Instant::now();
+            let free = self.free().unwrap_or_default();
+            for watched in running {
+                if count % COUNTERS == 0 {
+                    for finding in watched.counters(now) {
+                        tell(watched.id, finding);
+                    }
+                }
+                self.look(watched, free, now, tell.clone());
+            }
+        }
+    }
+
+    /// Starts a walk of one session where it is time for one.
+    fn look(&self, watched: Arc<Watched>, free: Free, now: Instant, tell: impl Fn(Uuid, Finding) -> bool + Send + 'static) {
+        let bound = {
+            let state = watched.state();
+            if state.over || !disk::is_due(state.seen.as_ref(), state.bound, free, now) {
+                return;
+            }
+            state.bound
+        };
+        if watched.walking.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let warden = self.clone();
+        tokio::spawn(async move {
+            let start = Instant::now();
+            let used = warden.measure(&watched.root, bound).await;
+            watched.walking.store(false, Ordering::Relaxed);
+            let Ok(used) = used else { return };
+            let over = {
+                let mut state = watched.state();
+                state.seen = Some(Seen { used, at: Instant::now(), took: start.elapsed(), free });
+                used.is_over(state.bound)
+            };
+            if over {
+                let heard = tell(watched.id, Finding::Disk(used));
+                watched.state().over = heard;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_writer_is_found_within_a_second_and_a_frozen_one_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (quiet, busy) = (dir.path().join("quiet"), dir.path().join("busy"));
+        std::fs::create_dir(&quiet).unwrap();
+        std::fs::create_dir(&busy).unwrap();
+        let warden = Warden::new(dir.path());
+        let limits = Limits { disk_bytes: 8 << 20, ..Limits::default() };
+        let (ids, nowhere) = ([Uuid::new_v4(), Uuid::new_v4()], CgroupPaths::default());
+        let _quiet = warden.watch(ids[0], &quiet, &nowhere, &limits, true);
+        let watch = warden.watch(ids[1], &busy, &nowhere, &limits, false);
+        let (sender, mut found) = tokio::sync::mpsc::unbounded_channel();
+        let task = tokio::spawn(warden.clone().run(move |id, finding| sender.send((id, finding)).is_ok()));
+        std::fs::write(quiet.join("f"), vec![1; 16 << 20]).unwrap();
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(found.try_recv().is_err(), "nobody is over");
+        std::fs::write(busy.join("f"), vec![1; 16 << 20]).unwrap();
+        let (id, finding) = tokio::time::timeout(Duration::from_secs(1), found.recv()).await.unwrap().unwrap();
+        assert_eq!(id, ids[1]);
+        assert!(matches!(finding, Finding::Disk(used) if used.bytes >= 16 << 20), "{finding:?}");
+        // Told once, and again when the bound moved and it is still so.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(found.try_recv().is_err());
+        watch.set_limits(&Limits { disk_bytes: 9 << 20, ..limits });
+        tokio::time::timeout(Duration::from_secs(2), found.recv()).await.unwrap().unwrap();
+        drop(watch);
+        assert_eq!(warden.all().len(), 1);
+        task.abort();
+    }
+}

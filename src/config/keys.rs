@@ -234,6 +234,10 @@ static OTHERS: [Key; 25] = [
         d.config.confinement.landlock_abi = g.integer()?;
         Some(())
     }),
+    key("disk.reserve_bytes", None, SIZE, |d, g| {
+        d.config.disk.reserve_bytes = Some(g.number(units::bytes)?);
+        Some(())
+    }),
     key("agents.roots", None, "a list of absolute paths", |d, g| {
         let roots: Vec<PathBuf> = g.list()?.into_iter().map(PathBuf::from).collect();
         d.config.agents.roots = Some(roots).filter(|roots| roots.iter().all(|path| path.is_absolute()))?;

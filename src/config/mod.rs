@@ -42,6 +42,7 @@ pub struct Config {
     pub pool: PoolConfig,
     pub pause: PauseConfig,
     pub limits: Limits,
+    pub disk: DiskConfig,
     pub confinement: ConfinementConfig,
     pub agents: AgentsConfig,
     pub attachments: AttachmentsConfig,
@@ -107,6 +108,13 @@ pub struct ConfinementConfig {
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DiskConfig {
+    /// Bytes of the data directory's file system below which nothing new is begun (507). Without it: 1 GiB, or 5 % of the
+    /// file system if that is less.
+    pub reserve_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct AgentsConfig {
     /// Directories below which `path` of `POST /api/agents` must lie. Empty: any that ashd can read, for tenant `default` only.
     pub roots: Vec<PathBuf>,
@@ -169,6 +177,7 @@ impl Default for Config {
             pool: PoolConfig { max_sandboxes: 1000, idle_timeout_ms: 1_800_000 },
             pause: PauseConfig { reclaim_after_ms: 2000 },
             limits: Limits::default(),
+            disk: DiskConfig::default(),
             confinement: ConfinementConfig { floor: Layer::ALL.to_vec(), landlock_abi: 2 },
             agents: AgentsConfig::default(),
             attachments: AttachmentsConfig { max_bytes: 10 << 20 },

@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use uuid::Uuid;
 
 use super::error::ApiError;
+use crate::model::TenantId;
 
 /// The `{id}` of a session's route. What is not a UUID is a session nobody has: 404.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +55,18 @@ impl<S: Send + Sync> FromRequestParts<S> for VersionNumber {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let Segment(number) = segment(parts, state, "number").await?;
         number.parse().map(Self).map_err(|_| ApiError::not_found("Version not found"))
+    }
+}
+
+/// The `{id}` of a tenant's route.
+#[derive(Clone, Debug)]
+pub struct TenantName(pub TenantId);
+
+impl<S: Send + Sync> FromRequestParts<S> for TenantName {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Segment(name) = segment(parts, state, "id").await?;
+        name.parse().map(Self).map_err(ApiError::bad_request)
     }
 }
 

@@ -58,6 +58,7 @@ fn live(pool: &PoolStats) -> usize {
 )]
 pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
     let pool = state.sessions.pool_stats();
+    let used = state.sessions.total_usage();
     let now = metrics::Snapshot {
         uptime_seconds: state.started.elapsed().as_secs_f64(),
         active_sessions: state.sessions.active(),
@@ -71,6 +72,11 @@ pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
         resume_warm: pool.resume_warm_hits,
         resume_cold: pool.resume_cold_hits,
         resume_prewarm: pool.pre_warm_hits,
+        limited: state.sessions.limited().to_vec(),
+        memory_bytes: used.and_then(|used| used.memory.current_bytes),
+        cpu_us: used.and_then(|used| used.cpu.usage_us),
+        pids: used.and_then(|used| used.pids.current),
+        disk_free_bytes: state.sessions.disk_free(),
     };
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&now))
 }

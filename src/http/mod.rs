@@ -24,6 +24,7 @@ mod files;
 mod health;
 mod keys;
 mod local;
+mod limits;
 mod logs;
 mod messages;
 mod openapi;
@@ -124,6 +125,11 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(sessions::interrupt))
         .routes(routes!(sessions::patch_config))
         .routes(routes!(exec::exec))
+        .routes(routes!(limits::session, limits::patch_session))
+        .routes(routes!(limits::stats))
+        .routes(routes!(limits::agent, limits::patch_agent))
+        .routes(routes!(limits::own_tenant, limits::patch_own_tenant))
+        .routes(routes!(limits::tenant, limits::patch_tenant))
         .routes(routes!(messages::send, messages::list))
         .routes(routes!(events::list))
         .routes(routes!(files::list, files::upload::upload))

@@ -7,7 +7,7 @@ use std::fmt::Write;
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Everything that is shown, at one moment. Counters count since the daemon's start.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     pub uptime_seconds: f64,
     pub active_sessions: usize,
@@ -21,6 +21,13 @@ pub struct Snapshot {
     pub resume_warm: u64,
     pub resume_cold: u64,
     pub resume_prewarm: u64,
+    /// How often each limit (or a signal from outside) struck.
+    pub limited: Vec<(&'static str, u64)>,
+    /// All sandboxes together, as the cgroup above them counts; `None` where it does not.
+    pub memory_bytes: Option<u64>,
+    pub cpu_us: Option<u64>,
+    pub pids: Option<u64>,
+    pub disk_free_bytes: Option<u64>,
 }
 
 /// The text, every family with its HELP and TYPE.
@@ -77,6 +84,23 @@ pub fn render(now: &Snapshot) -> String {
         "Cold resumes by where the workspace came from.",
         &[("{source=\"local\"}", total(now.resume_cold)), ("{source=\"cloud\"}", 0.0), ("{source=\"fresh\"}", 0.0)],
     );
+    let limited: Vec<(String, f64)> =
+        now.limited.iter().map(|(reason, n)| (format!("{{reason=\"{reason}\"}}"), total(*n))).collect();
+    let limited: Vec<(&str, f64)> = limited.iter().map(|(labels, n)| (labels.as_str(), *n)).collect();
+    let help = "How often a session was killed or stopped, by cause.";
+    family(&mut out, "ash_limited_total", "counter", help, &limited);
+    let cpu = now.cpu_us.map(|us| us as f64 / 1e6);
+    for (name, kind, help, value) in [
+        ("ash_sandboxes_memory_bytes", "gauge", "Memory of all sandboxes.", now.memory_bytes.map(total)),
+        ("ash_sandboxes_cpu_seconds_total", "counter", "CPU time of all sandboxes.", cpu),
+        ("ash_sandboxes_pids", "gauge", "Processes and threads of all sandboxes.", now.pids.map(total)),
+        ("ash_disk_free_bytes", "gauge", "Room on the data directory's disk.", now.disk_free_bytes.map(total)),
+    ] {
+        // What nobody counts here is left out, not zero.
+        if let Some(value) = value {
+            family(&mut out, name, kind, help, &[("", value)]);
+        }
+    }
     out
 }
 
@@ -104,8 +128,15 @@ mod tests {
 
     #[test]
     fn every_name_of_the_contract_is_there_in_the_text_format() {
-        let now =
-            Snapshot { uptime_seconds: 1.5, waiting: 3, max_capacity: 1000, resume_cold: 2, ..Snapshot::default() };
+        let now = Snapshot {
+            uptime_seconds: 1.5,
+            waiting: 3,
+            max_capacity: 1000,
+            resume_cold: 2,
+            limited: vec![("disk", 3)],
+            memory_bytes: Some(7),
+            ..Snapshot::default()
+        };
         let text = render(&now);
         for line in [
             "ash_up 1",
@@ -118,6 +149,8 @@ mod tests {
             "ash_resume_total{path=\"cold\"} 2",
             "ash_resume_total{path=\"prewarm\"} 0",
             "ash_resume_cold_total{source=\"local\"} 2",
+            "ash_limited_total{reason=\"disk\"} 3",
+            "ash_sandboxes_memory_bytes 7",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

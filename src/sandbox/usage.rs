@@ -267,8 +267,7 @@ mod tests {
             oom_kills: Some(2),
         };
         assert_eq!(usage.memory, want);
-        let want =
-            CpuUsage { usage_us: Some(9), periods: Some(4), throttled_periods: Some(3), throttled_us: Some(2) };
+        let want = CpuUsage { usage_us: Some(9), periods: Some(4), throttled_periods: Some(3), throttled_us: Some(2) };
         assert_eq!(usage.cpu, want);
         assert_eq!(usage.pids, PidsUsage { current: Some(12), peak: None, refused: Some(6) });
         assert_eq!(usage.pressure.cpu, Some(Pressure { some10: 1.5, full10: 0.25, some_total_us: 33 }));

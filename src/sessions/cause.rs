@@ -1,7 +1,10 @@
 //! Why a process ended, in words for the client. The parsing is pure; [`OomCount`] reads two small files.
 
+use serde_json::{Value, json};
+
 use crate::launcher::init_protocol::Exit;
 use crate::launcher::protocol::CgroupPaths;
+use crate::model::Limit;
 
 /// Kills by the out-of-memory killer in a sandbox's cgroup so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +32,7 @@ fn parse(text: &str) -> u64 {
 pub fn exited(status: Exit, oom_killed: bool, memory_bytes: u64, stderr: &str) -> String {
     let what = match status {
         _ if oom_killed => format!(
-            "claude was killed because the sandbox reached its memory limit of {} MiB; raise limits.memory or let the agent use less",
+            "claude was killed because the sandbox reached its memory limit of {} MiB; raise memoryBytes (PATCH .../limits) or let the agent use less",
             memory_bytes >> 20
         ),
         Exit::Code(code) => format!("claude exited with status {code}"),
@@ -60,6 +63,22 @@ pub fn reason(oom_killed: bool, status: Option<Exit>) -> &'static str {
     }
 }
 
+/// Fields of the `killed` event, for what was a kill and not an end of its own.
+pub fn killed(oom: bool, status: Option<Exit>, memory_bytes: u64, peak_bytes: Option<u64>) -> Option<Value> {
+    let mut data = match status {
+        Some(Exit::Code(_)) if !oom => return None,
+        Some(Exit::Signal(signal)) => json!({ "process": "claude", "signal": signal }),
+        Some(Exit::Code(_)) => json!({ "process": "a process of the sandbox" }),
+        None => json!({ "process": "every process of the sandbox" }),
+    };
+    if oom {
+        data["limit"] = json!(Limit::MemoryBytes);
+        data["value"] = json!(memory_bytes);
+        data["peakBytes"] = json!(peak_bytes);
+    }
+    Some(data)
+}
+
 fn signal_name(signal: i32) -> Option<&'static str> {
     nix::sys::signal::Signal::try_from(signal).ok().map(nix::sys::signal::Signal::as_str)
 }
@@ -88,5 +107,9 @@ mod tests {
         assert_eq!(exited(Exit::Signal(9), false, limit, ""), "claude was killed by signal 9 (SIGKILL)");
         assert!(exited(Exit::Signal(9), true, limit, "").contains("memory limit of 64 MiB"));
         assert_eq!(reason(true, Some(Exit::Signal(9))), "oom");
+        assert_eq!(killed(false, Some(Exit::Code(1)), limit, None), None);
+        let data = killed(true, Some(Exit::Signal(9)), limit, Some(7)).unwrap();
+        assert_eq!((&data["process"], &data["peakBytes"]), (&json!("claude"), &json!(7)));
+        assert_eq!(killed(false, Some(Exit::Signal(15)), limit, None).unwrap()["signal"], 15);
     }
 }

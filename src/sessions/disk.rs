@@ -61,7 +61,9 @@ pub fn measure(root: &Path, bound: Bound) -> io::Result<DiskUse> {
     let mut used = DiskUse::default();
     let mut linked = HashSet::new();
     let mut open: Vec<Dir> = vec![dir_of(openat(CWD, root, flags(), Mode::empty())?)?];
-    while let Some(dir) = open.last_mut() {
+    loop {
+        let depth = open.len();
+        let Some(dir) = open.last_mut() else { return Ok(used) };
         let entry = match dir.next() {
             None => {
                 open.pop();
@@ -89,14 +91,13 @@ pub fn measure(root: &Path, bound: Bound) -> io::Result<DiskUse> {
             return Ok(used);
         }
         if is_dir {
-            match enter(at, name, open.len()) {
+            match enter(at, name, depth) {
                 Ok(Some(inner)) => open.push(inner),
                 Ok(None) => {}
                 Err(()) => used.hidden = true,
             }
         }
     }
-    Ok(used)
 }
 
 fn flags() -> OFlags {

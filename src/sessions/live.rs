@@ -18,6 +18,7 @@ use crate::sessions::cause::OomCount;
 use crate::sessions::classify::Classifier;
 use crate::sessions::lines::Tail;
 use crate::sessions::process::{MessageNumbers, ProcessRecord};
+use crate::sessions::warden::Watch;
 
 /// Dropping it gives the pool's slot back, and leaves the sandbox: `Shared::remove_sandbox` comes first.
 #[derive(Debug)]
@@ -44,6 +45,10 @@ pub struct Live {
     pub reclaimed: bool,
     /// The session's options changed since the process was started: the next message gets a new one.
     pub stale: bool,
+    /// Watches what the kernel does not bound; `None` while a process is being started.
+    pub watch: Option<Watch>,
+    /// The number of a turn that was broken off while its claude stood still: it is interrupted when it runs again.
+    pub unfinished: Option<i64>,
     /// When the newest turn ended, or the process came up.
     pub idle_since: Instant,
     /// Cloned for each command of a client that runs.
@@ -90,6 +95,8 @@ impl Live {
             frozen: false,
             reclaimed: false,
             stale: false,
+            watch: None,
+            unfinished: None,
             idle_since: Instant::now(),
             guests: Arc::default(),
         }
@@ -104,7 +111,7 @@ impl Live {
     pub async fn freeze(&mut self) -> Result<(), LauncherError> {
         if !self.frozen {
             self.sandbox.freeze().await?;
-            self.frozen = true;
+            self.set_frozen(true);
         }
         Ok(())
     }
@@ -112,7 +119,8 @@ impl Live {
     pub async fn thaw(&mut self) -> Result<(), LauncherError> {
         if self.frozen {
             self.sandbox.thaw().await?;
-            (self.frozen, self.reclaimed) = (false, false);
+            self.reclaimed = false;
+            self.set_frozen(false);
         }
         Ok(())
     }
@@ -125,6 +133,13 @@ impl Live {
                 Some(SandboxEvent::Died) | None => return None,
                 Some(_) => {}
             }
+        }
+    }
+
+    fn set_frozen(&mut self, frozen: bool) {
+        self.frozen = frozen;
+        if let Some(watch) = &self.watch {
+            watch.set_frozen(frozen);
         }
     }
 

@@ -18,9 +18,11 @@ use crate::sessions::driver::{Reply, Request};
 use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
 use crate::sessions::jobs::Jobs;
+use crate::sessions::limiting::Tally;
 use crate::sessions::reader::{self, ReaderError};
 use crate::sessions::registry::{Handle, Registry};
 use crate::sessions::shared::Shared;
+use crate::sessions::warden::Warden;
 use crate::sessions::{
     CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SendMessage, SessionError, adopt, options,
 };
@@ -54,6 +56,7 @@ impl Sessions {
         adopt::adopt(&sessions.shared).await?;
         sessions.watch_gateway();
         sessions.work();
+        sessions.watch_limits();
         Ok(sessions)
     }
 
@@ -68,6 +71,9 @@ impl Sessions {
         let vault = Vault::open(&config).map_err(|e| SessionError::Failed(e.to_string()))?;
         let shared = Arc::new(Shared {
             pool: Pool::new(config.pool.max_sandboxes),
+            warden: Warden::new(&config.data_dir),
+            tally: Tally::default(),
+            limiting: tokio::sync::Mutex::default(),
             config,
             store,
             launcher,
@@ -110,6 +116,7 @@ impl Sessions {
     /// Answers when the sandbox is ready and claude answered `initialize`, never before.
     pub async fn create(&self, tenant: &TenantId, body: CreateSession) -> Result<Session, SessionError> {
         self.shared.check_accepting()?;
+        self.shared.check_reserve()?;
         let shared = &self.shared;
         if body.agent.is_empty() {
             return Err(SessionError::Invalid("agent is required: the name of a deployed agent".to_owned()));
@@ -123,6 +130,7 @@ impl Sessions {
         let (mut launch, config) = options::create(&agent, &body).map_err(SessionError::Invalid)?;
         options::use_credential(&mut launch, &body, credential);
         let id = Uuid::new_v4();
+        let limits = shared.levels_of(tenant, Some(&agent.name), None).await?.effective();
         let slot = shared.admit(id).await?;
         let now = now_ms();
         let session = Session {
@@ -134,7 +142,7 @@ impl Sessions {
             model: launch.model.clone(),
             config,
             launch: serde_json::to_value(&launch).map_err(|e| SessionError::Failed(e.to_string()))?,
-            limits: shared.config.limits,
+            limits,
             parent: None,
             stdout_offset: 0,
             created_at: now,
@@ -152,6 +160,7 @@ impl Sessions {
     /// Accepts the message (durably) and returns the turn's frames.
     pub async fn send(&self, tenant: &TenantId, id: Uuid, body: SendMessage) -> Result<FrameStream, SessionError> {
         self.shared.check_accepting()?;
+        self.shared.check_reserve()?;
         let handle = self.find(tenant, id).await?;
         let (published, partial) = (handle.published.clone(), body.include_partial_messages);
         let turn = self.ask(tenant, id, |reply| Request::Send { body: Box::new(body), reply }).await?;
@@ -200,6 +209,7 @@ impl Sessions {
     /// A new paused session with the files, the messages and the conversation of this one.
     pub async fn fork(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
         self.shared.check_accepting()?;
+        self.shared.check_reserve()?;
         let new = Uuid::new_v4();
         let parent = self.ask(tenant, id, |reply| Request::Fork { to: new, reply }).await;
         let forked = match parent {
@@ -241,7 +251,7 @@ impl Sessions {
         usize::try_from(self.shared.active.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
-    async fn find(&self, tenant: &TenantId, id: Uuid) -> Result<Handle, SessionError> {
+    pub(super) async fn find(&self, tenant: &TenantId, id: Uuid) -> Result<Handle, SessionError> {
         if let Some(handle) = self.shared.registry.get(id) {
             return if handle.tenant == *tenant { Ok(handle) } else { Err(SessionError::NotFound) };
         }

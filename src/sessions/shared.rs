@@ -19,10 +19,12 @@ use crate::sessions::driver::{Driver, Request, lifecycle};
 use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
 use crate::sessions::jobs::Jobs;
+use crate::sessions::limiting::Tally;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::published::Published;
 use crate::sessions::registry::{self, Handle, Registry};
-use crate::store::{Commit, Role, Session, Store};
+use crate::sessions::warden::Warden;
+use crate::store::{Commit, LimitScope, Role, Session, Store};
 use crate::vault::Vault;
 
 /// Seconds a client should wait before it asks for a sandbox again.
@@ -43,6 +45,10 @@ pub struct Shared {
     pub execs: Execs,
     pub jobs: Jobs,
     pub vault: Vault,
+    pub warden: Warden,
+    pub tally: Tally,
+    /// Held while the limits of a tenant or an agent are read, changed and stored.
+    pub(super) limiting: tokio::sync::Mutex<()>,
     pub freeze_after: Option<Duration>,
     /// Said already that there is no swap to reclaim memory to.
     pub(super) no_swap: AtomicBool,
@@ -168,6 +174,9 @@ impl Shared {
             ..parent.clone()
         };
         self.store.session_insert(&fork).await?;
+        // What the parent was given or denied, its copy is too.
+        let said = self.store.limits(&parent.tenant, None, Some(parent.id)).await?.session;
+        self.store.limits_put(&parent.tenant, LimitScope::Session(id), said).await?;
         let mut after = 0;
         loop {
             const PAGE: u32 = 500;

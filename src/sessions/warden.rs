@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore};
@@ -51,6 +51,8 @@ struct Inner {
     data_dir: PathBuf,
     watched: Mutex<HashMap<Uuid, Arc<Watched>>>,
     wake: Notify,
+    /// The groups above all sandboxes, known from the first one.
+    root: OnceLock<CgroupPaths>,
     walks: Semaphore,
 }
 
@@ -122,6 +124,7 @@ impl Watch {
     pub fn set_frozen(&self, frozen: bool) {
         self.watched.frozen.store(frozen, Ordering::Relaxed);
         if !frozen {
+            self.watched.state().over = false;
             self.warden.inner.wake.notify_one();
         }
     }
@@ -139,6 +142,19 @@ impl Watch {
     }
 }
 
+/// `<root>/tenants` of a sandbox at `<root>/tenants/<tenant>/<id>`.
+fn above(cgroup: &CgroupPaths) -> CgroupPaths {
+    let up = |dir: &PathBuf| dir.ancestors().nth(2).unwrap_or(dir).to_owned();
+    CgroupPaths {
+        unified: up(&cgroup.unified),
+        memory: cgroup.memory.as_ref().map(up),
+        cpu: cgroup.cpu.as_ref().map(up),
+        pids: cgroup.pids.as_ref().map(up),
+        io: cgroup.io.as_ref().map(up),
+        v1: cgroup.v1,
+    }
+}
+
 /// The disk's part of the limits.
 pub fn bound(limits: &Limits) -> Bound {
     Bound { bytes: limits.disk_bytes, files: limits.disk_files }
@@ -150,6 +166,7 @@ impl Warden {
             data_dir: data_dir.to_owned(),
             watched: Mutex::default(),
             wake: Notify::new(),
+            root: OnceLock::new(),
             walks: Semaphore::new(WALKS),
         };
         Self { inner: Arc::new(inner) }
@@ -176,9 +193,15 @@ impl Warden {
                 told_refused: None,
             }),
         });
+        self.inner.root.get_or_init(|| above(cgroup));
         self.all().insert(id, Arc::clone(&watched));
         self.inner.wake.notify_one();
         Watch { warden: self.clone(), watched }
+    }
+
+    /// Where all sandboxes together are counted; `None` before the first one.
+    pub fn root(&self) -> Option<CgroupPaths> {
+        self.inner.root.get().cloned()
     }
 
     /// What the file system of the sessions has left.
@@ -224,7 +247,13 @@ impl Warden {
     }
 
     /// Starts a walk of one session where it is time for one.
-    fn look(&self, watched: Arc<Watched>, free: Free, now: Instant, tell: impl Fn(Uuid, Finding) -> bool + Send + 'static) {
+    fn look(
+        &self,
+        watched: Arc<Watched>,
+        free: Free,
+        now: Instant,
+        tell: impl Fn(Uuid, Finding) -> bool + Send + 'static,
+    ) {
         let bound = {
             let state = watched.state();
             if state.over || !disk::is_due(state.seen.as_ref(), state.bound, free, now) {

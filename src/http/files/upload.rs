@@ -80,6 +80,7 @@ pub struct DeletedBody {
         (status = 400, body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
         (status = 413, description = "More than 50 MiB in a file or 100 MiB in all", body = ErrorBody),
+        (status = 507, description = "More than the session may have on the disk, or the disk is full", body = ErrorBody),
     )
 )]
 pub async fn upload(
@@ -93,6 +94,8 @@ pub async fn upload(
         .map_err(|why| ApiError::bad_request(format!("targetPath: {why}")))?;
     let files = decode(files)?;
     let Workspace { root, .. } = open(&state, &caller, id).await?;
+    let bytes = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    state.sessions.check_room(&caller.tenant, id, bytes).await?;
     let files = blocking(move || {
         Ok(files
             .into_iter()
@@ -168,6 +171,7 @@ pub async fn delete(
     let Workspace { root, .. } = open(&state, &caller, id).await?;
     let name = path.clone();
     blocking(move || write::delete(&root, &relative).map_err(|why| why.for_client(&name))).await?;
+    state.sessions.files_changed(id).await;
     Ok(Json(DeletedBody { path, deleted: true }))
 }
 

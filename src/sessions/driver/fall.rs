@@ -9,6 +9,7 @@ use crate::launcher::init_protocol::Exit;
 use crate::model::{SessionStatus, now_ms};
 use crate::pool::Slot;
 use crate::sandbox::SandboxEvent;
+use crate::sandbox::usage::Usage;
 use crate::sessions::adopt::{self, Attached};
 use crate::sessions::alarms::Alarm;
 use crate::sessions::cause::{self, OomCount};
@@ -36,13 +37,22 @@ impl Driver {
     pub(super) async fn died(&mut self, status: Option<Exit>) {
         self.catch_up().await;
         let Some(live) = &self.live else { return };
-        let memory = live.sandbox.info.limits.memory_bytes;
+        let limits = &self.session.limits;
         let oom = OomCount::read(&live.sandbox.info.cgroup) > live.oom;
-        let why = match status {
-            Some(status) => cause::exited(status, oom, memory, &self.dir.stderr_tail(live.stderr_from)),
-            None => cause::sandbox_died(oom, memory),
+        let usage = Usage::read(&live.sandbox.info.cgroup);
+        let mut why = match status {
+            Some(status) => cause::exited(status, oom, limits.memory_bytes, &self.dir.stderr_tail(live.stderr_from)),
+            None => cause::sandbox_died(oom, limits.memory_bytes),
         };
-        self.fell(why, cause::reason(oom, status)).await;
+        if !oom && let Some(refused) = usage.pids.refused.filter(|refused| *refused > 0) {
+            why.push_str(&format!(" (before, {refused} forks were refused: the limit is {} pids)", limits.pids));
+        }
+        let reason = cause::reason(oom, status);
+        if let Some(data) = cause::killed(oom, status, limits.memory_bytes, usage.memory.peak_bytes) {
+            self.shared.tally.count(reason);
+            self.cause("killed", reason, data, &why);
+        }
+        self.fell(why, reason).await;
     }
 
     /// The session cannot go on: its readers and the database are told first, then what is left is cleared away.
@@ -62,11 +72,18 @@ impl Driver {
         if running.is_some() {
             change.events.push(("error", json!({ "error": why }).to_string()));
         }
+        self.enter_or_note(change).await;
+        self.tear_down().await;
+        self.answer_interrupted(interrupted, Err(why));
+    }
+
+    /// A change of state that is true already, whatever the database says of it.
+    pub(super) async fn enter_or_note(&mut self, change: Commit) {
         let turn = change.turn.clone();
         let retry = change.clone();
         if let Err(e) = self.enter(change).await {
             // Readers must not hang on a full disk; the row follows when it can.
-            tracing::error!(ASH_SESSION = %self.session.id, "its end is not in the database yet: {e}");
+            tracing::error!(ASH_SESSION = %self.session.id, "its state is not in the database yet: {e}");
             turn.into_iter().for_each(|turn| self.ledger.publish(turn));
             if let Some((to, error)) = retry.status.clone() {
                 self.shared.moved(Some(self.session.status), to, self.live.is_some());
@@ -74,8 +91,6 @@ impl Driver {
             }
             self.ledger.note(retry);
         }
-        self.tear_down().await;
-        self.answer_interrupted(interrupted, Err(why));
     }
 
     /// Closes the running turn in `change`, with the reason.
@@ -188,12 +203,18 @@ impl Driver {
                     "the turn was ended because it took longer than {} ms (limits.turn_ms)",
                     self.session.limits.turn_ms
                 );
+                self.turn_too_long(&why);
                 self.interrupt(Some(why), None).await;
             }
             Alarm::InterruptIgnored => {
                 let secs = alarms::INTERRUPT_GRACE.as_secs();
-                self.fell(format!("claude did not stop within {secs} s of an interrupt and was killed"), "interrupt")
-                    .await;
+                let before = self.turn.as_ref().and_then(|turn| turn.interrupted.as_ref()?.why.clone());
+                let before = before.map(|why| format!("{why}; ")).unwrap_or_default();
+                self.fell(
+                    format!("{before}claude did not stop within {secs} s of an interrupt and was killed"),
+                    "interrupt",
+                )
+                .await;
             }
         }
     }
@@ -232,8 +253,11 @@ impl Driver {
             live.freeze().await.map_err(|e| e.to_string())?;
             self.paused_since = Some(Instant::now());
         }
+        self.watch(&mut live);
+        let found = live.sandbox.info.limits;
         self.live = Some(live);
         self.place();
+        self.put_in_force_again(found).await;
         Ok(exited)
     }
 

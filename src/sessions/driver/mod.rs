@@ -10,6 +10,7 @@
 
 mod fall;
 mod ledger;
+mod limits;
 mod requests;
 mod starts;
 mod turn;
@@ -41,6 +42,8 @@ use crate::store::{Commit, Session, Turn};
 
 use ledger::Ledger;
 use starts::Start;
+
+pub use limits::Looked;
 
 pub type Reply<T> = oneshot::Sender<Result<T, SessionError>>;
 
@@ -93,6 +96,24 @@ pub enum Request {
     /// The pool needs this paused session's place.
     Park {
         reply: oneshot::Sender<()>,
+    },
+    /// New limits of this session; what holds then is the answer's.
+    Limits {
+        change: crate::sessions::limits::Change,
+        admin: bool,
+        reply: Reply<Session>,
+    },
+    /// The limits of a level above were changed.
+    LimitsMoved {
+        reply: Reply<Session>,
+    },
+    /// What the warden found.
+    Found(crate::sessions::warden::Finding),
+    /// Files were taken away: a session that stands still for want of disk may go on.
+    FilesChanged,
+    /// How it stands; wakes nothing.
+    Look {
+        reply: oneshot::Sender<limits::Looked>,
     },
     /// The gateway's process was replaced and knows no session.
     RegisterAgain,
@@ -164,7 +185,9 @@ impl Driver {
             let session = session.ok_or("its row is gone")?;
             let options = serde_json::from_value(session.launch.clone()).map_err(|e| format!("launch: {e}"))?;
             let turn = shared.store.last_turn(id).await.map_err(|e| e.to_string())?;
-            Ok((session, options, turn))
+            // A level above may have been changed while nobody looked.
+            let levels = shared.levels(&session).await.map_err(|e| e.to_string())?;
+            Ok((Session { limits: levels.effective(), ..session }, options, turn))
         };
         let (session, options, turn): (Session, LaunchOptions, Option<Turn>) = match read.await {
             Ok(read) => read,

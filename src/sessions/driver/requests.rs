@@ -28,15 +28,17 @@ impl Driver {
             Request::Resume { .. } => Verb::Resume,
             Request::Stop { .. } => Verb::Stop,
             Request::End { .. } => Verb::End,
-            Request::Patch { .. } => Verb::Patch,
+            Request::Patch { .. } | Request::Limits { .. } => Verb::Patch,
             Request::Fork { .. } => Verb::Fork,
             Request::Create { .. }
             | Request::Adopt { .. }
             | Request::FoundCold
             | Request::Park { .. }
-            | Request::RegisterAgain => {
-                return self.internal(request).await;
-            }
+            | Request::RegisterAgain
+            | Request::LimitsMoved { .. }
+            | Request::Found(_)
+            | Request::FilesChanged
+            | Request::Look { .. } => return self.internal(request).await,
         };
         match self.accept(verb) {
             Accept::Wait => return self.waiting.push(request),
@@ -59,12 +61,10 @@ impl Driver {
                 answer(reply, ended);
             }
             Request::Patch { body, reply } => answer(reply, self.patch(*body).await),
+            Request::Limits { change, admin, reply } => answer(reply, self.change_limits(&change, admin).await),
             Request::Fork { to, reply } => answer(reply, self.copy_to(to).await),
-            Request::Create { .. }
-            | Request::Adopt { .. }
-            | Request::FoundCold
-            | Request::Park { .. }
-            | Request::RegisterAgain => {}
+            // The others are internal.
+            _ => {}
         }
     }
 
@@ -89,6 +89,11 @@ impl Driver {
                     tracing::error!(ASH_SESSION = %self.session.id, "the gateway does not serve this session: {e}");
                 }
             }
+            Request::LimitsMoved { .. } if self.start.is_some() => self.waiting.push(request),
+            Request::LimitsMoved { reply } => answer(reply, self.follow_limits().await),
+            Request::Found(finding) => self.found(finding).await,
+            Request::FilesChanged => self.release().await,
+            Request::Look { reply } => drop(reply.send(self.look())),
             _ => {}
         }
     }
@@ -126,6 +131,11 @@ impl Driver {
         if self.session.status == SessionStatus::Active {
             return answer(reply, Ok(self.session.clone()));
         }
+        if (self.is_held() || self.live.is_none())
+            && let Err(e) = self.check_disk().await
+        {
+            return answer(reply, Err(e));
+        }
         if self.live.is_some() {
             return answer(reply, self.resume_warm().await);
         }
@@ -143,9 +153,14 @@ impl Driver {
         }
     }
 
-    async fn resume_warm(&mut self) -> Result<Session, SessionError> {
+    pub(super) async fn resume_warm(&mut self) -> Result<Session, SessionError> {
         let live = self.live.as_mut().expect("asked for only with a live sandbox");
         live.thaw().await.map_err(|e| launcher_error(&e))?;
+        if let Some(number) = live.unfinished.take() {
+            // Its readers were told that it is over.
+            let sent = live.deliver_line(&claude::interrupt_line(&format!("interrupt-{number}"))).await;
+            sent.map_err(|e| launcher_error(&e))?;
+        }
         live.idle_since = Instant::now();
         let change = self.change(SessionStatus::Active, None, "resumed", json!({ "path": "warm" }));
         if let Err(e) = self.enter(change).await {
@@ -297,7 +312,9 @@ fn refuse(request: Request, refusal: SessionError) {
         | Request::End { reply }
         | Request::Patch { reply, .. }
         | Request::Fork { reply, .. }
+        | Request::Limits { reply, .. }
         | Request::Create { reply, .. } => answer(reply, Err(refusal)),
-        Request::Adopt { .. } | Request::FoundCold | Request::Park { .. } | Request::RegisterAgain => {}
+        // The others are never refused.
+        _ => {}
     }
 }

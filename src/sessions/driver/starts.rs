@@ -131,7 +131,8 @@ impl Driver {
         }
     }
 
-    fn came_up(&mut self, live: Live) {
+    fn came_up(&mut self, mut live: Live) {
+        self.watch(&mut live);
         self.ledger.saw(live.read_to);
         let mut change = self.ledger.blank();
         change.stdout_offset = Some(live.read_to);

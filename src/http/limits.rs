@@ -1,0 +1,237 @@
+//! `.../limits` of sessions, agents and tenants, and what a session uses of them.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::AppState;
+use super::args::{AgentName, SessionId, TenantName};
+use super::auth::Caller;
+use super::body::JsonBody;
+use super::error::{ApiError, ErrorBody};
+use crate::model::TenantId;
+use crate::sessions::limiting::{LimitsReport, NotFollowed, SessionStats};
+use crate::sessions::limits::Change;
+
+/// The limits to change; what is left out stays. `null` takes a level's own word back, so that the levels above decide.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = LimitsChange)]
+#[expect(dead_code, reason = "the schema of what `Change::parse` reads")]
+pub struct ChangeSchema {
+    /// Bytes of memory, the tmpfs mounts of the sandbox included. At the limit the kernel kills.
+    pub memory_bytes: Option<u64>,
+    /// Bytes of swap on top.
+    pub swap_bytes: Option<u64>,
+    /// Thousandths of one core. At the limit: throttled.
+    pub cpu_millis: Option<u64>,
+    /// Share when cores are scarce, 1 to 10000.
+    pub cpu_weight: Option<u64>,
+    /// Processes and threads. At the limit forks fail.
+    pub pids: Option<u64>,
+    /// Bytes on the disk. At the limit the session is frozen and told.
+    pub disk_bytes: Option<u64>,
+    /// Files and directories. As for bytes.
+    pub disk_files: Option<u64>,
+    /// Milliseconds of one turn. At the limit: interrupted.
+    pub turn_ms: Option<u64>,
+}
+
+/// Limits by name.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitsBody {
+    pub limits: LimitsReport,
+    /// Sessions that could not follow the change, and keep what they had.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_followed: Vec<NotFollowed>,
+}
+
+/// What a session uses.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StatsBody {
+    pub stats: SessionStats,
+}
+
+fn body(limits: LimitsReport) -> Json<LimitsBody> {
+    Json(LimitsBody { limits, not_followed: Vec::new() })
+}
+
+fn change(body: &Map<String, Value>) -> Result<Change, ApiError> {
+    Change::parse(body).map_err(ApiError::bad_request)
+}
+
+/// What a session may use, and which level decided it
+#[utoipa::path(
+    get, path = "/api/sessions/{id}/limits", tag = "limits", params(("id" = Uuid, Path)),
+    responses((status = 200, body = LimitsBody), (status = 404, description = "Session not found", body = ErrorBody))
+)]
+pub async fn session(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+) -> Result<Json<LimitsBody>, ApiError> {
+    Ok(body(state.sessions.limits(&caller.tenant, id, caller.admin).await?))
+}
+
+/// Change a session's limits, at once and for good
+///
+/// Nothing is restarted. All of it is put in force, or nothing: a value below what the session uses, or above what the
+/// levels above allow, is refused with the reason.
+#[utoipa::path(
+    patch, path = "/api/sessions/{id}/limits", tag = "limits", params(("id" = Uuid, Path)),
+    request_body(content = ChangeSchema, example = json!({"memoryBytes": 1073741824, "pids": 256})),
+    responses(
+        (status = 200, body = LimitsBody),
+        (status = 400, description = "A value that cannot be met; the text names it", body = ErrorBody),
+        (status = 404, description = "Session not found", body = ErrorBody),
+    )
+)]
+pub async fn patch_session(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    given: JsonBody<Map<String, Value>>,
+) -> Result<Json<LimitsBody>, ApiError> {
+    let change = change(&given.value)?;
+    Ok(body(state.sessions.change_limits(&caller.tenant, id, change, caller.admin).await?))
+}
+
+/// What a session uses of memory, CPU, processes and disk
+///
+/// Read from the cgroup; a frozen session stays frozen.
+#[utoipa::path(
+    get, path = "/api/sessions/{id}/stats", tag = "limits", params(("id" = Uuid, Path)),
+    responses((status = 200, body = StatsBody), (status = 404, description = "Session not found", body = ErrorBody))
+)]
+pub async fn stats(
+    State(state): State<AppState>,
+    caller: Caller,
+    SessionId(id): SessionId,
+) -> Result<Json<StatsBody>, ApiError> {
+    Ok(Json(StatsBody { stats: state.sessions.stats(&caller.tenant, id).await? }))
+}
+
+/// What each session of an agent may use
+#[utoipa::path(
+    get, path = "/api/agents/{name}/limits", tag = "limits", params(("name" = String, Path)),
+    responses((status = 200, body = LimitsBody), (status = 404, description = "No such agent", body = ErrorBody))
+)]
+pub async fn agent(
+    State(state): State<AppState>,
+    caller: Caller,
+    AgentName(name): AgentName,
+) -> Result<Json<LimitsBody>, ApiError> {
+    Ok(body(state.sessions.limits_above(&caller.tenant, Some(&name), caller.admin).await?))
+}
+
+/// Change what each session of an agent may use
+///
+/// Sessions that run follow at once; those that use more already are named in `notFollowed` and keep what they had.
+#[utoipa::path(
+    patch, path = "/api/agents/{name}/limits", tag = "limits", params(("name" = String, Path)),
+    request_body(content = ChangeSchema, example = json!({"cpuMillis": 500})),
+    responses(
+        (status = 200, body = LimitsBody),
+        (status = 400, description = "A value that cannot be met; the text names it", body = ErrorBody),
+        (status = 404, description = "No such agent", body = ErrorBody),
+    )
+)]
+pub async fn patch_agent(
+    State(state): State<AppState>,
+    caller: Caller,
+    AgentName(name): AgentName,
+    given: JsonBody<Map<String, Value>>,
+) -> Result<Json<LimitsBody>, ApiError> {
+    let change = change(&given.value)?;
+    let changed = state.sessions.change_limits_above(&caller.tenant, Some(&name), &change, caller.admin).await?;
+    Ok(Json(LimitsBody { limits: changed.0, not_followed: changed.1 }))
+}
+
+/// What each session of the caller's tenant may use
+#[utoipa::path(
+    get, path = "/api/tenant/limits", tag = "limits",
+    responses((status = 200, body = LimitsBody))
+)]
+pub async fn own_tenant(State(state): State<AppState>, caller: Caller) -> Result<Json<LimitsBody>, ApiError> {
+    Ok(body(state.sessions.limits_above(&caller.tenant, None, caller.admin).await?))
+}
+
+/// Change what each session of the caller's tenant may use (admin)
+#[utoipa::path(
+    patch, path = "/api/tenant/limits", tag = "limits",
+    request_body(content = ChangeSchema, example = json!({"memoryBytes": 4294967296_u64})),
+    responses(
+        (status = 200, body = LimitsBody),
+        (status = 400, description = "A value that cannot be met; the text names it", body = ErrorBody),
+        (status = 403, description = "The key has no admin role", body = ErrorBody),
+    )
+)]
+pub async fn patch_own_tenant(
+    State(state): State<AppState>,
+    caller: Caller,
+    given: JsonBody<Map<String, Value>>,
+) -> Result<Json<LimitsBody>, ApiError> {
+    let tenant = caller.tenant.clone();
+    change_tenant(&state, &caller, &tenant, &given.value).await
+}
+
+/// What each session of a tenant may use (admin, or the tenant itself)
+#[utoipa::path(
+    get, path = "/api/tenants/{id}/limits", tag = "limits", params(("id" = String, Path)),
+    responses((status = 200, body = LimitsBody), (status = 403, description = "Another tenant, and no admin", body = ErrorBody))
+)]
+pub async fn tenant(
+    State(state): State<AppState>,
+    caller: Caller,
+    TenantName(tenant): TenantName,
+) -> Result<Json<LimitsBody>, ApiError> {
+    if tenant != caller.tenant {
+        check_admin(&caller)?;
+    }
+    Ok(body(state.sessions.limits_above(&tenant, None, caller.admin).await?))
+}
+
+/// Change what each session of a tenant may use (admin)
+#[utoipa::path(
+    patch, path = "/api/tenants/{id}/limits", tag = "limits", params(("id" = String, Path)),
+    request_body(content = ChangeSchema, example = json!({"memoryBytes": 4294967296_u64})),
+    responses(
+        (status = 200, body = LimitsBody),
+        (status = 400, description = "A value that cannot be met; the text names it", body = ErrorBody),
+        (status = 403, description = "The key has no admin role", body = ErrorBody),
+    )
+)]
+pub async fn patch_tenant(
+    State(state): State<AppState>,
+    caller: Caller,
+    TenantName(tenant): TenantName,
+    given: JsonBody<Map<String, Value>>,
+) -> Result<Json<LimitsBody>, ApiError> {
+    change_tenant(&state, &caller, &tenant, &given.value).await
+}
+
+/// What a tenant may use is the admin's to say: the tenant could take back what narrows it.
+async fn change_tenant(
+    state: &AppState,
+    caller: &Caller,
+    tenant: &TenantId,
+    given: &Map<String, Value>,
+) -> Result<Json<LimitsBody>, ApiError> {
+    check_admin(caller)?;
+    let (limits, not_followed) = state.sessions.change_limits_above(tenant, None, &change(given)?, true).await?;
+    Ok(Json(LimitsBody { limits, not_followed }))
+}
+
+fn check_admin(caller: &Caller) -> Result<(), ApiError> {
+    if caller.admin {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::FORBIDDEN,
+        "only a key with the admin role says what a tenant may use; ask whoever runs this ashd",
+    ))
+}

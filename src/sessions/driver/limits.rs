@@ -1,0 +1,290 @@
+//! The session's limits in its task: put in force, checked against what is used, and what happens when one is reached.
+//!
+//! ```text
+//!   more on the disk than allowed:  freeze -> tell the turn's readers -> paused, with the reason as its error
+//!        raised, or files deleted:  measure -> thaw, interrupt what was left of the turn -> active
+//!        POST .../resume:           measure -> 507 while it is still so
+//! ```
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{Driver, lifecycle};
+use crate::launcher::protocol::CgroupPaths;
+use crate::model::{Limit, Limits, SessionStatus};
+use crate::sandbox::LauncherError;
+use crate::sandbox::usage::Usage;
+use crate::sessions::SessionError;
+use crate::sessions::cause::OomCount;
+use crate::sessions::disk::{DiskUse, Seen};
+use crate::sessions::launch::launcher_error;
+use crate::sessions::limits::{Change, InUse, Level, fits};
+use crate::sessions::live::Live;
+use crate::sessions::shared::Shared;
+use crate::sessions::warden::{Finding, bound};
+use crate::store::{LimitScope, Session};
+
+/// Longest wait for init, while the task has other things to do.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// How a session stands, for whoever only looks.
+#[derive(Clone, Debug, Default)]
+pub struct Looked {
+    /// Of its sandbox, when it has one.
+    pub cgroup: Option<CgroupPaths>,
+    pub frozen: bool,
+    /// What the newest walk found.
+    pub disk: Option<Seen>,
+    /// What is in force.
+    pub limits: Limits,
+}
+
+impl Driver {
+    pub(super) fn look(&self) -> Looked {
+        let live = self.live.as_ref();
+        Looked {
+            cgroup: live.map(|live| live.sandbox.info.cgroup.clone()),
+            frozen: live.is_some_and(|live| live.frozen),
+            disk: live.and_then(|live| live.watch.as_ref()?.seen()),
+            limits: self.session.limits,
+        }
+    }
+
+    pub(super) fn watch(&self, live: &mut Live) {
+        let cgroup = &live.sandbox.info.cgroup;
+        let watch =
+            self.shared.warden.watch(self.session.id, self.dir.root(), cgroup, &self.session.limits, live.frozen);
+        live.watch = Some(watch);
+    }
+
+    /// `PATCH .../limits`: nothing is changed unless all of it can be.
+    pub(super) async fn change_limits(&mut self, change: &Change, admin: bool) -> Result<Session, SessionError> {
+        let mut levels = self.shared.levels(&self.session).await?;
+        let said = levels.changed(Level::Session, change, admin).map_err(SessionError::Invalid)?;
+        levels.said.session = said.clone();
+        let old = self.session.limits;
+        self.put_in_force(levels.effective()).await?;
+        let scope = LimitScope::Session(self.session.id);
+        if let Err(e) = self.shared.store.limits_put(&self.session.tenant, scope, said).await {
+            self.put_in_force_again(old).await;
+            return Err(e.into());
+        }
+        self.release().await;
+        Ok(self.session.clone())
+    }
+
+    /// A level above was changed.
+    pub(super) async fn follow_limits(&mut self) -> Result<Session, SessionError> {
+        let levels = self.shared.levels(&self.session).await?;
+        self.put_in_force(levels.effective()).await?;
+        self.release().await;
+        Ok(self.session.clone())
+    }
+
+    /// Checks, applies and records; on an error the old limits are in force.
+    async fn put_in_force(&mut self, new: Limits) -> Result<(), SessionError> {
+        let old = self.session.limits;
+        if new == old {
+            return Ok(());
+        }
+        fits(&old, &new, &self.in_use(&old, &new).await?).map_err(SessionError::Invalid)?;
+        if self.live.is_some() {
+            self.shared.launcher.set_limits(self.session.id, new).await.map_err(|e| match e {
+                // The launcher's own ceiling, or a kernel that cannot go below what is in use.
+                LauncherError::Failed(failure) => SessionError::Invalid(failure.to_string()),
+                other => launcher_error(&other),
+            })?;
+        }
+        let changed: serde_json::Map<String, Value> = Limit::ALL
+            .into_iter()
+            .filter(|limit| old.get(*limit) != new.get(*limit))
+            .map(|limit| (limit.to_string(), json!({ "from": old.get(limit), "to": new.get(limit) })))
+            .collect();
+        let changed = Value::Object(changed);
+        tracing::info!(ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant, ASH_EVENT = "limits", %changed,
+            "new limits");
+        let mut commit = self.ledger.blank();
+        commit.limits = Some(new);
+        commit.events.push(("lifecycle", lifecycle("limits", json!({ "changed": changed }))));
+        self.ledger.note(commit);
+        self.session.limits = new;
+        if let Some(watch) = self.live.as_ref().and_then(|live| live.watch.as_ref()) {
+            watch.set_limits(&new);
+        }
+        Ok(())
+    }
+
+    /// A sandbox that was taken over has the limits of then (`found`); now those of the session hold.
+    pub(super) async fn put_in_force_again(&mut self, found: Limits) {
+        let wanted = self.session.limits;
+        if found == wanted {
+            return;
+        }
+        self.session.limits = found;
+        if let Err(e) = self.put_in_force(wanted).await {
+            tracing::error!(ASH_SESSION = %self.session.id, "its limits are not in force, those of before are: {e}");
+        }
+    }
+
+    /// What is used of the limits that are lowered.
+    async fn in_use(&mut self, old: &Limits, new: &Limits) -> Result<InUse, SessionError> {
+        let mut used = InUse::default();
+        if let Some(live) = &self.live {
+            let usage = Usage::read(&live.sandbox.info.cgroup);
+            used.memory_bytes = usage.memory.unreclaimable_bytes;
+            used.pids = usage.pids.current;
+        }
+        if new.disk_bytes < old.disk_bytes || new.disk_files < old.disk_files {
+            let disk = measure(&self.shared, self.dir.root(), old).await?;
+            (used.disk_bytes, used.disk_files) = (Some(disk.bytes), Some(disk.files));
+        }
+        Ok(used)
+    }
+
+    /// Whether it stands still because it has too much on the disk: the only pause with an error.
+    pub(super) fn is_held(&self) -> bool {
+        self.session.status == SessionStatus::Paused && self.session.error.is_some()
+    }
+
+    /// # Errors
+    /// `Full` while it has more on the disk than allowed.
+    pub(super) async fn check_disk(&mut self) -> Result<(), SessionError> {
+        // A session that never started has no directory, and nothing in it.
+        if !self.dir.root().exists() {
+            return Ok(());
+        }
+        let used = measure(&self.shared, self.dir.root(), &self.session.limits).await?;
+        if used.is_over(bound(&self.session.limits)) {
+            return Err(SessionError::Full(over(&used, &self.session.limits)));
+        }
+        Ok(())
+    }
+
+    /// Lets a held session go on, if there is room again.
+    pub(super) async fn release(&mut self) {
+        if !self.is_held() || self.live.is_none() || self.check_disk().await.is_err() {
+            return;
+        }
+        if let Err(e) = self.resume_warm().await {
+            tracing::error!(ASH_SESSION = %self.session.id, "there is room again, but it does not go on: {e}");
+        }
+    }
+
+    pub(super) async fn found(&mut self, finding: Finding) {
+        match finding {
+            Finding::Disk(used) => self.too_much_on_disk(used).await,
+            Finding::OomKilled(processes) => self.oom_killed(processes).await,
+            Finding::ForksRefused(refused) => {
+                let pids = self.session.limits.pids;
+                let why =
+                    format!("the limit of {pids} processes and threads was reached: {refused} forks were refused");
+                self.shared.tally.count("pids");
+                self.cause("limited", "pids", json!({ "limit": Limit::Pids, "value": pids, "refused": refused }), &why);
+            }
+        }
+    }
+
+    /// The kernel killed something, and claude lives on (or its own end is told next).
+    async fn oom_killed(&mut self, processes: u64) {
+        let Some(live) = &mut self.live else { return };
+        let claude = live.record.child;
+        // A sandbox short of memory may be slow to answer; then it lives.
+        let lives = match tokio::time::timeout(ANSWER_WITHIN, live.sandbox.stat()).await {
+            Ok(Ok(children)) => children.iter().any(|child| child.child == claude && child.exited.is_none()),
+            Ok(Err(_)) => false,
+            Err(_) => true,
+        };
+        if !lives {
+            // claude was the one, or all of it: its end, which is told next, has the cause.
+            return;
+        }
+        let cgroup = &live.sandbox.info.cgroup;
+        live.oom = OomCount::read(cgroup);
+        let (memory, peak) = (self.session.limits.memory_bytes, Usage::read(cgroup).memory.peak_bytes);
+        let why = format!(
+            "the sandbox reached its memory limit of {} MiB: the kernel killed {processes} of its processes",
+            memory >> 20
+        );
+        self.shared.tally.count("oom");
+        let data = json!({ "limit": Limit::MemoryBytes, "value": memory, "peakBytes": peak,
+            "process": "a process that the agent started", "processes": processes });
+        self.cause("killed", "oom", data, &why);
+    }
+
+    pub(super) fn turn_too_long(&mut self, why: &str) {
+        let value = self.session.limits.turn_ms;
+        self.shared.tally.count("turn-time");
+        self.cause("limited", "turn-time", json!({ "limit": Limit::TurnMs, "value": value }), why);
+    }
+
+    /// One cause, for the timeline and the journal.
+    pub(super) fn cause(&mut self, action: &'static str, reason: &'static str, data: Value, why: &str) {
+        tracing::warn!(ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant, ASH_AGENT = %self.session.agent_name,
+            ASH_EVENT = action, reason, data = %data, "{why}");
+        let mut change = self.ledger.blank();
+        let mut more = json!({ "reason": reason, "error": why });
+        if let (Value::Object(more), Value::Object(data)) = (&mut more, data) {
+            more.extend(data);
+        }
+        change.events.push(("lifecycle", lifecycle(action, more)));
+        self.ledger.note(change);
+    }
+
+    async fn too_much_on_disk(&mut self, used: DiskUse) {
+        let limits = self.session.limits;
+        let Some(live) = &mut self.live else { return };
+        if live.frozen || !used.is_over(bound(&limits)) {
+            return;
+        }
+        let why = over(&used, &limits);
+        if let Err(e) = live.freeze().await {
+            // What cannot be stopped is ended: nothing else bounds it.
+            return self.fell(format!("{why}; and it could not be frozen: {e}"), "disk").await;
+        }
+        self.catch_up().await;
+        self.shared.tally.count("disk");
+        let (limit, number) = if used.bytes > limits.disk_bytes {
+            (Limit::DiskBytes, used.bytes)
+        } else {
+            (Limit::DiskFiles, used.files)
+        };
+        let data = json!({ "limit": limit, "value": limits.get(limit), "used": number });
+        self.cause("limited", "disk", data, &why);
+        let mut change =
+            self.change(SessionStatus::Paused, Some(why.clone()), "paused", json!({ "reason": "disk", "error": why }));
+        let broken = self.turn.as_ref().map(|running| running.turn.number);
+        let interrupted = self.break_turn(&mut change, &why);
+        if broken.is_some() {
+            change.events.push(("error", json!({ "error": why }).to_string()));
+        }
+        if let Some(live) = &mut self.live {
+            live.unfinished = broken;
+            live.idle_since = Instant::now();
+        }
+        self.enter_or_note(change).await;
+        self.answer_interrupted(interrupted, Err(why));
+    }
+}
+
+async fn measure(shared: &Shared, root: &Path, limits: &Limits) -> Result<DiskUse, SessionError> {
+    let measured = shared.warden.measure(root, bound(limits)).await;
+    measured.map_err(|e| SessionError::Failed(format!("the session's directory could not be measured: {e}")))
+}
+
+/// The words for a session that has too much on the disk.
+fn over(used: &DiskUse, limits: &Limits) -> String {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let what = if used.hidden {
+        "it has directories that nobody can look into, or more than 128 of them in each other".to_owned()
+    } else if used.bytes > limits.disk_bytes {
+        format!("it has {} MiB or more on the disk, and its limit is {} MiB", mib(used.bytes), mib(limits.disk_bytes))
+    } else {
+        format!("it has {} files or more, and its limit is {}", used.files, limits.disk_files)
+    };
+    format!(
+        "the session stands still: {what}. It goes on when files are deleted (DELETE .../files/*) or the limit is raised \
+         (PATCH .../limits)"
+    )
+}

@@ -1,0 +1,346 @@
+//! Limits and use of sessions, agents and tenants, for the layer above.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::StreamExt;
+use serde::Serialize;
+use tokio::sync::oneshot;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::model::{Limit, Limits, TenantId};
+use crate::sandbox::usage::{self, Usage};
+use crate::sessions::disk::DiskUse;
+use crate::sessions::driver::{Looked, Request};
+use crate::sessions::limits::{Change, Level, Levels};
+use crate::sessions::shared::Shared;
+use crate::sessions::warden::bound;
+use crate::sessions::{SessionError, Sessions};
+use crate::store::{LimitScope, Session};
+
+/// Sessions that follow a change at the same time.
+const AT_ONCE: usize = 16;
+/// The reserve of the disk where the configuration names none: this, or a twentieth of the file system if that is less.
+const RESERVE_BYTES: u64 = 1 << 30;
+
+/// One limit, and why it is what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitState {
+    pub value: u64,
+    #[schema(example = "bytes")]
+    pub unit: &'static str,
+    /// Whether this host enforces it: `false` where the kernel has no controller for it.
+    pub enforced: bool,
+    pub decided_by: Level,
+    /// What this level itself says; `null` when it says nothing.
+    pub set: Option<u64>,
+    /// The most this level may be set to by the caller.
+    pub most: u64,
+}
+
+/// Limits by their names.
+pub type LimitsReport = BTreeMap<String, LimitState>;
+
+/// A session that could not follow a change of a level above: it keeps the limits it had.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NotFollowed {
+    pub session_id: Uuid,
+    pub reason: String,
+}
+
+/// Use of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskStats {
+    /// Bytes in allocated blocks of everything the session keeps. Counting ends a little above the limit.
+    pub bytes: u64,
+    pub files: u64,
+    /// How long ago it was counted.
+    pub age_ms: u64,
+}
+
+/// What a session uses. Reading it wakes nothing.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionStats {
+    /// Whether it has processes, and whether they stand still.
+    pub live: bool,
+    pub frozen: bool,
+    /// `null` without processes.
+    #[serde(flatten)]
+    pub usage: Option<Usage>,
+    pub disk: Option<DiskStats>,
+    #[schema(value_type = Object)]
+    pub limits: Limits,
+}
+
+/// How often each cause struck since the daemon's start.
+#[derive(Debug, Default)]
+pub struct Tally([AtomicU64; Self::REASONS.len()]);
+
+impl Tally {
+    pub const REASONS: [&'static str; 6] = ["oom", "pids", "disk", "turn-time", "signal", "sandbox-died"];
+
+    pub fn count(&self, reason: &str) {
+        if let Some(at) = Self::REASONS.iter().position(|known| *known == reason) {
+            self.0[at].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub fn counts(&self) -> [(&'static str, u64); Self::REASONS.len()] {
+        std::array::from_fn(|at| (Self::REASONS[at], self.0[at].load(Ordering::Relaxed)))
+    }
+}
+
+impl Shared {
+    pub(super) async fn levels_of(
+        &self,
+        tenant: &TenantId,
+        agent: Option<&str>,
+        session: Option<Uuid>,
+    ) -> Result<Levels, SessionError> {
+        let said = self.store.limits(tenant, agent, session).await?;
+        Ok(Levels { ceiling: self.config.launcher.ceiling, config: self.config.limits, said })
+    }
+
+    pub async fn levels(&self, session: &Session) -> Result<Levels, SessionError> {
+        self.levels_of(&session.tenant, Some(&session.agent_name), Some(session.id)).await
+    }
+
+    /// # Errors
+    /// `Full` when the file system of the data directory has no more than its reserve left: what runs goes on, and the
+    /// database keeps room to say so.
+    pub fn check_reserve(&self) -> Result<(), SessionError> {
+        let Some(free) = self.warden.free() else { return Ok(()) };
+        let reserve = self.config.disk.reserve_bytes.unwrap_or(RESERVE_BYTES.min(free.total_bytes / 20));
+        if free.bytes >= reserve {
+            return Ok(());
+        }
+        Err(SessionError::Full(format!(
+            "the disk that holds {} has {} MiB left, less than its reserve of {} MiB (disk.reserve_bytes): nothing new is \
+             begun; end sessions that are not needed, or give it more room",
+            self.config.data_dir.display(),
+            free.bytes >> 20,
+            reserve >> 20
+        )))
+    }
+}
+
+fn report(levels: &Levels, at: Level, admin: bool, enforced: impl Fn(Limit) -> bool) -> LimitsReport {
+    let state = |limit| {
+        let decided = levels.decide(limit, at);
+        LimitState {
+            value: decided.value,
+            unit: limit.unit(),
+            enforced: enforced(limit),
+            decided_by: decided.by,
+            set: levels.said(at, limit),
+            most: levels.most(limit, at, admin).value,
+        }
+    };
+    Limit::ALL.into_iter().map(|limit| (limit.to_string(), state(limit))).collect()
+}
+
+impl Sessions {
+    /// Tells the tasks what the warden finds.
+    pub(super) fn watch_limits(&self) {
+        let shared = Arc::clone(&self.shared);
+        let tell = move |id, finding| {
+            let handle = shared.registry.get(id);
+            handle.is_some_and(|handle| handle.requests.try_send(Request::Found(finding)).is_ok())
+        };
+        tokio::spawn(self.shared.warden.clone().run(tell));
+    }
+
+    pub async fn limits(&self, tenant: &TenantId, id: Uuid, admin: bool) -> Result<LimitsReport, SessionError> {
+        let session = self.get(tenant, id).await?;
+        let levels = self.shared.levels(&session).await?;
+        let cgroup = self.look(id).await.cgroup.unwrap_or_else(usage::host);
+        Ok(report(&levels, Level::Session, admin, |limit| usage::enforced(&cgroup, limit)))
+    }
+
+    pub async fn change_limits(
+        &self,
+        tenant: &TenantId,
+        id: Uuid,
+        change: Change,
+        admin: bool,
+    ) -> Result<LimitsReport, SessionError> {
+        self.ask(tenant, id, |reply| Request::Limits { change, admin, reply }).await?;
+        self.limits(tenant, id, admin).await
+    }
+
+    /// Of an agent, or without one of the tenant itself.
+    ///
+    /// # Errors
+    /// `AgentNotFound`.
+    pub async fn limits_above(
+        &self,
+        tenant: &TenantId,
+        agent: Option<&str>,
+        admin: bool,
+    ) -> Result<LimitsReport, SessionError> {
+        if let Some(name) = agent
+            && self.shared.store.agent(tenant, name).await?.is_none()
+        {
+            return Err(SessionError::AgentNotFound(name.to_owned()));
+        }
+        let levels = self.shared.levels_of(tenant, agent, None).await?;
+        let host = usage::host();
+        let at = if agent.is_some() { Level::Agent } else { Level::Tenant };
+        Ok(report(&levels, at, admin, |limit| usage::enforced(&host, limit)))
+    }
+
+    /// Stores what an agent (or the tenant itself) says, and lets the sessions that run follow.
+    ///
+    /// # Errors
+    /// `Invalid` names the limit; nothing is changed then.
+    pub async fn change_limits_above(
+        &self,
+        tenant: &TenantId,
+        agent: Option<&str>,
+        change: &Change,
+        admin: bool,
+    ) -> Result<(LimitsReport, Vec<NotFollowed>), SessionError> {
+        self.limits_above(tenant, agent, admin).await?;
+        let (at, scope) = match agent {
+            Some(name) => (Level::Agent, LimitScope::Agent(name.to_owned())),
+            None => (Level::Tenant, LimitScope::Tenant),
+        };
+        {
+            let _one = self.shared.limiting.lock().await;
+            let levels = self.shared.levels_of(tenant, agent, None).await?;
+            let said = levels.changed(at, change, admin).map_err(SessionError::Invalid)?;
+            self.shared.store.limits_put(tenant, scope, said).await?;
+        }
+        // Sessions without a task read it when they get one.
+        let tasks = self.shared.registry.all().into_iter().filter(|(_, handle)| handle.tenant == *tenant);
+        let not_followed = futures_util::stream::iter(tasks)
+            .map(|(id, handle)| async move {
+                let (reply, answer) = oneshot::channel();
+                handle.requests.send(Request::LimitsMoved { reply }).await.ok()?;
+                let error = answer.await.ok()?.err()?;
+                Some(NotFollowed { session_id: id, reason: error.to_string() })
+            })
+            .buffer_unordered(AT_ONCE)
+            .filter_map(|refused| async { refused })
+            .collect()
+            .await;
+        Ok((self.limits_above(tenant, agent, admin).await?, not_followed))
+    }
+
+    pub async fn stats(&self, tenant: &TenantId, id: Uuid) -> Result<SessionStats, SessionError> {
+        let session = self.get(tenant, id).await?;
+        let looked = self.look(id).await;
+        let disk = match looked.disk {
+            Some(seen) => {
+                let age = u64::try_from(seen.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+                Some(DiskStats { bytes: seen.used.bytes, files: seen.used.files, age_ms: age })
+            }
+            // Nobody watches a session without processes: it is counted now.
+            None => {
+                self.measured(&session).await.map(|used| DiskStats { bytes: used.bytes, files: used.files, age_ms: 0 })
+            }
+        };
+        let limits = match looked.cgroup {
+            Some(_) => looked.limits,
+            None => self.shared.levels(&session).await?.effective(),
+        };
+        Ok(SessionStats {
+            live: looked.cgroup.is_some(),
+            frozen: looked.frozen,
+            usage: looked.cgroup.as_ref().map(Usage::read),
+            disk,
+            limits,
+        })
+    }
+
+    async fn measured(&self, session: &Session) -> Option<DiskUse> {
+        let root: PathBuf = self.shared.dir(session.id).root().to_owned();
+        self.shared.warden.measure(&root, bound(&session.limits)).await.ok()
+    }
+
+    /// Asks the task, where there is one; a session without a task has no sandbox.
+    async fn look(&self, id: Uuid) -> Looked {
+        let Some(handle) = self.shared.registry.get(id) else { return Looked::default() };
+        let (reply, answer) = oneshot::channel();
+        if handle.requests.send(Request::Look { reply }).await.is_err() {
+            return Looked::default();
+        }
+        answer.await.unwrap_or_default()
+    }
+
+    /// Whether new work may begin (see `disk.reserve_bytes`).
+    ///
+    /// # Errors
+    /// `Full`, with what to do.
+    pub fn check_reserve(&self) -> Result<(), SessionError> {
+        self.shared.check_reserve()
+    }
+
+    /// Whether so many bytes more fit into what the session may have on the disk.
+    ///
+    /// # Errors
+    /// `Full` names what is used and the limit.
+    pub async fn check_room(&self, tenant: &TenantId, id: Uuid, bytes: u64) -> Result<(), SessionError> {
+        self.shared.check_reserve()?;
+        let session = self.get(tenant, id).await?;
+        let limits = self.shared.levels(&session).await?.effective();
+        let Some(used) = self.measured(&Session { limits, ..session }).await else { return Ok(()) };
+        if used.bytes.saturating_add(bytes) <= limits.disk_bytes && used.files < limits.disk_files && !used.hidden {
+            return Ok(());
+        }
+        Err(SessionError::Full(format!(
+            "the session has {} MiB in {} files, and {} MiB more would be above its limit of {} MiB in {} files: delete files, \
+             or raise diskBytes or diskFiles (PATCH .../limits)",
+            used.bytes >> 20,
+            used.files,
+            bytes.div_ceil(1 << 20),
+            limits.disk_bytes >> 20,
+            limits.disk_files
+        )))
+    }
+
+    /// Files of the session were deleted through the API: one that stands still for want of disk may go on.
+    pub async fn files_changed(&self, id: Uuid) {
+        if let Some(handle) = self.shared.registry.get(id) {
+            // Its task has ended meanwhile: then nothing stands still.
+            let _ = handle.requests.send(Request::FilesChanged).await;
+        }
+    }
+
+    /// Bytes left on the disk that holds the sessions.
+    pub fn disk_free(&self) -> Option<u64> {
+        self.shared.warden.free().map(|free| free.bytes)
+    }
+
+    /// Causes that struck since the daemon's start.
+    pub fn limited(&self) -> [(&'static str, u64); Tally::REASONS.len()] {
+        self.shared.tally.counts()
+    }
+
+    /// What all sandboxes together use; `None` before the first one.
+    pub fn total_usage(&self) -> Option<Usage> {
+        self.shared.warden.root().map(|root| Usage::read(&root))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_counted_by_name() {
+        let tally = Tally::default();
+        tally.count("disk");
+        tally.count("disk");
+        tally.count("exit");
+        assert_eq!(tally.counts().iter().find(|(name, _)| *name == "disk"), Some(&("disk", 2)));
+        assert_eq!(tally.counts().iter().map(|(_, n)| n).sum::<u64>(), 2);
+    }
+}

@@ -117,6 +117,7 @@ pub async fn create(
     body: JsonBody<NewAttachment, { 140 * MIB }>,
 ) -> Result<(StatusCode, Json<AttachmentBody>), ApiError> {
     let NewAttachment { filename, content, mime_type, message_id } = body.value;
+    state.sessions.check_reserve()?;
     check_name(&filename)?;
     let mime_type = mime_type.unwrap_or_else(|| content_type::of(&filename).to_owned());
     if mime_type.len() > MAX_NAME || !mime_type.contains('/') || HeaderValue::from_str(&mime_type).is_err() {

@@ -165,6 +165,7 @@ pub async fn write(
         return Err(ApiError::bad_request("files is required: at least one {path, content}"));
     }
     let tree = check::decode_files(body.value.files)?;
+    state.sessions.check_reserve()?;
     let _publishing = state.publishing.lock().await;
     let agent = agent(&state, &caller, &name).await?;
     check_uploaded(&state, &caller.tenant, &agent)?;

@@ -51,6 +51,7 @@ pub async fn deploy(
     let DeployAgent { name, path, files, system_prompt, env, slug, description, model, backend, config } = body.value;
     check::check_name(&name)?;
     check_env("env", &env)?;
+    state.sessions.check_reserve()?;
     let mut agent = NewAgent {
         name,
         path: String::new(),

@@ -95,6 +95,7 @@ pub async fn restore(
         return Err(ApiError::too_large(format!("bundle has {} bytes; the limit is {MAX_BUNDLE}", archive.len())));
     }
     let Workspace { root, disk_bytes, .. } = open(&state, &caller, id).await?;
+    state.sessions.check_room(&caller.tenant, id, archive.len() as u64).await?;
     let report = blocking(move || unbundle::unpack(&root, &archive, disk_bytes)).await?;
     Ok(Json(MessageBody { message: report.in_words() }))
 }

@@ -47,9 +47,46 @@ async fn a_session_tells_what_was_measured_of_it() {
     assert_eq!(limit("memoryBytes")["value"], 2_u64 << 30);
     assert_eq!(limit("pids")["value"], 512);
     assert_eq!(limit("cpuMillis")["value"], 1000);
+    let ctl = std::process::Command::new(env!("CARGO_BIN_EXE_ashctl"))
+        .args([
+            "session",
+            "confinement",
+            &id,
+            "--url",
+            &format!("http://127.0.0.1:{}", daemon.port),
+            "--key",
+            &daemon.key,
+        ])
+        .output()
+        .expect("ashctl runs");
+    let table = String::from_utf8_lossy(&ctl.stdout);
+    assert!(ctl.status.success() && table.contains("landlock") && table.contains("ABI"), "{table}");
     // 10 ms is the aim on a quiet machine; this bound only catches what is wrong by far.
     assert!(report["tookMicros"].as_u64().unwrap() < 2_000_000, "{}", report["tookMicros"]);
     println!("the probe took {} us, {} us of it inside", report["tookMicros"], inside["micros"]);
+}
+
+#[tokio::test]
+async fn an_awake_session_is_measured_again_and_not_at_every_call() {
+    let daemon = Daemon::start(Options::default());
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    let first = report(&api, &id).await;
+    let asked = std::time::Instant::now();
+    let second = report(&api, &id).await;
+    if asked.elapsed() < std::time::Duration::from_millis(500) {
+        assert_eq!(first["measuredAt"], second["measuredAt"], "not twice within a second");
+    }
+    // A command keeps it awake.
+    api.turn(&id, r#"@tool Bash {"command": "setsid sleep 60 >/dev/null 2>&1 </dev/null &"}"#).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+    let (id, all) = (&id, (0..8).map(|_| report(&api, &id)));
+    for answer in futures_util::future::join_all(all).await {
+        assert_eq!(answer["confined"], true, "{id}: {answer:#}");
+    }
+    let later = report(&api, id).await;
+    assert_ne!(first["measuredAt"], later["measuredAt"], "an awake session is measured anew");
 }
 
 #[tokio::test]

@@ -114,6 +114,55 @@ async fn a_workspace_that_changes_under_the_files_api_leads_nowhere() {
     assert_eq!(api.get("/health").await.expect(200)["status"], "ok");
 }
 
+/// Shapes that cost their maker nothing and others much: holes, depth, numbers, odd names.
+const SHAPES: &str = r#"
+import os
+os.chdir('/workspace')
+with open('hole', 'wb') as f: f.truncate(10 << 40)
+os.makedirs('many')
+for n in range(60000): open(f'many/{n}', 'w').close()
+fd = os.open('.', os.O_RDONLY)
+for n in range(600):
+    os.mkdir('d', dir_fd=fd); fd, old = os.open('d', os.O_RDONLY, dir_fd=fd), fd; os.close(old)
+for name in (b'\xff\xfe', b'new\nline', b'"quote', b'\xe2\x80\xa8', b'x' * 255):
+    open(name, 'w').close()
+print('made')
+"#;
+
+#[tokio::test]
+async fn shapes_that_cost_nothing_do_not_stop_the_files_api() {
+    let daemon = Daemon::start(Options::default());
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    let files = format!("/api/sessions/{id}/files");
+    let body = json!({"files": [{"path": "shapes.py", "content": base64(SHAPES.as_bytes())}]});
+    api.post(&files, body).await.expect(200);
+    let frames = api.turn(&id, "@tool Bash {\"command\": \"python3 shapes.py\"}").await;
+    assert!(format!("{frames:?}").contains("made"), "{frames:?}");
+    let began = Instant::now();
+    let list = api.get(&files).await;
+    assert!(
+        list.status == 200 && list.json["files"].as_array().is_some_and(|all| all.len() <= 50_000),
+        "{}",
+        list.status
+    );
+    for path in ["hole", "hole?format=json"] {
+        let answer = api.get(&format!("{files}/{path}")).await;
+        assert_eq!(answer.status, 413, "{path}: {:.200}", answer.text);
+    }
+    assert_eq!(api.get(&format!("{files}/{}", "d/".repeat(600))).await.status, 400);
+    // More of them than there are places: each breaks off, and the last one is served like the first.
+    for _ in 0..10 {
+        let answer = api.open("GET", &format!("/api/sessions/{id}/workspace"), None).await;
+        assert_eq!(answer.status().as_u16(), 200);
+        let whole = http_body_util::BodyExt::collect(answer.into_body()).await;
+        assert!(whole.is_err(), "an archive of 10 TiB must break off, not look whole");
+    }
+    assert!(daemon.logs().contains("holes included"));
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+}
+
 fn base64(bytes: &[u8]) -> String {
     use base64::Engine;
     base64::engine::general_purpose::STANDARD.encode(bytes)

@@ -10,9 +10,9 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 
 use crate::model::{TenantId, iso, now_ms};
@@ -21,6 +21,13 @@ use crate::sandbox::measure::{self, MeasureError};
 use crate::sandbox::{Sandbox, SandboxEvent};
 use crate::sessions::shared::Shared;
 use crate::sessions::{SessionError, Sessions};
+
+/// A report younger than this is answered as it is: asking must not become work for the sandbox.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long a measurement on demand may take before the last report is answered instead.
+const AGAIN_WITHIN: Duration = Duration::from_secs(2);
+/// Measurements on demand at the same time, of all sessions: each holds one of the few connections of an init.
+static MEASURING: Semaphore = Semaphore::const_new(4);
 
 /// Child numbers of probes: far from those of claude (1, 2, ...).
 const FIRST_CHILD: u32 = 0xC000_0000;
@@ -90,6 +97,11 @@ impl Shared {
         tokio::fs::rename(&partial, path).await
     }
 
+    async fn measured_just_now(&self, session: Uuid) -> bool {
+        let modified = tokio::fs::metadata(self.report_path(session)).await.and_then(|meta| meta.modified());
+        modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < FRESH))
+    }
+
     async fn kept(&self, session: Uuid) -> Option<Report> {
         let text = tokio::fs::read(self.report_path(session)).await.ok()?;
         serde_json::from_slice(&text).ok()
@@ -97,8 +109,8 @@ impl Shared {
 }
 
 impl Sessions {
-    /// What was measured of the session's sandbox: now, when it is awake; else at its last start, with the limits as
-    /// they are now while it lives.
+    /// What was measured of the session's sandbox: now, when it is awake and was not measured within the last second;
+    /// else at the last time, with the limits as they are now while it lives.
     ///
     /// # Errors
     /// `NotFound`; `Invalid` for a session that was never started; `Unavailable` without the launcher.
@@ -107,16 +119,19 @@ impl Sessions {
         let shared = &self.shared;
         let sandbox = shared.launcher.attach(id).await.ok();
         if let Some(sandbox) = &sandbox
+            && !shared.measured_just_now(id).await
+            && let Ok(_turn) = MEASURING.try_acquire()
             && matches!(sandbox.frozen().await, Ok(false))
             && let Some(mut events) = sandbox.take_events()
         {
-            match shared.measure(sandbox, &mut events).await {
-                Ok(report) => {
+            match tokio::time::timeout(AGAIN_WITHIN, shared.measure(sandbox, &mut events)).await {
+                Ok(Ok(report)) => {
                     shared.keep(id, &report).await.ok();
                     return Ok(report);
                 }
-                // Frozen or ended in this very moment: the last report stands.
-                Err(error) => tracing::info!(ASH_SESSION = %id, "not measured again: {error}"),
+                // Frozen, ended or at its limit of processes in this very moment: the last report stands.
+                Ok(Err(error)) => tracing::info!(ASH_SESSION = %id, "not measured again: {error}"),
+                Err(_) => tracing::info!(ASH_SESSION = %id, "not measured again: frozen meanwhile"),
             }
         }
         let kept = shared.kept(id).await.ok_or_else(|| {

@@ -25,6 +25,9 @@ use super::beneath;
 /// Bytes of one chunk, and how long a client may take for one.
 const CHUNK: usize = 64 << 10;
 const STALL: Duration = Duration::from_secs(60);
+/// Bytes of the files of one archive, holes included. A sparse file costs its owner nothing and would keep a thread busy
+/// for hours; past the bound the archive breaks off, which the journal explains.
+const MAX_TOTAL: u64 = 64 << 30;
 
 type Chunk = Result<Bytes, io::Error>;
 
@@ -50,6 +53,7 @@ pub fn stream(root: File, permit: OwnedSemaphorePermit) -> Body {
 fn pack(root: &File, out: impl Write) -> io::Result<()> {
     let mut tar = tar::Builder::new(GzEncoder::new(out, Compression::fast()));
     let mut todo = vec![PathBuf::new()];
+    let mut left = MAX_TOTAL;
     while let Some(directory) = todo.pop() {
         // Removed, or swapped for a link, since it was seen.
         let Ok(open) = beneath::directory(root, &directory) else { continue };
@@ -73,6 +77,10 @@ fn pack(root: &File, out: impl Write) -> io::Result<()> {
                 }
                 FileType::RegularFile => {
                     let Ok((file, size)) = beneath::read(&open, name) else { continue };
+                    left = left.checked_sub(size).ok_or_else(|| {
+                        let why = format!("its files have more than {} GiB, holes included", MAX_TOTAL >> 30);
+                        io::Error::new(io::ErrorKind::FileTooLarge, why)
+                    })?;
                     header.set_size(size);
                     // Exactly as many bytes as the header says, whatever its owner does to it meanwhile.
                     tar.append_data(&mut header, &path, file.chain(io::repeat(0)).take(size))?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const MAX_LINES: usize = 400;
 
 /// What each module may use besides itself. `http -> sessions -> pool -> sandbox -> kernel`; the rest stands beside.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("systemd", &[]),
     ("ctl", &["model"]),

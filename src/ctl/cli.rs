@@ -141,10 +141,6 @@ pub enum SessionCommand {
     Info {
         id: String,
     },
-    /// What the kernel was measured to enforce for the session, layer by layer.
-    Confinement {
-        id: String,
-    },
     /// Runs a command in the session's sandbox, beside a running turn; ashctl exits with the command's exit code.
     Exec {
         id: String,

@@ -44,12 +44,6 @@ pub async fn run(client: &Client, out: &Output, command: SessionCommand) -> Resu
             out.rows(&list, "sessions", &columns)
         }
         SessionCommand::Info { id } => session(out, &client.get(&path(&id)).await?),
-        SessionCommand::Confinement { id } => {
-            let answer = client.get(&format!("{}/confinement", path(&id))).await?;
-            let columns =
-                [("layer", "layer"), ("in force", "inForce"), ("required", "required"), ("evidence", "evidence")];
-            out.rows(&answer["confinement"], "layers", &columns)
-        }
         SessionCommand::Exec { id, timeout, command } => exec(client, out, &id, timeout, &command.join(" ")).await,
         SessionCommand::Pause { id } => act(client, out, &id, "pause").await,
         SessionCommand::Resume { id } => act(client, out, &id, "resume").await,

@@ -39,16 +39,16 @@ async fn every_process_of_a_session_is_confined() {
     let daemon = Daemon::start(Options::default().real_claude());
     let (api, id) = session(&daemon).await;
     // In the middle of a turn, with a command of the agent's running.
-    let script = "@tool Bash {\"command\":\"sleep 30\"}";
+    let script = "@tool Bash {\"command\":\"tail -f /dev/null\"}";
     let mut turn = api.send(&id, serde_json::json!({"content": script})).await;
     turn.until("tool_use").await;
     let start = std::time::Instant::now();
     let all = loop {
         let all = procs::of_session(&daemon, &id);
-        if all.iter().any(|p| p.name == "sleep") {
+        if all.iter().any(|p| p.name == "tail") {
             break all;
         }
-        assert!(start.elapsed().as_secs() < 10, "no sleep among {all:?}");
+        assert!(start.elapsed().as_secs() < 10, "no tail among {all:?}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     };
     let claude = procs::claude(&daemon, &id);

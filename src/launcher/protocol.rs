@@ -64,6 +64,7 @@ pub enum ClaudeBinary {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "one reply at a time, and a box would be in the way of every match")]
 pub enum Reply {
     Hello {
         protocol: u32,

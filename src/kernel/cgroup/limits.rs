@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::memory::{MemController, SetMemory};
@@ -101,8 +101,8 @@ pub fn apply(paths: &CgroupPaths, limits: &Limits) -> Result<Vec<String>, Cgroup
     Ok(missing)
 }
 
-fn memory(dir: &PathBuf, values: &Values, v1: bool, missing: &mut Vec<String>) -> Result<(), CgroupError> {
-    let memory = MemController::new(dir.clone(), dir.clone(), !v1);
+fn memory(dir: &Path, values: &Values, v1: bool, missing: &mut Vec<String>) -> Result<(), CgroupError> {
+    let memory = MemController::new(dir.to_owned(), dir.to_owned(), !v1);
     let failed = |e| from_crate("set the memory limit of", dir, e);
     if v1 {
         let both = values.memory_bytes.saturating_add(values.swap_bytes);

@@ -60,9 +60,8 @@ pub fn start(fds: [OwnedFd; 3], rules: Option<&landlock::Rules>) -> Result<Paylo
     let Some(pid) = clone::fork().map_err(|error| Refusal::new("fork", error))? else {
         drop((feed, heard));
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            match within_ms {
-                Some(within) => stay_above(Duration::from_millis(within))?,
-                None => {}
+            if let Some(within) = within_ms {
+                stay_above(Duration::from_millis(within))?;
             }
             become_payload(&text, input, &stdout, &stderr, rules)
         }));

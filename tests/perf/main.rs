@@ -1,0 +1,72 @@
+//! The numbers that are promised (docs/promises.md), measured on this machine with the real programs: one row each, with its
+//! bound beside it. Exit status 1 when one is broken.
+//!
+//! ```text
+//! sudo ./scripts/perf [short] [PART...]        parts: turn pause relay health memory start
+//!   -> a table on stdout, and behind it the same as one line of JSON
+//! ```
+//!
+//! What is compared is measured side by side: both in one run, one after the other, over and over, so that what else the
+//! machine does meets both. `short` is for every change: fewer rounds, and bounds on wall-clock time that a busy machine
+//! keeps as well ([`figures::SLACK`]); the figures of docs/promises.md come from the long form on a quiet machine.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod figures;
+mod health;
+#[path = "../launcher/host.rs"]
+#[allow(dead_code)]
+mod host;
+mod memory;
+mod pause;
+mod pipe;
+mod procfs;
+mod relay;
+mod start;
+mod turn;
+
+use std::process::ExitCode;
+
+use figures::{Figure, Form};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let form = if args.iter().any(|arg| arg == "short") { Form::Short } else { Form::Long };
+    let parts: Vec<&str> = args.iter().map(String::as_str).filter(|arg| *arg != "short").collect();
+    if let Some(unknown) = parts.iter().find(|part| !PARTS.iter().any(|(name, _)| name == *part)) {
+        let names: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
+        eprintln!("\"{unknown}\" is none of short, {}", names.join(", "));
+        return ExitCode::from(2);
+    }
+    let mut all = Vec::new();
+    for (name, measure) in PARTS {
+        if parts.is_empty() || parts.contains(&name) {
+            eprintln!("measuring: {name}");
+            all.extend(measure(form));
+        }
+    }
+    println!("{}", figures::table(&all, form));
+    println!("{}", figures::json(&all, form));
+    let broken: Vec<&str> = all.iter().filter(|figure| !figure.holds(form)).map(|figure| figure.name).collect();
+    if broken.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("broken: {}", broken.join("; "));
+    ExitCode::FAILURE
+}
+
+type Part = (&'static str, fn(Form) -> Vec<Figure>);
+
+const PARTS: [Part; 6] = [
+    ("turn", |form| run(turn::measure(form))),
+    ("pause", |form| run(pause::measure(form))),
+    ("relay", |form| run(relay::measure(form))),
+    ("health", |form| run(health::measure(form))),
+    ("memory", |form| run(memory::measure(form))),
+    ("start", |form| run(start::measure(form))),
+];
+
+fn run(work: impl Future<Output = Vec<Figure>>) -> Vec<Figure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}

@@ -1,0 +1,90 @@
+//! Memory: of ashd when nothing happens, and of everything of ours that a session costs beside its claude.
+
+use std::time::Duration;
+
+use crate::common::{Daemon, Options, leftovers, procs};
+use crate::figures::{Figure, Form};
+use crate::procfs::{name, pss};
+
+/// Megabytes of the whole of ashd (issue 2).
+const ASHD_MB: f64 = 15.0;
+/// Megabytes of launcher, init and all else of ours for a session (issue 2).
+const SESSION_MB: f64 = 2.0;
+/// What is freed late is freed by then.
+const SETTLE: Duration = Duration::from_secs(2);
+
+pub async fn measure(form: Form) -> Vec<Figure> {
+    let daemon = Daemon::start(Options::default().real_claude());
+    let api = daemon.api();
+    api.deploy("perf").await;
+    tokio::time::sleep(SETTLE).await;
+    let before = Ours::of(&daemon, &[]);
+
+    let sessions = form.rounds(10, 20);
+    let mut ids = Vec::new();
+    for _ in 0..sessions {
+        let id = api.session("perf").await;
+        api.turn(&id, "@text Hello there.").await;
+        ids.push(id);
+    }
+    tokio::time::sleep(SETTLE).await;
+    let after = Ours::of(&daemon, &ids);
+    for id in &ids {
+        api.delete(&format!("/api/sessions/{id}")).await.expect(200);
+    }
+    daemon.stop();
+
+    let n = sessions as f64;
+    let inits = after.inits / n;
+    // What the processes that serve all sessions took more, shared by the sessions that made them.
+    let grown = (after.ashd + after.gateway + after.keepers - before.ashd - before.gateway - before.keepers) / n;
+    let session = inits + grown.max(0.0) + after.launcher;
+    vec![
+        Figure::single("memory of ashd, idle", "MB", before.ashd).at_most(ASHD_MB),
+        Figure::single("memory of ashd, with the sessions", "MB", after.ashd).of(sessions),
+        Figure::single("memory of the gateway, idle", "MB", before.gateway),
+        Figure::single("memory of both keepers, idle", "MB", before.keepers),
+        Figure::single("memory of the launcher, with the sessions", "MB", after.launcher).of(sessions),
+        Figure::single("memory of a session's init", "MB", inits).of(sessions),
+        Figure::single("memory that ashd and gateway take more for a session", "MB", grown).of(sessions),
+        Figure::single("memory of ours for a session: init, growth, and the whole launcher", "MB", session)
+            .of(sessions)
+            .at_most(SESSION_MB),
+    ]
+}
+
+/// Proportional set sizes in megabytes (1,000,000 bytes).
+#[derive(Default)]
+struct Ours {
+    ashd: f64,
+    launcher: f64,
+    gateway: f64,
+    keepers: f64,
+    inits: f64,
+}
+
+impl Ours {
+    fn of(daemon: &Daemon, sessions: &[String]) -> Self {
+        let inside: Vec<i32> =
+            sessions.iter().flat_map(|id| procs::of_session(daemon, id)).map(|process| process.pid).collect();
+        let mut sum = Self::default();
+        for (pid, command) in leftovers::processes(daemon) {
+            let Some(bytes) = pss(pid) else { continue };
+            let megabytes = bytes as f64 / 1e6;
+            match name(pid).as_str() {
+                "ashd" => sum.ashd += megabytes,
+                "ash-launcher" => sum.launcher += megabytes,
+                "ash-gateway" => sum.gateway += megabytes,
+                "ash-keeper" => sum.keepers += megabytes,
+                "ash-init" => sum.inits += megabytes,
+                _ if inside.contains(&pid) => {}
+                other => panic!("a process nobody counts: {pid} {other} {command}"),
+            }
+        }
+        for (what, megabytes) in [("ashd", sum.ashd), ("launcher", sum.launcher), ("gateway", sum.gateway)] {
+            assert!(megabytes > 0.0, "no {what} was found");
+        }
+        assert!(sessions.is_empty() || sum.inits > 0.0, "no init was found");
+        sum
+    }
+}

@@ -132,7 +132,8 @@ impl Pipe {
             if first.is_none() && line.contains(r#""text_delta""#) {
                 first = Some(start.elapsed());
             }
-            if line.starts_with(r#"{"type":"result""#) {
+            // Unlike in other lines, the type is not the first field.
+            if line.contains(r#""type":"result""#) {
                 assert!(line.contains(r#""is_error":false"#), "{line}");
                 return Times { first: first.expect("a text delta"), whole: start.elapsed() };
             }

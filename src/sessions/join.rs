@@ -40,6 +40,9 @@ pub async fn session_stream(
     mut published: watch::Receiver<Published>,
     partial: bool,
 ) -> Result<FrameStream, ReaderError> {
+    // Clients come back the moment a restarted daemon listens.
+    let loaded = published.wait_for(|p| !p.loading).await.map(drop);
+    loaded.map_err(|_| ReaderError::Unavailable("the session cannot be read from the database".to_owned()))?;
     let now = published.borrow_and_update().clone();
     let step = match from {
         None => from_now(&now),

@@ -9,6 +9,8 @@ use crate::store::{Store, Turn};
 /// How far a session is. The driver is the only writer; readers see the newest value and nothing in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
+    /// The session's task has only just begun: what follows is not read from the database yet.
+    pub loading: bool,
     /// Bytes of the stdout file that are whole lines and that the driver has seen. It only grows. It may run ahead of
     /// the database, but never past the end of a turn whose `end` is not published yet.
     pub watermark: u64,

@@ -64,7 +64,7 @@ impl Shared {
     /// The session's task, started when it has none.
     pub fn handle(self: &Arc<Self>, tenant: TenantId, id: Uuid) -> Handle {
         self.registry.get_or_insert(id, || {
-            let (handle, ends) = registry::channel(tenant, Published::default());
+            let (handle, ends) = registry::channel(tenant, Published { loading: true, ..Published::default() });
             tokio::spawn(Driver::run(Arc::clone(self), id, ends));
             handle
         })

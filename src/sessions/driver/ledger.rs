@@ -104,6 +104,11 @@ impl Ledger {
         });
     }
 
+    /// What is published is true from now on.
+    pub fn loaded(&self) {
+        self.published.send_modify(|p| p.loading = false);
+    }
+
     /// Nothing comes any more; `None` takes it back.
     pub fn close(&self, why: Option<String>) {
         self.published.send_modify(|p| p.closed = why);

@@ -204,6 +204,7 @@ impl Driver {
         if session.status == SessionStatus::Ended {
             ledger.close(Some("the session has ended".to_owned()));
         }
+        ledger.loaded();
         Ok(Self {
             dir: SessionDir::new(&shared.config.data_dir, id),
             shared: Arc::clone(shared),

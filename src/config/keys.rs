@@ -174,7 +174,7 @@ fn ceiling(draft: &mut Draft) -> &mut Limits {
 static LIMITS: [Key; 8] = limits!("limits", session_limits);
 static CEILING: [Key; 8] = limits!("launcher.ceiling", ceiling);
 
-static OTHERS: [Key; 26] = [
+static OTHERS: [Key; 28] = [
     key("data_dir", Some("ASH_DATA_DIR"), PATH, |d, g| {
         d.config.data_dir = g.path()?;
         Some(())
@@ -220,6 +220,14 @@ static OTHERS: [Key; 26] = [
     }),
     key("pool.idle_timeout_ms", Some("ASH_IDLE_TIMEOUT_MS"), TIME, |d, g| {
         d.config.pool.idle_timeout_ms = g.number(units::millis)?;
+        Some(())
+    }),
+    key("pause.freeze_after_ms", None, TIME, |d, g| {
+        d.config.pause.freeze_after_ms = g.number(units::millis)?;
+        Some(())
+    }),
+    key("pause.max_in_turn_ms", None, TIME, |d, g| {
+        d.config.pause.max_in_turn_ms = g.number(units::millis)?;
         Some(())
     }),
     key("pause.reclaim_after_ms", None, TIME, |d, g| {

@@ -93,6 +93,11 @@ pub struct PoolConfig {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PauseConfig {
+    /// Milliseconds without a turn after which an idle session is frozen by itself, default 2000; 0: never.
+    pub freeze_after_ms: u64,
+    /// Milliseconds a turn may stay frozen before it is ended by an interrupt, default 150000. 180 s is safe, at 330 s
+    /// claude asks the model again and the owner pays twice (measured).
+    pub max_in_turn_ms: u64,
     /// Milliseconds after a pause until its memory is pushed out to swap, default 2000: a client that resumes at once
     /// finds it in place.
     pub reclaim_after_ms: u64,
@@ -175,7 +180,7 @@ impl Default for Config {
             auth: AuthConfig::default(),
             claude: ClaudeConfig { binary: None, version: CLAUDE_VERSION.to_owned() },
             pool: PoolConfig { max_sandboxes: 1000, idle_timeout_ms: 1_800_000 },
-            pause: PauseConfig { reclaim_after_ms: 2000 },
+            pause: PauseConfig { freeze_after_ms: 2000, max_in_turn_ms: 150_000, reclaim_after_ms: 2000 },
             limits: Limits::default(),
             disk: DiskConfig::default(),
             confinement: ConfinementConfig { floor: Layer::ALL.to_vec(), landlock_abi: 2 },

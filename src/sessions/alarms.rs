@@ -6,9 +6,6 @@ use crate::model::SessionStatus;
 
 /// A task without a process that nobody asks anything ends after this; the next request makes a new one.
 pub const REST: Duration = Duration::from_secs(60);
-/// Longest time a turn stays frozen before it is ended cleanly. 180 s is safe, at 330 s claude asks the model again and
-/// the owner pays twice (measured).
-pub const MAX_PAUSE_IN_TURN: Duration = Duration::from_secs(150);
 /// An interrupted claude answers within 0.1 s (measured); one that did not after this long is killed.
 pub const INTERRUPT_GRACE: Duration = Duration::from_secs(10);
 
@@ -48,6 +45,8 @@ pub struct Clocks {
     pub freeze_after: Option<Duration>,
     pub park_after: Duration,
     pub reclaim_after: Duration,
+    /// Longest time a turn stays frozen before it is ended cleanly.
+    pub max_in_turn: Duration,
 }
 
 /// The next alarm and its time.
@@ -74,7 +73,7 @@ pub fn next(c: &Clocks) -> Option<(Instant, Alarm)> {
         return Some((at + INTERRUPT_GRACE, Alarm::InterruptIgnored));
     }
     if c.frozen {
-        return c.paused_since.map(|at| (at + MAX_PAUSE_IN_TURN, Alarm::PausedInTurn));
+        return c.paused_since.map(|at| (at + c.max_in_turn, Alarm::PausedInTurn));
     }
     Some((turn_since + c.turn_limit, Alarm::TurnTooLong))
 }
@@ -105,6 +104,7 @@ mod tests {
             park_after: s(1800),
             reclaimed: false,
             reclaim_after: s(3),
+            max_in_turn: s(150),
         };
         let paused = Clocks { status: SessionStatus::Paused, frozen: true, paused_since: Some(t), ..idle };
         let turn = Clocks { turn_since: Some(t), ..idle };

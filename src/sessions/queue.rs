@@ -123,3 +123,7 @@ mod tests {
         assert!(matches!(accept(&full, Verb::End), Accept::Overtake));
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod properties;

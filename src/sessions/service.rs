@@ -4,7 +4,6 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -28,9 +27,6 @@ use crate::sessions::{
 };
 use crate::store::{Session, Store};
 use crate::vault::Vault;
-
-/// Idle time after which a claude is frozen by itself (DESIGN §6).
-const FREEZE_AFTER: Duration = Duration::from_secs(2);
 
 /// All sessions of this daemon. Cheap to clone.
 #[derive(Clone)]
@@ -83,7 +79,6 @@ impl Sessions {
             execs: Execs::default(),
             jobs: Jobs::default(),
             vault,
-            freeze_after: Some(FREEZE_AFTER),
             no_swap: AtomicBool::new(false),
             active: AtomicI64::new(0),
             stopping: AtomicBool::new(false),

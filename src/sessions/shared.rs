@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -49,7 +48,6 @@ pub struct Shared {
     pub tally: Tally,
     /// Held while the limits of a tenant or an agent are read, changed and stored.
     pub(super) limiting: tokio::sync::Mutex<()>,
-    pub freeze_after: Option<Duration>,
     /// Said already that there is no swap to reclaim memory to.
     pub(super) no_swap: AtomicBool,
     pub(super) active: AtomicI64,

@@ -188,13 +188,17 @@ impl Driver {
                 tokio::spawn(async move { shared.reclaim(id).await });
             }
             Alarm::Park => match &mut self.live {
-                Some(live) if live.has_guests() => live.idle_since = Instant::now(),
+                // A paused session's own background work stands still anyway.
+                Some(live) if live.has_guests() || (!live.frozen && live.has_company()) => {
+                    live.idle_since = Instant::now();
+                }
                 _ => self.park("idle").await,
             },
             Alarm::PausedInTurn => {
-                let secs = alarms::MAX_PAUSE_IN_TURN.as_secs();
                 let why = format!(
-                    "the turn was ended because the session stayed paused for more than {secs} s in the middle of it"
+                    "the turn was ended because the session stayed paused for more than {} ms in the middle of it \
+                     (pause.max_in_turn_ms)",
+                    self.shared.config.pause.max_in_turn_ms
                 );
                 self.interrupt(Some(why), None).await;
             }

@@ -272,6 +272,7 @@ impl Driver {
     }
 
     fn clocks(&self) -> Clocks {
+        let pause = &self.shared.config.pause;
         Clocks {
             status: self.session.status,
             starting: self.start.is_some(),
@@ -283,9 +284,10 @@ impl Driver {
             paused_since: self.paused_since,
             interrupted_at: self.turn.as_ref().and_then(|turn| turn.interrupted.as_ref()).map(|i| i.at),
             last_asked: self.last_asked,
-            freeze_after: self.shared.freeze_after,
+            freeze_after: (pause.freeze_after_ms > 0).then(|| Duration::from_millis(pause.freeze_after_ms)),
             park_after: Duration::from_millis(self.shared.config.pool.idle_timeout_ms),
-            reclaim_after: Duration::from_millis(self.shared.config.pause.reclaim_after_ms),
+            reclaim_after: Duration::from_millis(pause.reclaim_after_ms),
+            max_in_turn: Duration::from_millis(pause.max_in_turn_ms),
         }
     }
 

@@ -64,7 +64,7 @@ fn data_dir(dir: &Path) -> Vec<Finding> {
             // File systems without a table of inodes report 0 of 0.
             _ if stat.f_files > 0 && inodes < 10_000 => failure("disk", found, mend),
             ..NO_DISK => failure("disk", found, mend),
-            ..LOW_DISK => warning("disk", found, mend),
+            NO_DISK..LOW_DISK => warning("disk", found, mend),
             _ => ok("disk", found),
         });
     }

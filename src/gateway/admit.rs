@@ -125,7 +125,8 @@ mod tests {
         let bearer: &[(&str, &str)] = &[("authorization", "bearer s3cret")];
         let other: &[(&str, &str)] = &[("x-api-key", "s3cre7")];
         let model = || Route::Models(Some("claude-sonnet-4-5".into()));
-        let table: &[(&str, &str, &[(&str, &str)], Result<Route, u16>)] = &[
+        type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], Result<Route, u16>);
+        let table: &[Row<'_>] = &[
             ("POST", "/v1/messages?beta=true", key, Ok(Route::Messages)),
             ("POST", "/v1/messages", bearer, Ok(Route::Messages)),
             ("POST", "/v1/messages/count_tokens", key, Ok(Route::CountTokens)),

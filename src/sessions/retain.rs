@@ -128,7 +128,7 @@ mod tests {
 
         // A daemon that starts now finds a place at or before the floor where lines are whole.
         let found = found_floor(&path).expect("readable");
-        assert!(found <= floor && found > floor - BLOCK_BYTES - 17 && found % 17 == 0, "{found}");
+        assert!(found <= floor && found > floor - BLOCK_BYTES - 17 && found.is_multiple_of(17), "{found}");
 
         let kept = whole_lines(&File::open(&path).expect("opened"), floor, end).expect("lines");
         assert_eq!(kept, "a line of output\n".repeat(kept.len() / 17).as_bytes());

@@ -236,7 +236,7 @@ impl Warden {
             let now = Instant::now();
             let free = self.free().unwrap_or_default();
             for watched in running {
-                if count % COUNTERS == 0 {
+                if count.is_multiple_of(COUNTERS) {
                     for finding in watched.counters(now) {
                         tell(watched.id, finding);
                     }

@@ -191,7 +191,7 @@ mod tests {
         let script = "@error 500 x2 bad\n@text a\n@cut x1\n@text b";
         let at = |attempt| plan(&conversation(script, 0), attempt);
         let fail = Act::Fail { status: 500, message: "bad".into() };
-        assert_eq!(at(0), [fail.clone()]);
+        assert_eq!(at(0), std::slice::from_ref(&fail));
         assert_eq!(at(1), [fail]);
         assert_eq!(at(2), [say("a"), Act::Cut]);
         assert_eq!(at(3), [say("a"), say("b")]);

@@ -1,5 +1,6 @@
 //! The proof of confinement as clients see it: measured at each start, answered on demand, and a floor below which
 //! nothing starts.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -107,7 +107,8 @@ fn keys_are_made_listed_and_revoked() {
 
 #[test]
 fn each_kind_of_failure_has_its_exit_code_and_a_next_step() {
-    let table: [(&[&str], &[(&str, &str)], i32, &str); 6] = [
+    type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32, &'a str);
+    let table: [Row<'_>; 6] = [
         (&["--url", "http://127.0.0.1:1", "health"], &[], 3, "is it running?"),
         (&["--url", "nonsense", "health"], &[], 2, "must begin with http://"),
         (&["session", "send"], &[], 2, "required"),

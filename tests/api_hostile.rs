@@ -1,5 +1,6 @@
 //! A workspace that changes while the files API works in it: the payload swaps directories, links, FIFOs and files, as
 //! fast as it can, in the hope that a path which was checked is another one when it is opened.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The start and the end of the daemon: what it is allowed to do afterwards, what it finds again, what it leaves.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! The real kernel's cgroups, as root. On a host without the needed hierarchies these tests fail: what cannot be tried
 //! is not known to work.
+#![allow(clippy::unwrap_used)]
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
 //! The real Claude Code, started with our command line and spoken to with our lines, as far as that needs no model.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
@@ -109,6 +110,7 @@ fn every_option_we_have_is_known_to_claude() {
         betas: vec!["context-1m-2025-08-07".into()],
         subagents: Some(json!({ "critic": { "description": "criticises", "prompt": "Criticise." } })),
         initial_agent: Some("critic".into()),
+        credential: None,
     };
     let flags = ProcessFlags {
         max_turns: Some(3),

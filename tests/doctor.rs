@@ -1,4 +1,5 @@
 //! `ashctl doctor` as an admin runs it, with and without a daemon.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The gateway as a sandbox sees it: the real server in this process, a fake model behind it, raw bytes in front.
+#![allow(clippy::unwrap_used)]
 
 mod gateway_support;
 

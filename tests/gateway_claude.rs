@@ -1,5 +1,6 @@
 //! The real Claude Code against the real `ash-gateway` process and its offline model. Needs root (the gateway drops to
 //! another user, claude runs as one) and the binary named by `ASH_TEST_CLAUDE`, default `/opt/claude-2.1.330/claude`.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, chown};

@@ -1,5 +1,6 @@
 //! ashd's side of the gateway: the client against real `ash-gateway` processes that are refused, killed, replaced and
 //! taken over. Needs root, since the peers are told apart by their users.
+#![allow(clippy::unwrap_used)]
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;

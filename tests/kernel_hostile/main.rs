@@ -7,6 +7,7 @@
 //!   sandbox B   hostile victim FOREIGN  another session, of another tenant
 //!   host        hostile outside (root)  the control run, and victims of its own
 //! ```
+#![allow(clippy::unwrap_used)]
 
 mod fuzz;
 #[allow(dead_code)]

@@ -2,6 +2,7 @@
 //!
 //! The set-up forks, so this binary has one thread and a main of its own, which speaks as much of the test runners'
 //! language as they need: `--list`, a filter, `--exact`.
+#![allow(clippy::unwrap_used)]
 
 mod confinement;
 mod init;

@@ -27,7 +27,7 @@ fn true_runs_with_every_layer() {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let uid = sandbox.ground.uid + 1;
     for line in [
-        format!("Name:\tash-init"),
+        "Name:\tash-init".to_owned(),
         format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"),
         // CAP_KILL 5, CAP_SETGID 6, CAP_SETUID 7.
         "CapEff:\t00000000000000e0".to_owned(),

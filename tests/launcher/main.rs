@@ -1,5 +1,6 @@
 //! The real launcher behind its real socket, as root, with real sandboxes. Each test has a launcher, directories, uids
 //! and cgroups of its own.
+#![allow(clippy::unwrap_used)]
 
 mod host;
 mod hostile;

@@ -7,6 +7,7 @@
 //!   hostile victim NAME       offers what must not be reached, until it is killed
 //!   hostile clean             removes what a victim leaves on the host
 //! ```
+#![allow(clippy::unwrap_used)]
 #![allow(unsafe_code)]
 
 mod act;

@@ -238,3 +238,33 @@ async fn nothing_new_begins_on_a_full_disk() {
     api.get(&path).await.expect(200);
     api.delete(&path).await.expect(200);
 }
+
+#[tokio::test]
+async fn ashctl_shows_and_sets() {
+    let (daemon, api) = with(Options::default()).await;
+    let id = api.session("a").await;
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ashctl"));
+        command.args(args).env_clear().env("ASH_URL", format!("http://127.0.0.1:{}", daemon.port));
+        let out = command.env("ASH_DATA_DIR", daemon.data()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (out.status.code(), text(&out.stdout), text(&out.stderr))
+    };
+    let (code, out, err) = run(&["limits", "set", "--session", &id, "memory=300MiB", "cpu=0.5", "turn=90s"]);
+    assert_eq!(code, Some(0), "{err}");
+    let line = out.lines().find(|line| line.starts_with("memory")).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words, ["memory", "300MiB", "session", "300MiB", "yes"], "{out}");
+    assert_eq!(memory(&daemon, &id), 300 * MIB);
+    let (code, _, err) = run(&["limits", "set", "--agent", "a", "memory=64MiB", "pids=none"]);
+    assert_eq!(code, Some(0), "{err}");
+    let (_, out, _) = run(&["limits", "show", "--session", &id, "-o", "json"]);
+    let shown: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(shown["limits"]["memoryBytes"]["decidedBy"], "agent");
+    let (code, _, err) = run(&["limits", "set", "--session", &id, "memory=1TiB"]);
+    assert!(code == Some(1) && err.contains("memoryBytes"), "{code:?} {err}");
+    let (code, _, err) = run(&["limits", "set", "--session", &id, "memory=much"]);
+    assert!(code == Some(2) && err.contains("expected 2GiB"), "{code:?} {err}");
+    let (code, _, err) = run(&["limits", "show", "--agent", "nobody"]);
+    assert!(code == Some(1) && err.contains("nobody"), "{code:?} {err}");
+}

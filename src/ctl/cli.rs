@@ -59,6 +59,11 @@ pub enum Command {
         #[command(subcommand)]
         command: SessionCommand,
     },
+    /// What sessions may use: memory, cpu, processes, disk, time of a turn.
+    Limits {
+        #[command(subcommand)]
+        command: LimitsCommand,
+    },
     /// API keys.
     Keys {
         #[command(subcommand)]
@@ -204,6 +209,40 @@ pub enum SessionCommand {
         /// Start after this event id (the `id:` of a frame) instead of now.
         #[arg(long)]
         after: Option<String>,
+    },
+}
+
+/// Whose limits: one of them, or none for the key's own tenant.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct Level {
+    /// Of one session.
+    #[arg(long, value_name = "ID")]
+    pub session: Option<String>,
+    /// Of each session of an agent.
+    #[arg(long, value_name = "NAME")]
+    pub agent: Option<String>,
+    /// Of each session of another tenant (needs the admin).
+    #[arg(long, value_name = "NAME")]
+    pub tenant: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LimitsCommand {
+    /// What holds, and which level decided it.
+    Show {
+        #[command(flatten)]
+        level: Level,
+    },
+    /// Changes limits at once, without a restart of anything.
+    #[command(after_help = "Example: ashctl limits set --session ID memory=4GiB cpu=1.5 pids=256 disk=2GiB turn=30m\n\
+                            A value of none takes the level's own word back; then the levels above it decide.")]
+    Set {
+        #[command(flatten)]
+        level: Level,
+        /// memory, swap, cpu (cores), weight, pids, disk, files or turn, as NAME=VALUE.
+        #[arg(required = true, value_name = "NAME=VALUE", value_parser = super::limits::parse)]
+        limits: Vec<(crate::model::Limit, Option<u64>)>,
     },
 }
 

@@ -1,7 +1,7 @@
 //! ashctl: the daemon's command line, over the same REST API as every other client.
 //!
 //! ```text
-//!   cli (clap)  ->  agents, sessions, keys  ->  client (hyper)  ->  ashd
+//!   cli (clap)  ->  agents, sessions, limits, keys  ->  client (hyper)  ->  ashd
 //!                            |                     |
 //!                         output (tables, JSON)   sse -> render (a turn in a terminal)
 //!   claude_install: npm's own client, no daemon needed
@@ -17,6 +17,7 @@ pub mod client;
 mod error;
 mod folder;
 mod keys;
+mod limits;
 mod output;
 pub mod render;
 mod sessions;
@@ -43,6 +44,7 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Health => health(&client, &out).await,
         Command::Agent { command } => agents::run(&client, &out, command).await,
         Command::Session { command } => sessions::run(&client, &out, command).await,
+        Command::Limits { command } => limits::run(&client, &out, command).await,
         Command::Keys { command } => keys::run(&client, &out, command).await,
         // Answered before: both need no daemon.
         Command::Claude { .. } | Command::Doctor { .. } => Ok(()),

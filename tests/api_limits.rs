@@ -252,7 +252,7 @@ async fn ashctl_shows_and_sets() {
     };
     let (code, out, err) = run(&["limits", "set", "--session", &id, "memory=300MiB", "cpu=0.5", "turn=90s"]);
     assert_eq!(code, Some(0), "{err}");
-    let line = out.lines().find(|line| line.starts_with("memory")).unwrap();
+    let line = out.lines().find(|line| line.trim_start().starts_with("memory")).unwrap();
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(words, ["memory", "300MiB", "session", "300MiB", "yes"], "{out}");
     assert_eq!(memory(&daemon, &id), 300 * MIB);

@@ -60,7 +60,7 @@ where
     }
 }
 
-async fn read(
+pub async fn read(
     headers: &HeaderMap,
     mut body: Body,
     max: usize,

@@ -61,6 +61,10 @@ impl ApiError {
     pub fn unavailable(text: impl Into<String>, retry_after_s: u64) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, text).with(RETRY_AFTER, HeaderValue::from(retry_after_s))
     }
+    /// 409; the client may try again after `retry_after_s` seconds.
+    pub fn conflict(text: impl Into<String>, retry_after_s: u64) -> Self {
+        Self::new(StatusCode::CONFLICT, text).with(RETRY_AFTER, HeaderValue::from(retry_after_s))
+    }
     /// 416 for a range outside a file of `size` bytes.
     pub fn range(size: u64) -> Self {
         let error = Self::new(

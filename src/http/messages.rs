@@ -1,10 +1,10 @@
 //! `/api/sessions/{id}/messages`: send one and stream the answer, or read the history.
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -15,6 +15,7 @@ use super::args::{Args, SessionId};
 use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
+use super::idempotency::{self, Once};
 use crate::model::iso;
 use crate::sessions::{EventId, FrameStream, SendMessage};
 use crate::store;
@@ -80,10 +81,24 @@ pub async fn send(
     State(state): State<AppState>,
     caller: Caller,
     SessionId(id): SessionId,
+    once: Option<Extension<Once>>,
     body: JsonBody<SendMessage, { 50 * MIB }>,
 ) -> Result<Response, ApiError> {
     check(&body.value)?;
-    Ok(event_stream(state.sessions.send(&caller.tenant, id, body.value).await?))
+    let Some(Extension(once)) = once else {
+        return Ok(event_stream(state.sessions.send(&caller.tenant, id, body.value).await?));
+    };
+    if let Some((session, turn)) = once.turn {
+        let partial = body.value.include_partial_messages;
+        if let Some(frames) = state.sessions.turn(&caller.tenant, session, turn, partial).await? {
+            let mut response = event_stream(frames);
+            idempotency::mark(&mut response);
+            return Ok(response);
+        }
+        // The daemon was killed before it was sent.
+    }
+    let begun = |turn| state.store.idempotency_turn(&caller.tenant, &once.key, id, turn);
+    Ok(event_stream(state.sessions.send_noting(&caller.tenant, id, body.value, begun).await?))
 }
 
 /// Follow a session (SSE)

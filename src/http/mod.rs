@@ -22,6 +22,7 @@ mod events;
 mod exec;
 mod files;
 mod health;
+mod idempotency;
 mod keys;
 mod limits;
 mod local;
@@ -60,6 +61,7 @@ pub struct AppState {
     pub started: Instant,
     auth: Authenticator,
     bodies: body::BodyBudget,
+    in_flight: idempotency::InFlight,
     /// Held while an agent's directory is put in place and recorded, so that two deployments of one name cannot mix.
     publishing: Arc<tokio::sync::Mutex<()>>,
     /// Workspaces that may be downloaded at once: each holds a thread while it is sent.
@@ -79,6 +81,7 @@ impl AppState {
             started: Instant::now(),
             auth,
             bodies: body::BodyBudget::default(),
+            in_flight: idempotency::InFlight::default(),
             publishing: Arc::default(),
             bundles: Arc::new(tokio::sync::Semaphore::new(MAX_BUNDLES)),
         }
@@ -149,6 +152,8 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::create_for_tenant))
         .routes(routes!(keys::revoke))
+        // The layer below is the outer one: it knows the caller first.
+        .route_layer(axum::middleware::from_fn_with_state(state.clone(), idempotency::once))
         .route_layer(axum::middleware::from_fn_with_state(state.auth.clone(), auth::authenticate));
     public.merge(api)
 }
@@ -172,6 +177,7 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
             header::CONTENT_RANGE,
             header::RETRY_AFTER,
             HeaderName::from_static("x-ash-source"),
+            HeaderName::from_static("idempotent-replayed"),
         ]);
     if origins.iter().any(|origin| origin == "*") {
         return Some(layer.allow_origin(Any));

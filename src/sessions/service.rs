@@ -25,7 +25,7 @@ use crate::sessions::warden::Warden;
 use crate::sessions::{
     CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SendMessage, SessionError, adopt, options,
 };
-use crate::store::{Session, Store};
+use crate::store::{Session, Store, StoreError};
 use crate::vault::Vault;
 
 /// All sessions of this daemon. Cheap to clone.
@@ -161,6 +161,43 @@ impl Sessions {
         let turn = self.ask(tenant, id, |reply| Request::Send { body: Box::new(body), reply }).await?;
         let stdout = self.shared.dir(id).stdout();
         Ok(reader::turn_stream(stdout, id, self.shared.store.clone(), turn, published, partial))
+    }
+
+    /// The same, and `begun` is told which turn the message becomes before it is sent (and again, should somebody else's
+    /// have come in between): a caller who writes that down can find out later whether it was sent.
+    pub async fn send_noting<F: Future<Output = Result<(), StoreError>>>(
+        &self,
+        tenant: &TenantId,
+        id: Uuid,
+        body: SendMessage,
+        begun: impl Fn(i64) -> F,
+    ) -> Result<FrameStream, SessionError> {
+        self.shared.check_accepting()?;
+        let handle = self.find(tenant, id).await?;
+        let (published, partial) = (handle.published.clone(), body.include_partial_messages);
+        let next = self.shared.store.last_turn(id).await?.map_or(0, |turn| turn.number) + 1;
+        begun(next).await?;
+        let turn = self.ask(tenant, id, |reply| Request::Send { body: Box::new(body), reply }).await?;
+        if turn.number != next {
+            begun(turn.number).await?;
+        }
+        let stdout = self.shared.dir(id).stdout();
+        Ok(reader::turn_stream(stdout, id, self.shared.store.clone(), turn, published, partial))
+    }
+
+    /// A turn's frames from its beginning, live if it still runs; `None` when there is no such turn.
+    pub async fn turn(
+        &self,
+        tenant: &TenantId,
+        id: Uuid,
+        number: i64,
+        partial: bool,
+    ) -> Result<Option<FrameStream>, SessionError> {
+        let handle = self.find(tenant, id).await?;
+        let Some(turn) = self.shared.store.turn(id, number).await? else { return Ok(None) };
+        let stdout = self.shared.dir(id).stdout();
+        let store = self.shared.store.clone();
+        Ok(Some(reader::turn_stream(stdout, id, store, turn, handle.published, partial)))
     }
 
     /// Frames after `from` (or from now on), then live, for ever.

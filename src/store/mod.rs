@@ -18,6 +18,7 @@ mod credentials;
 mod error;
 mod history;
 mod limits;
+mod idempotency;
 mod open;
 mod queue;
 mod rows;
@@ -33,6 +34,7 @@ mod tests_open;
 
 pub use error::StoreError;
 pub use limits::{LimitScope, StoredLimits};
+pub use idempotency::{Earlier, KEEP_MS};
 pub use queue::{QueueChange, QueueItem, QueueStatus};
 pub use rows::*;
 pub use usage::{UsageFilter, UsageRow, UsageTotals};

@@ -144,3 +144,21 @@ fn exec_is_the_command_itself_to_whoever_calls_it() {
     let json: Value = serde_json::from_str(&works(&daemon, &["-o", "json", "session", "exec", &id, "echo x"])).unwrap();
     assert_eq!(json["stdout"], "x\n");
 }
+
+#[test]
+fn root_needs_no_key_on_the_unix_socket() {
+    let daemon = Daemon::start(Options::default());
+    let url = format!("unix:{}", daemon.run().join("ashd.sock").display());
+    let nowhere = daemon.dir.join("nowhere").display().to_string();
+    let by_socket = |args: &[&str], url: &str| run(args, &[("ASH_URL", url), ("ASH_DATA_DIR", &nowhere)]);
+    let said = by_socket(&["-o", "json", "keys", "create", "ci", "--tenant", "acme"], &url);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let minted: Value = serde_json::from_str(&said.out).unwrap();
+    let key = minted["key"].as_str().unwrap();
+    assert_eq!(works(&daemon, &["--key", key, "agent", "list"]), "no agents\n");
+    assert_eq!(by_socket(&["--key", "nonsense", "agent", "list"], &url).code, 4);
+    let away = by_socket(&["health"], "unix:/nowhere/ashd.sock");
+    assert_eq!(away.code, 3);
+    assert!(away.err.contains("unix:/nowhere/ashd.sock"), "{}", away.err);
+    assert_eq!(by_socket(&["health"], "unix:relative").code, 2);
+}

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// Where ashd listens unless it is told otherwise.
+pub const URL: &str = "http://127.0.0.1:4100";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "ashctl",
@@ -13,8 +16,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
                   Exit codes: 0 done, 1 the request or the turn failed, 2 wrong usage, 3 ashd cannot be reached, 4 not authorised;\n`session exec` has the exit code of its command."
 )]
 pub struct Cli {
-    /// Where ashd listens.
-    #[arg(long, env = "ASH_URL", default_value = "http://127.0.0.1:4100", global = true)]
+    /// Where ashd listens: http://, https://, or unix:/run/ashd/ashd.sock, where root and group ashd need no key. Without
+    /// a key that socket is also tried by itself.
+    #[arg(long, env = "ASH_URL", default_value = URL, global = true)]
     pub url: String,
     /// API key; without it, <DATA_DIR>/initial-api-key where that can be read.
     #[arg(long, env = "ASH_API_KEY", hide_env_values = true, global = true)]

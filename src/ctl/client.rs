@@ -13,6 +13,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
 use super::CtlError;
+use super::unix::{self, UnixConnector};
 
 /// Bytes of the largest JSON answer that is read into memory; streams and files have no such bound.
 const MAX_JSON: usize = 256 << 20;
@@ -20,21 +21,37 @@ const MAX_JSON: usize = 256 << 20;
 /// One daemon and the key for it. Connections are kept and reused.
 #[derive(Clone, Debug)]
 pub struct Client {
-    http: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    http: Http,
+    /// What paths are appended to.
     base: String,
+    /// How the daemon is called in errors.
+    url: String,
     key: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+enum Http {
+    Tcp(HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>),
+    Unix(HyperClient<UnixConnector, Full<Bytes>>),
 }
 
 impl Client {
     /// # Errors
-    /// [`CtlError::Usage`] when the URL is not `http://` or `https://`.
+    /// [`CtlError::Usage`] when the URL is not `http://`, `https://` or `unix:/path`.
     pub fn new(url: &str, key: Option<String>) -> Result<Self, CtlError> {
+        if let Some(path) = unix::path_of(url) {
+            if !path.is_absolute() {
+                return Err(CtlError::Usage(format!("--url \"{url}\": unix: needs an absolute path of a socket")));
+            }
+            let http = Http::Unix(HyperClient::builder(TokioExecutor::new()).build(UnixConnector(path)));
+            return Ok(Self { http, base: "http://ashd".to_owned(), url: url.to_owned(), key });
+        }
         let base = url.trim_end_matches('/').to_owned();
         let parsed: Uri = base.parse().map_err(|e| CtlError::Usage(format!("--url \"{url}\": {e}")))?;
         let secure = match parsed.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            _ => return Err(CtlError::Usage(format!("--url \"{url}\" must begin with http:// or https://"))),
+            _ => return Err(CtlError::Usage(format!("--url \"{url}\" must begin with http://, https:// or unix:/"))),
         };
         let mut tcp = HttpConnector::new();
         tcp.set_connect_timeout(Some(Duration::from_secs(5)));
@@ -51,7 +68,12 @@ impl Client {
             .with_no_client_auth();
         let https =
             HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
-        Ok(Self { http: HyperClient::builder(TokioExecutor::new()).build(https), base, key })
+        Ok(Self::over(https, base, key))
+    }
+
+    fn over(https: HttpsConnector<HttpConnector>, base: String, key: Option<String>) -> Self {
+        let http = Http::Tcp(HyperClient::builder(TokioExecutor::new()).build(https));
+        Self { http, url: base.clone(), base, key }
     }
 
     fn with_native_roots(tcp: HttpConnector, base: String, key: Option<String>) -> Result<Self, CtlError> {
@@ -61,7 +83,7 @@ impl Client {
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
-        Ok(Self { http: HyperClient::builder(TokioExecutor::new()).build(https), base, key })
+        Ok(Self::over(https, base, key))
     }
 
     /// The answer as it comes, whatever its status.
@@ -82,10 +104,11 @@ impl Client {
             }
         };
         let request = request.body(body).map_err(|e| CtlError::Usage(format!("{uri}: {e}")))?;
-        self.http
-            .request(request)
-            .await
-            .map_err(|e| CtlError::Unreachable { url: self.base.clone(), reason: innermost(&e) })
+        let answer = match &self.http {
+            Http::Tcp(http) => http.request(request).await,
+            Http::Unix(http) => http.request(request).await,
+        };
+        answer.map_err(|e| CtlError::Unreachable { url: self.url.clone(), reason: innermost(&e) })
     }
 
     /// The same, with every status of 400 and above as an error.
@@ -138,7 +161,7 @@ impl Client {
     async fn collect(&self, answer: Response<Incoming>) -> Result<Bytes, CtlError> {
         let body = http_body_util::Limited::new(answer.into_body(), MAX_JSON);
         let whole = body.collect().await.map_err(|e| CtlError::Unreachable {
-            url: self.base.clone(),
+            url: self.url.clone(),
             reason: format!("the answer broke off: {e}"),
         })?;
         Ok(whole.to_bytes())
@@ -181,7 +204,8 @@ mod tests {
     #[test]
     fn only_http_urls_are_taken() {
         assert!(Client::new("http://127.0.0.1:1/", None).is_ok());
-        for bad in ["ftp://x", "localhost:4100", "", "http://a b"] {
+        assert!(Client::new("unix:/run/x.sock", None).is_ok() && Client::new("unix:///run/x.sock", None).is_ok());
+        for bad in ["ftp://x", "localhost:4100", "", "http://a b", "unix:x.sock", "unix:"] {
             assert!(matches!(Client::new(bad, None), Err(CtlError::Usage(_))), "{bad}");
         }
     }

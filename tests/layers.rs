@@ -199,3 +199,23 @@ fn this_check_sees_what_it_should() {
     assert!(code("let q = '\"'; unsafe {}").contains("unsafe"));
     assert!(!code("r#\"unsafe \" \"# // unsafe\n /* unsafe */").contains("unsafe"));
 }
+
+/// The threat model is worth what its tests are: each one it names must be there.
+#[test]
+fn the_threat_model_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/threat-model.md")).expect("docs/threat-model.md");
+    // A name of four words or more, in backquotes, is one of a test.
+    let quoted = text.split('`').skip(1).step_by(2);
+    let words = quoted.flat_map(|part| part.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')));
+    let named: BTreeSet<&str> = words.filter(|word| word.matches('_').count() >= 3).collect();
+    let sources: Vec<String> = ["src", "tests"]
+        .iter()
+        .flat_map(|dir| rust_files(dir))
+        .map(|file| fs::read_to_string(file).expect("a source file can be read"))
+        .collect();
+    let missing: Vec<&&str> =
+        named.iter().filter(|name| !sources.iter().any(|source| source.contains(&format!("fn {name}(")))).collect();
+    assert!(missing.is_empty(), "docs/threat-model.md names tests that are not there: {missing:?}");
+    assert!(named.len() > 30, "only {} tests are named", named.len());
+}

@@ -148,3 +148,33 @@ async fn without_swap_nothing_is_done_and_that_is_said_once() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(daemon.logs().matches("no free swap").count(), expected, "{}", daemon.logs());
 }
+
+#[tokio::test]
+async fn a_warm_sandbox_of_the_real_claude_answers_at_once() {
+    let daemon = Daemon::start(Options::default().real_claude().config("[pool]\nwarm = 1"));
+    let api = daemon.api();
+    api.deploy("a").await;
+    let ready = async || api.get("/api/agents/a/warm").await.expect(200)["warm"]["ready"] == 1;
+    let mut creates = Vec::new();
+    for round in 0..4 {
+        let start = Instant::now();
+        while !ready().await {
+            assert!(start.elapsed() < Duration::from_secs(30), "not warm\n{}", daemon.logs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let start = Instant::now();
+        let id = api.session("a").await;
+        let created = start.elapsed();
+        let body = serde_json::json!({"content": "@text hello", "includePartialMessages": true});
+        let mut stream = api.send(&id, body).await;
+        stream.until("text_delta").await;
+        creates.push(created);
+        println!("round {round}: create {created:?}, to the first delta {:?}", start.elapsed());
+        stream.rest().await;
+        assert!(text(&api.turn(&id, "@recall").await).contains("@text hello"));
+        api.delete(&format!("/api/sessions/{id}")).await.expect(200);
+    }
+    assert_eq!(api.get("/health").await.expect(200)["pool"]["preWarmHits"], 4);
+    // The target is 5 ms on a quiet machine; a cold start takes hundreds.
+    assert!(creates.iter().min().unwrap() < &Duration::from_millis(100), "{creates:?}");
+}

@@ -174,7 +174,7 @@ fn ceiling(draft: &mut Draft) -> &mut Limits {
 static LIMITS: [Key; 8] = limits!("limits", session_limits);
 static CEILING: [Key; 8] = limits!("launcher.ceiling", ceiling);
 
-static OTHERS: [Key; 28] = [
+static OTHERS: [Key; 30] = [
     key("data_dir", Some("ASH_DATA_DIR"), PATH, |d, g| {
         d.config.data_dir = g.path()?;
         Some(())
@@ -222,6 +222,10 @@ static OTHERS: [Key; 28] = [
         d.config.pool.idle_timeout_ms = g.number(units::millis)?;
         Some(())
     }),
+    key("pool.warm", None, "a whole number from 0 to 100", |d, g| {
+        d.config.pool.warm = g.integer().filter(|n| *n <= 100)?;
+        Some(())
+    }),
     key("pause.freeze_after_ms", None, TIME, |d, g| {
         d.config.pause.freeze_after_ms = g.number(units::millis)?;
         Some(())
@@ -232,6 +236,10 @@ static OTHERS: [Key; 28] = [
     }),
     key("pause.reclaim_after_ms", None, TIME, |d, g| {
         d.config.pause.reclaim_after_ms = g.number(units::millis)?;
+        Some(())
+    }),
+    key("sessions.keep_ended", None, TIME, |d, g| {
+        d.config.sessions.keep_ended_ms = g.number(units::millis)?;
         Some(())
     }),
     key("confinement.floor", None, FLOOR, |d, g| {

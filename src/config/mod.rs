@@ -41,6 +41,7 @@ pub struct Config {
     pub claude: ClaudeConfig,
     pub pool: PoolConfig,
     pub pause: PauseConfig,
+    pub sessions: SessionsConfig,
     pub limits: Limits,
     pub disk: DiskConfig,
     pub confinement: ConfinementConfig,
@@ -89,6 +90,8 @@ pub struct PoolConfig {
     pub max_sandboxes: usize,
     /// `ASH_IDLE_TIMEOUT_MS`, default 1800000.
     pub idle_timeout_ms: u64,
+    /// Warm sandboxes of each agent that says nothing else (`PATCH /api/agents/:name/warm`), default 0, at most 100.
+    pub warm: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -101,6 +104,12 @@ pub struct PauseConfig {
     /// Milliseconds after a pause until its memory is pushed out to swap, default 2000: a client that resumes at once
     /// finds it in place.
     pub reclaim_after_ms: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SessionsConfig {
+    /// Milliseconds that the files of an ended session are kept, default 7 days.
+    pub keep_ended_ms: u64,
 }
 
 /// Below this floor no session starts.
@@ -179,8 +188,9 @@ impl Default for Config {
             run_dir: "/run/ashd".into(),
             auth: AuthConfig::default(),
             claude: ClaudeConfig { binary: None, version: CLAUDE_VERSION.to_owned() },
-            pool: PoolConfig { max_sandboxes: 1000, idle_timeout_ms: 1_800_000 },
+            pool: PoolConfig { max_sandboxes: 1000, idle_timeout_ms: 1_800_000, warm: 0 },
             pause: PauseConfig { freeze_after_ms: 2000, max_in_turn_ms: 150_000, reclaim_after_ms: 2000 },
+            sessions: SessionsConfig { keep_ended_ms: 7 * 86_400_000 },
             limits: Limits::default(),
             disk: DiskConfig::default(),
             confinement: ConfinementConfig { floor: Layer::ALL.to_vec(), landlock_abi: 2 },

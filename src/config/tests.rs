@@ -91,7 +91,7 @@ fn errors_name_the_place_the_key_and_the_way_out() {
         ("port = 1", "0.toml:1: unknown key \"port\"; the nearest valid key is \"server.port\""),
         (
             "[pool]\ncolour = 1",
-            "0.toml:2: unknown key \"pool.colour\"; [pool] knows pool.max_sandboxes, pool.idle_timeout_ms",
+            "0.toml:2: unknown key \"pool.colour\"; [pool] knows pool.max_sandboxes, pool.idle_timeout_ms, pool.warm",
         ),
         (
             "[server]\nport = 'x'",

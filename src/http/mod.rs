@@ -116,6 +116,7 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(agents::versions::create, agents::versions::list))
         .routes(routes!(agents::versions::get, agents::versions::patch, agents::versions::delete))
         .routes(routes!(agents::versions::activate))
+        .routes(routes!(agents::warm::get, agents::warm::set))
         .routes(routes!(agents::files::list, agents::files::write))
         .routes(routes!(agents::files::read, agents::files::delete))
         .routes(routes!(sessions::create, sessions::list))

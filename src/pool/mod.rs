@@ -1,11 +1,13 @@
 //! The pool: how many sandboxes may live, and whose turn it is to make room.
 //!
 //! ```text
-//!            admit                    ready            turn begins
-//!   (cold) ---------> [ warming ] ----------> [ waiting ] <------> [ running ]
-//!      ^                  |                    |      ^    turn ends     |
-//!      |                  |              pause |      | resume           |
-//!      +------------------+---- drop ----- [ parkable ] <-----------------+  (paused in mid-turn: not parkable)
+//!         admit_spare [ warming ] --> [ warm ] --- claimed ---+
+//!                                                             v
+//!            admit                    ready                       turn begins
+//!   (cold) ---------> [ warming ] ----------------------> [ waiting ] <------> [ running ]
+//!      ^                  |                                |      ^    turn ends     |
+//!      |                  |                          pause |      | resume           |
+//!      +------------------+---- drop ----------------- [ parkable ] <----------------+  (paused in mid-turn: not parkable)
 //! ```
 //!
 //! A [`Slot`] is the right to one live sandbox, and exists before the sandbox does: the bound (`ASH_MAX_SANDBOXES`) holds
@@ -37,18 +39,20 @@ struct Shared {
     slots: Mutex<HashMap<Uuid, Occupant>>,
     /// One gauge per state, so that `/health` and `/metrics` read numbers and compute nothing.
     warming: AtomicI64,
+    warm: AtomicI64,
     waiting: AtomicI64,
     running: AtomicI64,
     cold: AtomicI64,
     resumed_warm: AtomicU64,
     resumed_cold: AtomicU64,
+    pre_warmed: AtomicU64,
 }
 
 /// What a request for a slot comes to.
 #[derive(Debug)]
 pub enum Admission {
     Granted(Slot),
-    /// Full, but this paused session's sandbox may be given up: park it and ask again.
+    /// Full, but this warm sandbox, or this paused session's, may be given up: do that and ask again.
     MakeRoom(Uuid),
     /// Full, and nothing may go.
     Full,
@@ -59,11 +63,14 @@ pub enum Admission {
 pub struct Census {
     pub cold: usize,
     pub warming: usize,
+    pub warm: usize,
     pub waiting: usize,
     pub running: usize,
     pub max: usize,
     pub resumed_warm: u64,
     pub resumed_cold: u64,
+    /// Sessions that were created from a warm sandbox.
+    pub pre_warmed: u64,
 }
 
 impl Pool {
@@ -74,11 +81,13 @@ impl Pool {
                 max,
                 slots: Mutex::new(HashMap::new()),
                 warming: AtomicI64::new(0),
+                warm: AtomicI64::new(0),
                 waiting: AtomicI64::new(0),
                 running: AtomicI64::new(0),
                 cold: AtomicI64::new(0),
                 resumed_warm: AtomicU64::new(0),
                 resumed_cold: AtomicU64::new(0),
+                pre_warmed: AtomicU64::new(0),
             }),
         }
     }
@@ -91,7 +100,7 @@ impl Pool {
     pub fn admit(&self, session: Uuid) -> Admission {
         let mut slots = self.shared.slots();
         if slots.len() < self.shared.max {
-            return Admission::Granted(self.occupy(&mut slots, session, SandboxState::Warming));
+            return Admission::Granted(self.occupy(&mut slots, session, SandboxState::Warming, false));
         }
         match victim::choose(&slots) {
             Some(id) => {
@@ -105,15 +114,21 @@ impl Pool {
         }
     }
 
+    /// A slot for a warm sandbox, which is nobody's: only where there is room, and the first to be given up again.
+    pub fn admit_spare(&self, id: Uuid) -> Option<Slot> {
+        let mut slots = self.shared.slots();
+        (slots.len() < self.shared.max).then(|| self.occupy(&mut slots, id, SandboxState::Warming, true))
+    }
+
     /// A slot for a sandbox that lives already (found at the start of the daemon). Given even above the maximum, which
     /// may have been lowered meanwhile: what lives is counted, not killed.
     pub fn adopt(&self, session: Uuid) -> Slot {
         let mut slots = self.shared.slots();
-        self.occupy(&mut slots, session, SandboxState::Waiting)
+        self.occupy(&mut slots, session, SandboxState::Waiting, false)
     }
 
-    fn occupy(&self, slots: &mut HashMap<Uuid, Occupant>, session: Uuid, state: SandboxState) -> Slot {
-        slots.insert(session, Occupant { state, parkable: false, leaving: false, since: Instant::now() });
+    fn occupy(&self, slots: &mut HashMap<Uuid, Occupant>, session: Uuid, state: SandboxState, spare: bool) -> Slot {
+        slots.insert(session, Occupant { state, spare, parkable: false, leaving: false, since: Instant::now() });
         self.shared.gauge(state, 1);
         Slot { shared: Arc::clone(&self.shared), session }
     }
@@ -129,6 +144,11 @@ impl Pool {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A session was created from a warm sandbox.
+    pub fn pre_warmed(&self) {
+        self.shared.pre_warmed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Constant time.
     pub fn census(&self) -> Census {
         let gauge = |g: &AtomicI64| usize::try_from(g.load(Ordering::Relaxed)).unwrap_or(0);
@@ -136,11 +156,13 @@ impl Pool {
         Census {
             cold: gauge(&s.cold),
             warming: gauge(&s.warming),
+            warm: gauge(&s.warm),
             waiting: gauge(&s.waiting),
             running: gauge(&s.running),
             max: s.max,
             resumed_warm: s.resumed_warm.load(Ordering::Relaxed),
             resumed_cold: s.resumed_cold.load(Ordering::Relaxed),
+            pre_warmed: s.pre_warmed.load(Ordering::Relaxed),
         }
     }
 }
@@ -155,7 +177,8 @@ impl Shared {
         let gauge = match state {
             SandboxState::Warming => &self.warming,
             SandboxState::Running => &self.running,
-            SandboxState::Waiting | SandboxState::Warm => &self.waiting,
+            SandboxState::Warm => &self.warm,
+            SandboxState::Waiting => &self.waiting,
             SandboxState::Cold => &self.cold,
         };
         gauge.fetch_add(by, Ordering::Relaxed);
@@ -176,7 +199,8 @@ impl Slot {
         if let Some(occupant) = slots.get_mut(&self.session) {
             self.shared.gauge(occupant.state, -1);
             self.shared.gauge(state, 1);
-            *occupant = Occupant { state, parkable, leaving: false, since: Instant::now() };
+            let spare = state == SandboxState::Warm;
+            *occupant = Occupant { state, spare, parkable, leaving: false, since: Instant::now() };
         }
     }
 }
@@ -220,6 +244,27 @@ mod tests {
         slot.set(SandboxState::Waiting, true);
         assert!(matches!(pool.admit(Uuid::new_v4()), Admission::MakeRoom(id) if id == slot.session));
         assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full), "it is leaving already");
+    }
+
+    #[test]
+    fn warm_ones_take_no_room_from_sessions_and_go_first() {
+        let pool = Pool::new(2);
+        let paused = granted(&pool);
+        paused.set(SandboxState::Waiting, true);
+        let warm = pool.admit_spare(Uuid::new_v4()).expect("there is room");
+        assert!(pool.admit_spare(Uuid::new_v4()).is_none(), "never at the cost of another");
+        assert!(
+            matches!(pool.admit(Uuid::new_v4()), Admission::MakeRoom(id) if id == warm.session),
+            "while it is made"
+        );
+        warm.set(SandboxState::Warm, false);
+        assert_eq!((pool.census().warm, pool.census().warming), (1, 0));
+        assert!(
+            matches!(pool.admit(Uuid::new_v4()), Admission::MakeRoom(id) if id == warm.session),
+            "before the paused"
+        );
+        warm.set(SandboxState::Waiting, false);
+        assert!(matches!(pool.admit(Uuid::new_v4()), Admission::MakeRoom(id) if id == paused.session), "it is claimed");
     }
 
     #[test]

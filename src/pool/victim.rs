@@ -1,4 +1,4 @@
-//! Which sandbox goes when there is no room: the one that was paused longest ago. Pure.
+//! Which sandbox goes when there is no room: a warm one, else the one that was paused longest ago. Pure.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -11,6 +11,8 @@ use crate::model::SandboxState;
 #[derive(Clone, Copy, Debug)]
 pub struct Occupant {
     pub state: SandboxState,
+    /// Nobody's: warm, or being made so.
+    pub spare: bool,
     /// Nobody waits for it: its session is paused, between turns, and resumes from its directory.
     pub parkable: bool,
     /// Already asked to go.
@@ -24,8 +26,8 @@ pub struct Occupant {
 pub fn choose(slots: &HashMap<Uuid, Occupant>) -> Option<Uuid> {
     slots
         .iter()
-        .filter(|(_, o)| o.parkable && !o.leaving && o.state == SandboxState::Waiting)
-        .min_by_key(|(_, o)| o.since)
+        .filter(|(_, o)| !o.leaving && (o.spare || o.parkable && o.state == SandboxState::Waiting))
+        .min_by_key(|(_, o)| (!o.spare, o.since))
         .map(|(id, _)| *id)
 }
 
@@ -40,6 +42,7 @@ mod tests {
         let base = Instant::now();
         let at = |secs, state, parkable, leaving| Occupant {
             state,
+            spare: false,
             parkable,
             leaving,
             since: base + Duration::from_secs(secs),

@@ -123,6 +123,19 @@ pub struct PoolStats {
     pub pre_warm_hits: u64,
 }
 
+/// The warm sandboxes of one agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct WarmCount {
+    /// How many are kept.
+    pub count: u32,
+    /// `false`: the number is the configuration's `[pool] warm`.
+    pub own: bool,
+    /// How many could be claimed at this moment.
+    pub ready: usize,
+    /// Whether another one is being made.
+    pub warming: bool,
+}
+
 /// A stream of ready SSE frames: the HTTP layer sends the bytes as they are.
 pub type FrameStream =
     std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<bytes::Bytes, std::convert::Infallible>> + Send>>;

@@ -102,6 +102,10 @@ impl Live {
         }
     }
 
+    pub fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
     /// Tells the pool. A paused session between turns may be parked to make room.
     pub fn place(&self, turn: bool, paused: bool) {
         let state = if turn { SandboxState::Running } else { SandboxState::Waiting };
@@ -164,9 +168,13 @@ impl Live {
         if self.has_guests() {
             return true;
         }
+        self.processes() > 2
+    }
+
+    /// Processes that live in the sandbox, init included. Not readable means unknown, and unknown is taken for many.
+    pub fn processes(&self) -> usize {
         let procs = self.sandbox.info.cgroup.unified.join("cgroup.procs");
-        // Not readable means unknown, and unknown is left running.
-        std::fs::read_to_string(procs).map_or(true, |text| text.lines().count() > 2)
+        std::fs::read_to_string(procs).map_or(usize::MAX, |text| text.lines().count())
     }
 }
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::gateway::client::Gateway;
-use crate::model::{SessionStatus, TenantId, now_ms};
+use crate::model::{SessionStatus, TenantId};
 use crate::pool::Pool;
 use crate::sandbox::Launcher;
 use crate::sessions::driver::{Reply, Request};
@@ -22,8 +22,10 @@ use crate::sessions::reader::{self, ReaderError};
 use crate::sessions::registry::{Handle, Registry};
 use crate::sessions::shared::Shared;
 use crate::sessions::warden::Warden;
+use crate::sessions::warm::{Key, Stock, Warm};
 use crate::sessions::{
-    CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SendMessage, SessionError, adopt, options,
+    CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SendMessage, SessionError, WarmCount, adopt, options,
+    warm,
 };
 use crate::store::{Session, Store, StoreError};
 use crate::vault::Vault;
@@ -51,6 +53,8 @@ impl Sessions {
         let sessions = Self::assemble(config, store, launcher, gateway)?;
         adopt::adopt(&sessions.shared).await?;
         sessions.watch_gateway();
+        sessions.shared.keep_clean();
+        sessions.shared.keep_warm();
         sessions.work();
         sessions.watch_limits();
         Ok(sessions)
@@ -79,6 +83,7 @@ impl Sessions {
             execs: Execs::default(),
             jobs: Jobs::default(),
             vault,
+            warm: Stock::default(),
             no_swap: AtomicBool::new(false),
             active: AtomicI64::new(0),
             stopping: AtomicBool::new(false),
@@ -96,6 +101,7 @@ impl Sessions {
                     ASH_EVENT = "gateway-replaced",
                     "the gateway was replaced: every session is registered again"
                 );
+                watched.register_warm_again().await;
                 for (_, handle) in watched.registry.all() {
                     let _ = handle.requests.send(Request::RegisterAgain).await;
                 }
@@ -124,28 +130,61 @@ impl Sessions {
         }
         let (mut launch, config) = options::create(&agent, &body).map_err(SessionError::Invalid)?;
         options::use_credential(&mut launch, &body, credential);
-        let id = Uuid::new_v4();
-        let limits = shared.levels_of(tenant, Some(&agent.name), None).await?.effective();
+        let mut session = shared.row(Uuid::new_v4(), &agent, &launch).await?;
+        session.config = config;
+        if body.credential_id.is_none()
+            && let Some(warm) = shared.claim(&agent, &session, &launch).await
+        {
+            return self.create_warm(tenant, warm, session).await;
+        }
+        let id = session.id;
         let slot = shared.admit(id).await?;
-        let now = now_ms();
-        let session = Session {
-            id,
-            tenant: tenant.clone(),
-            agent_name: agent.name,
-            status: SessionStatus::Starting,
-            error: None,
-            model: launch.model.clone(),
-            config,
-            launch: serde_json::to_value(&launch).map_err(|e| SessionError::Failed(e.to_string()))?,
-            limits,
-            parent: None,
-            stdout_offset: 0,
-            created_at: now,
-            last_active_at: now,
-        };
         shared.store.session_insert(&session).await?;
         shared.moved(None, SessionStatus::Starting, true);
         self.ask(tenant, id, |reply| Request::Create { slot, reply }).await
+    }
+
+    /// The session takes over a sandbox that is ready, and with it its id.
+    async fn create_warm(&self, tenant: &TenantId, warm: Warm, session: Session) -> Result<Session, SessionError> {
+        let id = warm.session.id;
+        if let Err(e) = self.shared.store.session_insert(&Session { id, ..session }).await {
+            self.shared.discard(warm).await;
+            return Err(e.into());
+        }
+        self.shared.moved(None, SessionStatus::Starting, true);
+        let live = Box::new(warm.live);
+        self.ask(tenant, id, |reply| Request::Claim { live, reply }).await
+    }
+
+    /// How many warm sandboxes are kept of this agent, and how many are ready now.
+    pub async fn warm(&self, tenant: &TenantId, agent: &str) -> Result<WarmCount, SessionError> {
+        let missing = || SessionError::AgentNotFound(agent.to_owned());
+        let row = self.shared.store.agent(tenant, agent).await?.ok_or_else(missing)?;
+        let own = self.shared.store.agent_warm(tenant, agent).await?.ok_or_else(missing)?;
+        let (ready, warming) = self.shared.warm.count(&Key::of(&row));
+        Ok(WarmCount { count: own.unwrap_or(self.shared.config.pool.warm), own: own.is_some(), ready, warming })
+    }
+
+    /// Keeps so many of this agent from now on; `None` goes back to `[pool] warm`.
+    pub async fn set_warm(
+        &self,
+        tenant: &TenantId,
+        agent: &str,
+        count: Option<u32>,
+    ) -> Result<WarmCount, SessionError> {
+        if let Some(count) = count.filter(|count| *count > warm::MAX) {
+            return Err(SessionError::Invalid(format!("count must be 0 to {}, not {count}", warm::MAX)));
+        }
+        if !self.shared.store.agent_set_warm(tenant, agent, count).await? {
+            return Err(SessionError::AgentNotFound(agent.to_owned()));
+        }
+        self.agents_changed();
+        self.warm(tenant, agent).await
+    }
+
+    /// An agent was deployed, changed or deleted: what is warm of its former self goes.
+    pub fn agents_changed(&self) {
+        self.shared.warm.look_again();
     }
 
     pub async fn get(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
@@ -249,8 +288,7 @@ impl Sessions {
             Err(e) => Err(e),
         };
         if forked.is_err() {
-            let root = self.shared.dir(new).root().to_owned();
-            let _ = tokio::fs::remove_dir_all(root).await;
+            self.shared.remove_directory(new).await;
         }
         forked
     }
@@ -265,16 +303,16 @@ impl Sessions {
     pub fn pool_stats(&self) -> PoolStats {
         let census = self.shared.pool.census();
         PoolStats {
-            total: census.cold + census.warming + census.waiting + census.running,
+            total: census.cold + census.warming + census.warm + census.waiting + census.running,
             cold: census.cold,
             warming: census.warming,
-            warm: 0,
+            warm: census.warm,
             waiting: census.waiting,
             running: census.running,
             max_capacity: census.max,
             resume_warm_hits: census.resumed_warm,
             resume_cold_hits: census.resumed_cold,
-            pre_warm_hits: 0,
+            pre_warm_hits: census.pre_warmed,
         }
     }
 

@@ -23,6 +23,7 @@ use crate::sessions::paths::SessionDir;
 use crate::sessions::published::Published;
 use crate::sessions::registry::{self, Handle, Registry};
 use crate::sessions::warden::Warden;
+use crate::sessions::warm::Stock;
 use crate::store::{Commit, LimitScope, Role, Session, Store};
 use crate::vault::Vault;
 
@@ -43,6 +44,7 @@ pub struct Shared {
     pub registry: Registry,
     pub execs: Execs,
     pub jobs: Jobs,
+    pub warm: Stock,
     pub vault: Vault,
     pub warden: Warden,
     pub tally: Tally,
@@ -150,8 +152,11 @@ impl Shared {
         Err(self.full())
     }
 
-    /// Asks a paused session to give up its sandbox, and waits until it did or declined.
+    /// Gives up a warm sandbox, or asks a paused session to give up its own, and waits until it did or declined.
     pub async fn make_room(&self, victim: Uuid) {
+        if self.warm.evict(self, victim).await {
+            return;
+        }
         let Some(handle) = self.registry.get(victim) else { return };
         let (reply, done) = oneshot::channel();
         if handle.requests.send(Request::Park { reply }).await.is_ok() {

@@ -152,7 +152,7 @@ fn env_text(env: &std::collections::BTreeMap<String, String>) -> String {
     serde_json::to_string(env).expect("a map of strings has a JSON form")
 }
 
-fn agent(row: &SqliteRow) -> Result<Agent, StoreError> {
+pub(super) fn agent(row: &SqliteRow) -> Result<Agent, StoreError> {
     Ok(Agent {
         id: id_of(row, "id")?,
         tenant: tenant_of(row)?,

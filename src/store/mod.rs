@@ -25,6 +25,7 @@ mod rows;
 mod sessions;
 mod usage;
 mod versions;
+mod warm;
 mod writer;
 
 #[cfg(test)]

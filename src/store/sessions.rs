@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::columns::{count, count_of, id_of, id_or_none, json_or_none, limits_of, limits_text, tenant_of, unreadable};
 use super::writer::{Counters, Write};
 use super::{Session, SessionFilter, Store, StoreError};
-use crate::model::{SessionStatus, TenantId};
+use crate::model::{Millis, SessionStatus, TenantId};
 
 impl Store {
     pub async fn session_insert(&self, session: &Session) -> Result<(), StoreError> {
@@ -44,6 +44,18 @@ impl Store {
         }
         query.push(") ORDER BY created_at, rowid");
         query.build().fetch_all(self.reader()).await?.iter().map(session).collect()
+    }
+
+    /// Sessions of all tenants that ended, and had their last event, before this moment.
+    pub async fn sessions_ended_before(&self, moment: Millis) -> Result<Vec<Uuid>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT id FROM sessions WHERE status = 'ended' AND last_active_at < ?1 AND NOT EXISTS
+                 (SELECT 1 FROM events WHERE events.session = sessions.id AND events.created_at >= ?1)",
+        )
+        .bind(moment)
+        .fetch_all(self.reader())
+        .await?;
+        rows.iter().map(|row| id_of(row, "id")).collect()
     }
 
     /// Newest first.

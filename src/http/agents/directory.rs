@@ -42,6 +42,7 @@ pub async fn publish(state: &AppState, tenant: &TenantId, mut agent: NewAgent, t
     };
     match recorded {
         Ok((agent, before)) => {
+            state.sessions.agents_changed();
             let keep = [Some(fresh), before.map(|old| PathBuf::from(old.path))];
             in_background(move || prune(&home, &keep)).await;
             Ok(agent)

@@ -7,6 +7,7 @@ mod check;
 mod directory;
 pub mod files;
 pub mod versions;
+pub mod warm;
 mod wire;
 
 use axum::Json;
@@ -84,6 +85,7 @@ pub async fn deploy(
             directory::publish(&state, &caller.tenant, agent, tree).await?
         }
     };
+    state.sessions.agents_changed();
     Ok((StatusCode::CREATED, AgentBody::json(agent)))
 }
 
@@ -164,7 +166,9 @@ async fn change(
     let _publishing = state.publishing.lock().await;
     let mut agent = state.store.agent(&caller.tenant, name).await?.ok_or_else(not_found)?;
     edit(&mut agent);
-    state.store.agent_update(&caller.tenant, &agent).await?.ok_or_else(not_found)
+    let changed = state.store.agent_update(&caller.tenant, &agent).await?.ok_or_else(not_found)?;
+    state.sessions.agents_changed();
+    Ok(changed)
 }
 
 /// The keys of `new` over those of `old`; a null removes its key.
@@ -238,6 +242,7 @@ pub async fn delete(
     if !state.store.agent_delete(&caller.tenant, &name).await? {
         return Err(not_found());
     }
+    state.sessions.agents_changed();
     directory::remove(&state.config, &caller.tenant, &name).await;
     Ok(Json(OkBody { ok: true }))
 }

@@ -183,7 +183,9 @@ pub async fn patch(
 ) -> Result<Json<VersionBody>, ApiError> {
     let fields = check(body.value)?;
     let _publishing = state.publishing.lock().await;
-    found(state.store.version_update(&caller.tenant, &name, number, fields).await?)
+    let updated = found(state.store.version_update(&caller.tenant, &name, number, fields).await?)?;
+    state.sessions.agents_changed();
+    Ok(updated)
 }
 
 /// Let new sessions have this version's prompt
@@ -201,6 +203,7 @@ pub async fn activate(
     // A PATCH of the agent reads and writes its whole row.
     let _publishing = state.publishing.lock().await;
     let Json(VersionBody { version }) = found(state.store.version_activate(&caller.tenant, &name, number).await?)?;
+    state.sessions.agents_changed();
     Ok(Json(ActivatedBody { activated: true, version_number: version.version_number }))
 }
 

@@ -55,6 +55,11 @@ pub enum Request {
         slot: crate::pool::Slot,
         reply: Reply<Session>,
     },
+    /// The same for a session that took over a warm sandbox: its claude is ready.
+    Claim {
+        live: Box<Live>,
+        reply: Reply<Session>,
+    },
     /// A sandbox of this session was found alive at the start of the daemon.
     Adopt {
         slot: crate::pool::Slot,

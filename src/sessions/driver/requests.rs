@@ -31,6 +31,7 @@ impl Driver {
             Request::Patch { .. } | Request::Limits { .. } => Verb::Patch,
             Request::Fork { .. } => Verb::Fork,
             Request::Create { .. }
+            | Request::Claim { .. }
             | Request::Adopt { .. }
             | Request::FoundCold
             | Request::Park { .. }
@@ -71,6 +72,7 @@ impl Driver {
     async fn internal(&mut self, request: Request) {
         match request {
             Request::Create { slot, reply } => self.start_cold(slot, Purpose::Create(reply)),
+            Request::Claim { live, reply } => self.claimed(*live, reply).await,
             Request::Adopt { slot } => self.adopt(slot).await,
             Request::FoundCold => self.found_cold("ashd was restarted and the sandbox was gone").await,
             Request::Park { reply } => {
@@ -256,6 +258,10 @@ impl Driver {
     /// Copies what makes the session to the directory of another one. The sandbox stands still meanwhile.
     async fn copy_to(&mut self, to: Uuid) -> Result<Session, SessionError> {
         self.ledger.commit(self.ledger.blank()).await?;
+        if self.live.is_none() && !self.dir.workspace().is_dir() {
+            let why = "The files of this session are no longer kept, so there is nothing to fork; create a new session";
+            return Err(SessionError::Invalid(why.to_owned()));
+        }
         let lift = match &mut self.live {
             Some(live) if !live.frozen => {
                 live.freeze().await.map_err(|e| launcher_error(&e))?;
@@ -313,6 +319,7 @@ fn refuse(request: Request, refusal: SessionError) {
         | Request::Patch { reply, .. }
         | Request::Fork { reply, .. }
         | Request::Limits { reply, .. }
+        | Request::Claim { reply, .. }
         | Request::Create { reply, .. } => answer(reply, Err(refusal)),
         // The others are never refused.
         _ => {}

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::{Future, pending};
 use std::pin::Pin;
+use std::time::Instant;
 
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -99,7 +100,7 @@ impl Driver {
                 self.dispatch(outgoing).await;
             }
             (Err(e), Purpose::Create(reply)) => {
-                let _ = tokio::fs::remove_dir_all(self.dir.root()).await;
+                self.shared.remove_directory(self.session.id).await;
                 let why = e.to_string();
                 let change = self.change(
                     SessionStatus::Error,
@@ -129,6 +130,16 @@ impl Driver {
         for request in std::mem::take(&mut self.waiting) {
             Box::pin(self.request(request)).await;
         }
+    }
+
+    /// The new session took over a warm sandbox. It stays frozen until it has something to do.
+    pub(super) async fn claimed(&mut self, mut live: Live, reply: Reply<Session>) {
+        live.idle_since = Instant::now();
+        self.came_up(live);
+        let data = json!({ "agent": self.session.agent_name, "path": "prewarm" });
+        let change = self.change(SessionStatus::Active, None, "created", data);
+        self.shared.pool.pre_warmed();
+        self.answer_start(change, reply).await;
     }
 
     fn came_up(&mut self, mut live: Live) {

@@ -110,6 +110,25 @@ async fn the_session_paused_longest_makes_room_and_comes_back() {
 }
 
 #[tokio::test]
+async fn an_active_session_that_is_idle_for_long_makes_room_and_a_turn_never_does() {
+    let options = Options::default().env("ASH_MAX_SANDBOXES", "2").config("[pool]\nevict_after_ms = 300");
+    let (_daemon, api) = with(options).await;
+    let (idle, busy) = (api.session("a").await, api.session("a").await);
+    api.turn(&idle, "remember me").await;
+    let body = json!({"content": "@text begun\n@wait 3s\n@text over", "includePartialMessages": true});
+    let mut stream = api.send(&busy, body).await;
+    stream.until("text_delta").await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let third = api.session("a").await;
+    let last = lifecycle(&api, &idle).await.last().unwrap().clone();
+    assert_eq!((&last["action"], &last["reason"]), (&json!("paused"), &json!("evicted")));
+    assert_eq!(text(&stream.rest().await), "over", "the turn was not disturbed");
+    api.call("POST", &format!("/api/sessions/{third}/pause"), None).await.expect(200);
+    assert_eq!(verb(&api, &idle, "resume").await, "active");
+    assert_eq!(text(&api.turn(&idle, "@recall").await), "remember me");
+}
+
+#[tokio::test]
 async fn an_idle_claude_is_frozen_by_itself_but_not_what_it_left_running() {
     let (daemon, api) = with(Options::default()).await;
     let (idle, busy) = (api.session("a").await, api.session("a").await);

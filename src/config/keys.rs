@@ -174,7 +174,7 @@ fn ceiling(draft: &mut Draft) -> &mut Limits {
 static LIMITS: [Key; 8] = limits!("limits", session_limits);
 static CEILING: [Key; 8] = limits!("launcher.ceiling", ceiling);
 
-static OTHERS: [Key; 30] = [
+static OTHERS: [Key; 33] = [
     key("data_dir", Some("ASH_DATA_DIR"), PATH, |d, g| {
         d.config.data_dir = g.path()?;
         Some(())
@@ -224,6 +224,18 @@ static OTHERS: [Key; 30] = [
     }),
     key("pool.warm", None, "a whole number from 0 to 100", |d, g| {
         d.config.pool.warm = g.integer().filter(|n| *n <= 100)?;
+        Some(())
+    }),
+    key("pool.evict_after_ms", None, TIME, |d, g| {
+        d.config.pool.evict_after_ms = g.number(units::millis)?;
+        Some(())
+    }),
+    key("pool.min_available_bytes", None, SIZE, |d, g| {
+        d.config.pool.min_available_bytes = g.number(units::bytes)?;
+        Some(())
+    }),
+    key("pool.max_stalled_percent", None, "a whole number from 1 to 100", |d, g| {
+        d.config.pool.max_stalled_percent = g.integer().filter(|n| (1..=100).contains(n))?;
         Some(())
     }),
     key("pause.freeze_after_ms", None, TIME, |d, g| {

@@ -92,6 +92,13 @@ pub struct PoolConfig {
     pub idle_timeout_ms: u64,
     /// Warm sandboxes of each agent that says nothing else (`PATCH /api/agents/:name/warm`), default 0, at most 100.
     pub warm: u32,
+    /// Milliseconds without a turn after which an active session's sandbox may be given up for another session when
+    /// there is no room, default 60000.
+    pub evict_after_ms: u64,
+    /// Bytes of memory that must be available on the host for a new sandbox, default 128 MiB.
+    pub min_available_bytes: u64,
+    /// Percent of time stalled for want of memory (PSI, full avg10) from which no new sandbox is started, default 50.
+    pub max_stalled_percent: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -188,7 +195,14 @@ impl Default for Config {
             run_dir: "/run/ashd".into(),
             auth: AuthConfig::default(),
             claude: ClaudeConfig { binary: None, version: CLAUDE_VERSION.to_owned() },
-            pool: PoolConfig { max_sandboxes: 1000, idle_timeout_ms: 1_800_000, warm: 0 },
+            pool: PoolConfig {
+                max_sandboxes: 1000,
+                idle_timeout_ms: 1_800_000,
+                warm: 0,
+                evict_after_ms: 60_000,
+                min_available_bytes: 128 << 20,
+                max_stalled_percent: 50,
+            },
             pause: PauseConfig { freeze_after_ms: 2000, max_in_turn_ms: 150_000, reclaim_after_ms: 2000 },
             sessions: SessionsConfig { keep_ended_ms: 7 * 86_400_000 },
             limits: Limits::default(),

@@ -13,6 +13,7 @@ pub mod landlock;
 pub mod mounts;
 pub mod net;
 pub mod pidfd;
+pub mod pressure;
 pub mod probe;
 pub mod process;
 pub mod procfs;

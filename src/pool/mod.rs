@@ -19,7 +19,7 @@ mod victim;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -36,6 +36,8 @@ pub struct Pool {
 #[derive(Debug)]
 struct Shared {
     max: usize,
+    /// Time without a turn after which an active session's sandbox may go.
+    evict_after: Duration,
     slots: Mutex<HashMap<Uuid, Occupant>>,
     /// One gauge per state, so that `/health` and `/metrics` read numbers and compute nothing.
     warming: AtomicI64,
@@ -52,7 +54,7 @@ struct Shared {
 #[derive(Debug)]
 pub enum Admission {
     Granted(Slot),
-    /// Full, but this warm sandbox, or this paused session's, may be given up: do that and ask again.
+    /// Full, but this warm sandbox, or this idle session's, may be given up: do that and ask again.
     MakeRoom(Uuid),
     /// Full, and nothing may go.
     Full,
@@ -74,11 +76,13 @@ pub struct Census {
 }
 
 impl Pool {
-    /// `max` live sandboxes at most (`ASH_MAX_SANDBOXES`).
-    pub fn new(max: usize) -> Self {
+    /// `max` live sandboxes at most (`ASH_MAX_SANDBOXES`). When they are there, active sessions that had no turn for
+    /// `evict_after` make room behind the paused ones.
+    pub fn new(max: usize, evict_after: Duration) -> Self {
         Self {
             shared: Arc::new(Shared {
                 max,
+                evict_after,
                 slots: Mutex::new(HashMap::new()),
                 warming: AtomicI64::new(0),
                 warm: AtomicI64::new(0),
@@ -102,7 +106,7 @@ impl Pool {
         if slots.len() < self.shared.max {
             return Admission::Granted(self.occupy(&mut slots, session, SandboxState::Warming, false));
         }
-        match victim::choose(&slots) {
+        match victim::choose(&slots, self.shared.evict_after) {
             Some(id) => {
                 // Named once: two requests at the same moment must not wait for the same room.
                 if let Some(occupant) = slots.get_mut(&id) {
@@ -226,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_maximum_is_hard_and_a_drop_gives_the_place_back() {
-        let pool = Pool::new(2);
+        let pool = Pool::new(2, Duration::MAX);
         let first = granted(&pool);
         let _second = granted(&pool);
         assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full));
@@ -237,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_paused_session_makes_room_once() {
-        let pool = Pool::new(1);
+        let pool = Pool::new(1, Duration::MAX);
         let slot = granted(&pool);
         slot.set(SandboxState::Running, false);
         assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full));
@@ -248,7 +252,7 @@ mod tests {
 
     #[test]
     fn warm_ones_take_no_room_from_sessions_and_go_first() {
-        let pool = Pool::new(2);
+        let pool = Pool::new(2, Duration::MAX);
         let paused = granted(&pool);
         paused.set(SandboxState::Waiting, true);
         let warm = pool.admit_spare(Uuid::new_v4()).expect("there is room");
@@ -269,7 +273,7 @@ mod tests {
 
     #[test]
     fn gauges_follow_the_states() {
-        let pool = Pool::new(9);
+        let pool = Pool::new(9, Duration::MAX);
         let slot = granted(&pool);
         slot.set(SandboxState::Waiting, false);
         slot.set(SandboxState::Running, false);
@@ -281,7 +285,7 @@ mod tests {
 
     #[test]
     fn adoption_counts_what_lives_even_above_the_maximum() {
-        let pool = Pool::new(1);
+        let pool = Pool::new(1, Duration::MAX);
         let _slots = [pool.adopt(Uuid::new_v4()), pool.adopt(Uuid::new_v4())];
         assert_eq!(pool.census().waiting, 2);
         assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full));

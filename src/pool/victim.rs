@@ -1,7 +1,8 @@
-//! Which sandbox goes when there is no room: a warm one, else the one that was paused longest ago. Pure.
+//! Which sandbox goes when there is no room: a warm one, else the one that was paused longest ago, else the one of the
+//! active session that had no turn for the longest. Pure.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -21,20 +22,19 @@ pub struct Occupant {
     pub since: Instant,
 }
 
-/// The session whose sandbox may be destroyed. A sandbox in a turn is never chosen, nor one of an active session: its
-/// client would find it paused without having asked.
-pub fn choose(slots: &HashMap<Uuid, Occupant>) -> Option<Uuid> {
+/// The session whose sandbox may be destroyed. A sandbox in a turn is never chosen; one of an active session only when
+/// it is idle for `evict_after`: its client finds it paused without having asked, and resumes it.
+pub fn choose(slots: &HashMap<Uuid, Occupant>, evict_after: Duration) -> Option<Uuid> {
     slots
         .iter()
-        .filter(|(_, o)| !o.leaving && (o.spare || o.parkable && o.state == SandboxState::Waiting))
-        .min_by_key(|(_, o)| (!o.spare, o.since))
+        .filter(|(_, o)| !o.leaving && (o.spare || o.state == SandboxState::Waiting))
+        .filter(|(_, o)| o.spare || o.parkable || o.since.elapsed() >= evict_after)
+        .min_by_key(|(_, o)| (!o.spare, !o.parkable, o.since))
         .map(|(id, _)| *id)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -55,10 +55,12 @@ mod tests {
             (ids[3], at(9, SandboxState::Waiting, true, false)),
             (ids[4], at(5, SandboxState::Waiting, true, false)),
         ]);
-        assert_eq!(choose(&slots), Some(ids[4]));
+        assert_eq!(choose(&slots, Duration::MAX), Some(ids[4]));
         slots.remove(&ids[4]);
-        assert_eq!(choose(&slots), Some(ids[3]));
+        assert_eq!(choose(&slots, Duration::MAX), Some(ids[3]));
         slots.remove(&ids[3]);
-        assert_eq!(choose(&slots), None);
+        assert_eq!(choose(&slots, Duration::MAX), None);
+        // The active one that is idle for long enough; never the turn, never the one that is leaving.
+        assert_eq!(choose(&slots, Duration::ZERO), Some(ids[1]));
     }
 }

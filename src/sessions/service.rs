@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -70,7 +71,7 @@ impl Sessions {
         let hub = Hub::start().map_err(|e| SessionError::Failed(format!("inotify: {e}")))?;
         let vault = Vault::open(&config).map_err(|e| SessionError::Failed(e.to_string()))?;
         let shared = Arc::new(Shared {
-            pool: Pool::new(config.pool.max_sandboxes),
+            pool: Pool::new(config.pool.max_sandboxes, Duration::from_millis(config.pool.evict_after_ms)),
             warden: Warden::new(&config.data_dir),
             tally: Tally::default(),
             limiting: tokio::sync::Mutex::default(),
@@ -138,6 +139,7 @@ impl Sessions {
             return self.create_warm(tenant, warm, session).await;
         }
         let id = session.id;
+        shared.check_memory()?;
         let slot = shared.admit(id).await?;
         shared.store.session_insert(&session).await?;
         shared.moved(None, SessionStatus::Starting, true);

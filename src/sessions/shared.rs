@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::gateway::client::Gateway;
-use crate::kernel::reclaim;
+use crate::kernel::{pressure, reclaim};
 use crate::model::{SessionStatus, TenantId, now_ms};
 use crate::pool::{Admission, Pool, Slot};
 use crate::sandbox::Launcher;
@@ -125,6 +125,25 @@ impl Shared {
         if let Err(e) = self.launcher.reclaim(id).await {
             tracing::warn!(ASH_SESSION = %id, "its memory is not reclaimed: {e}");
         }
+    }
+
+    /// # Errors
+    /// `Unavailable` when the host is short of memory: one more claude would make the others swap or die.
+    pub fn check_memory(&self) -> Result<(), SessionError> {
+        let (memory, pool) = (pressure::memory(), &self.config.pool);
+        let why = if memory.available < pool.min_available_bytes {
+            let (has, least) = (memory.available >> 20, pool.min_available_bytes >> 20);
+            format!("{has} MiB of memory are available, less than {least} MiB (pool.min_available_bytes)")
+        } else if memory.stalled >= pool.max_stalled_percent as f64 {
+            let most = pool.max_stalled_percent;
+            format!(
+                "it stalls for want of memory {} % of the time, the limit is {most} % (pool.max_stalled_percent)",
+                memory.stalled
+            )
+        } else {
+            return Ok(());
+        };
+        Err(SessionError::Unavailable(format!("the host is short of memory: {why}; no new sandbox is started now")))
     }
 
     pub fn full(&self) -> SessionError {

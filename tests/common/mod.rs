@@ -35,6 +35,10 @@ pub struct Options {
     pub env: Vec<(String, String)>,
     /// Lines of `ashd.toml`, besides those of the harness.
     pub config: String,
+    /// The data directory is a file system of its own (tmpfs) of this size, such as `48m`.
+    pub disk: Option<&'static str>,
+    /// Most descriptors each process of it may have open.
+    pub descriptors: Option<u32>,
 }
 
 impl Options {
@@ -46,6 +50,11 @@ impl Options {
     pub fn config(mut self, lines: &str) -> Self {
         self.config.push_str(lines);
         self.config.push('\n');
+        self
+    }
+
+    pub fn disk(mut self, size: &'static str) -> Self {
+        self.disk = Some(size);
         self
     }
 
@@ -83,12 +92,49 @@ impl Daemon {
         fs::write(dir.join("ashd.toml"), config).unwrap();
         let mut daemon =
             Self { dir, cgroup: name, port: 0, key: String::new(), options, child: None, starts: 0, stopped: false };
+        if let Some(size) = daemon.options.disk {
+            fs::create_dir(daemon.data()).unwrap();
+            daemon.mount(&["-t", "tmpfs", "-o", &format!("size={size},mode=0755"), "tmpfs"]);
+        }
         daemon.launch();
         daemon
     }
 
     pub fn data(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    /// Descriptors ashd has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// mount(8) on the data directory.
+    pub fn mount(&self, arguments: &[&str]) {
+        let out = Command::new("mount").args(arguments).arg(self.data()).output().unwrap();
+        assert!(out.status.success(), "mount {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+
+    fn unmount(&self) {
+        if self.options.disk.is_some() {
+            let _ = nix::mount::umount2(&self.data(), nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+
+    /// Starts ashd, which is expected to refuse: what it said.
+    pub fn refuses_to_start(&mut self) -> String {
+        self.spawn();
+        let (mut child, start) = (self.child.take().expect("spawned"), Instant::now());
+        while child.try_wait().unwrap().is_none() {
+            if start.elapsed() > PATIENCE {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("ashd starts, or hangs\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(!child.wait().unwrap().success(), "ashd ended as if all were well");
+        fs::read_to_string(self.dir.join(format!("ashd-{}.log", self.starts))).unwrap()
     }
 
     pub fn run(&self) -> PathBuf {
@@ -116,7 +162,11 @@ impl Daemon {
     }
 
     fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ashd"));
+        let program = env!("CARGO_BIN_EXE_ashd");
+        let mut command = Command::new(if self.options.descriptors.is_some() { "/bin/sh" } else { program });
+        if let Some(most) = self.options.descriptors {
+            command.arg("-c").arg(format!("ulimit -n {most} && exec \"$0\" \"$@\"")).arg(program);
+        }
         command.arg(verb).arg("--config").arg(self.dir.join("ashd.toml")).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("ASH_DATA_DIR", self.data()).env("ASH_RUN_DIR", self.run());
@@ -214,6 +264,7 @@ impl Daemon {
             leftovers::kill_all(self);
             panic!("`ashd stop` failed: {}\n{}", String::from_utf8_lossy(&said.stderr), self.logs());
         }
+        self.unmount();
         let left = leftovers::find(self, Duration::from_secs(5));
         if !left.is_empty() {
             leftovers::kill_all(self);
@@ -255,6 +306,7 @@ impl Drop for Daemon {
                 let _ = child.wait();
             }
             leftovers::kill_all(self);
+            self.unmount();
             let _ = fs::remove_dir_all(&self.dir);
         } else {
             self.end();

@@ -12,6 +12,7 @@ use crate::sessions::conversation;
 use crate::sessions::copy_tree::{Bounds, copy_tree};
 use crate::sessions::exec::Place;
 use crate::sessions::launch::launcher_error;
+use crate::sessions::live::Live;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::queue::Accept;
 use crate::sessions::state::Verb;
@@ -76,8 +77,17 @@ impl Driver {
             Request::Adopt { slot } => self.adopt(slot).await,
             Request::FoundCold => self.found_cold("ashd was restarted and the sandbox was gone").await,
             Request::Park { reply } => {
-                if self.session.status == SessionStatus::Paused && self.turn.is_none() && self.live.is_some() {
+                let idle = |live: &Live| !live.has_guests() && (live.frozen || !live.has_company());
+                let spare = self.live.as_ref().is_some_and(|live| match self.session.status {
+                    SessionStatus::Paused => true,
+                    SessionStatus::Active => idle(live),
+                    _ => false,
+                });
+                if spare && self.turn.is_none() && self.start.is_none() {
                     self.park("evicted").await;
+                } else {
+                    // Asked again when its time has come again.
+                    self.place();
                 }
                 let _ = reply.send(());
             }
@@ -140,6 +150,9 @@ impl Driver {
         }
         if self.live.is_some() {
             return answer(reply, self.resume_warm().await);
+        }
+        if let Err(e) = self.shared.check_memory() {
+            return answer(reply, Err(e));
         }
         match self.shared.admit_now(self.session.id) {
             Ok(slot) => self.start_cold(slot, Purpose::Resume(reply)),

@@ -1,0 +1,164 @@
+//! The host fails, and ashd does not: a full disk, a read-only one, a locked database, no descriptors left. What was
+//! acknowledged is never lost, what cannot be done is refused with its reason, and it goes on without a restart.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::api::text;
+use common::{Api, Daemon, Options};
+use serde_json::json;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{Connection, Executor};
+use tokio::io::AsyncWriteExt;
+
+/// Writes until nothing fits any more.
+fn fill(path: &Path) {
+    let mut file = std::fs::File::create(path).unwrap();
+    for size in [1 << 20, 4096, 1] {
+        let block = vec![b'x'; size];
+        while file.write_all(&block).is_ok() {}
+    }
+}
+
+async fn users(api: &Api, id: &str) -> Vec<String> {
+    let list = api.get(&format!("/api/sessions/{id}/messages?limit=1000")).await.expect(200);
+    let content =
+        |m: &serde_json::Value| -> serde_json::Value { serde_json::from_str(m["content"].as_str().unwrap()).unwrap() };
+    let all = list["messages"].as_array().unwrap().iter().map(content);
+    all.filter(|c| c["type"] == "user").filter_map(|c| c["content"].as_str().map(str::to_owned)).collect()
+}
+
+async fn back_to_active(api: &Api, id: &str) {
+    let start = Instant::now();
+    while api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.status != 200 {
+        assert!(start.elapsed() < Duration::from_secs(15), "the session does not come back");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_loses_nothing() {
+    // With the reserve, and without: then it is the write itself that fails.
+    for config in ["", "[disk]\nreserve_bytes = 0"] {
+        let daemon = Daemon::start(Options::default().disk("48m").config(config));
+        let api = daemon.api();
+        api.deploy("a").await;
+        let id = api.session("a").await;
+        assert_eq!(text(&api.turn(&id, "@text first").await), "first");
+        let running = api.session("a").await;
+        let body = json!({"content": "@text begun\n@delay 30ms\n@repeat 30 word", "includePartialMessages": true});
+        let mut stream = api.send(&running, body).await;
+        stream.until("text_delta").await;
+
+        let filler = daemon.data().join("filler");
+        fill(&filler);
+        // What the reserve depends on is measured once in a while.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        let refused = api.post(&format!("/api/sessions/{id}/messages"), json!({"content": "@text lost"})).await;
+        assert!(matches!(refused.status, 507 | 503), "{config}: {} {}", refused.status, refused.text);
+        let why = refused.json["error"].as_str().unwrap();
+        assert!(why.contains("disk") || why.contains("full"), "{config}: {why}");
+        api.get("/health").await.expect(200);
+        assert_eq!(users(&api, &id).await, ["@text first"], "{config}: not accepted, so not there");
+        // A turn that runs ends, with the reason if it could not go on.
+        let rest = stream.rest().await;
+        assert_eq!(rest.last().unwrap().event, "done", "{config}");
+
+        std::fs::remove_file(&filler).unwrap();
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        for id in [&id, &running] {
+            back_to_active(&api, id).await;
+            assert_eq!(text(&api.turn(id, "@text after").await), "after", "{config}");
+        }
+        assert_eq!(users(&api, &id).await, ["@text first", "@text after"], "{config}");
+    }
+}
+
+#[tokio::test]
+async fn a_read_only_disk_is_refused_at_the_start_and_nothing_is_lost() {
+    let mut daemon = Daemon::start(Options::default().disk("48m"));
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    assert_eq!(text(&api.turn(&id, "@text first").await), "first");
+    api.call("POST", &format!("/api/sessions/{id}/stop"), None).await.expect(200);
+    daemon.terminate();
+    daemon.mount(&["-o", "remount,ro"]);
+    let said = daemon.refuses_to_start();
+    assert!(said.contains("ead-only"), "{said}");
+    daemon.mount(&["-o", "remount,rw"]);
+    daemon.restart();
+    let api = daemon.api();
+    back_to_active(&api, &id).await;
+    assert_eq!(text(&api.turn(&id, "@recall").await), "@text first");
+}
+
+#[tokio::test]
+async fn a_locked_database_delays_and_loses_nothing() {
+    let daemon = Daemon::start(Options::default());
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    let body = json!({"content": "@delay 20ms\n@repeat 30 word", "includePartialMessages": true});
+    let mut stream = api.send(&id, body).await;
+    let mut frames = vec![stream.until("text_delta").await];
+
+    let path = daemon.data().join("ashd.db");
+    let mut other = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(path)).await.unwrap();
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let start = Instant::now();
+    // The words go on; only the end of the turn waits until it is durable.
+    while frames.iter().filter(|f| f.event == "text_delta").count() < 30 {
+        frames.push(stream.next().await.unwrap());
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "the stream waited for the database");
+    api.get("/health").await.expect(200);
+    tokio::time::sleep(Duration::from_millis(1500).saturating_sub(start.elapsed())).await;
+    assert!(!frames.iter().any(|f| f.event == "done"));
+    other.execute("ROLLBACK").await.unwrap();
+    frames.extend(stream.rest().await);
+    assert_eq!(text(&frames), "word ".repeat(30));
+    assert_eq!(frames.last().unwrap().event, "done");
+    assert_eq!(users(&api, &id).await.len(), 1);
+}
+
+#[tokio::test]
+async fn without_descriptors_turns_go_on_and_clients_wait() {
+    const MOST: u32 = 96;
+    let mut options = Options::default();
+    options.descriptors = Some(MOST);
+    let daemon = Daemon::start(options);
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    let body = json!({"content": "@delay 30ms\n@repeat 60 word", "includePartialMessages": true});
+    let mut stream = api.send(&id, body).await;
+    let first = stream.until("text_delta").await;
+
+    let mut crowd = Vec::new();
+    for _ in 0..2 * MOST {
+        let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", daemon.port)).await.unwrap();
+        let request = format!(
+            "GET /api/sessions/{id}/stream HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n",
+            daemon.key
+        );
+        socket.write_all(request.as_bytes()).await.unwrap();
+        crowd.push(socket);
+    }
+    let start = Instant::now();
+    while daemon.descriptors() < MOST as usize - 1 {
+        assert!(start.elapsed() < Duration::from_secs(5), "{} of {MOST} are in use", daemon.descriptors());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // The turn that runs is not disturbed by those who cannot get in.
+    let rest = stream.rest().await;
+    assert_eq!(format!("{}{}", first.data["delta"].as_str().unwrap(), text(&rest)), "word ".repeat(60));
+    drop(crowd);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    back_to_active(&api, &id).await;
+    assert_eq!(text(&api.turn(&id, "@text after").await), "after");
+}

@@ -17,7 +17,7 @@ const ROWS: usize = 256;
 
 impl Store {
     /// Everything one step of a session changes, in one transaction. Sequence numbers are given by the writer: per
-    /// session from 1, without gaps. Returns when it is durable.
+    /// session from 1, without gaps. Returns when it is durable; a [`Commit::soon`] one when it survives the end of ashd.
     ///
     /// # Errors
     /// [`StoreError::NoSession`] when the tenant has no such session; nothing is stored then.
@@ -66,6 +66,10 @@ impl Write for Step {
         }
         counters.set(commit.session, &commit.tenant, newest.clone());
         Ok(newest)
+    }
+
+    fn soon(&self) -> bool {
+        self.commit.soon()
     }
 }
 

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The first write of a quiet moment is committed at once; what arrives during its fsync shares the next one. An answer
-//! is given after the commit, so whatever was acknowledged survives a power cut (`synchronous = FULL`).
+//! is given after the commit, so whatever was acknowledged survives a power cut (`synchronous = FULL`). Turns and messages are
+//! the exception: they survive every end of ashd when they are answered, and a power cut 100 ms later ([`Commit::soon`]).
 
 mod agents;
 mod api_keys;
@@ -70,7 +71,7 @@ impl Store {
     /// [`StoreError::Newer`] when a newer ashd wrote it, [`StoreError::InUse`] when another process holds it.
     pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
         let opened = open::open(data_dir).await?;
-        let writer = Writer::start(opened.writer, opened.lock);
+        let writer = Writer::start(opened.writer, opened.lock, data_dir.join("ashd.db-wal"));
         let inner = Inner { readers: opened.readers, writer, keys: KeyCache::default() };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -184,6 +184,23 @@ async fn a_commit_changes_what_it_names_and_nothing_else_and_survives_a_reopen()
     assert_eq!((totals.results, totals.usage.input_tokens, totals.usage.tool_calls), (1, 3, 2));
 }
 
+#[test]
+fn only_what_was_said_may_reach_the_disk_after_the_answer() {
+    let session = a_session(&tenant("t"), "a", 1);
+    let said = Commit {
+        messages: vec![(Role::User, "{}".to_owned())],
+        stdout_offset: Some(1),
+        touch: true,
+        ..Commit::of(&session)
+    };
+    assert!(said.soon());
+    assert!(!Commit { status: Some((SessionStatus::Paused, None)), ..said.clone() }.soon());
+    assert!(!Commit { model: Some(None), ..said.clone() }.soon());
+    assert!(!Commit { config: Some(None), ..said.clone() }.soon());
+    assert!(!Commit { launch: Some(json!({})), ..said.clone() }.soon());
+    assert!(!Commit { limits: Some(Limits::default()), ..said }.soon());
+}
+
 #[tokio::test]
 async fn no_read_or_write_crosses_tenants() {
     let (_dir, store) = fresh().await;

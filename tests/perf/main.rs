@@ -2,7 +2,7 @@
 //! bound beside it. Exit status 1 when one is broken.
 //!
 //! ```text
-//! sudo ./scripts/perf [short] [PART...]        parts: turn pause relay health memory start
+//! sudo ./scripts/perf [short] [PART...]        parts: turn pause create relay health memory start
 //!   -> a table on stdout, and behind it the same as one line of JSON
 //! ```
 //!
@@ -13,6 +13,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod create;
 mod figures;
 mod health;
 #[path = "../launcher/host.rs"]
@@ -58,9 +59,10 @@ fn main() -> ExitCode {
 
 type Part = (&'static str, fn(Form) -> Vec<Figure>);
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     ("turn", |form| run(turn::measure(form))),
     ("pause", |form| run(pause::measure(form))),
+    ("create", |form| run(create::measure(form))),
     ("relay", |form| run(relay::measure(form))),
     ("health", |form| run(health::measure(form))),
     ("memory", |form| run(memory::measure(form))),

@@ -159,6 +159,11 @@ fn a_live_group_is_not_taken_over_and_a_dead_one_is_made_anew() {
     assert!(leaf.populated().expect("events"), "the refusal must not have harmed it");
     leaf.kill().expect("killed");
     child.wait().expect("reaped");
+    // The shell is reaped; what it started may take a moment longer to be gone.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while leaf.populated().expect("events") && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     let anew = grove.tree.create(&tenant(), id, &Limits::default()).expect("the dead one is replaced");
     assert_eq!(grove.tree.leaves().expect("listed"), vec![(tenant(), id)]);
     anew.remove().expect("removed");

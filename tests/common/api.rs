@@ -49,6 +49,23 @@ impl Api {
     }
 
     pub async fn open(&self, method: &str, path: &str, body: Option<(&str, Vec<u8>)>) -> Response<Incoming> {
+        let reads = method == "GET" && body.is_none();
+        match self.try_open(method, path, body).await {
+            Ok(answer) => answer,
+            // After a body that broke off, the pool may hand out the connection that is just being closed.
+            Err(e) if reads => {
+                self.try_open(method, path, None).await.unwrap_or_else(|again| panic!("{path}: {e}, then {again}"))
+            }
+            Err(e) => panic!("{path}: {e}"),
+        }
+    }
+
+    async fn try_open(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<(&str, Vec<u8>)>,
+    ) -> Result<Response<Incoming>, hyper_util::client::legacy::Error> {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         if let Some(key) = &self.key {
@@ -62,7 +79,7 @@ impl Api {
             }
         };
         let answer = tokio::time::timeout(PATIENCE, self.http.request(request.body(body).unwrap()));
-        answer.await.unwrap_or_else(|_| panic!("no answer to {path} in {PATIENCE:?}")).unwrap()
+        answer.await.unwrap_or_else(|_| panic!("no answer to {path} in {PATIENCE:?}"))
     }
 
     pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
@@ -75,7 +92,7 @@ impl Api {
 
     /// The same as `get`, where an answer may rightly be cut: a file that shrinks while it is read.
     pub async fn try_get(&self, path: &str) -> Option<Answer> {
-        whole(self.open("GET", path, None).await).await.ok()
+        whole(self.try_open("GET", path, None).await.ok()?).await.ok()
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -162,12 +162,14 @@ async fn connection(fd: OwnedFd, registry: &Arc<Registry>, stop: &CancellationTo
         };
         let bytes = serde_json::to_vec(&reply)?;
         let files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
-        socket.send(&bytes, &files).await?;
+        let sent = socket.send(&bytes, &files).await;
         if shutdown {
+            // Whoever asked may not have waited for the answer: a successor that takes over does not.
             tracing::info!("shutdown was asked for");
             stop.cancel();
             return Ok(());
         }
+        sent?;
     }
 }
 

@@ -94,6 +94,8 @@ impl Sessions {
         command: &str,
         timeout_ms: u64,
     ) -> Result<ExecResult, SessionError> {
+        // First whose it is: another tenant learns nothing, not even that a command is missing.
+        self.get(tenant, id).await?;
         check(command)?;
         let execs = &self.shared.execs;
         let _running = execs.running.try_acquire().map_err(|_| {

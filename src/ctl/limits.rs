@@ -68,7 +68,7 @@ fn short(limit: Limit) -> &'static str {
 /// A number as a person writes it: whole units where it is one, else the number itself.
 fn shown(limit: Limit, value: u64) -> String {
     let largest = |units: &[(u64, &str)]| {
-        let unit = units.iter().find(|(size, _)| value >= *size && value % size == 0);
+        let unit = units.iter().find(|(size, _)| value >= *size && value.is_multiple_of(*size));
         unit.map_or_else(|| value.to_string(), |(size, name)| format!("{}{name}", value / size))
     };
     match limit {

@@ -97,8 +97,8 @@ mod tests {
             fs::rename(&deep, top.join("shell/d")).unwrap();
             fs::rename(top.join("shell"), &deep).unwrap();
         }
-        fs::set_permissions(top.join("a/b"), Permissions::from_mode(0)).unwrap();
-        fs::set_permissions(&top, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(top.join("a/b"), Permissions::from_mode(0o000)).unwrap();
+        fs::set_permissions(&top, Permissions::from_mode(0o000)).unwrap();
         remove_tree(&top).unwrap();
         assert!(!top.exists());
         assert!(kept.join("file").exists(), "a link was followed");

@@ -129,9 +129,7 @@ async fn a_locked_database_delays_and_loses_nothing() {
 #[tokio::test]
 async fn without_descriptors_turns_go_on_and_clients_wait() {
     const MOST: u32 = 96;
-    let mut options = Options::default();
-    options.descriptors = Some(MOST);
-    let daemon = Daemon::start(options);
+    let daemon = Daemon::start(Options { descriptors: Some(MOST), ..Options::default() });
     let api = daemon.api();
     api.deploy("a").await;
     let id = api.session("a").await;

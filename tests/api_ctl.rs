@@ -130,6 +130,18 @@ fn each_kind_of_failure_has_its_exit_code_and_a_next_step() {
 }
 
 #[test]
+fn completions_name_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let said = run(&["completions", shell], &[]);
+        assert_eq!(said.code, 0, "{}", said.err);
+        for word in ["confinement", "session", "deploy"] {
+            assert!(said.out.contains(word), "{shell}: no {word}");
+        }
+    }
+    assert_eq!(run(&["completions", "cmd.exe"], &[]).code, 2);
+}
+
+#[test]
 fn exec_is_the_command_itself_to_whoever_calls_it() {
     let daemon = Daemon::start(Options::default());
     let dir = daemon.agent_dir("a", &[("CLAUDE.md", "You are a test.\n")]).display().to_string();

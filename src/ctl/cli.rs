@@ -78,6 +78,8 @@ pub enum Command {
         #[command(subcommand)]
         command: ClaudeCommand,
     },
+    /// Prints the completions of a shell: `ashctl completions bash > /etc/bash_completion.d/ashctl`.
+    Completions { shell: clap_complete::Shell },
 }
 
 #[derive(Debug, Subcommand)]

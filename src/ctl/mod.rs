@@ -40,6 +40,9 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
     if let Command::Claude { command } = &cli.command {
         return claude_install::run(command, &cli.data_dir, &out);
     }
+    if let Command::Completions { shell } = &cli.command {
+        return completions(*shell, &out);
+    }
     let key = cli::find_key(&cli);
     // Whoever has no key may be let in by who he is.
     let local = key.is_none() && cli.url == cli::URL && unix::is_open(unix::SOCKET);
@@ -51,9 +54,15 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Session { command } => sessions::run(&client, &out, command).await,
         Command::Limits { command } => limits::run(&client, &out, command).await,
         Command::Keys { command } => keys::run(&client, &out, command).await,
-        // Answered before: both need no daemon.
-        Command::Claude { .. } | Command::Doctor { .. } => Ok(()),
+        // Answered before: they need no daemon.
+        Command::Claude { .. } | Command::Doctor { .. } | Command::Completions { .. } => Ok(()),
     }
+}
+
+fn completions(shell: clap_complete::Shell, out: &Output) -> Result<(), CtlError> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut <Cli as clap::CommandFactory>::command(), "ashctl", &mut text);
+    out.raw(&text)
 }
 
 async fn health(client: &Client, out: &Output) -> Result<(), CtlError> {

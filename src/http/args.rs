@@ -8,18 +8,25 @@ use axum::extract::{FromRequestParts, Query, RawPathParams};
 use axum::http::request::Parts;
 use uuid::Uuid;
 
+use super::AppState;
+use super::auth::Caller;
 use super::error::ApiError;
 use crate::model::TenantId;
+use crate::sessions::SessionError;
 
-/// The `{id}` of a session's route. What is not a UUID is a session nobody has: 404.
+/// The `{id}` of a session's route: a session that the caller's tenant has. Anything else is 404, and as a handler takes
+/// this before query and body, another tenant does not even learn what a good request looks like.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionId(pub Uuid);
 
-impl<S: Send + Sync> FromRequestParts<S> for SessionId {
+impl FromRequestParts<AppState> for SessionId {
     type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let caller = Caller::from_request_parts(parts, state).await?;
         let Id(id) = Id::from_request_parts(parts, state).await?;
-        id.map(Self).ok_or_else(|| ApiError::not_found("Session not found"))
+        let id = id.ok_or(SessionError::NotFound)?;
+        state.sessions.get(&caller.tenant, id).await?;
+        Ok(Self(id))
     }
 }
 
@@ -121,6 +128,12 @@ impl Args {
         };
         let value = text.parse().map_err(|_| wrong())?;
         if range.contains(&value) { Ok(Some(value)) } else { Err(wrong()) }
+    }
+
+    /// `limit` (1 to 1000) and `after` (a sequence number, 0 or more) of a history.
+    pub fn page(&self, default: u32) -> Result<(u32, i64), ApiError> {
+        let limit = self.int("limit", 1..=1000)?.and_then(|n| u32::try_from(n).ok()).unwrap_or(default);
+        Ok((limit, self.int("after", 0..=i64::MAX)?.unwrap_or(0)))
     }
 
     /// `true` or `false`.

@@ -136,7 +136,6 @@ pub async fn create(
             bytes.len()
         )));
     }
-    state.sessions.get(&caller.tenant, session).await?;
     let attachment = Attachment {
         id: Uuid::new_v4(),
         session,
@@ -201,7 +200,6 @@ pub async fn list(
     caller: Caller,
     SessionId(session): SessionId,
 ) -> Result<Json<AttachmentsBody>, ApiError> {
-    state.sessions.get(&caller.tenant, session).await?;
     let attachments = state.store.attachments(&caller.tenant, session).await?;
     Ok(Json(AttachmentsBody { attachments: attachments.into_iter().map(Into::into).collect() }))
 }

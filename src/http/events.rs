@@ -10,7 +10,6 @@ use super::AppState;
 use super::args::{Args, SessionId};
 use super::auth::Caller;
 use super::error::{ApiError, ErrorBody};
-use super::messages::page;
 use crate::model::iso;
 use crate::store;
 
@@ -79,9 +78,8 @@ pub async fn list(
     SessionId(id): SessionId,
     args: Args,
 ) -> Result<Json<EventsBody>, ApiError> {
-    let (limit, after) = page(&args, 200)?;
+    let (limit, after) = args.page(200)?;
     let kind = args.one_of("type", &TYPES)?;
-    state.sessions.get(&caller.tenant, id).await?;
     let events = state.store.events(&caller.tenant, id, limit, after, kind).await?;
     Ok(Json(EventsBody { events: events.into_iter().map(Into::into).collect() }))
 }

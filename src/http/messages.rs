@@ -208,16 +208,9 @@ pub async fn list(
     SessionId(id): SessionId,
     args: Args,
 ) -> Result<Json<MessagesBody>, ApiError> {
-    let (limit, after) = page(&args, 100)?;
-    state.sessions.get(&caller.tenant, id).await?;
+    let (limit, after) = args.page(100)?;
     let messages = state.store.messages(&caller.tenant, id, limit, after).await?;
     Ok(Json(MessagesBody { messages: messages.into_iter().map(Into::into).collect() }))
-}
-
-/// `limit` (1 to 1000) and `after` (a sequence number) of a history.
-pub fn page(args: &Args, default: u32) -> Result<(u32, i64), ApiError> {
-    let limit = args.int("limit", 1..=1000)?.and_then(|n| u32::try_from(n).ok()).unwrap_or(default);
-    Ok((limit, args.int("after", 0..=i64::MAX)?.unwrap_or(0)))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::columns::{id_of, tenant_of, unreadable};
+use super::owned::{DeleteOwned, OwnedTable};
 use super::writer::{Counters, Write};
 use super::{ApiKey, Store, StoreError};
 use crate::model::TenantId;
@@ -87,7 +88,7 @@ impl Store {
 
     /// `true` when the tenant had that key. It is refused from the moment this returns.
     pub async fn key_delete(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
-        let deleted = self.write(Delete { tenant: tenant.clone(), id }).await?;
+        let deleted = self.write(DeleteOwned { table: OwnedTable::ApiKeys, tenant: tenant.clone(), id }).await?;
         if deleted {
             self.inner.keys.forget(id);
         }
@@ -119,23 +120,6 @@ impl Write for Insert {
         .execute(conn)
         .await?;
         Ok(())
-    }
-}
-
-struct Delete {
-    tenant: TenantId,
-    id: Uuid,
-}
-
-impl Write for Delete {
-    type Out = bool;
-    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
-        let done = sqlx::query("DELETE FROM api_keys WHERE id = ?1 AND tenant = ?2")
-            .bind(self.id.to_string())
-            .bind(self.tenant.as_str())
-            .execute(conn)
-            .await?;
-        Ok(done.rows_affected() > 0)
     }
 }
 

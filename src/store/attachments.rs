@@ -5,6 +5,7 @@ use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::columns::{count, count_of, id_of, tenant_of};
+use super::owned::{DeleteOwned, OwnedTable};
 use super::writer::{Counters, Write};
 use super::{Attachment, Store, StoreError};
 use crate::model::TenantId;
@@ -38,7 +39,7 @@ impl Store {
 
     /// `true` when the tenant had that attachment. Its file is the caller's to remove, after this.
     pub async fn attachment_delete(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
-        self.write(Delete { tenant: tenant.clone(), id }).await
+        self.write(DeleteOwned { table: OwnedTable::Attachments, tenant: tenant.clone(), id }).await
     }
 }
 
@@ -63,23 +64,6 @@ impl Write for Insert {
         .execute(conn)
         .await?;
         if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NoSession(new.session)) }
-    }
-}
-
-struct Delete {
-    tenant: TenantId,
-    id: Uuid,
-}
-
-impl Write for Delete {
-    type Out = bool;
-    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
-        let done = sqlx::query("DELETE FROM attachments WHERE id = ?1 AND tenant = ?2")
-            .bind(self.id.to_string())
-            .bind(self.tenant.as_str())
-            .execute(conn)
-            .await?;
-        Ok(done.rows_affected() > 0)
     }
 }
 

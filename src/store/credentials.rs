@@ -5,6 +5,7 @@ use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::columns::{id_of, tenant_of};
+use super::owned::{DeleteOwned, OwnedTable};
 use super::writer::{Counters, Write};
 use super::{Credential, Store, StoreError};
 use crate::model::TenantId;
@@ -34,7 +35,7 @@ impl Store {
 
     /// `true` when the tenant had that credential.
     pub async fn credential_delete(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
-        self.write(Delete { tenant: tenant.clone(), id }).await
+        self.write(DeleteOwned { table: OwnedTable::Credentials, tenant: tenant.clone(), id }).await
     }
 }
 
@@ -57,23 +58,6 @@ impl Write for Insert {
         .execute(conn)
         .await?;
         Ok(())
-    }
-}
-
-struct Delete {
-    tenant: TenantId,
-    id: Uuid,
-}
-
-impl Write for Delete {
-    type Out = bool;
-    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
-        let done = sqlx::query("DELETE FROM credentials WHERE id = ?1 AND tenant = ?2")
-            .bind(self.id.to_string())
-            .bind(self.tenant.as_str())
-            .execute(conn)
-            .await?;
-        Ok(done.rows_affected() > 0)
     }
 }
 

@@ -21,6 +21,7 @@ mod history;
 mod idempotency;
 mod limits;
 mod open;
+mod owned;
 mod queue;
 mod rows;
 mod sessions;

@@ -1,0 +1,42 @@
+//! Rows that one tenant has and removes by id: one statement for every table of that form.
+
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::StoreError;
+use super::writer::{Counters, Write};
+use crate::model::TenantId;
+
+/// Removes a row that belongs to `tenant`; `true` when there was one.
+pub(super) struct DeleteOwned {
+    pub table: OwnedTable,
+    pub tenant: TenantId,
+    pub id: Uuid,
+}
+
+/// Tables with the columns `id` and `tenant`.
+#[derive(Clone, Copy)]
+pub(super) enum OwnedTable {
+    ApiKeys,
+    Attachments,
+    Credentials,
+}
+
+impl OwnedTable {
+    fn delete(self) -> &'static str {
+        match self {
+            Self::ApiKeys => "DELETE FROM api_keys WHERE id = ?1 AND tenant = ?2",
+            Self::Attachments => "DELETE FROM attachments WHERE id = ?1 AND tenant = ?2",
+            Self::Credentials => "DELETE FROM credentials WHERE id = ?1 AND tenant = ?2",
+        }
+    }
+}
+
+impl Write for DeleteOwned {
+    type Out = bool;
+    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
+        let done =
+            sqlx::query(self.table.delete()).bind(self.id.to_string()).bind(self.tenant.as_str()).execute(conn).await?;
+        Ok(done.rows_affected() > 0)
+    }
+}

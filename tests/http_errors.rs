@@ -59,7 +59,7 @@ const AGENTS: [Case; 19] = [
     ("GET /api/agents/%ff", "", 400, "the path of the URL: "),
 ];
 
-const SESSIONS: [Case; 18] = [
+const SESSIONS: [Case; 19] = [
     ("POST /api/sessions", "", 400, "agent is required: the name of a deployed agent"),
     ("POST /api/sessions", r#"{"agent":null}"#, 400, "agent: invalid type: null, expected a string"),
     ("POST /api/sessions", r#"{"agent":"a","permissionMode":"all"}"#, 400, "permissionMode must be one of bypass"),
@@ -73,6 +73,7 @@ const SESSIONS: [Case; 18] = [
     ("POST /api/sessions/not-a-uuid/pause", "", 404, "Session not found"),
     ("POST /api/sessions/not-a-uuid/messages", r#"{"content":"x"}"#, 404, "Session not found"),
     ("GET /api/sessions/not-a-uuid/files/x", "", 404, "Session not found"),
+    ("POST /api/sessions/0e0f6c1e-8a53-4b1c-9a64-3c7b4a3f9b11/messages", "{", 404, "Session not found"),
     (
         "POST /api/sessions/6d0f6c1e-8a53-4b1c-9a64-3c7b4a3f9b11/messages",
         r#"{"content":5}"#,
@@ -134,6 +135,7 @@ async fn check(api: &Api, cases: &[Case], key: bool) {
 #[tokio::test]
 async fn every_failure_has_its_code_and_text() {
     let api = Api::start().await;
+    api.ended_session("6d0f6c1e-8a53-4b1c-9a64-3c7b4a3f9b11".parse().unwrap()).await;
     check(&api, &WITHOUT_KEY, false).await;
     for cases in [&AGENTS[..], &SESSIONS, &KEYS] {
         check(&api, cases, true).await;

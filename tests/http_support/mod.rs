@@ -9,10 +9,10 @@ use ashd::gateway::client::Gateway;
 use ashd::gateway::protocol as gateway;
 use ashd::http::{AppState, router};
 use ashd::kernel::seqpacket;
-use ashd::model::{TenantId, now_ms};
+use ashd::model::{Limits, SessionStatus, TenantId, now_ms};
 use ashd::sandbox::Launcher;
 use ashd::sessions::Sessions;
-use ashd::store::{ApiKey, Store};
+use ashd::store::{ApiKey, Session, Store};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
@@ -70,6 +70,27 @@ impl Api {
         let config = Arc::new(config);
         let sessions = sessions(Arc::clone(&config), store.clone()).await;
         Self { router: router(AppState::new(config, store.clone(), sessions)), store, data }
+    }
+
+    /// A session of the first tenant that has ended.
+    pub async fn ended_session(&self, id: Uuid) -> Session {
+        let session = Session {
+            id,
+            tenant: TenantId::default_tenant(),
+            agent_name: "a".into(),
+            status: SessionStatus::Ended,
+            error: None,
+            model: None,
+            config: None,
+            launch: serde_json::json!({"extraEnv": {"SECRET": "hunter2"}}),
+            limits: Limits::default(),
+            parent: None,
+            stdout_offset: 0,
+            created_at: now_ms(),
+            last_active_at: now_ms(),
+        };
+        self.store.session_insert(&session).await.unwrap();
+        session
     }
 
     /// `head` is `METHOD path`, then one header a line.

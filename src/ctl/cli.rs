@@ -80,6 +80,9 @@ pub enum Command {
     },
     /// Prints the completions of a shell: `ashctl completions bash > /etc/bash_completion.d/ashctl`.
     Completions { shell: clap_complete::Shell },
+    /// Prints ashctl(1), for the package.
+    #[command(hide = true)]
+    Manual,
 }
 
 #[derive(Debug, Subcommand)]

@@ -18,6 +18,7 @@ mod error;
 mod folder;
 mod keys;
 mod limits;
+mod manual;
 mod output;
 pub mod render;
 mod sessions;
@@ -43,6 +44,9 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
     if let Command::Completions { shell } = &cli.command {
         return completions(*shell, &out);
     }
+    if let Command::Manual = &cli.command {
+        return out.raw(manual::page(<Cli as clap::CommandFactory>::command()).as_bytes());
+    }
     let key = cli::find_key(&cli);
     // Whoever has no key may be let in by who he is.
     let local = key.is_none() && cli.url == cli::URL && unix::is_open(unix::SOCKET);
@@ -55,7 +59,7 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Limits { command } => limits::run(&client, &out, command).await,
         Command::Keys { command } => keys::run(&client, &out, command).await,
         // Answered before: they need no daemon.
-        Command::Claude { .. } | Command::Doctor { .. } | Command::Completions { .. } => Ok(()),
+        Command::Claude { .. } | Command::Doctor { .. } | Command::Completions { .. } | Command::Manual => Ok(()),
     }
 }
 

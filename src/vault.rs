@@ -121,6 +121,8 @@ fn bound(tenant: &TenantId, id: Uuid) -> Vec<u8> {
 
 fn read(path: &Path) -> Result<Option<String>, VaultError> {
     match std::fs::read_to_string(path) {
+        // What `SetCredential=` of the unit says where the admin has not made one.
+        Ok(text) if text.trim() == "none" => Ok(None),
         Ok(text) if text.trim().len() < 32 => Err(VaultError::Short(path.to_owned())),
         Ok(text) => Ok(Some(text.trim().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -208,6 +210,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE), "short").unwrap();
         let error = Vault::open(&config(dir.path(), None)).unwrap_err().to_string();
+        assert!(read(&dir.path().join("missing")).unwrap().is_none());
+        std::fs::write(dir.path().join("of-the-unit"), "none").unwrap();
+        assert!(read(&dir.path().join("of-the-unit")).unwrap().is_none());
         assert!(error.contains(FILE) && error.contains("32 characters"), "{error}");
     }
 }

@@ -127,6 +127,9 @@ impl std::fmt::Display for Upstream {
     }
 }
 
+/// What `SetCredential=` of the unit says where there is no key: systemd has no other way to load a file that may be missing.
+const NO_CREDENTIAL: &str = "none";
+
 /// The model key: `$CREDENTIALS_DIRECTORY/anthropic_api_key`, else the variable `ANTHROPIC_API_KEY`, else none.
 ///
 /// # Errors
@@ -135,6 +138,7 @@ pub fn find_key(credentials: Option<&Path>, variable: Option<&str>) -> Result<Op
     if let Some(directory) = credentials {
         let path = directory.join("anthropic_api_key");
         match std::fs::read_to_string(&path) {
+            Ok(text) if text.trim() == NO_CREDENTIAL => {}
             Ok(text) => return Key::parse(&text).map(Some).map_err(|why| format!("{}: {why}", path.display())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(format!("{}: {error}", path.display())),
@@ -223,6 +227,8 @@ mod tests {
         assert_eq!(find(Some("var")), Ok(Some(Key("file".into()))));
         std::fs::write(directory.path().join("anthropic_api_key"), "").unwrap();
         assert!(find(Some("var")).unwrap_err().contains("empty"));
+        std::fs::write(directory.path().join("anthropic_api_key"), "none").unwrap();
+        assert_eq!(find(None), Ok(None), "the unit says that there is none");
     }
 
     #[test]

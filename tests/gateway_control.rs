@@ -231,18 +231,7 @@ async fn a_socket_from_systemd_is_served_and_left_in_place() {
     let path = run.path().join("gateway.sock");
     let listener = ashd::kernel::seqpacket::listen(&path).unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
-    let start = || {
-        // The shell stands for systemd: it puts the socket at 3 and names the process that it becomes.
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&listener);
-        ashd::kernel::inherited::keep_on_exec(std::os::fd::AsFd::as_fd(&listener)).unwrap();
-        let command = format!(
-            "exec 3<&{fd}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=gateway exec {} --upstream offline --user nobody \
-             --client-user nobody --run-dir {}",
-            env!("CARGO_BIN_EXE_ash-gateway"),
-            run.path().display()
-        );
-        Process(Command::new("bash").args(["-c", &command]).spawn().unwrap())
-    };
+    let start = || activated(&listener, run.path());
     let first = start();
     let client = Gateway::connect(run.path()).await.unwrap();
     assert_eq!(client.hello().await.unwrap().pid, first.0.id());
@@ -251,4 +240,65 @@ async fn a_socket_from_systemd_is_served_and_left_in_place() {
     let second = start();
     tokio::time::timeout(Duration::from_secs(5), client.restarted()).await.expect("the restart is noticed");
     assert_eq!(client.hello().await.unwrap().pid, second.0.id(), "it waited in the socket's queue");
+}
+
+/// The shell stands for systemd: it puts the socket at 3 and names the process that it becomes.
+fn activated(listener: &std::os::fd::OwnedFd, run: &Path) -> Process {
+    let fd = std::os::fd::AsRawFd::as_raw_fd(listener);
+    ashd::kernel::inherited::keep_on_exec(std::os::fd::AsFd::as_fd(listener)).unwrap();
+    let command = format!(
+        "exec 3<&{fd}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=gateway exec {} --upstream offline --user nobody \
+         --client-user nobody --run-dir {}",
+        env!("CARGO_BIN_EXE_ash-gateway"),
+        run.display()
+    );
+    Process(Command::new("bash").args(["-c", &command]).spawn().unwrap())
+}
+
+fn signal(pid: u32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+}
+
+/// What `systemctl reload ash-gateway` and an upgrade do.
+#[tokio::test]
+async fn a_reload_replaces_the_gateway_and_no_answer_breaks() {
+    use nix::sys::signal::Signal::{SIGHUP, SIGTERM};
+    let run = run_dir();
+    let path = run.path().join("gateway.sock");
+    let socket = ashd::kernel::seqpacket::listen(&path).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
+    let mut old = activated(&socket, run.path());
+    let client = Gateway::connect(run.path()).await.unwrap();
+    assert_eq!(client.hello().await.unwrap().pid, old.0.id());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let session = Uuid::new_v4();
+    client.register(register(session), listener.try_clone().unwrap().into()).await.unwrap();
+    let open = ask(&listener, "@delay 50ms\n@repeat 30 word").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    signal(old.0.id(), SIGHUP);
+    tokio::time::timeout(Duration::from_secs(10), client.restarted()).await.expect("the client is told");
+    let new = client.hello().await.unwrap().pid;
+    assert_ne!(new, old.0.id());
+    client.register(register(session), listener.try_clone().unwrap().into()).await.unwrap();
+    assert!(whole(ask(&listener, "@text from the new one").await).await.contains("message_stop"));
+    assert!(old.0.try_wait().unwrap().is_none(), "the old one still has an answer to finish");
+    // The unit's stop reaches both: the old one finishes nevertheless.
+    signal(old.0.id(), SIGTERM);
+    let answer = whole(open).await;
+    assert_eq!(answer.matches("word ").count(), 30, "the old one finished its answer");
+    assert!(answer.contains("message_stop") && old.ended(), "and then it left");
+
+    // The new one can be replaced as well.
+    signal(new, SIGHUP);
+    tokio::time::timeout(Duration::from_secs(10), client.restarted()).await.expect("the client is told again");
+    let third = client.hello().await.unwrap().pid;
+    assert_ne!(third, new);
+    signal(third, SIGTERM);
+    let gone = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        // Its parent is gone, so nobody here can wait for it.
+        std::fs::read_to_string(format!("/proc/{third}/stat")).map_or(true, |stat| stat.contains(") Z "))
+    });
+    assert!(gone, "the third one ends when it is told to");
 }

@@ -12,6 +12,7 @@ use ashd::gateway::privileges;
 use ashd::gateway::protocol::{Register, Request, SOCKET};
 use ashd::gateway::registry::{Limits, Registry};
 use ashd::gateway::settings::{self, Upstream};
+use ashd::gateway::successor;
 use ashd::gateway::upstream::Model;
 use ashd::kernel::seqpacket;
 use clap::Parser;
@@ -45,6 +46,9 @@ struct Flags {
     /// Take over from a gateway that serves the same run directory: it finishes its open answers, then exits.
     #[arg(long)]
     take_over: bool,
+    /// The control socket is on standard input: a gateway that is being replaced started this one.
+    #[arg(long, hide = true)]
+    handed_over: bool,
     /// For tests: also serve one session on this TCP address; the address is printed on stdout.
     #[arg(long, hide = true, requires = "token")]
     listen: Option<std::net::SocketAddr>,
@@ -62,7 +66,8 @@ Examples:
   ash-gateway --run-dir /tmp/ash --upstream offline --client-user \"$USER\"
   ANTHROPIC_API_KEY=... ash-gateway --run-dir /run/ashd --user ash-gateway
 
-Signals: SIGTERM and SIGINT finish open answers (10 minutes at most), a second one ends at once.
+Signals: SIGTERM and SIGINT finish open answers (10 minutes at most), a second one ends at once. SIGHUP, under systemd:
+the program is started again, the new one serves, this one finishes its open answers and ends.
 Logs: JSON on stderr; RUST_LOG sets the level. Documentation: docs/gateway.md, docs/offline-model.md.";
 
 fn main() -> anyhow::Result<()> {
@@ -87,7 +92,7 @@ fn main() -> anyhow::Result<()> {
     if key.is_none() && upstream != Upstream::Offline {
         tracing::warn!(%upstream, "no model key: requests go upstream without one");
     }
-    let inherited = inherited()?;
+    let inherited = inherited(&flags)?;
     let old = if inherited.is_some() { None } else { predecessor(&flags)? };
     // Root may write where the gateway's own user may not; and threads must not exist yet when it drops that.
     let socket = |flags: &Flags| ControlSocket::bind(&flags.run_dir).context("control socket");
@@ -103,8 +108,12 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(run(flags, client, bound, model, old))
 }
 
-/// The control socket of `ash-gateway.socket`, when systemd started this process.
-fn inherited() -> anyhow::Result<Option<ControlSocket>> {
+/// The control socket of `ash-gateway.socket`, from systemd or from the gateway that this one replaces.
+fn inherited(flags: &Flags) -> anyhow::Result<Option<ControlSocket>> {
+    if flags.handed_over {
+        let fd = successor::handed_over().context("the socket on standard input")?;
+        return ControlSocket::inherited(fd).map(Some).context("the socket on standard input");
+    }
     let Some(given) = ashd::systemd::listen_fds().into_iter().find(|given| given.name == "gateway") else {
         return Ok(None);
     };
@@ -137,6 +146,8 @@ async fn run(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let lasting = socket.lasting().context("control socket")?;
     let registry = Registry::new(model, Limits::default());
     let stop = CancellationToken::new();
     if let (Some(address), Some(token)) = (flags.listen, flags.token) {
@@ -154,6 +165,10 @@ async fn run(
         seqpacket::send(old.as_fd(), &shutdown, &[]).context("the old gateway cannot be told to end")?;
         tracing::info!("took over from the gateway that was here");
     }
+    if flags.handed_over {
+        successor::ready().context("the gateway that this one replaces did not wait")?;
+    }
+    // For a successor it is a repetition: systemd hears it when this is the main process.
     ashd::systemd::ready(&format!("upstream {}", registry.model));
     let mut signalled = async || {
         tokio::select! {
@@ -161,19 +176,44 @@ async fn run(
             _ = interrupt.recv() => {}
         }
     };
-    tokio::select! {
-        () = signalled() => {}
-        () = stop.cancelled() => {}
+    let successor = loop {
+        tokio::select! {
+            () = signalled() => break None,
+            () = stop.cancelled() => break None,
+            _ = hangup.recv() => match replace(lasting.as_ref()).await {
+                Ok(new) => break Some(new),
+                Err(why) => tracing::error!(%why, "not replaced; this gateway serves on"),
+            }
+        }
+    };
+    if successor.is_none() {
+        ashd::systemd::stopping();
     }
-    ashd::systemd::stopping();
     stop.cancel();
     control.await?.context("control socket")?;
     registry.drain();
     tracing::info!(open = registry.tasks.len(), "finishing open answers");
+    // The first signal to one that was replaced is the unit's stop, which finishes open answers as well.
+    let cut = async {
+        if successor.is_some() {
+            signalled().await;
+        }
+        signalled().await;
+    };
     tokio::select! {
         () = registry.tasks.wait() => {}
         () = tokio::time::sleep(GRACE) => tracing::warn!(open = registry.tasks.len(), "answers cut off after 10 minutes"),
-        () = signalled() => tracing::warn!(open = registry.tasks.len(), "answers cut off by a second signal"),
+        () = cut => tracing::warn!(open = registry.tasks.len(), "answers cut off by another signal"),
     }
     Ok(())
+}
+
+/// Starts the program again and gives the control socket to it.
+async fn replace(lasting: Option<&OwnedFd>) -> anyhow::Result<tokio::process::Child> {
+    let control = lasting.context("its socket is its own; start the new one with --take-over instead")?.try_clone()?;
+    let new = successor::start(control).await?;
+    let pid = new.id().context("the new gateway ended as soon as it was ready")?;
+    tracing::info!(pid, "replaced by a new gateway");
+    ashd::systemd::main_pid(pid);
+    Ok(new)
 }

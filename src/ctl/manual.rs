@@ -34,7 +34,7 @@ pub fn page(mut root: Command) -> String {
     line(&mut out, &format!(".SH NAME\n{} \\- {}", escape(&name), escape(about.trim_end_matches('.'))));
     line(&mut out, &format!(".SH SYNOPSIS\n.B {}\n[options] command [arguments]", escape(&name)));
     line(&mut out, ".SH DESCRIPTION");
-    paragraphs(&mut out, &format!("{about}."));
+    sentence(&mut out, &about);
     line(&mut out, ".SH OPTIONS\nThey may stand before and after a command.");
     root.get_arguments().filter(|arg| !arg.is_hide_set()).for_each(|arg| argument(&mut out, arg));
     line(&mut out, ".SH COMMANDS");
@@ -56,14 +56,14 @@ fn commands(out: &mut String, command: &Command, above: &str) {
     let shown = |arg: &&Arg| !arg.is_hide_set() && !arg.is_global_set() && arg.get_id() != "help";
     if command.has_subcommands() {
         line(out, &format!(".SS {}", escape(&name)));
-        paragraphs(out, &about);
+        sentence(out, &about);
         let below = command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help");
         below.for_each(|below| commands(out, below, &format!("{name} ")));
         return;
     }
     let words: Vec<String> = command.get_arguments().filter(shown).map(usage).collect();
     line(out, &format!(".SS \"{} {}\"", escape(&name), escape(&words.join(" ")).replace('"', "\\(dq")));
-    paragraphs(out, &about);
+    sentence(out, &about);
     command.get_arguments().filter(shown).filter(|arg| arg.get_help().is_some()).for_each(|arg| argument(out, arg));
     if let Some(after) = command.get_after_long_help().or(command.get_after_help()) {
         verbatim(out, &after.to_string());
@@ -99,6 +99,7 @@ fn argument(out: &mut String, arg: &Arg) {
     let head = format!("{} {value}", names.join(", "));
     line(out, &format!(".TP\n.B {}", escape(head.trim()).replace('"', "\\(dq")));
     let mut text = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
+    end_sentence(&mut text);
     let choices: Vec<String> = arg.get_possible_values().iter().map(|choice| choice.get_name().to_owned()).collect();
     if !choices.is_empty() && arg.get_action().takes_values() {
         write!(text, " One of: {}.", choices.join(", ")).expect("a String takes all that is written");
@@ -111,6 +112,19 @@ fn argument(out: &mut String, arg: &Arg) {
         write!(text, " Variable: {name}.").expect("a String takes all that is written");
     }
     paragraphs(out, text.trim());
+}
+
+/// clap takes the last full stop off, for the lists of `--help`.
+fn end_sentence(text: &mut String) {
+    if !text.is_empty() && !text.ends_with(['.', ':', '!', '?']) {
+        text.push('.');
+    }
+}
+
+fn sentence(out: &mut String, text: &str) {
+    let mut text = text.to_owned();
+    end_sentence(&mut text);
+    paragraphs(out, &text);
 }
 
 fn paragraphs(out: &mut String, text: &str) {

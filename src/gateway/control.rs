@@ -69,6 +69,14 @@ impl ControlSocket {
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         Ok(Self { fd, made: None })
     }
+
+    /// A descriptor of the socket for a successor, where the socket outlives this process.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn lasting(&self) -> io::Result<Option<OwnedFd>> {
+        self.made.is_none().then(|| self.fd.try_clone()).transpose()
+    }
 }
 
 impl Drop for ControlSocket {

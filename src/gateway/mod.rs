@@ -13,7 +13,7 @@
 //! * [`control`] answers ashd; [`registry`] holds what it registered; [`serve`] accepts and speaks HTTP to sandboxes.
 //! * [`admit`] (pure) decides what a sandbox may ask; [`forward`] (pure) rewrites the headers; [`upstream`] sends;
 //!   [`relay`] passes the answer on and [`meter`] (pure) counts its tokens.
-//! * [`settings`] and [`privileges`]: how the process starts.
+//! * [`settings`] and [`privileges`]: how the process starts; [`successor`]: how it is replaced in place.
 
 pub mod admit;
 pub mod answer;
@@ -29,4 +29,5 @@ pub mod registry;
 pub mod relay;
 pub mod serve;
 pub mod settings;
+pub mod successor;
 pub mod upstream;

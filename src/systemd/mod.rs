@@ -22,6 +22,11 @@ pub fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
+/// `MAINPID=`: another process of the unit is its main one from now on.
+pub fn main_pid(pid: u32) {
+    tell(&[NotifyState::MainPid(pid)]);
+}
+
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }

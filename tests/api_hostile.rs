@@ -153,12 +153,14 @@ async fn shapes_that_cost_nothing_do_not_stop_the_files_api() {
         assert_eq!(answer.status, 413, "{path}: {:.200}", answer.text);
     }
     assert_eq!(api.get(&format!("{files}/{}", "d/".repeat(600))).await.status, 400);
-    // More of them than there are places: each breaks off, and the last one is served like the first.
+    // More of them than there are places: the last one is served like the first. What comes before the hole in its
+    // directory, which nobody decides, makes it a 413 or an archive that breaks off.
     for _ in 0..10 {
         let answer = api.open("GET", &format!("/api/sessions/{id}/workspace"), None).await;
-        assert_eq!(answer.status().as_u16(), 200);
+        let status = answer.status().as_u16();
+        assert!(status == 200 || status == 413, "{status}");
         let whole = http_body_util::BodyExt::collect(answer.into_body()).await;
-        assert!(whole.is_err(), "an archive of 10 TiB must break off, not look whole");
+        assert!(status == 413 || whole.is_err(), "an archive of 10 TiB must break off, not look whole");
     }
     assert!(daemon.logs().contains("holes included"));
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());

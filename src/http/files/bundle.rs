@@ -15,9 +15,10 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use futures_util::{StreamExt, stream};
 use rustix::fs::{AtFlags, Dir, FileType, Stat};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::beneath;
@@ -29,24 +30,41 @@ const STALL: Duration = Duration::from_secs(60);
 /// for hours; past the bound the archive breaks off, which the journal explains.
 const MAX_TOTAL: u64 = 64 << 30;
 
-type Chunk = Result<Bytes, io::Error>;
-
 /// The archive of everything below `root`, as a body. The permit is given back when it is done.
-pub fn stream(root: File, permit: OwnedSemaphorePermit) -> Body {
-    let (sender, chunks) = mpsc::channel::<Chunk>(4);
+///
+/// # Errors
+/// What stopped it before its first chunk, so that it can still be answered by a code. Later the transfer breaks off: an
+/// archive that ends early must not look like a whole one.
+pub async fn stream(root: File, permit: OwnedSemaphorePermit) -> io::Result<Body> {
+    let (sender, mut chunks) = mpsc::channel::<Bytes>(4);
+    let (done, result) = oneshot::channel();
     let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        let out = Chunks { sender: sender.clone(), runtime, buffer: Vec::with_capacity(CHUNK) };
-        if let Err(cause) = pack(&root, out) {
-            if cause.kind() != io::ErrorKind::BrokenPipe {
-                tracing::warn!(error = %cause, "a workspace could not be archived to its end");
-            }
-            // An archive that ends early must not look like a whole one: the transfer is broken off.
-            let _ = sender.try_send(Err(cause));
+        let packed = pack(&root, Chunks { sender, runtime, buffer: Vec::with_capacity(CHUNK) });
+        if let Err(cause) = &packed
+            && cause.kind() != io::ErrorKind::BrokenPipe
+        {
+            tracing::warn!(error = %cause, "a workspace could not be archived to its end");
         }
+        // Nobody listens when the client is gone.
+        let _ = done.send(packed);
     });
-    Body::from_stream(ReceiverStream::new(chunks))
+    let end = async {
+        let result = result.await.unwrap_or_else(|_| Err(io::Error::other("the archiving thread died")));
+        // A pending body lets hyper send what it holds; an error makes it close at once.
+        tokio::task::yield_now().await;
+        result.err().map(Err)
+    };
+    let Some(first) = chunks.recv().await else {
+        // Even an empty archive has bytes, so this one failed.
+        return Err(match end.await {
+            Some(Err(cause)) => cause,
+            _ => io::Error::other("an archive of no bytes"),
+        });
+    };
+    let chunks = stream::iter([first]).chain(ReceiverStream::new(chunks)).map(Ok);
+    Ok(Body::from_stream(chunks.chain(stream::once(end).filter_map(std::future::ready))))
 }
 
 /// Writes the tar.gz of everything below `root`.
@@ -107,7 +125,7 @@ fn header(stat: &Stat) -> tar::Header {
 }
 
 struct Chunks {
-    sender: mpsc::Sender<Chunk>,
+    sender: mpsc::Sender<Bytes>,
     runtime: Handle,
     buffer: Vec<u8>,
 }
@@ -118,7 +136,7 @@ impl Chunks {
             return Ok(());
         }
         let chunk = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK)));
-        let sent = self.runtime.block_on(tokio::time::timeout(STALL, self.sender.send(Ok(chunk))));
+        let sent = self.runtime.block_on(tokio::time::timeout(STALL, self.sender.send(chunk)));
         match sent {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the client is gone")),
@@ -201,16 +219,39 @@ pub mod tests {
         std::fs::write(temp.path().join("noise"), &noise).unwrap();
         let limit = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
         let permit = limit.clone().try_acquire_owned().unwrap();
-        let body = stream(beneath::root(temp.path()).unwrap(), permit);
+        let body = stream(beneath::root(temp.path()).unwrap(), permit).await.unwrap();
         let archive = axum::body::to_bytes(body, usize::MAX).await.unwrap();
         let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&archive[..]));
         let mut got = Vec::new();
         tar.entries().unwrap().next().unwrap().unwrap().read_to_end(&mut got).unwrap();
         assert!(got == noise);
         let permit = limit.clone().acquire_owned().await.unwrap();
-        drop(stream(beneath::root(temp.path()).unwrap(), permit));
+        drop(stream(beneath::root(temp.path()).unwrap(), permit).await);
         // Comes back only when the thread has ended.
         let free = tokio::time::timeout(Duration::from_secs(10), limit.acquire()).await;
         assert!(free.is_ok());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_cannot_be_archived_is_said_or_breaks_off() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::create_dir(temp.path().join("dir")).unwrap();
+        let hole = File::create(temp.path().join("dir/hole")).unwrap();
+        hole.set_len(MAX_TOTAL + 1).unwrap();
+        let limit = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+        let begin = || async {
+            let permit = limit.clone().acquire_owned().await.unwrap();
+            stream(beneath::root(temp.path()).unwrap(), permit).await
+        };
+        let cause = begin().await.unwrap_err();
+        assert_eq!(cause.kind(), io::ErrorKind::FileTooLarge, "{cause}");
+        // The same after more than the channel holds, to a client that reads late.
+        let mut noise = vec![0u8; 3 << 20];
+        getrandom::fill(&mut noise).unwrap();
+        std::fs::write(temp.path().join("noise"), &noise).unwrap();
+        let body = begin().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let cause = axum::body::to_bytes(body, usize::MAX).await.unwrap_err();
+        assert!(format!("{cause:?}").contains("FileTooLarge"), "{cause:?}");
     }
 }

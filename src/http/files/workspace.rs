@@ -1,5 +1,6 @@
 //! `GET` and `POST .../workspace`: all files at once.
 
+use std::io;
 use std::sync::Arc;
 
 use axum::Json;
@@ -45,6 +46,7 @@ pub struct MessageBody {
     responses(
         (status = 200, description = "tar.gz", body = Vec<u8>, content_type = "application/gzip"),
         (status = 404, description = "Session not found", body = ErrorBody),
+        (status = 413, description = "Its files have more than 64 GiB, holes included", body = ErrorBody),
         (status = 503, description = "Too many downloads at once; see Retry-After", body = ErrorBody),
     )
 )]
@@ -63,7 +65,11 @@ pub async fn download(
         (header::CONTENT_DISPOSITION, HeaderValue::try_from(name).expect("an id is ASCII")),
         (HeaderName::from_static("x-ash-source"), HeaderValue::from_static(source)),
     ];
-    Ok((headers, bundle::stream(root, permit)).into_response())
+    let archive = bundle::stream(root, permit).await.map_err(|cause| match cause.kind() {
+        io::ErrorKind::FileTooLarge => ApiError::too_large(format!("the workspace cannot be archived: {cause}")),
+        _ => ApiError::disk("the workspace could not be archived", &cause),
+    })?;
+    Ok((headers, archive).into_response())
 }
 
 /// Unpack a tar.gz into a workspace

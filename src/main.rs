@@ -55,9 +55,9 @@ Configuration, later wins: defaults, /etc/ashd/ashd.toml, /etc/ashd/ashd.toml.d/
   ASH_PORT ASH_HOST ASH_API_KEY ASH_DATA_DIR ASH_RUN_DIR ASH_MAX_SANDBOXES ASH_IDLE_TIMEOUT_MS ASH_CLAUDE_BIN
   ASH_CREDENTIAL_KEY ASH_MAX_ATTACHMENT_SIZE ASH_UPSTREAM (offline, or a URL)
   ANTHROPIC_API_KEY ANTHROPIC_BASE_URL ANTHROPIC_CUSTOM_HEADERS (for the gateway alone)
-ASH_LOG sets the log's level: error warn info debug trace, or module=level.
+ASH_LOG (log.level) sets the log's level: error warn info debug trace, or module=level.
 
-Signals: SIGTERM and SIGINT end ashd within a second; sandboxes go on.
+Signals: SIGTERM and SIGINT end ashd within a second; sandboxes go on. SIGHUP reads the configuration again.
 Exit status: 0 ended as asked, 1 an error, which is on stderr, 2 wrong usage.";
 
 fn main() -> ExitCode {

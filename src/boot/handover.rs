@@ -7,27 +7,31 @@ use serde::{Deserialize, Serialize};
 
 use super::BootError;
 use super::listeners::Listeners;
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::kernel::{inherited, seqpacket};
 
 #[derive(Serialize, Deserialize)]
 struct Letter {
     config: Config,
+    /// For a reload.
+    source: Source,
     sockets: Vec<RawFd>,
     port_file: Option<RawFd>,
 }
 
 pub(super) struct Handed {
     pub config: Config,
+    pub source: Source,
     pub listeners: Listeners,
 }
 
 /// The file for the next stage's stdin. The descriptors in it pass through the exec from here on.
-pub(super) fn write(config: &Config, listeners: &Listeners) -> Result<OwnedFd, BootError> {
+pub(super) fn write(config: &Config, source: Source, listeners: &Listeners) -> Result<OwnedFd, BootError> {
     let keep = |fd: &OwnedFd| inherited::keep_on_exec(fd.as_fd()).map(|()| fd.as_raw_fd());
     let failed = || BootError::io("handing over to the unprivileged stage");
     let letter = Letter {
         config: config.clone(),
+        source: source.without_model_key(),
         sockets: listeners.sockets.iter().map(keep).collect::<Result<_, _>>().map_err(failed())?,
         port_file: listeners.port_file.as_ref().map(keep).transpose().map_err(failed())?,
     };
@@ -43,5 +47,5 @@ pub(super) fn take() -> Result<Handed, BootError> {
     let letter: Letter = serde_json::from_slice(&text).map_err(|why| failed()(why.into()))?;
     let sockets = letter.sockets.into_iter().map(inherited::claim).collect::<Result<_, _>>().map_err(failed())?;
     let port_file = letter.port_file.map(inherited::claim).transpose().map_err(failed())?;
-    Ok(Handed { config: letter.config, listeners: Listeners { sockets, port_file } })
+    Ok(Handed { config: letter.config, source: letter.source, listeners: Listeners { sockets, port_file } })
 }

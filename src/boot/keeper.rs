@@ -38,7 +38,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// What the program failed with, or why it cannot be kept.
 pub fn keep(file: &Path, command: &[std::ffi::OsString]) -> Result<(), String> {
     let [program, arguments @ ..] = command else { return Err("keep: no program is named".to_owned()) };
-    crate::observe::logging::start("ash-keeper")?;
+    crate::observe::logging::start("ash-keeper", None)?;
     nix::sys::prctl::set_name(c"ash-keeper").map_err(|errno| format!("keep: {errno}"))?;
     nix::unistd::setsid().map_err(|errno| format!("keep: no session of its own: {errno}"))?;
     let _lock = hold(file).map_err(|why| format!("keep: {}: {why}", file.display()))?;

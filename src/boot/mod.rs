@@ -7,6 +7,7 @@
 //!   directories, API sockets (bound, not listening)      store, first API key
 //!   ash-launcher, ash-gateway: found or started          launcher, gateway: connected
 //!   privileges dropped, own image executed again ----->  sessions, router, listen, READY
+//!                                                        SIGHUP: read the configuration again
 //!                                                        SIGTERM: stop listening, leave sandboxes running
 //! ```
 //!
@@ -25,6 +26,7 @@ pub mod keeper;
 mod listeners;
 mod privileged;
 mod privileges;
+mod reload;
 mod run;
 mod stop;
 mod users;
@@ -34,7 +36,7 @@ use std::path::Path;
 pub use error::BootError;
 pub use stop::stop;
 
-use crate::config::Config;
+use crate::config::Source;
 use crate::observe::logging;
 
 /// `ashd serve`: serves until SIGTERM or SIGINT.
@@ -42,10 +44,11 @@ use crate::observe::logging;
 /// # Errors
 /// Whatever keeps the daemon from serving, with the way out.
 pub fn serve(file: Option<&Path>) -> Result<(), BootError> {
-    let config = Config::load(file)?;
-    logging::start("ashd").map_err(BootError::Refused)?;
+    let source = Source::here(file)?;
+    let config = source.read()?;
+    logging::start("ashd", config.log.level.as_deref()).map_err(BootError::Refused)?;
     if nix::unistd::geteuid().is_root() {
-        return privileged::start(config).map(|never| match never {});
+        return privileged::start(config, source).map(|never| match never {});
     }
     for socket in [companions::launcher_socket(&config.run_dir), companions::gateway_socket(&config.run_dir)] {
         if !socket.exists() {
@@ -57,7 +60,7 @@ pub fn serve(file: Option<&Path>) -> Result<(), BootError> {
         }
     }
     let listeners = listeners::for_unprivileged(&config)?;
-    run::run(config, listeners)
+    run::run(config, source, listeners)
 }
 
 /// The stage without privileges of a daemon that was started as root.
@@ -65,7 +68,7 @@ pub fn serve(file: Option<&Path>) -> Result<(), BootError> {
 /// # Errors
 /// As [`serve`]; also when it was not started by that stage.
 pub fn serve_handed_over() -> Result<(), BootError> {
-    logging::start("ashd").map_err(BootError::Refused)?;
     let handed = handover::take()?;
-    run::run(handed.config, handed.listeners)
+    logging::start("ashd", handed.config.log.level.as_deref()).map_err(BootError::Refused)?;
+    run::run(handed.config, handed.source, handed.listeners)
 }

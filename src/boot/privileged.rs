@@ -8,10 +8,10 @@ use std::path::Path;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{BootError, companions, directories, handover, listeners, privileges, users};
-use crate::config::Config;
+use crate::config::{Config, Source};
 
 /// Returns only when something fails.
-pub(super) fn start(config: Config) -> Result<Infallible, BootError> {
+pub(super) fn start(config: Config, source: Source) -> Result<Infallible, BootError> {
     let accounts = users::find(&config.launcher, &config.gateway.user)?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     directories::prepare(&config.data_dir, &config.run_dir, &accounts.ashd)?;
@@ -19,7 +19,7 @@ pub(super) fn start(config: Config) -> Result<Infallible, BootError> {
     let _lock = lock(&config.run_dir)?;
     let listeners = listeners::for_root(&config, &accounts.ashd)?;
     companions::ensure(&config, &accounts)?;
-    let letter = handover::write(&config, &listeners)?;
+    let letter = handover::write(&config, source, &listeners)?;
     drop(config);
     tracing::debug!(user = accounts.ashd.name, "privileges are dropped");
     privileges::become_and_execute(&accounts.ashd, letter, super::keeper::UNPRIVILEGED)

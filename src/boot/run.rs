@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::listeners::{Listeners, Listening};
-use super::{BootError, first_key};
-use crate::config::Config;
+use super::{BootError, first_key, reload};
+use crate::config::{Config, Live, Source};
 use crate::gateway::client::{Gateway, GatewayError};
 use crate::http::{AppState, LocalPeer, router};
 use crate::sandbox::{Launcher, LauncherError};
@@ -29,7 +29,7 @@ const COMPANIONS: Duration = Duration::from_secs(10);
 /// How often `systemctl status` gets a new line.
 const STATUS: Duration = Duration::from_secs(5);
 
-pub(super) fn run(config: Config, listeners: Listeners) -> Result<(), BootError> {
+pub(super) fn run(config: Config, source: Source, listeners: Listeners) -> Result<(), BootError> {
     // The name in `ps`; by descriptor the kernel would call it by a number.
     nix::sys::prctl::set_name(c"ashd").map_err(BootError::errno("process name"))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
@@ -44,13 +44,13 @@ pub(super) fn run(config: Config, listeners: Listeners) -> Result<(), BootError>
         .enable_all()
         .build()
         .map_err(BootError::io("threads"))?;
-    let result = runtime.block_on(serve(Arc::new(config), listeners));
+    let result = runtime.block_on(serve(Arc::new(config), source, listeners));
     // Sandboxes, their files and the database are consistent at any moment; nothing has to be waited for.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: Arc<Config>, listeners: Listeners) -> Result<(), BootError> {
+async fn serve(config: Arc<Config>, source: Source, listeners: Listeners) -> Result<(), BootError> {
     let start = Instant::now();
     let mut signals = Signals::new().map_err(BootError::io("signals"))?;
     let store = Store::open(&config.data_dir).await?;
@@ -59,17 +59,18 @@ async fn serve(config: Arc<Config>, listeners: Listeners) -> Result<(), BootErro
     }
     let launcher = connect_launcher(&config).await?;
     let gateway = connect_gateway(&config).await?;
-    let sessions = Sessions::start(Arc::clone(&config), store.clone(), launcher, gateway)
+    let live = Live::from(Arc::clone(&config));
+    let sessions = Sessions::start(live.clone(), store.clone(), launcher, gateway)
         .await
         .map_err(|why| BootError::Refused(format!("sessions: {why}")))?;
-    let app = router(AppState::new(Arc::clone(&config), store.clone(), sessions.clone()));
+    let app = router(AppState::new(live.clone(), store.clone(), sessions.clone()));
 
     let stop = CancellationToken::new();
     let mut servers = JoinSet::new();
     for listener in listeners.listen().map_err(BootError::io("listening"))? {
         servers.spawn(answer(listener, app.clone(), stop.clone()));
     }
-    systemd::ready(&status(&sessions));
+    systemd::ready(&sessions.status_line());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), after_ms = start.elapsed().as_millis(), "serving");
 
     let tick = systemd::watchdog_interval().unwrap_or(STATUS).min(STATUS);
@@ -81,7 +82,11 @@ async fn serve(config: Arc<Config>, listeners: Listeners) -> Result<(), BootErro
                     tracing::info!(signal = name, "stopping; sandboxes go on");
                     break;
                 }
-                Wish::Reload => tracing::warn!("SIGHUP: the configuration is read at the start; restart ashd to change it"),
+                Wish::Reload => {
+                    systemd::reloading();
+                    reload::reload(&source, &live, &sessions).await;
+                    systemd::ready(&sessions.status_line());
+                }
                 Wish::Reap => reap(),
             },
             _ = ticks.tick() => {
@@ -90,7 +95,7 @@ async fn serve(config: Arc<Config>, listeners: Listeners) -> Result<(), BootErro
                     Ok(_) => systemd::alive(),
                     Err(error) => tracing::error!(%error, "the database does not answer"),
                 }
-                systemd::status(&status(&sessions));
+                systemd::status(&sessions.status_line());
             }
         }
     }
@@ -121,18 +126,6 @@ async fn answer(listener: Listening, app: Router, stop: CancellationToken) {
     if let Err(error) = result {
         tracing::error!(%error, "a listener ended");
     }
-}
-
-fn status(sessions: &Sessions) -> String {
-    let pool = sessions.pool_stats();
-    format!(
-        "{} sessions active; sandboxes: {} running, {} waiting, {} warm, of {}",
-        sessions.active(),
-        pool.running,
-        pool.waiting,
-        pool.warm,
-        pool.max_capacity
-    )
 }
 
 async fn connect_launcher(config: &Config) -> Result<Launcher, BootError> {

@@ -122,6 +122,7 @@ const CORES: &str = "thousandths of a core as a whole number (1000 is one core)"
 const FLOOR: &str = "a list of layers, such as [\"all\", \"-landlock\"]: user_namespace mount_namespace pid_namespace \
     ipc_namespace uts_namespace cgroup_namespace network_namespace landlock seccomp capabilities no_new_privs \
     memory_limit cpu_limit pids_limit";
+const LEVEL: &str = "a level (error warn info debug trace) or module=level, comma-separated";
 const WEIGHT: &str = "a whole number from 1 to 10000 (100 is the usual weight)";
 
 macro_rules! limits {
@@ -174,7 +175,7 @@ fn ceiling(draft: &mut Draft) -> &mut Limits {
 static LIMITS: [Key; 8] = limits!("limits", session_limits);
 static CEILING: [Key; 8] = limits!("launcher.ceiling", ceiling);
 
-static OTHERS: [Key; 33] = [
+static OTHERS: &[Key] = &[
     key("data_dir", Some("ASH_DATA_DIR"), PATH, |d, g| {
         d.config.data_dir = g.path()?;
         Some(())
@@ -318,6 +319,12 @@ static OTHERS: [Key; 33] = [
     key("launcher.cgroup", None, "a name of A-Z a-z 0-9 _ -", |d, g| {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
         d.config.launcher.cgroup = g.text().filter(|name| !name.is_empty() && name.chars().all(allowed))?;
+        Some(())
+    }),
+    key("log.level", Some("ASH_LOG"), LEVEL, |d, g| {
+        let level = g.text().filter(|level| !level.trim().is_empty())?;
+        tracing_subscriber::EnvFilter::try_new(&level).ok()?;
+        d.config.log.level = Some(level);
         Some(())
     }),
     key("gateway.base_url", Some("ANTHROPIC_BASE_URL"), "a URL like \"https://api.anthropic.com\"", |d, g| {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{self, Draft, Given};
+use super::reload::Source;
 use super::{Config, Upstream, check};
 
 /// Read when no other file is named. It need not exist.
@@ -41,25 +42,25 @@ impl Config {
     /// All that is wrong at once: each with file, line and key (or the variable), what was expected, and the nearest
     /// valid name of an unknown key.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigErrors> {
-        let (file, required) = path.map_or((PathBuf::from(DEFAULT_FILE), false), |path| (path.to_owned(), true));
-        let layers = read(&file, required).map_err(|line| ConfigErrors(vec![line]))?;
-        let mut wrong = Vec::new();
-        let mut environment = BTreeMap::new();
-        for name in keys::all().filter_map(|key| key.env) {
-            match std::env::var(name) {
-                Ok(value) => drop(environment.insert(name.to_owned(), value)),
-                Err(std::env::VarError::NotPresent) => {}
-                Err(std::env::VarError::NotUnicode(_)) => wrong.push(format!("variable {name}: not UTF-8")),
-            }
-        }
-        if !wrong.is_empty() {
-            return Err(ConfigErrors(wrong));
-        }
-        merge(&layers, &environment)
+        Source::here(path)?.read()
     }
 }
 
-fn read(file: &Path, required: bool) -> Result<Vec<Layer>, String> {
+/// The variables of this process that [`keys`] knows.
+pub(super) fn environment() -> Result<BTreeMap<String, String>, ConfigErrors> {
+    let mut wrong = Vec::new();
+    let mut environment = BTreeMap::new();
+    for name in keys::all().filter_map(|key| key.env) {
+        match std::env::var(name) {
+            Ok(value) => drop(environment.insert(name.to_owned(), value)),
+            Err(std::env::VarError::NotPresent) => {}
+            Err(std::env::VarError::NotUnicode(_)) => wrong.push(format!("variable {name}: not UTF-8")),
+        }
+    }
+    if wrong.is_empty() { Ok(environment) } else { Err(ConfigErrors(wrong)) }
+}
+
+pub(super) fn read(file: &Path, required: bool) -> Result<Vec<Layer>, String> {
     let mut files = Vec::new();
     let there = file.try_exists().map_err(|error| format!("{}: {error}", file.display()))?;
     if there || required {

@@ -6,11 +6,13 @@
 //!
 //! `keys` is the one table of everything that can be set: its name in the file, its variable, what it expects. `load` applies
 //! it (a pure merge over texts, and a thin shell that reads the files); `units` reads `"2GiB"` and `"30m"`; `check` refuses
-//! what cannot work together. An error names file, line and key, and all errors are told at once.
+//! what cannot work together; `reload` says what a running ashd takes over. An error names file, line and key, and all
+//! errors are told at once.
 
 mod check;
 mod keys;
 mod load;
+mod reload;
 mod units;
 
 #[cfg(test)]
@@ -25,6 +27,7 @@ use crate::model::{Layer, Limits};
 
 pub use keys::reference;
 pub use load::{ConfigErrors, DEFAULT_FILE};
+pub use reload::{Live, Reload, Source, compare};
 
 /// The Claude Code version this ashd was measured with.
 pub const CLAUDE_VERSION: &str = "2.1.330";
@@ -49,6 +52,13 @@ pub struct Config {
     pub attachments: AttachmentsConfig,
     pub gateway: GatewayConfig,
     pub launcher: LauncherConfig,
+    pub log: LogConfig,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LogConfig {
+    /// `ASH_LOG`: a level, or `module=level`, comma-separated; default `info`.
+    pub level: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -116,6 +126,7 @@ pub struct PauseConfig {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SessionsConfig {
     /// Milliseconds that the files of an ended session are kept, default 7 days.
+    #[serde(rename = "keep_ended")]
     pub keep_ended_ms: u64,
 }
 
@@ -216,6 +227,7 @@ impl Default for Config {
                 custom_headers: Vec::new(),
                 user: "ash-gateway".to_owned(),
             },
+            log: LogConfig::default(),
             launcher: LauncherConfig {
                 user: "ashd".to_owned(),
                 // systemd documents 1879048192 to 2147483647 as unused by anybody (docs/UIDS-GIDS.md).

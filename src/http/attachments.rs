@@ -129,7 +129,7 @@ pub async fn create(
     let content = content.ok_or_else(|| ApiError::bad_request("content is required: the file in base64"))?;
     let bytes =
         STANDARD.decode(content).map_err(|why| ApiError::bad_request(format!("content must be base64: {why}")))?;
-    let limit = state.config.attachments.max_bytes;
+    let limit = state.config.now().attachments.max_bytes;
     if bytes.len() as u64 > limit {
         return Err(ApiError::too_large(format!(
             "content has {} bytes; the limit is {limit} (ASH_MAX_ATTACHMENT_SIZE)",

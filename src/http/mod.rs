@@ -48,14 +48,14 @@ pub use auth::{Authenticator, Caller};
 pub use error::{ApiError, ErrorBody};
 pub use local::LocalPeer;
 
-use crate::config::Config;
+use crate::config::Live;
 use crate::sessions::Sessions;
 use crate::store::Store;
 
 /// What the handlers share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct AppState {
-    pub config: Arc<Config>,
+    pub config: Live,
     pub store: Store,
     pub sessions: Sessions,
     pub started: Instant,
@@ -72,8 +72,9 @@ pub struct AppState {
 const MAX_BUNDLES: usize = 8;
 
 impl AppState {
-    pub fn new(config: Arc<Config>, store: Store, sessions: Sessions) -> Self {
-        let auth = Authenticator::new(&config.auth, store.clone());
+    pub fn new(config: impl Into<Live>, store: Store, sessions: Sessions) -> Self {
+        let config = config.into();
+        let auth = Authenticator::new(&config.now().auth, store.clone());
         Self {
             config,
             store,
@@ -99,7 +100,7 @@ pub fn router(state: AppState) -> Router {
     let (router, api) = documented(&state).split_for_parts();
     let mut router = router.with_state(state.clone()).merge(openapi::pages(openapi::finish(api)));
     router = router.fallback(error::no_route).method_not_allowed_fallback(error::wrong_method);
-    if let Some(cors) = cors(&state.config.server.cors_origins) {
+    if let Some(cors) = cors(&state.config.now().server.cors_origins) {
         router = router.layer(cors);
     }
     router.layer(CatchPanicLayer::custom(error::panicked))

@@ -6,30 +6,32 @@
 //! | a terminal | to it, as text |
 //! | anything else | to it, one JSON object a line |
 //!
-//! `ASH_LOG` sets the level. Types that hold secrets print nothing of them in their `Debug`.
+//! `ASH_LOG` or `[log] level` sets the level, and a reload changes it. Types that hold secrets print nothing of them in
+//! their `Debug`.
 
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry};
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 /// The variable that sets the level.
 pub const VARIABLE: &str = "ASH_LOG";
 const DEFAULT: &str = "info,sqlx=warn,hyper=warn";
 
-/// Starts logging; panics are logged from then on too.
+/// Changes the filter of the running log.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Starts logging; panics are logged from then on too. `level` is that of the configuration; without one `ASH_LOG` decides.
 ///
 /// # Errors
-/// When `ASH_LOG` cannot be read, or logging was started before.
-pub fn start(identifier: &str) -> Result<(), String> {
-    let filter = match std::env::var(VARIABLE) {
-        Ok(text) if !text.trim().is_empty() => EnvFilter::try_new(&text).map_err(|why| {
-            format!("variable {VARIABLE}: {why}; write a level (error warn info debug trace) or module=level, comma-separated")
-        })?,
-        _ => EnvFilter::new(DEFAULT),
-    };
+/// When the level cannot be read, or logging was started before.
+pub fn start(identifier: &str, level: Option<&str>) -> Result<(), String> {
+    let variable = std::env::var(VARIABLE).ok();
+    let level = level.or(variable.as_deref());
+    let (filter, handle) = reload::Layer::new(filter(level)?);
     let journal = stderr_is_journal().then(tracing_journald::layer).and_then(Result::ok);
     let output: Box<dyn Layer<Registry> + Send + Sync> = match journal {
         Some(journal) => journal.with_field_prefix(None).with_syslog_identifier(identifier.to_owned()).boxed(),
@@ -47,12 +49,35 @@ pub fn start(identifier: &str) -> Result<(), String> {
         .with(output.with_filter(filter))
         .try_init()
         .map_err(|why| format!("logging cannot be started: {why}"))?;
+    // Only the first start gets here.
+    let _ = FILTER.set(handle);
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("(no text)");
         tracing::error!(place, message, "panic");
     }));
     Ok(())
+}
+
+/// From now on this level; `None` is the default one.
+///
+/// # Errors
+/// When it cannot be read; the old one holds then.
+pub fn set_level(level: Option<&str>) -> Result<(), String> {
+    let new = filter(level)?;
+    match FILTER.get() {
+        Some(handle) => handle.reload(new).map_err(|why| why.to_string()),
+        None => Err("logging was not started".to_owned()),
+    }
+}
+
+fn filter(level: Option<&str>) -> Result<EnvFilter, String> {
+    match level.filter(|text| !text.trim().is_empty()) {
+        Some(text) => EnvFilter::try_new(text).map_err(|why| {
+            format!("variable {VARIABLE}: {why}; write a level (error warn info debug trace) or module=level, comma-separated")
+        }),
+        None => Ok(EnvFilter::new(DEFAULT)),
+    }
 }
 
 /// `JOURNAL_STREAM` holds device and inode of the stream that systemd connected (systemd.exec(5)); a stderr that was

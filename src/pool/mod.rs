@@ -17,7 +17,7 @@
 mod victim;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,9 +35,9 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Shared {
-    max: usize,
+    max: AtomicUsize,
     /// Time without a turn after which an active session's sandbox may go.
-    evict_after: Duration,
+    evict_after: Mutex<Duration>,
     slots: Mutex<HashMap<Uuid, Occupant>>,
     /// One gauge per state, so that `/health` and `/metrics` read numbers and compute nothing.
     warming: AtomicI64,
@@ -81,8 +81,8 @@ impl Pool {
     pub fn new(max: usize, evict_after: Duration) -> Self {
         Self {
             shared: Arc::new(Shared {
-                max,
-                evict_after,
+                max: AtomicUsize::new(max),
+                evict_after: Mutex::new(evict_after),
                 slots: Mutex::new(HashMap::new()),
                 warming: AtomicI64::new(0),
                 warm: AtomicI64::new(0),
@@ -96,17 +96,24 @@ impl Pool {
         }
     }
 
+    /// Other bounds from now on. What lives above a lower maximum is counted, not killed.
+    pub fn resize(&self, max: usize, evict_after: Duration) {
+        self.shared.max.store(max, Ordering::Relaxed);
+        *self.shared.evict_after.lock().unwrap_or_else(PoisonError::into_inner) = evict_after;
+    }
+
     pub fn max(&self) -> usize {
-        self.shared.max
+        self.shared.max.load(Ordering::Relaxed)
     }
 
     /// A slot for this session's sandbox, if there is room.
     pub fn admit(&self, session: Uuid) -> Admission {
         let mut slots = self.shared.slots();
-        if slots.len() < self.shared.max {
+        if slots.len() < self.max() {
             return Admission::Granted(self.occupy(&mut slots, session, SandboxState::Warming, false));
         }
-        match victim::choose(&slots, self.shared.evict_after) {
+        let evict_after = *self.shared.evict_after.lock().unwrap_or_else(PoisonError::into_inner);
+        match victim::choose(&slots, evict_after) {
             Some(id) => {
                 // Named once: two requests at the same moment must not wait for the same room.
                 if let Some(occupant) = slots.get_mut(&id) {
@@ -121,7 +128,7 @@ impl Pool {
     /// A slot for a warm sandbox, which is nobody's: only where there is room, and the first to be given up again.
     pub fn admit_spare(&self, id: Uuid) -> Option<Slot> {
         let mut slots = self.shared.slots();
-        (slots.len() < self.shared.max).then(|| self.occupy(&mut slots, id, SandboxState::Warming, true))
+        (slots.len() < self.max()).then(|| self.occupy(&mut slots, id, SandboxState::Warming, true))
     }
 
     /// A slot for a sandbox that lives already (found at the start of the daemon). Given even above the maximum, which
@@ -163,7 +170,7 @@ impl Pool {
             warm: gauge(&s.warm),
             waiting: gauge(&s.waiting),
             running: gauge(&s.running),
-            max: s.max,
+            max: self.max(),
             resumed_warm: s.resumed_warm.load(Ordering::Relaxed),
             resumed_cold: s.resumed_cold.load(Ordering::Relaxed),
             pre_warmed: s.pre_warmed.load(Ordering::Relaxed),
@@ -237,6 +244,18 @@ mod tests {
         drop(first);
         assert_eq!(pool.census().warming, 1);
         let _third = granted(&pool);
+    }
+
+    #[test]
+    fn a_lower_maximum_kills_nothing_and_admits_nothing() {
+        let pool = Pool::new(2, Duration::MAX);
+        let (first, second) = (granted(&pool), granted(&pool));
+        pool.resize(1, Duration::MAX);
+        assert_eq!((pool.census().warming, pool.census().max), (2, 1));
+        drop(first);
+        assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full));
+        drop(second);
+        granted(&pool);
     }
 
     #[test]

@@ -39,8 +39,11 @@ pub async fn adopt(shared: &Arc<Shared>) -> Result<(), SessionError> {
     let alive: HashSet<_> = alive.into_iter().map(|info| info.id).collect();
     let claimed = [SessionStatus::Starting, SessionStatus::Active, SessionStatus::Paused];
     let rows = shared.store.sessions_in(&claimed).await?;
-    let cold = shared.store.sessions_in(&[SessionStatus::Stopped, SessionStatus::Error]).await?.len();
-    shared.pool.cold_changed(i64::try_from(cold).unwrap_or(i64::MAX));
+    for status in [SessionStatus::Stopped, SessionStatus::Error] {
+        let cold = i64::try_from(shared.store.sessions_in(&[status]).await?.len()).unwrap_or(i64::MAX);
+        shared.pool.cold_changed(cold);
+        shared.census.add(status, cold);
+    }
 
     let goes_on = |row: &Session| alive.contains(&row.id) && row.status != SessionStatus::Starting;
     let kept: HashSet<_> = rows.iter().filter(|row| goes_on(row)).map(|row| row.id).collect();

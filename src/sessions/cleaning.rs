@@ -29,7 +29,7 @@ const GOING: &str = ".removing-";
 impl Shared {
     /// Starts the cleaning. Called before anything new is made: a directory that is there now and has no row is nobody's.
     pub fn keep_clean(self: &Arc<Self>) {
-        let sessions = self.config.data_dir.join("sessions");
+        let sessions = self.config.now().data_dir.join("sessions");
         let found = match directories(&sessions) {
             Ok(found) => found,
             Err(e) => {
@@ -40,8 +40,8 @@ impl Shared {
         let shared = Arc::clone(self);
         tokio::spawn(async move {
             shared.remove_orphans(found).await;
-            let keep = Duration::from_millis(shared.config.sessions.keep_ended_ms);
             loop {
+                let keep = Duration::from_millis(shared.config.now().sessions.keep_ended_ms);
                 shared.remove_ended(keep).await;
                 tokio::time::sleep((keep / 4).clamp(LOOK_AT_MOST, LOOK)).await;
             }

@@ -80,7 +80,8 @@ impl Shared {
     }
 
     fn floor(&self) -> Floor {
-        let asked = &self.config.confinement;
+        let config = self.config.now();
+        let asked = &config.confinement;
         Floor { layers: asked.floor.clone(), landlock_abi: asked.landlock_abi }
     }
 

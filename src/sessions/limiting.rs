@@ -105,7 +105,8 @@ impl Shared {
         session: Option<Uuid>,
     ) -> Result<Levels, SessionError> {
         let said = self.store.limits(tenant, agent, session).await?;
-        Ok(Levels { ceiling: self.config.launcher.ceiling, config: self.config.limits, said })
+        let config = self.config.now();
+        Ok(Levels { ceiling: config.launcher.ceiling, config: config.limits, said })
     }
 
     pub async fn levels(&self, session: &Session) -> Result<Levels, SessionError> {
@@ -117,14 +118,14 @@ impl Shared {
     /// database keeps room to say so.
     pub fn check_reserve(&self) -> Result<(), SessionError> {
         let Some(free) = self.warden.free() else { return Ok(()) };
-        let reserve = self.config.disk.reserve_bytes.unwrap_or(RESERVE_BYTES.min(free.total_bytes / 20));
+        let reserve = self.config.now().disk.reserve_bytes.unwrap_or(RESERVE_BYTES.min(free.total_bytes / 20));
         if free.bytes >= reserve {
             return Ok(());
         }
         Err(SessionError::Full(format!(
             "the disk that holds {} has {} MiB left, less than its reserve of {} MiB (disk.reserve_bytes): nothing new is \
              begun; end sessions that are not needed, or give it more room",
-            self.config.data_dir.display(),
+            self.config.now().data_dir.display(),
             free.bytes >> 20,
             reserve >> 20
         )))

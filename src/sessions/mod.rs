@@ -28,6 +28,7 @@ pub mod adopt;
 pub mod alarms;
 pub mod api;
 pub mod cause;
+mod census;
 pub mod classify;
 pub mod claude;
 mod cleaning;

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::config::Live;
 use crate::gateway::client::Gateway;
 use crate::model::{SessionStatus, TenantId};
 use crate::pool::Pool;
@@ -24,6 +24,7 @@ use crate::sessions::registry::{Handle, Registry};
 use crate::sessions::shared::Shared;
 use crate::sessions::warden::Warden;
 use crate::sessions::warm::{Key, Stock, Warm};
+use crate::sessions::census::Census;
 use crate::sessions::{
     CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SendMessage, SessionError, WarmCount, adopt, options,
     warm,
@@ -46,7 +47,7 @@ impl fmt::Debug for Sessions {
 impl Sessions {
     /// Takes over what outlived the last daemon, then serves.
     pub async fn start(
-        config: Arc<Config>,
+        config: impl Into<Live>,
         store: Store,
         launcher: Launcher,
         gateway: Gateway,
@@ -63,19 +64,21 @@ impl Sessions {
 
     /// Only what [`Sessions::start`] puts together, without looking for sandboxes: for tests of the layers above.
     pub fn assemble(
-        config: Arc<Config>,
+        config: impl Into<Live>,
         store: Store,
         launcher: Launcher,
         gateway: Gateway,
     ) -> Result<Self, SessionError> {
         let hub = Hub::start().map_err(|e| SessionError::Failed(format!("inotify: {e}")))?;
+        let live = config.into();
+        let config = live.now();
         let vault = Vault::open(&config).map_err(|e| SessionError::Failed(e.to_string()))?;
         let shared = Arc::new(Shared {
             pool: Pool::new(config.pool.max_sandboxes, Duration::from_millis(config.pool.evict_after_ms)),
             warden: Warden::new(&config.data_dir),
             tally: Tally::default(),
             limiting: tokio::sync::Mutex::default(),
-            config,
+            config: live,
             store,
             launcher,
             gateway,
@@ -86,7 +89,7 @@ impl Sessions {
             vault,
             warm: Stock::default(),
             no_swap: AtomicBool::new(false),
-            active: AtomicI64::new(0),
+            census: Census::default(),
             stopping: AtomicBool::new(false),
         });
         Ok(Self { shared })
@@ -164,7 +167,7 @@ impl Sessions {
         let row = self.shared.store.agent(tenant, agent).await?.ok_or_else(missing)?;
         let own = self.shared.store.agent_warm(tenant, agent).await?.ok_or_else(missing)?;
         let (ready, warming) = self.shared.warm.count(&Key::of(&row));
-        Ok(WarmCount { count: own.unwrap_or(self.shared.config.pool.warm), own: own.is_some(), ready, warming })
+        Ok(WarmCount { count: own.unwrap_or(self.shared.config.now().pool.warm), own: own.is_some(), ready, warming })
     }
 
     /// Keeps so many of this agent from now on; `None` goes back to `[pool] warm`.
@@ -320,7 +323,7 @@ impl Sessions {
 
     /// Sessions that are `active`. Constant time.
     pub fn active(&self) -> usize {
-        usize::try_from(self.shared.active.load(Ordering::Relaxed)).unwrap_or(0)
+        self.shared.census.of(SessionStatus::Active)
     }
 
     pub(super) async fn find(&self, tenant: &TenantId, id: Uuid) -> Result<Handle, SessionError> {

@@ -1,19 +1,20 @@
 //! What all sessions of the daemon have in common: the way to the other parts, the counters, the room.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::config::Live;
 use crate::gateway::client::Gateway;
 use crate::kernel::{pressure, reclaim};
 use crate::model::{SessionStatus, TenantId, now_ms};
 use crate::pool::{Admission, Pool, Slot};
 use crate::sandbox::Launcher;
 use crate::sessions::SessionError;
+use crate::sessions::census::Census;
 use crate::sessions::driver::{Driver, Request, lifecycle};
 use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
@@ -35,7 +36,7 @@ const MAX_EVICTIONS: usize = 8;
 /// What every session's task needs.
 #[derive(Debug)]
 pub struct Shared {
-    pub config: Arc<Config>,
+    pub config: Live,
     pub store: Store,
     pub launcher: Launcher,
     pub gateway: Gateway,
@@ -52,13 +53,13 @@ pub struct Shared {
     pub(super) limiting: tokio::sync::Mutex<()>,
     /// Said already that there is no swap to reclaim memory to.
     pub(super) no_swap: AtomicBool,
-    pub(super) active: AtomicI64,
+    pub(super) census: Census,
     pub(super) stopping: AtomicBool,
 }
 
 impl Shared {
     pub fn dir(&self, id: Uuid) -> SessionDir {
-        SessionDir::new(&self.config.data_dir, id)
+        SessionDir::new(&self.config.now().data_dir, id)
     }
 
     /// The session's task, started when it has none.
@@ -91,8 +92,7 @@ impl Shared {
 
     /// Counts a session's change of state; `None` for one that was not counted before.
     pub fn moved(&self, from: Option<SessionStatus>, to: SessionStatus, live: bool) {
-        let active = |status| i64::from(status == SessionStatus::Active);
-        self.active.fetch_add(active(to) - from.map_or(0, active), Ordering::Relaxed);
+        self.census.moved(from, to);
         // With a process the pool's slot counts it.
         let cold = |status| i64::from(!live && is_cold(status));
         self.pool.cold_changed(cold(to) - from.map_or(0, cold));
@@ -130,7 +130,8 @@ impl Shared {
     /// # Errors
     /// `Unavailable` when the host is short of memory: one more claude would make the others swap or die.
     pub fn check_memory(&self) -> Result<(), SessionError> {
-        let (memory, pool) = (pressure::memory(), &self.config.pool);
+        let config = self.config.now();
+        let (memory, pool) = (pressure::memory(), &config.pool);
         let why = if memory.available < pool.min_available_bytes {
             let (has, least) = (memory.available >> 20, pool.min_available_bytes >> 20);
             format!("{has} MiB of memory are available, less than {least} MiB (pool.min_available_bytes)")

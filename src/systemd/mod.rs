@@ -27,6 +27,14 @@ pub fn main_pid(pid: u32) {
     tell(&[NotifyState::MainPid(pid)]);
 }
 
+/// `RELOADING=1` with the time it began, which `Type=notify-reload` of systemd 253 insists on. [`ready`] ends it.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "systemd was not told of the reload"),
+    }
+}
+
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }

@@ -24,7 +24,7 @@ pub fn home(config: &Config, tenant: &TenantId, name: &str) -> PathBuf {
 
 /// Writes the tree, records it, and removes what it replaces.
 pub async fn publish(state: &AppState, tenant: &TenantId, mut agent: NewAgent, tree: Tree) -> Result<Agent, ApiError> {
-    let home = home(&state.config, tenant, &agent.name);
+    let home = home(&state.config.now(), tenant, &agent.name);
     let fresh = home.join(format!("v-{}", Uuid::now_v7()));
     let target = fresh.clone();
     tokio::task::spawn_blocking(move || write(&target, &tree))

@@ -75,7 +75,7 @@ fn open(agent: &Agent) -> Result<File, ApiError> {
 
 /// Only what was uploaded is ours to change.
 fn check_uploaded(state: &AppState, tenant: &TenantId, agent: &Agent) -> Result<(), ApiError> {
-    if Path::new(&agent.path).starts_with(directory::home(&state.config, tenant, &agent.name)) {
+    if Path::new(&agent.path).starts_with(directory::home(&state.config.now(), tenant, &agent.name)) {
         return Ok(());
     }
     Err(ApiError::bad_request(format!(

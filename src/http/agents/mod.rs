@@ -67,7 +67,7 @@ pub async fn deploy(
     let agent = match (path, files, system_prompt) {
         (Some(_), Some(_), _) => return Err(ApiError::bad_request("path and files exclude each other; send one")),
         (Some(path), None, _) => {
-            agent.path = check::check_path(&state.config, &caller.tenant, path).await?;
+            agent.path = check::check_path(&state.config.now(), &caller.tenant, path).await?;
             let _publishing = state.publishing.lock().await;
             state.store.agent_upsert(&caller.tenant, agent).await?
         }
@@ -243,7 +243,7 @@ pub async fn delete(
         return Err(not_found());
     }
     state.sessions.agents_changed();
-    directory::remove(&state.config, &caller.tenant, &name).await;
+    directory::remove(&state.config.now(), &caller.tenant, &name).await;
     Ok(Json(OkBody { ok: true }))
 }
 

@@ -198,7 +198,7 @@ impl Driver {
                 let why = format!(
                     "the turn was ended because the session stayed paused for more than {} ms in the middle of it \
                      (pause.max_in_turn_ms)",
-                    self.shared.config.pause.max_in_turn_ms
+                    self.shared.config.now().pause.max_in_turn_ms
                 );
                 self.interrupt(Some(why), None).await;
             }

@@ -201,7 +201,7 @@ impl Driver {
         let ledger = Ledger::new(shared.store.clone(), &session, ends.published);
         ledger.saw(session.stdout_offset);
         // A session that never had a process has no file.
-        ledger.floor(retain::found_floor(&SessionDir::new(&shared.config.data_dir, id).stdout()).unwrap_or(0));
+        ledger.floor(retain::found_floor(&SessionDir::new(&shared.config.now().data_dir, id).stdout()).unwrap_or(0));
         let newest = turn.as_ref().map_or(0, |turn| turn.number);
         if let Some(turn) = turn {
             ledger.publish(turn);
@@ -211,7 +211,7 @@ impl Driver {
         }
         ledger.loaded();
         Ok(Self {
-            dir: SessionDir::new(&shared.config.data_dir, id),
+            dir: SessionDir::new(&shared.config.now().data_dir, id),
             shared: Arc::clone(shared),
             session,
             options,
@@ -277,7 +277,8 @@ impl Driver {
     }
 
     fn clocks(&self) -> Clocks {
-        let pause = &self.shared.config.pause;
+        let config = self.shared.config.now();
+        let pause = &config.pause;
         Clocks {
             status: self.session.status,
             starting: self.start.is_some(),
@@ -290,7 +291,7 @@ impl Driver {
             interrupted_at: self.turn.as_ref().and_then(|turn| turn.interrupted.as_ref()).map(|i| i.at),
             last_asked: self.last_asked,
             freeze_after: (pause.freeze_after_ms > 0).then(|| Duration::from_millis(pause.freeze_after_ms)),
-            park_after: Duration::from_millis(self.shared.config.pool.idle_timeout_ms),
+            park_after: Duration::from_millis(config.pool.idle_timeout_ms),
             reclaim_after: Duration::from_millis(pause.reclaim_after_ms),
             max_in_turn: Duration::from_millis(pause.max_in_turn_ms),
         }

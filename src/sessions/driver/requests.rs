@@ -282,7 +282,7 @@ impl Driver {
             }
             _ => false,
         };
-        let (from, target) = (self.dir.clone(), SessionDir::new(&self.shared.config.data_dir, to));
+        let (from, target) = (self.dir.clone(), SessionDir::new(&self.shared.config.now().data_dir, to));
         let (old, bytes, had_turns) = (self.session.id, self.session.limits.disk_bytes, self.newest > 0);
         let copied = tokio::task::spawn_blocking(move || copy_session(&from, &target, old, to, bytes, had_turns)).await;
         if lift && let Some(live) = &mut self.live {

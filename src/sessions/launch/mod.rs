@@ -164,9 +164,9 @@ impl Plan {
     }
 
     fn binary(&self) -> ClaudeBinary {
-        match &self.shared.config.claude.binary {
+        match &self.shared.config.now().claude.binary {
             Some(_) => ClaudeBinary::Configured,
-            None => ClaudeBinary::Version(self.shared.config.claude.version.clone()),
+            None => ClaudeBinary::Version(self.shared.config.now().claude.version.clone()),
         }
     }
 

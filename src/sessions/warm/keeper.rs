@@ -59,7 +59,7 @@ impl Shared {
         if self.stopping.load(Ordering::Relaxed) {
             return false;
         }
-        let agents = match self.store.agents_to_warm(self.config.pool.warm).await {
+        let agents = match self.store.agents_to_warm(self.config.now().pool.warm).await {
             Ok(agents) => agents,
             Err(e) => {
                 tracing::warn!("which agents to keep warm cannot be read: {e}");
@@ -170,7 +170,7 @@ impl Shared {
     /// See [`fit::fingerprint`]. An uploaded agent's directory is never written again.
     async fn agent_print(&self, agent: &Agent) -> Result<u64, SessionError> {
         let path = Path::new(&agent.path).to_owned();
-        if path.starts_with(self.config.data_dir.join("agents")) {
+        if path.starts_with(self.config.now().data_dir.join("agents")) {
             return Ok(0);
         }
         let name = agent.path.clone();

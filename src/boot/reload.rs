@@ -1,0 +1,35 @@
+//! `systemctl reload ashd`: the configuration, read again.
+
+use tracing::{error, info, warn};
+
+use crate::config::{self, Live, Source};
+use crate::observe::logging;
+use crate::sessions::Sessions;
+
+/// Takes over what can be taken over now. A faulty file changes nothing and says line and key.
+pub(super) async fn reload(source: &Source, live: &Live, sessions: &Sessions) {
+    let from = source.clone();
+    // Files may lie on a disk that hangs; the loop that asks goes on.
+    let read = tokio::task::spawn_blocking(move || from.read()).await;
+    let read = match read {
+        Ok(Ok(read)) => read,
+        Ok(Err(errors)) => return error!(ASH_EVENT = "reload", "nothing was changed: {errors}"),
+        Err(gone) => return error!(ASH_EVENT = "reload", "nothing was changed: {gone}"),
+    };
+    let new = match config::compare(&live.now(), read) {
+        Ok(new) => new,
+        Err(errors) => return error!(ASH_EVENT = "reload", "nothing was changed: {errors}"),
+    };
+    if new.changed.contains(&"log.level")
+        && let Err(why) = logging::set_level(new.config.log.level.as_deref())
+    {
+        return error!(ASH_EVENT = "reload", "nothing was changed: log.level: {why}");
+    }
+    live.take_over(new.config);
+    if !new.needs_restart.is_empty() {
+        warn!(ASH_EVENT = "reload", "needs a restart: {}", new.needs_restart.join(", "));
+    }
+    let changed = if new.changed.is_empty() { "nothing".to_owned() } else { new.changed.join(", ") };
+    info!(ASH_EVENT = "reload", "configuration read again; changed: {changed}");
+    sessions.configuration_changed();
+}

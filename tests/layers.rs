@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("vault", &["model", "config"]),
     ("kernel", &["model"]),
     ("gateway", &["model", "config", "kernel"]),
-    ("launcher", &["model", "config", "kernel"]),
+    ("launcher", &["model", "config", "kernel", "systemd"]),
     ("sandbox", &["model", "config", "kernel", "launcher"]),
     ("doctor", &["model", "config", "kernel", "launcher", "sandbox"]),
     ("pool", &["model", "config", "kernel", "launcher", "sandbox", "gateway", "store", "observe"]),

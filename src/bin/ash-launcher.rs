@@ -4,11 +4,13 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, bail};
 use ashd::kernel::cgroup::Tree;
-use ashd::kernel::{caps, inherited, sanitize};
+use ashd::kernel::{caps, inherited, process, sanitize};
+use ashd::launcher::again::{self, Origin};
+use ashd::launcher::ending::reap_all;
 use ashd::launcher::policy::Policies;
 use ashd::launcher::rundir::{RunDir, bind_launcher, unbind_launcher};
 use ashd::launcher::sandboxes::Sandboxes;
-use ashd::launcher::server::Server;
+use ashd::launcher::server::{STATUS, Server};
 use ashd::launcher::settings::{Flags, Settings};
 use clap::Parser;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -28,13 +30,20 @@ const KEEP: CapabilitySet = CapabilitySet::SYS_ADMIN // namespaces, mounts, idma
 const AT_BOTH_ENDS: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
 
 fn main() -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("own program")?;
+    let handed = again::take().context("take over from the program before")?;
     let passed = sanitize::passed_sockets(
         std::env::var("LISTEN_PID").ok().as_deref(),
         std::env::var("LISTEN_FDS").ok().as_deref(),
         std::process::id(),
     );
-    let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
-    sanitize::close_from(3 + passed).context("close inherited descriptors")?;
+    let under_systemd =
+        handed.as_ref().map_or_else(|| std::env::var_os("JOURNAL_STREAM").is_some(), |h| h.under_systemd);
+    match &handed {
+        Some(handed) => process::close_all_but(&handed.descriptors()),
+        None => sanitize::close_from(3 + passed),
+    }
+    .context("close inherited descriptors")?;
     sanitize::clear_environment(&["NOTIFY_SOCKET"]);
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     std::env::set_current_dir("/").context("chdir /")?;
@@ -44,8 +53,14 @@ fn main() -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("ash-launcher makes namespaces for other users and must be started as root");
     }
-    nix::unistd::setgroups(&[]).context("drop supplementary groups")?;
     let settings = Settings::load(&flags)?;
+    let policies = Policies::compile()?;
+    settings.floor.check(&policies)?;
+    if flags.check {
+        println!("OK");
+        return Ok(());
+    }
+    nix::unistd::setgroups(&[]).context("drop supplementary groups")?;
     raise_descriptor_limit();
 
     let run = RunDir::open(&settings.run_dir, settings.client_uid, settings.client_gid)?;
@@ -53,28 +68,38 @@ fn main() -> anyhow::Result<()> {
     for missing in &tree.missing {
         tracing::warn!(limit = %missing, "not enforced on this host");
     }
-    let policies = Policies::compile()?;
-    settings.floor.check(&policies)?;
-    let listener: OwnedFd = match passed {
-        0 => bind_launcher(&settings.run_dir, settings.client_gid)?,
+    let own_socket = handed.as_ref().map_or(passed == 0, |handed| handed.own_socket);
+    let mut resumed = None;
+    let listener: OwnedFd = match (handed, passed) {
+        (Some(handed), _) => {
+            tracing::info!(version = handed.version, "took over from");
+            resumed = Some((handed.connections, handed.reclaims));
+            handed.listener
+        }
+        (None, 0) => bind_launcher(&settings.run_dir, settings.client_gid)?,
         // systemd's first descriptor (sd_listen_fds(3)).
-        1 => inherited::claim(3).context("take the socket that systemd passed")?,
-        more => bail!("systemd passed {more} sockets; ash-launcher listens on one"),
+        (None, 1) => inherited::claim(3).context("take the socket that systemd passed")?,
+        (None, more) => bail!("systemd passed {more} sockets; ash-launcher listens on one"),
     };
-    caps::empty_bounding_set().context("empty the bounding set")?;
+    // Not empty: the program that takes over in place is to have what this one has, and nothing else does exec here.
+    caps::limit_bounding_set(KEEP.union(AT_BOTH_ENDS)).context("limit the bounding set")?;
     caps::keep_only(KEEP.union(AT_BOTH_ENDS)).context("drop capabilities")?;
     in_effect(KEEP).context("lower capabilities")?;
 
     let (roots, run_dir) = (tree.clone(), settings.run_dir.clone());
     let sandboxes = Sandboxes::recover(settings, tree, run, policies)?;
-    let server = Server::new(sandboxes, flags, listener).context("block signals")?;
+    let origin = Origin { program, own_socket, under_systemd };
+    let mut server = Server::new(sandboxes, flags, listener, origin).context("block signals")?;
+    if let Some((connections, reclaims)) = resumed {
+        reap_all();
+        server.resume(connections, reclaims);
+    }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
-    // Without systemd there is nobody to tell.
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+    ashd::systemd::ready(STATUS);
     let clean = server.run().context("poll")?;
     in_effect(KEEP.union(AT_BOTH_ENDS)).context("raise capabilities")?;
     roots.remove();
-    if passed == 0 {
+    if own_socket {
         unbind_launcher(&run_dir);
     }
     if !clean {

@@ -30,6 +30,7 @@ mod reload;
 mod run;
 mod stop;
 mod users;
+mod watchdog;
 
 use std::path::Path;
 

@@ -25,6 +25,7 @@ pub(super) async fn reload(source: &Source, live: &Live, sessions: &Sessions) {
     {
         return error!(ASH_EVENT = "reload", "nothing was changed: log.level: {why}");
     }
+    tracing::debug!(level = new.config.log.level, "the log's level");
     live.take_over(new.config);
     if !new.needs_restart.is_empty() {
         warn!(ASH_EVENT = "reload", "needs a restart: {}", new.needs_restart.join(", "));

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::listeners::{Listeners, Listening};
-use super::{BootError, first_key, reload};
+use super::{BootError, first_key, reload, watchdog};
 use crate::config::{Config, Live, Source};
 use crate::gateway::client::{Gateway, GatewayError};
 use crate::http::{AppState, LocalPeer, router};
@@ -74,6 +74,7 @@ async fn serve(config: Arc<Config>, source: Source, listeners: Listeners) -> Res
     tracing::info!(version = env!("CARGO_PKG_VERSION"), after_ms = start.elapsed().as_millis(), "serving");
 
     let tick = systemd::watchdog_interval().unwrap_or(STATUS).min(STATUS);
+    let mut beats = watchdog::beats(store.clone(), sessions.clone(), tick);
     let mut ticks = tokio::time::interval(tick);
     loop {
         tokio::select! {
@@ -89,14 +90,8 @@ async fn serve(config: Arc<Config>, source: Source, listeners: Listeners) -> Res
                 }
                 Wish::Reap => reap(),
             },
-            _ = ticks.tick() => {
-                // The watchdog is fed by work that needs timers, the database and its threads.
-                match store.key_count().await {
-                    Ok(_) => systemd::alive(),
-                    Err(error) => tracing::error!(%error, "the database does not answer"),
-                }
-                systemd::status(&sessions.status_line());
-            }
+            Some(()) = beats.recv() => systemd::alive(),
+            _ = ticks.tick() => systemd::status(&sessions.status_line()),
         }
     }
     systemd::stopping();

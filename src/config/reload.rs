@@ -163,7 +163,10 @@ mod tests {
             let kept = !["gateway.api_key", "gateway.custom_headers", "gateway.base_url"].contains(&key.name);
             assert_eq!(at(&config, key.name).is_some(), kept, "{}", key.name);
         }
-        assert_eq!((camel("memory_bytes"), camel("pids"), camel("a_")), ("memoryBytes".into(), "pids".into(), "a".into()));
+        assert_eq!(
+            (camel("memory_bytes"), camel("pids"), camel("a_")),
+            ("memoryBytes".into(), "pids".into(), "a".into())
+        );
     }
 
     #[test]
@@ -201,12 +204,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ashd.toml");
         std::fs::write(&file, "[pool]\nwarm = 2\n").unwrap();
-        let environment = [("ANTHROPIC_API_KEY", "planted"), ("ANTHROPIC_CUSTOM_HEADERS", "a: planted"), ("ASH_PORT", "7")];
+        let environment =
+            [("ANTHROPIC_API_KEY", "planted"), ("ANTHROPIC_CUSTOM_HEADERS", "a: planted"), ("ASH_PORT", "7")];
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let source = Source { file: file.clone(), required: true, environment };
         let first = source.read().unwrap();
         let handed = source.without_model_key();
-        assert!(!serde_json::to_string(&handed).unwrap().contains("planted") && !format!("{handed:?}").contains("withheld"));
+        assert!(
+            !serde_json::to_string(&handed).unwrap().contains("planted") && !format!("{handed:?}").contains("withheld")
+        );
         let again = compare(&first, handed.read().unwrap()).unwrap();
         assert!(again.changed.is_empty() && again.needs_restart.is_empty(), "{again:?}");
         std::fs::write(&file, "[pool]\nwarn = 2\n").unwrap();

@@ -6,8 +6,16 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 /// Drops every capability from the bounding set, so that no file can give one back. Needs `CAP_SETPCAP`.
 pub fn empty_bounding_set() -> io::Result<()> {
+    limit_bounding_set(CapabilitySet::empty())
+}
+
+/// Drops every capability but these from the bounding set. Needs `CAP_SETPCAP` unless all of them are gone already.
+pub fn limit_bounding_set(keep: CapabilitySet) -> io::Result<()> {
     for cap in 0..=last() {
         let cap = CapabilitySet::from_bits_retain(1 << cap);
+        if keep.contains(cap) || matches!(rustix::thread::capability_is_in_bounding_set(cap), Ok(false)) {
+            continue;
+        }
         match rustix::thread::remove_capability_from_bounding_set(cap) {
             Ok(()) => {}
             // Past the newest one this kernel has.

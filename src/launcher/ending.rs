@@ -114,6 +114,11 @@ impl Sandboxes {
     }
 }
 
+/// Takes the exit status of every child that has ended: after [`super::again`], of those that ended in between.
+pub fn reap_all() {
+    while let Ok(Some(_)) = waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {}
+}
+
 /// Longest wait for an init whose cgroups are empty already.
 const LAST_BREATH: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 

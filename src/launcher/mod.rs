@@ -1,5 +1,6 @@
 //! The only privileged code, and the sandbox's PID 1 that is forked from it.
 
+pub mod again;
 pub mod ending;
 pub mod init;
 pub mod init_protocol;

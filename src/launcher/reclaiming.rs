@@ -35,6 +35,17 @@ impl Reclaims {
         self.worker.as_ref().map(|(_, child)| child.pidfd.as_fd())
     }
 
+    /// What is still to be done, for the program that takes over: the worker is killed, and its sandbox comes first.
+    pub fn hand_over(&mut self) -> Vec<Uuid> {
+        let under_way = self.worker.take().map(|(id, child)| {
+            // One that has ended already needs no signal.
+            pidfd_send_signal(&child.pidfd, Signal::KILL).ok();
+            reap(&child.pidfd);
+            id
+        });
+        under_way.into_iter().chain(self.queue.drain(..)).collect()
+    }
+
     /// This sandbox is about to end: its worker is killed (and reaped by the loop), its place in the queue is free.
     pub fn forget(&mut self, id: Uuid) {
         self.queue.retain(|waiting| *waiting != id);

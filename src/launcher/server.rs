@@ -6,6 +6,7 @@
 //!        +----+--------------+--------------------+--------------+----+
 //!          accept      one packet each         reap         TERM: end all
 //!        (uid checked)  -> one reply                        HUP: read settings
+//!                                                           USR2: execute anew ([`super::again`])
 //! ```
 //!
 //! No client can hold it up: packets come whole or not at all, replies that do not fit the socket close it, and what
@@ -21,16 +22,21 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uuid::Uuid;
 
+use super::again::{self, Origin};
 use super::ending::Waiter;
 use super::protocol::{Failure, MAX_PACKET, PROTOCOL, Reply, Request};
 use super::sandboxes::{Answer, Sandboxes, failure};
 use super::settings::{Flags, Settings};
 use crate::kernel::seqpacket;
+use crate::systemd;
 
 /// ashd uses a handful. More are refused with an error.
 pub const MAX_CONNECTIONS: usize = 64;
 /// After accept(2) failed for want of descriptors: how long the listener rests, so that the loop does not spin.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// What `systemctl status` shows of it.
+pub const STATUS: &str = concat!("version ", env!("CARGO_PKG_VERSION"));
 
 #[derive(Debug)]
 struct Connection {
@@ -50,6 +56,9 @@ pub struct Server {
     accept_from: Instant,
     /// Set by SIGTERM and Shutdown; who asked is told at the end.
     stopping: Option<Vec<Waiter>>,
+    origin: Origin,
+    /// Set by SIGUSR2: nothing is read any more, and when no end is under way the program is executed anew.
+    again: bool,
     buffer: Vec<u8>,
 }
 
@@ -65,9 +74,9 @@ enum Source {
 impl Server {
     /// # Errors
     /// When the signals cannot be blocked.
-    pub fn new(sandboxes: Sandboxes, flags: Flags, listener: OwnedFd) -> io::Result<Self> {
+    pub fn new(sandboxes: Sandboxes, flags: Flags, listener: OwnedFd, origin: Origin) -> io::Result<Self> {
         let mut set = SigSet::empty();
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {
             set.add(signal);
         }
         set.thread_block()?;
@@ -81,8 +90,23 @@ impl Server {
             next: 1,
             accept_from: Instant::now(),
             stopping: None,
+            origin,
+            again: false,
             buffer: vec![0; MAX_PACKET],
         })
+    }
+
+    /// Goes on with the connections and the work of the program before.
+    pub fn resume(&mut self, connections: Vec<OwnedFd>, reclaims: Vec<Uuid>) {
+        for socket in connections {
+            self.connections.insert(self.next, Connection { socket, waiting: false });
+            self.next += 1;
+        }
+        for id in reclaims {
+            if let Err(error) = self.sandboxes.reclaim(id) {
+                tracing::info!(session = %id, %error, "its memory is not reclaimed");
+            }
+        }
     }
 
     /// Serves until it is told to end. `true`: every sandbox was ended and removed.
@@ -111,6 +135,9 @@ impl Server {
                 }
                 return Ok(clean);
             }
+            if self.again && self.sandboxes.endings.is_empty() && self.stopping.is_none() {
+                self.execute();
+            }
             for source in self.wait()? {
                 match source {
                     Source::Listener => self.accept(),
@@ -127,11 +154,12 @@ impl Server {
         let mut sources = vec![Source::Signals];
         let mut fds = vec![PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)];
         let rest = self.accept_from.checked_duration_since(Instant::now());
-        if rest.is_none() {
+        let reading = !self.again || self.stopping.is_some();
+        if rest.is_none() && reading {
             sources.push(Source::Listener);
             fds.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
         }
-        for (number, connection) in &self.connections {
+        for (number, connection) in self.connections.iter().filter(|_| reading) {
             sources.push(Source::Connection(*number));
             // A hang-up is reported even when nothing is asked for.
             let wanted = if connection.waiting { PollFlags::empty() } else { PollFlags::IN };
@@ -193,13 +221,38 @@ impl Server {
 
     fn signal(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
-            if i32::try_from(info.ssi_signo) == Ok(Signal::SIGHUP as i32) {
-                self.reload();
-            } else {
-                tracing::info!(signal = info.ssi_signo, "ending every sandbox");
-                self.stop(None);
+            match i32::try_from(info.ssi_signo).map(Signal::try_from) {
+                Ok(Ok(Signal::SIGHUP)) => self.reload(),
+                Ok(Ok(Signal::SIGUSR2)) => self.prepare_again(),
+                _ => {
+                    tracing::info!(signal = info.ssi_signo, "ending every sandbox");
+                    self.stop(None);
+                }
             }
         }
+    }
+
+    fn prepare_again(&mut self) {
+        systemd::reloading();
+        match again::check(&self.origin) {
+            Ok(()) => self.again = true,
+            Err(error) => self.stay(&error),
+        }
+    }
+
+    /// Returns when it fails, and goes on as it is.
+    fn execute(&mut self) {
+        self.again = false;
+        let reclaims = self.sandboxes.reclaims.hand_over();
+        let connections: Vec<&OwnedFd> = self.connections.values().map(|connection| &connection.socket).collect();
+        let error = again::execute(&self.origin, &self.listener, &connections, reclaims.clone());
+        self.resume(Vec::new(), reclaims);
+        self.stay(&error.to_string());
+    }
+
+    fn stay(&self, error: &str) {
+        tracing::error!(%error, "not executed anew; this program serves on");
+        systemd::ready(STATUS);
     }
 
     /// Takes over what may change while sandboxes run; the rest keeps its value until a restart.

@@ -46,6 +46,9 @@ pub struct Flags {
     /// A Claude Code binary to use instead of an installed version
     #[arg(long, value_name = "FILE")]
     pub claude_binary: Option<PathBuf>,
+    /// Say whether a launcher could start with these settings on this host, and end
+    #[arg(long)]
+    pub check: bool,
 }
 
 const AFTER_HELP: &str = "\
@@ -64,7 +67,8 @@ Example of launcher.toml (every line may be left out; a flag wins over the file)
   landlock_abi = 2
 
 Signals: TERM and INT end every sandbox and then the launcher. KILL leaves them running: the next launcher finds them
-again. HUP reads ceiling, floor and claude_binary again.";
+again. HUP reads ceiling, floor and claude_binary again. USR2 executes the program anew in the same process, for an
+upgrade: sandboxes and connections go on; a program or settings that fail their --check change nothing.";
 
 /// `launcher.toml` as written.
 #[derive(Clone, Debug, Default, Deserialize)]

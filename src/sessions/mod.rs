@@ -55,6 +55,7 @@ pub mod paths;
 pub mod piece;
 pub mod process;
 pub mod published;
+mod pulse;
 pub mod queue;
 pub mod reader;
 pub mod registry;

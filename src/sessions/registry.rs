@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::model::TenantId;
 use crate::sessions::driver::Request;
+use crate::sessions::pulse::SharedPulse;
 use crate::sessions::reader::Published;
 
 /// Requests that may be on their way to one session's task. One more waits for room, which is made within moments.
@@ -20,6 +21,7 @@ pub struct Handle {
     pub tenant: TenantId,
     pub requests: mpsc::Sender<Request>,
     pub published: watch::Receiver<Published>,
+    pub(super) pulse: SharedPulse,
 }
 
 /// The task's own ends of a [`Handle`].
@@ -27,13 +29,16 @@ pub struct Handle {
 pub struct Ends {
     pub requests: mpsc::Receiver<Request>,
     pub published: watch::Sender<Published>,
+    pub(super) pulse: SharedPulse,
 }
 
 /// A new pair, with what readers see until the task says more.
 pub fn channel(tenant: TenantId, first: Published) -> (Handle, Ends) {
     let (request_sender, requests) = mpsc::channel(INBOX);
     let (published, watcher) = watch::channel(first);
-    (Handle { tenant, requests: request_sender, published: watcher }, Ends { requests, published })
+    let pulse = SharedPulse::default();
+    let handle = Handle { tenant, requests: request_sender, published: watcher, pulse: SharedPulse::clone(&pulse) };
+    (handle, Ends { requests, published, pulse })
 }
 
 #[derive(Debug, Default)]

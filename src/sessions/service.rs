@@ -14,6 +14,7 @@ use crate::gateway::client::Gateway;
 use crate::model::{SessionStatus, TenantId};
 use crate::pool::Pool;
 use crate::sandbox::Launcher;
+use crate::sessions::census::Census;
 use crate::sessions::driver::{Reply, Request};
 use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
@@ -24,7 +25,6 @@ use crate::sessions::registry::{Handle, Registry};
 use crate::sessions::shared::Shared;
 use crate::sessions::warden::Warden;
 use crate::sessions::warm::{Key, Stock, Warm};
-use crate::sessions::census::Census;
 use crate::sessions::{
     CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SendMessage, SessionError, WarmCount, adopt, options,
     warm,
@@ -59,6 +59,7 @@ impl Sessions {
         sessions.shared.keep_warm();
         sessions.work();
         sessions.watch_limits();
+        sessions.watch_steps();
         Ok(sessions)
     }
 

@@ -84,11 +84,30 @@ impl Store {
         self.inner.writer.close().await;
     }
 
+    /// Answers when the one task that writes comes round to it: whatever was queued before has been tried.
+    ///
+    /// # Errors
+    /// What keeps it from writing: a full or read-only disk, a lock of another program. It works all the same.
+    pub async fn pulse(&self) -> Result<(), StoreError> {
+        self.write(Nothing).await
+    }
+
     fn reader(&self) -> &SqlitePool {
         &self.inner.readers
     }
 
     async fn write<W: Write>(&self, write: W) -> Result<W::Out, StoreError> {
         self.inner.writer.write(write).await
+    }
+}
+
+/// A transaction that changes nothing.
+#[derive(Debug)]
+struct Nothing;
+
+impl Write for Nothing {
+    type Out = ();
+    async fn apply(&self, _: &mut sqlx::SqliteConnection, _: &mut writer::Counters) -> Result<(), StoreError> {
+        Ok(())
     }
 }

@@ -22,10 +22,16 @@ pub struct Host {
     pub cgroup: String,
     uid_base: u32,
     process: Option<Child>,
+    program: PathBuf,
 }
 
 impl Host {
     pub fn start(test: &str) -> Self {
+        Self::start_program(test, Path::new(env!("CARGO_BIN_EXE_ash-launcher")))
+    }
+
+    pub fn start_program(test: &str, program: &Path) -> Self {
+        let program = program.to_owned();
         let dir = tempfile::Builder::new().prefix("ashd-launcher-").tempdir().expect("a directory");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("mode");
         let data = dir.path().join("data");
@@ -38,7 +44,7 @@ impl Host {
         std::fs::write(dir.path().join("launcher.toml"), "[ceiling]\npids = 1000\n").expect("configuration");
         let pid = std::process::id();
         let uid_base = 1_800_000_000 + (pid % 100_000) * 64;
-        let mut host = Self { dir, cgroup: format!("ashd-test-{test}-{pid}"), uid_base, process: None };
+        let mut host = Self { dir, cgroup: format!("ashd-test-{test}-{pid}"), uid_base, process: None, program };
         host.launch();
         host
     }
@@ -62,7 +68,7 @@ impl Host {
     }
 
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ash-launcher"));
+        let mut command = Command::new(&self.program);
         command.arg("--run-dir").arg(self.run_dir()).arg("--data-dir").arg(self.data_dir());
         command.arg("--config").arg(self.config()).args(["--client-user", &CLIENT.to_string()]);
         command.args(["--uid-base", &self.uid_base.to_string(), "--uid-count", "64", "--cgroup", &self.cgroup]);

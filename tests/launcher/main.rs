@@ -2,6 +2,7 @@
 //! and cgroups of its own.
 #![allow(clippy::unwrap_used)]
 
+mod again;
 mod host;
 mod hostile;
 mod life;

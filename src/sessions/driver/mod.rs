@@ -31,6 +31,7 @@ use crate::sessions::exec::Place;
 use crate::sessions::lines::{Batch, TailError};
 use crate::sessions::live::Live;
 use crate::sessions::paths::SessionDir;
+use crate::sessions::pulse::SharedPulse;
 use crate::sessions::queue::{self, Accept, Standing};
 use crate::sessions::registry::Ends;
 use crate::sessions::retain;
@@ -131,6 +132,7 @@ pub struct Driver {
     session: Session,
     options: LaunchOptions,
     requests: mpsc::Receiver<Request>,
+    pulse: SharedPulse,
     ledger: Ledger,
     live: Option<Live>,
     start: Option<Start>,
@@ -216,6 +218,7 @@ impl Driver {
             session,
             options,
             requests: ends.requests,
+            pulse: ends.pulse,
             ledger,
             live: None,
             start: None,
@@ -230,7 +233,10 @@ impl Driver {
 
     async fn drive(mut self) {
         loop {
-            match self.wait().await {
+            self.pulse.end();
+            let wake = self.wait().await;
+            self.pulse.begin();
+            match wake {
                 Wake::Request(Some(request)) => {
                     self.last_asked = Instant::now();
                     self.request(request).await;

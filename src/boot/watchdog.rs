@@ -1,0 +1,45 @@
+//! What feeds systemd's watchdog: not a timer, but work that went all the way.
+//!
+//! ```text
+//!   every half of WatchdogSec=:  the store's writer --> a task, the sessions' tasks --> the main loop --> WATCHDOG=1
+//!                                   any of them hangs: nothing is said, and systemd starts ashd again
+//! ```
+//!
+//! A database that cannot be written (full disk, read-only) is no reason to be started again: that would not mend it.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::sessions::Sessions;
+use crate::store::Store;
+
+/// A beat for each round that went all the way. The main loop takes it, and says so to systemd.
+pub(super) fn beats(store: Store, sessions: Sessions, every: Duration) -> mpsc::Receiver<()> {
+    let (beat, beats) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut rounds = tokio::time::interval(every);
+        let mut writable = true;
+        loop {
+            rounds.tick().await;
+            let written = store.pulse().await;
+            if writable != written.is_ok() {
+                writable = written.is_ok();
+                match written {
+                    Ok(()) => tracing::info!(ASH_EVENT = "store-works", "the database can be written again"),
+                    Err(error) => {
+                        tracing::error!(ASH_EVENT = "store-failed", %error, "the database cannot be written");
+                    }
+                }
+            }
+            if let Err(why) = sessions.pulse().await {
+                tracing::error!(ASH_EVENT = "stalled", "the watchdog is not fed: {why}");
+                continue;
+            }
+            if beat.send(()).await.is_err() {
+                return;
+            }
+        }
+    });
+    beats
+}

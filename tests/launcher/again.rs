@@ -1,0 +1,146 @@
+//! SIGUSR2: a new program in the same process, while sandboxes run.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ashd::launcher::init_protocol::Exit;
+use ashd::model::Limits;
+use nix::sys::signal::Signal;
+
+use crate::host::{Host, exit_of, output, run, spec, wait_for};
+
+fn count(host: &Host, text: &str) -> usize {
+    host.log().matches(text).count()
+}
+
+/// Has it executed anew, and waits until it serves.
+fn again(host: &Host) {
+    let before = count(host, "ready");
+    host.signal(Signal::SIGUSR2);
+    wait_for("the new program", || count(host, "ready") > before);
+}
+
+fn descriptors(host: &Host) -> Vec<PathBuf> {
+    let all = std::fs::read_dir(format!("/proc/{}/fd", host.pid())).expect("descriptors").flatten();
+    let mut all: Vec<PathBuf> = all.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
+    all.sort();
+    all
+}
+
+fn zombies(host: &Host) -> usize {
+    let children = format!("/proc/{0}/task/{0}/children", host.pid());
+    let children = std::fs::read_to_string(children).expect("children");
+    let state = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    children.split_whitespace().filter(|pid| state(pid).contains(") Z ")).count()
+}
+
+#[tokio::test]
+async fn twenty_times_anew_and_nobody_notices() {
+    let host = Host::start("again");
+    let launcher = host.client().await;
+    let sandbox = host.sandbox(&launcher, Limits::default()).await;
+    let file = tempfile::NamedTempFile::new().expect("output");
+    let (out, err) = output(file.path());
+    let script = "n=0; while [ $n -lt 100000 ]; do n=$((n+1)); echo $n; sleep 0.01; done";
+    sandbox.spawn(1, &spec(script), out, err).await.expect("spawned");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).expect("status");
+    let (pid, before) = (host.pid(), descriptors(&host));
+    let lines = || std::fs::read_to_string(file.path()).expect("output").lines().count();
+    for round in 0..20 {
+        let written = lines();
+        again(&host);
+        // The kept connection goes on, and what it is asked is done.
+        launcher.attach(sandbox.id()).await.expect("known");
+        if round % 5 == 0 {
+            let other = host.sandbox(&launcher, Limits::default()).await;
+            let mut others = other.take_events().expect("events");
+            assert_eq!(run(&other, &mut others, 1, "echo new; exit 4").await, (Exit::Code(4), "new\n".into()));
+            // A child of the program before: only its parent can reap it.
+            again(&host);
+            launcher.destroy(other.id()).await.expect("destroyed");
+        }
+        wait_for("more of the payload's output", || lines() > written);
+    }
+    assert_eq!(host.pid(), pid);
+    assert_eq!(descriptors(&host), before, "descriptors leak, or are lost");
+    assert_eq!(zombies(&host), 0);
+    let now = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let caps = |text: &str| text.lines().filter(|l| l.starts_with("Cap")).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(caps(&now), caps(&status), "the same capabilities as before");
+    // What died while the programs changed is found dead.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(sandbox.info.pid), Signal::SIGKILL).expect("killed");
+    again(&host);
+    wait_for("the end of init", || zombies(&host) == 0);
+    let listed = launcher.list().await.expect("listed");
+    assert_eq!(listed.iter().map(|info| (info.id, info.pid)).collect::<Vec<_>>(), [(sandbox.id(), 0)]);
+    launcher.destroy(sandbox.id()).await.expect("destroyed");
+    assert!(host.leftovers().is_empty(), "{:?}", host.leftovers());
+}
+
+#[tokio::test]
+async fn requests_that_come_meanwhile_are_answered() {
+    let host = Host::start("meanwhile");
+    let launcher = host.client().await;
+    let work = async {
+        let each = (0..4).map(|_| async {
+            for _ in 0..6 {
+                let sandbox = host.sandbox(&launcher, Limits::default()).await;
+                let mut events = sandbox.take_events().expect("events");
+                let (out, err) = output(Path::new("/dev/null"));
+                sandbox.spawn(1, &spec("exit 3"), out, err).await.expect("spawned");
+                assert_eq!(exit_of(&mut events, 1).await, Exit::Code(3));
+                launcher.destroy(sandbox.id()).await.expect("destroyed");
+            }
+        });
+        futures_util::future::join_all(each).await;
+    };
+    let disturb = async {
+        loop {
+            host.signal(Signal::SIGUSR2);
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = disturb => {}
+    }
+    // The last signal may still be on its way.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(300) {
+        launcher.list().await.expect("listed");
+    }
+    assert!(count(&host, "took over from") >= 3, "{}", host.log());
+    assert!(host.leftovers().is_empty(), "{:?}", host.leftovers());
+}
+
+#[tokio::test]
+async fn an_upgrade_is_taken_and_a_broken_one_is_not() {
+    let dir = tempfile::Builder::new().prefix("ashd-upgrade-").tempdir().expect("directory");
+    let program = dir.path().join("ash-launcher");
+    // As dpkg does it: a new file in place of the old one, by rename.
+    let install = |from: &str| {
+        let new = dir.path().join("new");
+        std::fs::copy(from, &new).expect("copied");
+        std::fs::rename(&new, &program).expect("renamed");
+    };
+    let real = env!("CARGO_BIN_EXE_ash-launcher");
+    install(real);
+    let host = Host::start_program("upgrade", &program);
+    let launcher = host.client().await;
+    let sandbox = host.sandbox(&launcher, Limits::default()).await;
+    install("/bin/false");
+    host.signal(Signal::SIGUSR2);
+    wait_for("the refusal", || count(&host, "not executed anew") == 1);
+    launcher.attach(sandbox.id()).await.expect("the old program serves on");
+    install(real);
+    std::fs::write(host.config(), "[ceiling]\npids = nonsense\n").expect("written");
+    host.signal(Signal::SIGUSR2);
+    wait_for("the refusal of the settings", || count(&host, "not executed anew") == 2);
+    assert!(host.log().contains("launcher.toml"), "{}", host.log());
+    std::fs::write(host.config(), "[ceiling]\npids = 1000\n").expect("written");
+    again(&host);
+    let exe = std::fs::read_link(format!("/proc/{}/exe", host.pid())).expect("exe");
+    assert_eq!(exe, program, "the program that lies there now");
+    launcher.attach(sandbox.id()).await.expect("known to the new program");
+    launcher.destroy(sandbox.id()).await.expect("destroyed");
+}

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use layer::{Layer, floor};
-pub use limits::{Limit, Limits, PartialLimits};
+pub use limits::{Limit, Limits, PartialLimits, UNLIMITED};
 
 /// State of a session, as the API, SQLite, metrics and logs all spell it (contract §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]

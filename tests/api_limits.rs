@@ -44,7 +44,7 @@ async fn a_change_is_in_force_at_once_and_says_who_decided() {
     let id = api.session("a").await;
     let path = format!("/api/sessions/{id}/limits");
     let limits = api.get(&path).await.expect(200)["limits"].clone();
-    assert_eq!(limits.as_object().unwrap().len(), 8);
+    assert_eq!(limits.as_object().unwrap().len(), 12);
     for (_, limit) in limits.as_object().unwrap() {
         assert_eq!((&limit["decidedBy"], &limit["set"]), (&json!("config"), &Value::Null), "{limit}");
     }

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, bail};
 use ashd::kernel::cgroup::Tree;
+use ashd::kernel::kmsg::KernelLog;
 use ashd::kernel::{caps, inherited, process, sanitize};
 use ashd::launcher::again::{self, Origin};
 use ashd::launcher::ending::reap_all;
@@ -15,7 +16,7 @@ use ashd::launcher::settings::{Flags, Settings};
 use clap::Parser;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// What the loop needs after everything that must exist has been made. Not kept, among others: SYS_PTRACE, NET_ADMIN, MKNOD, SYS_CHROOT, SETPCAP, SYS_RESOURCE (what a sandbox's
+/// What the loop needs after everything that must exist has been made. Not kept, among others: SYSLOG, NET_ADMIN, MKNOD, SYS_CHROOT, SETPCAP, SYS_RESOURCE (what a sandbox's
 /// set-up does with these, it does inside its own user namespace).
 const KEEP: CapabilitySet = CapabilitySet::SYS_ADMIN // namespaces, mounts, idmapped mounts
     .union(CapabilitySet::SETUID) // uid_map with two ids, and becoming them
@@ -24,6 +25,9 @@ const KEEP: CapabilitySet = CapabilitySet::SYS_ADMIN // namespaces, mounts, idma
     .union(CapabilitySet::DAC_READ_SEARCH) // to session directories through ashd's 0700
     .union(CapabilitySet::SYS_NICE) // process_madvise(2) on a paused sandbox's processes
     .union(CapabilitySet::KILL); // a child that failed half-way has other uids already
+
+/// Permitted, and in effect only in the fork that counts what a sandbox holds on the disk without a name (`/proc/<pid>/fd`).
+const IN_WORKERS: CapabilitySet = CapabilitySet::SYS_PTRACE;
 
 /// Permitted but not in effect while requests are served: the directories it works in belong to root. It was needed to make
 /// the socket in ashd's directory and a group in the hierarchy's root (mode 0555), and is again to remove both.
@@ -64,16 +68,17 @@ fn main() -> anyhow::Result<()> {
     raise_descriptor_limit();
 
     let run = RunDir::open(&settings.run_dir, settings.client_uid, settings.client_gid)?;
-    let tree = Tree::prepare(&settings.cgroup)?;
+    let tree = Tree::prepare(&settings.cgroup)?.with_disk_of(&settings.data_dir);
     for missing in &tree.missing {
         tracing::warn!(limit = %missing, "not enforced on this host");
     }
     let own_socket = handed.as_ref().map_or(passed == 0, |handed| handed.own_socket);
-    let mut resumed = None;
+    let (mut resumed, mut kernel_log) = (None, None);
     let listener: OwnedFd = match (handed, passed) {
         (Some(handed), _) => {
             tracing::info!(version = handed.version, "took over from");
             resumed = Some((handed.connections, handed.reclaims));
+            kernel_log = handed.log;
             handed.listener
         }
         (None, 0) => bind_launcher(&settings.run_dir, settings.client_gid)?,
@@ -81,13 +86,18 @@ fn main() -> anyhow::Result<()> {
         (None, 1) => inherited::claim(3).context("take the socket that systemd passed")?,
         (None, more) => bail!("systemd passed {more} sockets; ash-launcher listens on one"),
     };
+    // Opened while CAP_SYSLOG is there. Without it only the names of killed processes are missing.
+    let log = kernel_log.map_or_else(KernelLog::open, |log| Ok(KernelLog::of(log)));
+    if let Err(error) = &log {
+        tracing::warn!(%error, "/dev/kmsg cannot be read: processes killed for want of memory stay without a name");
+    }
     // Not empty: the program that takes over in place is to have what this one has, and nothing else does exec here.
-    caps::limit_bounding_set(KEEP.union(AT_BOTH_ENDS)).context("limit the bounding set")?;
-    caps::keep_only(KEEP.union(AT_BOTH_ENDS)).context("drop capabilities")?;
+    caps::limit_bounding_set(KEEP.union(AT_BOTH_ENDS).union(IN_WORKERS)).context("limit the bounding set")?;
+    caps::keep_only(KEEP.union(AT_BOTH_ENDS).union(IN_WORKERS)).context("drop capabilities")?;
     in_effect(KEEP).context("lower capabilities")?;
 
     let (roots, run_dir) = (tree.clone(), settings.run_dir.clone());
-    let sandboxes = Sandboxes::recover(settings, tree, run, policies)?;
+    let sandboxes = Sandboxes::recover(settings, tree, run, policies)?.hearing(log.ok());
     let origin = Origin { program, own_socket, under_systemd };
     let mut server = Server::new(sandboxes, flags, listener, origin).context("block signals")?;
     if let Some((connections, reclaims)) = resumed {
@@ -109,7 +119,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn in_effect(effective: CapabilitySet) -> std::io::Result<()> {
-    let permitted = KEEP.union(AT_BOTH_ENDS);
+    let permitted = KEEP.union(AT_BOTH_ENDS).union(IN_WORKERS);
     let sets = CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
     Ok(rustix::thread::set_capabilities(None, sets)?)
 }

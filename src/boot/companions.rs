@@ -17,6 +17,7 @@ use super::users::{Account, Accounts};
 use super::{BootError, keeper};
 use crate::config::{Config, Upstream};
 use crate::kernel::seqpacket;
+use crate::model::UNLIMITED;
 use crate::{gateway, launcher};
 
 /// How long a companion may take until it answers.
@@ -190,11 +191,21 @@ const LAUNCHER_FILE: &str = "/etc/ashd/launcher.toml";
 fn write_ceiling(config: &Config) -> Result<PathBuf, BootError> {
     let path = config.run_dir.join("launcher.toml");
     let ceiling = &config.launcher.ceiling;
-    let text = format!(
+    let mut text = format!(
         "# Written by ashd from [launcher.ceiling] at each start.\n[ceiling]\nmemory_bytes = {}\nswap_bytes = {}\n\
          cpu_millis = {}\ncpu_weight = {}\npids = {}\n",
         ceiling.memory_bytes, ceiling.swap_bytes, ceiling.cpu_millis, ceiling.cpu_weight, ceiling.pids
     );
+    for (name, value) in [
+        ("io_read_bps", ceiling.io_read_bps),
+        ("io_write_bps", ceiling.io_write_bps),
+        ("io_read_iops", ceiling.io_read_iops),
+        ("io_write_iops", ceiling.io_write_iops),
+    ] {
+        if value != UNLIMITED {
+            text.push_str(&format!("{name} = {value}\n"));
+        }
+    }
     let unfinished = path.with_extension("toml.new");
     std::fs::write(&unfinished, text)
         .and_then(|()| std::fs::rename(&unfinished, &path))

@@ -1,7 +1,7 @@
 //! What cannot work together, or at all, is refused before anything is started.
 
 use super::Config;
-use crate::model::Limits;
+use crate::model::{Limits, UNLIMITED};
 
 /// Bytes that a run directory's path may have: `<run dir>/sandboxes/<36>/init.sock` must fit the 107 of a unix socket's
 /// address (unix(7), sun_path).
@@ -33,7 +33,8 @@ pub(super) fn check(config: &Config) -> Vec<String> {
         ));
     }
     for (name, limit, ceiling) in pairs(&config.limits, &launcher.ceiling) {
-        if limit > ceiling {
+        // What bounds nothing is bounded by the ceiling, and nobody has to repeat it.
+        if limit > ceiling && limit != UNLIMITED {
             wrong.push(format!("limits.{name}: {limit} is above launcher.ceiling.{name}, which is {ceiling}"));
         }
     }
@@ -51,7 +52,7 @@ pub(super) fn check(config: &Config) -> Vec<String> {
     wrong
 }
 
-fn pairs(limits: &Limits, ceiling: &Limits) -> [(&'static str, u64, u64); 8] {
+fn pairs(limits: &Limits, ceiling: &Limits) -> [(&'static str, u64, u64); 12] {
     [
         ("memory_bytes", limits.memory_bytes, ceiling.memory_bytes),
         ("swap_bytes", limits.swap_bytes, ceiling.swap_bytes),
@@ -61,5 +62,9 @@ fn pairs(limits: &Limits, ceiling: &Limits) -> [(&'static str, u64, u64); 8] {
         ("disk_bytes", limits.disk_bytes, ceiling.disk_bytes),
         ("disk_files", limits.disk_files, ceiling.disk_files),
         ("turn_ms", limits.turn_ms, ceiling.turn_ms),
+        ("io_read_bps", limits.io_read_bps, ceiling.io_read_bps),
+        ("io_write_bps", limits.io_write_bps, ceiling.io_write_bps),
+        ("io_read_iops", limits.io_read_iops, ceiling.io_read_iops),
+        ("io_write_iops", limits.io_write_iops, ceiling.io_write_iops),
     ]
 }

@@ -118,6 +118,7 @@ const SIZE: &str = "a size: bytes, or a text like \"512MiB\" or \"2GiB\"";
 const TIME: &str = "a time: milliseconds, or a text like \"500ms\", \"30s\", \"10m\" or \"1h\"";
 const PATH: &str = "an absolute path";
 const NUMBER: &str = "a whole number, 0 or more";
+const POSITIVE: &str = "a whole number, 1 or more";
 const CORES: &str = "thousandths of a core as a whole number (1000 is one core)";
 const FLOOR: &str = "a list of layers, such as [\"all\", \"-landlock\"]: user_namespace mount_namespace pid_namespace \
     ipc_namespace uts_namespace cgroup_namespace network_namespace landlock seccomp capabilities no_new_privs \
@@ -160,6 +161,22 @@ macro_rules! limits {
                 $at(d).turn_ms = g.number(units::millis)?;
                 Some(())
             }),
+            key(concat!($section, ".io_read_bps"), None, SIZE, |d, g| {
+                $at(d).io_read_bps = g.number(units::bytes).filter(|n| *n > 0)?;
+                Some(())
+            }),
+            key(concat!($section, ".io_write_bps"), None, SIZE, |d, g| {
+                $at(d).io_write_bps = g.number(units::bytes).filter(|n| *n > 0)?;
+                Some(())
+            }),
+            key(concat!($section, ".io_read_iops"), None, POSITIVE, |d, g| {
+                $at(d).io_read_iops = g.integer().filter(|n| *n > 0)?;
+                Some(())
+            }),
+            key(concat!($section, ".io_write_iops"), None, POSITIVE, |d, g| {
+                $at(d).io_write_iops = g.integer().filter(|n| *n > 0)?;
+                Some(())
+            }),
         ]
     };
 }
@@ -172,8 +189,8 @@ fn ceiling(draft: &mut Draft) -> &mut Limits {
     &mut draft.config.launcher.ceiling
 }
 
-static LIMITS: [Key; 8] = limits!("limits", session_limits);
-static CEILING: [Key; 8] = limits!("launcher.ceiling", ceiling);
+static LIMITS: [Key; 12] = limits!("limits", session_limits);
+static CEILING: [Key; 12] = limits!("launcher.ceiling", ceiling);
 
 static OTHERS: &[Key] = &[
     key("data_dir", Some("ASH_DATA_DIR"), PATH, |d, g| {

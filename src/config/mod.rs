@@ -243,6 +243,7 @@ impl Default for Config {
                     disk_bytes: 1 << 40,
                     disk_files: 100_000_000,
                     turn_ms: 7 * 24 * 3_600_000,
+                    ..Limits::default()
                 },
             },
         }

@@ -44,7 +44,7 @@ fn row(limit: Limit, state: &Value) -> Value {
     let number = |value: &Value| value.as_u64().map(|value| shown(limit, value));
     json!({
         "limit": short(limit),
-        "value": number(&state["value"]),
+        "value": number(&state["value"]).unwrap_or_else(|| "none".to_owned()),
         "by": state["decidedBy"],
         "set": number(&state["set"]),
         "enforced": if state["enforced"] == false { "no: this host has no controller for it" } else { "yes" },
@@ -62,6 +62,10 @@ fn short(limit: Limit) -> &'static str {
         Limit::DiskBytes => "disk",
         Limit::DiskFiles => "files",
         Limit::TurnMs => "turn",
+        Limit::IoReadBps => "io-read",
+        Limit::IoWriteBps => "io-write",
+        Limit::IoReadIops => "io-read-ops",
+        Limit::IoWriteIops => "io-write-ops",
     }
 }
 
@@ -71,10 +75,11 @@ fn shown(limit: Limit, value: u64) -> String {
         let unit = units.iter().find(|(size, _)| value >= *size && value.is_multiple_of(*size));
         unit.map_or_else(|| value.to_string(), |(size, name)| format!("{}{name}", value / size))
     };
+    let bytes = || largest(&[(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]);
     match limit {
-        Limit::MemoryBytes | Limit::SwapBytes | Limit::DiskBytes => {
-            largest(&[(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")])
-        }
+        Limit::MemoryBytes | Limit::SwapBytes | Limit::DiskBytes => bytes(),
+        Limit::IoReadBps | Limit::IoWriteBps => format!("{}/s", bytes()),
+        Limit::IoReadIops | Limit::IoWriteIops => format!("{value}/s"),
         Limit::TurnMs => largest(&[(3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")]),
         Limit::CpuMillis => format!("{} cores", value as f64 / 1000.0),
         Limit::CpuWeight | Limit::Pids | Limit::DiskFiles => value.to_string(),
@@ -95,19 +100,24 @@ pub fn parse(text: &str) -> Result<(Limit, Option<u64>), String> {
     if value == "none" {
         return Ok((limit, None));
     }
+    // "10MiB/s" is what `show` prints.
+    let value = if limit.may_be_unlimited() { value.strip_suffix("/s").unwrap_or(value) } else { value };
     let number = match limit {
-        Limit::MemoryBytes | Limit::SwapBytes | Limit::DiskBytes => {
+        Limit::MemoryBytes | Limit::SwapBytes | Limit::DiskBytes | Limit::IoReadBps | Limit::IoWriteBps => {
             scaled(value, &[("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)])
         }
         Limit::TurnMs => scaled(value, &[("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)]),
         Limit::CpuMillis => cores(value),
-        Limit::CpuWeight | Limit::Pids | Limit::DiskFiles => value.parse().ok(),
+        Limit::CpuWeight | Limit::Pids | Limit::DiskFiles | Limit::IoReadIops | Limit::IoWriteIops => {
+            value.parse().ok()
+        }
     };
     let example = match limit {
         Limit::MemoryBytes | Limit::SwapBytes | Limit::DiskBytes => "2GiB, 512MiB, or bytes",
         Limit::TurnMs => "30m, 90s, or milliseconds",
         Limit::CpuMillis => "cores, such as 1.5",
-        Limit::CpuWeight | Limit::Pids | Limit::DiskFiles => "a whole number",
+        Limit::IoReadBps | Limit::IoWriteBps => "50MiB, or bytes a second",
+        Limit::CpuWeight | Limit::Pids | Limit::DiskFiles | Limit::IoReadIops | Limit::IoWriteIops => "a whole number",
     };
     let number = number.ok_or_else(|| format!("{name}={value}: expected {example}, or none to unset it"))?;
     Ok((limit, Some(number)))
@@ -146,6 +156,8 @@ mod tests {
             ("turn=500ms", (Limit::TurnMs, Some(500))),
             ("pids=64", (Limit::Pids, Some(64))),
             ("files=none", (Limit::DiskFiles, None)),
+            ("io-write=50MiB/s", (Limit::IoWriteBps, Some(50 << 20))),
+            ("io-read-ops=100", (Limit::IoReadIops, Some(100))),
         ] {
             assert_eq!(parse(text), Ok(want), "{text}");
         }

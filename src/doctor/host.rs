@@ -100,14 +100,15 @@ fn cgroups(mountinfo: &str, own: &str, controllers: impl Fn(&std::path::Path) ->
             let mend = "remove cgroup_disable= from the kernel's command line, then reboot";
             failure("cgroups", format!("v2 without the controllers {}", lacking.join(", ")), mend)
         }
-        Ok(Layout::Hybrid { memory, cpu, pids, .. }) => {
+        Ok(Layout::Hybrid { memory, cpu, pids, blkio, .. }) => {
             let lacking: Vec<&str> = [("memory", &memory), ("cpu", &cpu), ("pids", &pids)]
                 .into_iter()
                 .filter_map(|(name, mount)| mount.is_none().then_some(name))
                 .collect();
             let mend = "boot with systemd.unified_cgroup_hierarchy=1";
             if lacking.is_empty() {
-                warning("cgroups", "v1 controllers beside v2: starts take about 10 ms longer, no io limit", mend)
+                let io = if blkio.is_some() { "io limits do not slow buffered writes" } else { "no io limit" };
+                warning("cgroups", format!("v1 controllers beside v2: starts take about 10 ms longer, {io}"), mend)
             } else {
                 failure("cgroups", format!("hybrid, without the controllers {}", lacking.join(", ")), mend)
             }

@@ -67,7 +67,8 @@ async fn throw_away(config: &Config, launcher: &Launcher, data: &Path, claude: C
             )];
         }
     };
-    let create = Create { id, tenant: TenantId::default_tenant(), limits: config.limits, claude };
+    let limits = config.limits.at_most(&config.launcher.ceiling);
+    let create = Create { id, tenant: TenantId::default_tenant(), limits, claude };
     let began = Instant::now();
     let findings = match launcher.create(create).await {
         Ok(sandbox) => measured(config, &sandbox, began.elapsed()).await,

@@ -38,6 +38,12 @@ pub struct ChangeSchema {
     pub disk_files: Option<u64>,
     /// Milliseconds of one turn. At the limit: interrupted.
     pub turn_ms: Option<u64>,
+    /// Bytes a second from and to the disk that holds the sessions. At the limit: throttled.
+    pub io_read_bps: Option<u64>,
+    pub io_write_bps: Option<u64>,
+    /// Operations a second, as for bytes.
+    pub io_read_iops: Option<u64>,
+    pub io_write_iops: Option<u64>,
 }
 
 /// Limits by name.

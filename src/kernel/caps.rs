@@ -33,6 +33,12 @@ pub fn keep_only(keep: CapabilitySet) -> io::Result<()> {
     Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
+/// Puts every permitted capability into effect.
+pub fn use_all_permitted() -> io::Result<()> {
+    let now = rustix::thread::capabilities(None)?;
+    Ok(rustix::thread::set_capabilities(None, CapabilitySets { effective: now.permitted, ..now })?)
+}
+
 /// The number of the newest capability of this kernel; 63 where it does not say, which [`empty_bounding_set`] cuts off.
 fn last() -> u32 {
     let text = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap");

@@ -54,6 +54,9 @@ struct Letter {
     connections: Vec<RawFd>,
     /// Sandboxes whose memory was still to be pushed out.
     reclaims: Vec<Uuid>,
+    /// /dev/kmsg, which the new program could not open.
+    #[serde(default)]
+    log: Option<RawFd>,
 }
 
 /// What the program before handed over.
@@ -65,12 +68,13 @@ pub struct Handed {
     pub listener: OwnedFd,
     pub connections: Vec<OwnedFd>,
     pub reclaims: Vec<Uuid>,
+    pub log: Option<OwnedFd>,
 }
 
 impl Handed {
     /// Everything that must stay open.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.connections.iter().chain([&self.listener]).map(AsFd::as_fd).collect()
+        self.connections.iter().chain([&self.listener]).chain(&self.log).map(AsFd::as_fd).collect()
     }
 }
 
@@ -93,6 +97,7 @@ pub fn take() -> io::Result<Option<Handed>> {
         // Whoever speaks another protocol connects again, and is told so.
         connections: if letter.protocol == PROTOCOL { connections } else { Vec::new() },
         reclaims: letter.reclaims,
+        log: letter.log.map(inherited::claim).transpose()?,
     }))
 }
 
@@ -123,7 +128,13 @@ pub fn check(origin: &Origin) -> Result<(), String> {
 }
 
 /// Executes the program; returns only when that fails, with everything as it was.
-pub fn execute(origin: &Origin, listener: &OwnedFd, connections: &[&OwnedFd], reclaims: Vec<Uuid>) -> io::Error {
+pub fn execute(
+    origin: &Origin,
+    listener: &OwnedFd,
+    connections: &[&OwnedFd],
+    reclaims: Vec<Uuid>,
+    log: Option<BorrowedFd<'_>>,
+) -> io::Error {
     let letter = Letter {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         protocol: PROTOCOL,
@@ -132,8 +143,10 @@ pub fn execute(origin: &Origin, listener: &OwnedFd, connections: &[&OwnedFd], re
         listener: listener.as_raw_fd(),
         connections: connections.iter().map(|fd| fd.as_raw_fd()).collect(),
         reclaims,
+        log: log.map(|log| log.as_raw_fd()),
     };
-    let passing: Vec<BorrowedFd<'_>> = connections.iter().copied().chain([listener]).map(AsFd::as_fd).collect();
+    let passing: Vec<BorrowedFd<'_>> =
+        connections.iter().copied().chain([listener]).map(AsFd::as_fd).chain(log).collect();
     let go = || -> io::Result<std::convert::Infallible> {
         let file = seqpacket::sealed_memfd("ash-launcher", &serde_json::to_vec(&letter)?)?;
         for fd in passing.iter().copied().chain([file.as_fd()]) {

@@ -2,6 +2,7 @@
 
 pub mod again;
 pub mod ending;
+pub mod holding;
 pub mod init;
 pub mod init_protocol;
 pub mod policy;
@@ -12,3 +13,4 @@ pub mod sandboxes;
 pub mod server;
 pub mod settings;
 pub mod setup;
+pub mod victims;

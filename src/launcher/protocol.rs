@@ -30,6 +30,10 @@ pub enum Request {
     /// Push the memory of a frozen sandbox out to swap, in the background. Answered when it is queued; a sandbox that runs
     /// again when its turn comes, or in the middle, is left alone.
     Reclaim { id: Uuid },
+    /// Who of the sandbox was killed for want of memory. Answered by [`Reply::Victims`].
+    Victims { id: Uuid },
+    /// What the sandbox's processes hold on the data directory's disk without a name. Answered by [`Reply::Held`].
+    Held { id: Uuid },
     /// Kill everything in the sandbox and remove its cgroups and run directory. Answered when it is gone; no sandbox
     /// of that id is no error.
     Destroy { id: Uuid },
@@ -74,6 +78,19 @@ pub enum Reply {
     /// Descriptors that travel with it, in this order: [`SANDBOX_FDS`].
     Sandbox(SandboxInfo),
     Done,
+    Victims {
+        /// Oldest first: the first ones and the newest. Where a whole sandbox died as one, the process that was chosen.
+        victims: Vec<Victim>,
+        /// Whether the launcher can read the kernel's log at all.
+        readable: bool,
+    },
+    Held {
+        /// Bytes in allocated blocks.
+        bytes: u64,
+        files: u64,
+        /// Something could not be looked at.
+        hidden: bool,
+    },
     List {
         /// Without the steps of their set-up.
         sandboxes: Vec<SandboxInfo>,
@@ -105,6 +122,19 @@ pub struct SandboxInfo {
     pub cgroup: CgroupPaths,
     /// Microseconds each step of the set-up took, in order.
     pub steps: Vec<(String, u64)>,
+}
+
+/// A process that the kernel killed for want of memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Victim {
+    /// What it calls itself, at most 15 bytes; anything the payload likes.
+    pub process: String,
+    /// On the host.
+    pub pid: i32,
+    /// Bytes it had in memory, swap not counted.
+    pub resident_bytes: u64,
+    /// The host had no memory left; the sandbox's own limit was not reached.
+    pub of_host: bool,
 }
 
 /// A refusal or a failed set-up: which step, why, and what to do.

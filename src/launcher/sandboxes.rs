@@ -14,14 +14,17 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::ending::Ending;
+use super::holding::Holdings;
 use super::policy::Policies;
 use super::protocol::{ClaudeBinary, Create, Failure, MAX_PACKET, Reply, SandboxInfo};
 use super::reclaiming::Reclaims;
 use super::rundir::RunDir;
 use super::settings::Settings;
 use super::setup::{self, SetupSpec, Started};
+use super::victims::Victims;
 use crate::kernel::beneath::{self, Refused};
 use crate::kernel::cgroup::{CgroupError, Leaf, Tree};
+use crate::kernel::kmsg::KernelLog;
 use crate::kernel::procfs;
 use crate::model::{Limits, now_ms};
 
@@ -54,6 +57,8 @@ pub struct Sandboxes {
     pub(super) table: BTreeMap<Uuid, Entry>,
     pub(super) endings: BTreeMap<Uuid, Ending>,
     pub(super) reclaims: Reclaims,
+    pub(super) victims: Victims,
+    pub(super) holdings: Holdings,
     policies: Policies,
 }
 
@@ -73,7 +78,8 @@ impl Sandboxes {
     /// A run directory or cgroup tree that cannot be read.
     pub fn recover(settings: Settings, tree: Tree, run: RunDir, policies: Policies) -> anyhow::Result<Self> {
         let (table, endings, reclaims) = (BTreeMap::new(), BTreeMap::new(), Reclaims::default());
-        let mut all = Self { settings, tree, run, table, endings, reclaims, policies };
+        let (victims, holdings) = (Victims::default(), Holdings::default());
+        let mut all = Self { settings, tree, run, table, endings, reclaims, victims, holdings, policies };
         for id in all.run.ids()? {
             match all.run.recorded(id) {
                 Some(mut info) if info.pid != 0 => {
@@ -101,6 +107,12 @@ impl Sandboxes {
         Ok(all)
     }
 
+    /// Where it is read who was killed for want of memory.
+    #[must_use]
+    pub fn hearing(self, log: Option<KernelLog>) -> Self {
+        Self { victims: Victims::new(log), ..self }
+    }
+
     /// # Errors
     /// The step that failed, after everything was undone.
     pub fn create(&mut self, create: &Create) -> Result<Answer, Failure> {
@@ -113,6 +125,7 @@ impl Sandboxes {
         }
         self.check_limits(&create.limits)?;
         let (uid, init_uid) = self.free_uids()?;
+        self.forget_victims(uid);
         let workspace = self.session_directory(id, "workspace")?;
         let home = self.session_directory(id, "home")?;
         let claude = self.claude(&create.claude)?;

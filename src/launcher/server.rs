@@ -69,6 +69,7 @@ enum Source {
     Connection(Waiter),
     Init(Uuid),
     Reclaimer,
+    Holder(Waiter),
 }
 
 impl Server {
@@ -135,7 +136,8 @@ impl Server {
                 }
                 return Ok(clean);
             }
-            if self.again && self.sandboxes.endings.is_empty() && self.stopping.is_none() {
+            let idle = self.sandboxes.endings.is_empty() && self.sandboxes.holdings.is_empty();
+            if self.again && idle && self.stopping.is_none() {
                 self.execute();
             }
             for source in self.wait()? {
@@ -145,6 +147,7 @@ impl Server {
                     Source::Connection(number) => self.serve(number),
                     Source::Init(id) => self.sandboxes.init_ended(id),
                     Source::Reclaimer => self.sandboxes.reclaimer_ended(),
+                    Source::Holder(waiter) => self.held(waiter),
                 }
             }
         }
@@ -174,6 +177,10 @@ impl Server {
         if let Some(pidfd) = self.sandboxes.reclaims.worker() {
             sources.push(Source::Reclaimer);
             fds.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
+        }
+        for (waiter, pipe) in self.sandboxes.holdings.workers() {
+            sources.push(Source::Holder(waiter));
+            fds.push(PollFd::from_borrowed_fd(pipe, PollFlags::IN));
         }
         let timeout = [rest, self.sandboxes.look_again()].into_iter().flatten().min();
         let timeout = timeout.map(|wait| Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos().max(1)) });
@@ -245,7 +252,8 @@ impl Server {
         self.again = false;
         let reclaims = self.sandboxes.reclaims.hand_over();
         let connections: Vec<&OwnedFd> = self.connections.values().map(|connection| &connection.socket).collect();
-        let error = again::execute(&self.origin, &self.listener, &connections, reclaims.clone());
+        let error =
+            again::execute(&self.origin, &self.listener, &connections, reclaims.clone(), self.sandboxes.victims.log());
         self.resume(Vec::new(), reclaims);
         self.stay(&error.to_string());
     }
@@ -338,6 +346,8 @@ impl Server {
             Request::Attach { id } => Some(self.sandboxes.attach(id)),
             Request::SetLimits { id, limits } => Some(self.sandboxes.set_limits(id, &limits)),
             Request::Reclaim { id } => Some(self.sandboxes.reclaim(id)),
+            Request::Victims { id } => Some(self.sandboxes.victims(id)),
+            Request::Held { id } => self.sandboxes.begin_hold(id, number).err().map(Err),
             Request::List { after } => Some(Ok(self.sandboxes.list(after))),
             Request::Destroy { id } => {
                 let now = self.sandboxes.begin_end(id, Some(number))?;
@@ -347,6 +357,12 @@ impl Server {
                 self.stop(Some(number));
                 None
             }
+        }
+    }
+
+    fn held(&mut self, waiter: Waiter) {
+        if let Some(held) = self.sandboxes.held(waiter) {
+            self.answer(waiter, Answer::plain(held.unwrap_or_else(Reply::Error)));
         }
     }
 

@@ -8,7 +8,7 @@ use clap::Parser;
 use serde::Deserialize;
 
 use super::policy::Floor;
-use crate::model::Limits;
+use crate::model::{Limits, UNLIMITED};
 
 /// Lowest uid that may be handed to a sandbox; system and ordinary users are below 65536 (login.defs).
 const LOWEST_UID: u32 = 65_536;
@@ -63,6 +63,7 @@ Example of launcher.toml (every line may be left out; a flag wins over the file)
   cpu_millis = 4000         # thousandths of a core
   cpu_weight = 1000
   pids = 4096
+  io_write_bps = 104857600  # bytes a second; also io_read_bps, io_read_iops, io_write_iops; left out: no bound
   [floor]                   # below it no sandbox starts
   landlock_abi = 2
 
@@ -97,11 +98,25 @@ pub struct Ceiling {
     pub cpu_millis: u64,
     pub cpu_weight: u64,
     pub pids: u64,
+    pub io_read_bps: u64,
+    pub io_write_bps: u64,
+    pub io_read_iops: u64,
+    pub io_write_iops: u64,
 }
 
 impl Default for Ceiling {
     fn default() -> Self {
-        Self { memory_bytes: 256 << 30, swap_bytes: 256 << 30, cpu_millis: 128_000, cpu_weight: 10_000, pids: 32_768 }
+        Self {
+            memory_bytes: 256 << 30,
+            swap_bytes: 256 << 30,
+            cpu_millis: 128_000,
+            cpu_weight: 10_000,
+            pids: 32_768,
+            io_read_bps: UNLIMITED,
+            io_write_bps: UNLIMITED,
+            io_read_iops: UNLIMITED,
+            io_write_iops: UNLIMITED,
+        }
     }
 }
 
@@ -115,6 +130,10 @@ impl Ceiling {
             ("cpuMillis", asked.cpu_millis, self.cpu_millis),
             ("cpuWeight", asked.cpu_weight, self.cpu_weight),
             ("pids", asked.pids, self.pids),
+            ("ioReadBps", asked.io_read_bps, self.io_read_bps),
+            ("ioWriteBps", asked.io_write_bps, self.io_write_bps),
+            ("ioReadIops", asked.io_read_iops, self.io_read_iops),
+            ("ioWriteIops", asked.io_write_iops, self.io_write_iops),
         ]
         .into_iter()
         .find(|(_, asked, ceiling)| asked > ceiling)

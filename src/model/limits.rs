@@ -27,6 +27,29 @@ pub struct Limits {
     pub disk_files: u64,
     /// Milliseconds one turn may take. At the limit: interrupted.
     pub turn_ms: u64,
+    /// Bytes a second read from, and written to, the disk that holds the sessions. At the limit: throttled. Left out of JSON
+    /// when [`UNLIMITED`], so that a launcher or a database from before these were there understands it.
+    #[serde(default = "unlimited", skip_serializing_if = "is_unlimited")]
+    pub io_read_bps: u64,
+    #[serde(default = "unlimited", skip_serializing_if = "is_unlimited")]
+    pub io_write_bps: u64,
+    /// Operations a second, as for bytes.
+    #[serde(default = "unlimited", skip_serializing_if = "is_unlimited")]
+    pub io_read_iops: u64,
+    #[serde(default = "unlimited", skip_serializing_if = "is_unlimited")]
+    pub io_write_iops: u64,
+}
+
+/// The value of a limit that bounds nothing; `null` in the API. Only those of [`Limit::may_be_unlimited`] have it.
+pub const UNLIMITED: u64 = u64::MAX;
+
+fn unlimited() -> u64 {
+    UNLIMITED
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_unlimited(value: &u64) -> bool {
+    *value == UNLIMITED
 }
 
 impl Default for Limits {
@@ -41,6 +64,10 @@ impl Default for Limits {
             disk_bytes: 1 << 30,
             disk_files: 200_000,
             turn_ms: 3_600_000,
+            io_read_bps: UNLIMITED,
+            io_write_bps: UNLIMITED,
+            io_read_iops: UNLIMITED,
+            io_write_iops: UNLIMITED,
         }
     }
 }
@@ -57,10 +84,14 @@ pub enum Limit {
     DiskBytes,
     DiskFiles,
     TurnMs,
+    IoReadBps,
+    IoWriteBps,
+    IoReadIops,
+    IoWriteIops,
 }
 
 impl Limit {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::MemoryBytes,
         Self::SwapBytes,
         Self::CpuMillis,
@@ -69,6 +100,10 @@ impl Limit {
         Self::DiskBytes,
         Self::DiskFiles,
         Self::TurnMs,
+        Self::IoReadBps,
+        Self::IoWriteBps,
+        Self::IoReadIops,
+        Self::IoWriteIops,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -81,6 +116,10 @@ impl Limit {
             Self::DiskBytes => "diskBytes",
             Self::DiskFiles => "diskFiles",
             Self::TurnMs => "turnMs",
+            Self::IoReadBps => "ioReadBps",
+            Self::IoWriteBps => "ioWriteBps",
+            Self::IoReadIops => "ioReadIops",
+            Self::IoWriteIops => "ioWriteIops",
         }
     }
 
@@ -93,6 +132,8 @@ impl Limit {
             Self::Pids => "processes and threads",
             Self::DiskFiles => "files and directories",
             Self::TurnMs => "milliseconds",
+            Self::IoReadBps | Self::IoWriteBps => "bytes a second",
+            Self::IoReadIops | Self::IoWriteIops => "operations a second",
         }
     }
 
@@ -108,7 +149,15 @@ impl Limit {
             Self::DiskBytes => 1 << 20,
             Self::DiskFiles => 64,
             Self::TurnMs => 1000,
+            // A file of a megabyte in a second: with less, claude's own start takes minutes.
+            Self::IoReadBps | Self::IoWriteBps => 1 << 20,
+            Self::IoReadIops | Self::IoWriteIops => 16,
         }
+    }
+
+    /// Whether it is one that bounds nothing unless somebody says so.
+    pub fn may_be_unlimited(self) -> bool {
+        matches!(self, Self::IoReadBps | Self::IoWriteBps | Self::IoReadIops | Self::IoWriteIops)
     }
 }
 
@@ -142,7 +191,20 @@ impl Limits {
             Limit::DiskBytes => self.disk_bytes,
             Limit::DiskFiles => self.disk_files,
             Limit::TurnMs => self.turn_ms,
+            Limit::IoReadBps => self.io_read_bps,
+            Limit::IoWriteBps => self.io_write_bps,
+            Limit::IoReadIops => self.io_read_iops,
+            Limit::IoWriteIops => self.io_write_iops,
         }
+    }
+
+    /// These, nowhere above `ceiling`.
+    #[must_use]
+    pub fn at_most(mut self, ceiling: &Self) -> Self {
+        for limit in Limit::ALL {
+            self.set(limit, self.get(limit).min(ceiling.get(limit)));
+        }
+        self
     }
 
     pub fn set(&mut self, limit: Limit, value: u64) {
@@ -155,6 +217,10 @@ impl Limits {
             Limit::DiskBytes => &mut self.disk_bytes,
             Limit::DiskFiles => &mut self.disk_files,
             Limit::TurnMs => &mut self.turn_ms,
+            Limit::IoReadBps => &mut self.io_read_bps,
+            Limit::IoWriteBps => &mut self.io_write_bps,
+            Limit::IoReadIops => &mut self.io_read_iops,
+            Limit::IoWriteIops => &mut self.io_write_iops,
         } = value;
     }
 }
@@ -178,6 +244,20 @@ mod tests {
             assert_eq!(limit.as_str().parse(), Ok(limit));
         }
         assert!("memory".parse::<Limit>().unwrap_err().contains("memoryBytes"));
+    }
+
+    #[test]
+    fn what_bounds_nothing_is_not_written() {
+        let text = serde_json::to_string(&Limits::default()).unwrap();
+        assert!(!text.contains("io"), "{text}");
+        assert_eq!(serde_json::from_str::<Limits>(&text).unwrap(), Limits::default());
+        let some = Limits { io_write_bps: 5 << 20, ..Limits::default() };
+        let text = serde_json::to_string(&some).unwrap();
+        assert!(text.contains("ioWriteBps") && !text.contains("ioReadBps"), "{text}");
+        assert_eq!(serde_json::from_str::<Limits>(&text).unwrap(), some);
+        for limit in Limit::ALL {
+            assert_eq!(Limits::default().get(limit) == UNLIMITED, limit.may_be_unlimited(), "{limit}");
+        }
     }
 
     #[test]

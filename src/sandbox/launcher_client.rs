@@ -11,7 +11,8 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::channel::Channel;
-use crate::launcher::protocol::{Create, Failure, PROTOCOL, Reply, Request, SANDBOX_FDS, SandboxInfo};
+use crate::kernel::held::Held;
+use crate::launcher::protocol::{Create, Failure, PROTOCOL, Reply, Request, SANDBOX_FDS, SandboxInfo, Victim};
 use crate::model::Limits;
 use crate::sandbox::Sandbox;
 
@@ -23,6 +24,8 @@ const CREATE_WITHIN: Duration = Duration::from_secs(30);
 /// The launcher itself gives up on an end after 10 s.
 const DESTROY_WITHIN: Duration = Duration::from_secs(20);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// For what is only looked up: a session's end is told without it rather than late.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 /// A launcher that crashed is back within a second; whatever can safely be asked again is, for this long.
 const AWAY: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -136,6 +139,28 @@ impl Launcher {
     pub async fn reclaim(&self, id: Uuid) -> Result<(), LauncherError> {
         match self.insist("reclaim", &Request::Reclaim { id }, ANSWER_WITHIN).await?.0 {
             Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Who of it was killed for want of memory, oldest first; `None` where nobody can tell (the kernel's log cannot be read).
+    ///
+    /// # Errors
+    /// `Failed` when there is no such sandbox, or the launcher is of a version that does not know.
+    pub async fn victims(&self, id: Uuid) -> Result<Option<Vec<Victim>>, LauncherError> {
+        match self.ask("victims", &Request::Victims { id }, LOOK_WITHIN).await?.0 {
+            Reply::Victims { victims, readable } => Ok(readable.then_some(victims)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What it holds on the disk without a name.
+    ///
+    /// # Errors
+    /// As [`Launcher::victims`].
+    pub async fn held(&self, id: Uuid) -> Result<Held, LauncherError> {
+        match self.ask("held", &Request::Held { id }, LOOK_WITHIN).await?.0 {
+            Reply::Held { bytes, files, hidden } => Ok(Held { bytes, files, hidden }),
             other => Err(unexpected(&other)),
         }
     }

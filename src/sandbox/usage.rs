@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::kernel::cgroup::{CgroupPaths, Layout, layout};
+use crate::kernel::cgroup::{CgroupPaths, Layout, disk_of, layout};
 use crate::model::Limit;
 
 /// Every number is `null` where this host has no controller (or no file) for it.
@@ -117,7 +117,7 @@ impl MemoryUsage {
 }
 
 impl CpuUsage {
-    fn read(paths: &CgroupPaths) -> Self {
+    pub fn read(paths: &CgroupPaths) -> Self {
         // Every v2 group counts its time, with or without the controller.
         let usage_us = field(&text(&paths.unified.join("cpu.stat")), "usage_usec");
         let Some(dir) = &paths.cpu else { return Self { usage_us, ..Self::default() } };
@@ -154,17 +154,21 @@ pub fn enforced(paths: &CgroupPaths, limit: Limit) -> bool {
         Limit::SwapBytes => paths.memory.as_ref().is_some_and(|dir| dir.join(swap).exists()),
         Limit::CpuMillis | Limit::CpuWeight => paths.cpu.is_some(),
         Limit::Pids => paths.pids.is_some(),
+        Limit::IoReadBps | Limit::IoWriteBps | Limit::IoReadIops | Limit::IoWriteIops => {
+            paths.io.is_some() && paths.io_device.is_some()
+        }
         Limit::DiskBytes | Limit::DiskFiles | Limit::TurnMs => true,
     }
 }
 
 /// The hierarchies a sandbox would be limited by, told without one: their mounts. What the launcher was not delegated
-/// shows only in a sandbox.
-pub fn host() -> CgroupPaths {
+/// shows only in a sandbox. `data_dir` is on the disk whose use would be limited.
+pub fn host(data_dir: &Path) -> CgroupPaths {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let io_device = || disk_of(data_dir).ok();
     match layout::detect(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup")) {
-        Ok(Layout::Hybrid { unified, memory, cpu, pids }) => {
-            CgroupPaths { unified, memory, cpu, pids, io: None, v1: true }
+        Ok(Layout::Hybrid { unified, memory, cpu, pids, blkio }) => {
+            CgroupPaths { unified, memory, cpu, pids, io: blkio, io_device: io_device(), v1: true }
         }
         Ok(Layout::Unified { mount, own }) => {
             let on = text(&mount.join("cgroup.controllers"));
@@ -175,6 +179,7 @@ pub fn host() -> CgroupPaths {
                 cpu: leg("cpu"),
                 pids: leg("pids"),
                 io: leg("io"),
+                io_device: io_device(),
                 v1: false,
                 unified: own.clone(),
             }
@@ -254,8 +259,9 @@ mod tests {
             unified: dir.path().into(),
             memory: at.clone(),
             cpu: at.clone(),
-            pids: at,
-            io: None,
+            pids: at.clone(),
+            io: at,
+            io_device: Some("8:0".into()),
             v1: false,
         };
         let usage = Usage::read(&paths);
@@ -291,13 +297,14 @@ mod tests {
         );
         let at = Some(dir.path().to_owned());
         let paths =
-            CgroupPaths { unified: "/nowhere".into(), memory: at.clone(), cpu: at, pids: None, io: None, v1: true };
+            CgroupPaths { unified: "/nowhere".into(), memory: at.clone(), cpu: at, v1: true, ..CgroupPaths::default() };
         let usage = Usage::read(&paths);
         assert_eq!((usage.memory.swap_bytes, usage.memory.oom_kills), (Some(300), Some(4)));
         assert_eq!(usage.memory.unreclaimable_bytes, Some(850));
         assert_eq!((usage.cpu.throttled_us, usage.cpu.usage_us), (Some(2000), None));
         assert_eq!(usage.pids, PidsUsage::default());
         assert!(!enforced(&paths, Limit::SwapBytes) && !enforced(&paths, Limit::Pids));
+        assert!(!enforced(&paths, Limit::IoReadBps));
         assert!(enforced(&paths, Limit::MemoryBytes) && enforced(&paths, Limit::DiskBytes));
     }
 }

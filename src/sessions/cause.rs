@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::launcher::init_protocol::Exit;
-use crate::launcher::protocol::CgroupPaths;
+use crate::launcher::protocol::{CgroupPaths, Victim};
 use crate::model::Limit;
 
 /// Kills by the out-of-memory killer in a sandbox's cgroup so far.
@@ -28,28 +28,104 @@ fn parse(text: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// The words for the end of claude. `memory_bytes` is the limit that was in force.
-pub fn exited(status: Exit, oom_killed: bool, memory_bytes: u64, stderr: &str) -> String {
+/// Kills for want of memory, and whom they met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Oom {
+    limit_bytes: u64,
+    kills: u64,
+    /// Empty where nobody can tell.
+    victims: Vec<Victim>,
+}
+
+impl Oom {
+    /// `limit_bytes` was in force; `all` are those ever met in this sandbox, oldest first, of which the newest `kills` count.
+    pub fn new(limit_bytes: u64, kills: u64, mut all: Vec<Victim>) -> Self {
+        let old = all.len().saturating_sub(usize::try_from(kills).unwrap_or(usize::MAX));
+        all.drain(..old);
+        Self { limit_bytes, kills, victims: all }
+    }
+
+    fn of_host(&self) -> bool {
+        self.victims.iter().any(|victim| victim.of_host)
+    }
+
+    /// `node (512 MiB), cc1 (80 MiB)`; `None` where nobody can tell.
+    fn names(&self) -> Option<String> {
+        const SHOWN: usize = 4;
+        let name = |victim: &Victim| format!("{} ({} MiB)", victim.process, victim.resident_bytes >> 20);
+        let mut names: Vec<String> = self.victims.iter().take(SHOWN).map(name).collect();
+        if self.victims.len() > SHOWN {
+            names.push(format!("{} more", self.victims.len() - SHOWN));
+        }
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+
+    fn why(&self) -> String {
+        match self.of_host() {
+            true => "the host ran out of memory".to_owned(),
+            false => format!("the sandbox reached its memory limit of {} MiB", self.limit_bytes >> 20),
+        }
+    }
+
+    fn way_out(&self) -> &'static str {
+        match self.of_host() {
+            true => "give the host more memory or swap, or let it run fewer sessions",
+            false => "raise memoryBytes (PATCH .../limits) or let the agent use less",
+        }
+    }
+
+    /// The words for processes beside claude.
+    pub fn words(&self) -> String {
+        let whom = self.names().unwrap_or_else(|| format!("{} of its processes", self.kills));
+        format!("{}: the kernel killed {whom}", self.why())
+    }
+
+    /// Fields of the `killed` event.
+    pub fn data(&self, peak_bytes: Option<u64>) -> Value {
+        let mut data = json!({ "peakBytes": peak_bytes, "process": "a process of the sandbox" });
+        if let Some(victim) = self.victims.first() {
+            data["process"] = json!(victim.process);
+            data["pid"] = json!(victim.pid);
+            data["residentBytes"] = json!(victim.resident_bytes);
+        }
+        if self.of_host() {
+            data["hostOutOfMemory"] = json!(true);
+        } else {
+            data["limit"] = json!(Limit::MemoryBytes);
+            data["value"] = json!(self.limit_bytes);
+        }
+        data
+    }
+}
+
+/// The words for the end of claude.
+pub fn exited(status: Exit, oom: Option<&Oom>, stderr: &str) -> String {
+    if let Some(oom) = oom {
+        let whom = oom.names().map(|names| format!(" (the kernel killed {names})")).unwrap_or_default();
+        let how = match status {
+            Exit::Signal(_) => "was killed".to_owned(),
+            Exit::Code(code) => format!("exited with status {code}"),
+        };
+        return format!("claude {how} because {}{whom}; {}", oom.why(), oom.way_out());
+    }
     let what = match status {
-        _ if oom_killed => format!(
-            "claude was killed because the sandbox reached its memory limit of {} MiB; raise memoryBytes (PATCH .../limits) or let the agent use less",
-            memory_bytes >> 20
-        ),
         Exit::Code(code) => format!("claude exited with status {code}"),
         Exit::Signal(signal) => match signal_name(signal) {
             Some(name) => format!("claude was killed by signal {signal} ({name})"),
             None => format!("claude was killed by signal {signal}"),
         },
     };
-    if stderr.is_empty() || oom_killed { what } else { format!("{what}: {stderr}") }
+    if stderr.is_empty() { what } else { format!("{what}: {stderr}") }
 }
 
 /// The words for the end of a whole sandbox.
-pub fn sandbox_died(oom_killed: bool, memory_bytes: u64) -> String {
-    if oom_killed {
-        format!("the sandbox was killed because it reached its memory limit of {} MiB", memory_bytes >> 20)
-    } else {
-        "the sandbox was killed from outside".to_owned()
+pub fn sandbox_died(oom: Option<&Oom>) -> String {
+    match oom {
+        Some(oom) => {
+            let whom = oom.names().map(|names| format!(" (the kernel chose {names})")).unwrap_or_default();
+            format!("the sandbox was killed because {}{whom}; {}", oom.why(), oom.way_out())
+        }
+        None => "the sandbox was killed from outside".to_owned(),
     }
 }
 
@@ -64,17 +140,23 @@ pub fn reason(oom_killed: bool, status: Option<Exit>) -> &'static str {
 }
 
 /// Fields of the `killed` event, for what was a kill and not an end of its own.
-pub fn killed(oom: bool, status: Option<Exit>, memory_bytes: u64, peak_bytes: Option<u64>) -> Option<Value> {
-    let mut data = match status {
-        Some(Exit::Code(_)) if !oom => return None,
-        Some(Exit::Signal(signal)) => json!({ "process": "claude", "signal": signal }),
-        Some(Exit::Code(_)) => json!({ "process": "a process of the sandbox" }),
-        None => json!({ "process": "every process of the sandbox" }),
+pub fn killed(oom: Option<&Oom>, status: Option<Exit>, peak_bytes: Option<u64>) -> Option<Value> {
+    let mut data = match oom {
+        Some(oom) => oom.data(peak_bytes),
+        None => json!({}),
     };
-    if oom {
-        data["limit"] = json!(Limit::MemoryBytes);
-        data["value"] = json!(memory_bytes);
-        data["peakBytes"] = json!(peak_bytes);
+    let whole = match status {
+        Some(Exit::Code(_)) if oom.is_none() => return None,
+        Some(Exit::Code(_)) => None,
+        Some(Exit::Signal(signal)) => {
+            data["signal"] = json!(signal);
+            Some("claude")
+        }
+        None => Some("every process of the sandbox"),
+    };
+    // Whom the kernel chose says more than who died with it.
+    if let Some(whole) = whole.filter(|_| oom.is_none_or(|oom| oom.victims.is_empty())) {
+        data["process"] = json!(whole);
     }
     Some(data)
 }
@@ -99,17 +181,45 @@ mod tests {
         }
     }
 
+    fn victim(process: &str, of_host: bool) -> Victim {
+        Victim { process: process.to_owned(), pid: 7, resident_bytes: 50 << 20, of_host }
+    }
+
     #[test]
     fn the_words() {
-        let limit = 64 << 20;
-        assert_eq!(exited(Exit::Code(1), false, limit, ""), "claude exited with status 1");
-        assert_eq!(exited(Exit::Code(1), false, limit, "boom"), "claude exited with status 1: boom");
-        assert_eq!(exited(Exit::Signal(9), false, limit, ""), "claude was killed by signal 9 (SIGKILL)");
-        assert!(exited(Exit::Signal(9), true, limit, "").contains("memory limit of 64 MiB"));
+        let none = Oom::new(64 << 20, 1, Vec::new());
+        let hog = Oom::new(64 << 20, 1, vec![victim("old", false), victim("hog", false)]);
+        let host = Oom::new(64 << 20, 1, vec![victim("claude", true)]);
+        assert_eq!(exited(Exit::Code(1), None, ""), "claude exited with status 1");
+        assert_eq!(exited(Exit::Code(1), None, "boom"), "claude exited with status 1: boom");
+        assert_eq!(exited(Exit::Signal(9), None, ""), "claude was killed by signal 9 (SIGKILL)");
+        assert!(
+            exited(Exit::Signal(9), Some(&none), "")
+                .contains("killed because the sandbox reached its memory limit of 64 MiB;")
+        );
+        assert!(exited(Exit::Code(3), Some(&hog), "").contains("exited with status 3 because"));
+        assert!(exited(Exit::Signal(9), Some(&host), "").contains("because the host ran out of memory"));
+        assert_eq!(hog.words(), "the sandbox reached its memory limit of 64 MiB: the kernel killed hog (50 MiB)");
+        assert!(Oom::new(1, 3, Vec::new()).words().ends_with("killed 3 of its processes"));
+        assert!(sandbox_died(Some(&hog)).contains("the kernel chose hog (50 MiB)"));
+        let many = Oom::new(1, 9, vec![victim("x", false); 9]);
+        assert!(many.words().ends_with("x (50 MiB), 5 more"), "{}", many.words());
+    }
+
+    #[test]
+    fn the_fields() {
+        let hog = Oom::new(64 << 20, 1, vec![victim("hog", false)]);
         assert_eq!(reason(true, Some(Exit::Signal(9))), "oom");
-        assert_eq!(killed(false, Some(Exit::Code(1)), limit, None), None);
-        let data = killed(true, Some(Exit::Signal(9)), limit, Some(7)).unwrap();
-        assert_eq!((&data["process"], &data["peakBytes"]), (&json!("claude"), &json!(7)));
-        assert_eq!(killed(false, Some(Exit::Signal(15)), limit, None).unwrap()["signal"], 15);
+        assert_eq!(killed(None, Some(Exit::Code(1)), None), None);
+        assert_eq!(killed(None, Some(Exit::Signal(15)), None).unwrap()["signal"], 15);
+        let data = killed(Some(&hog), Some(Exit::Signal(9)), Some(7)).unwrap();
+        assert_eq!((&data["process"], &data["peakBytes"], &data["pid"]), (&json!("hog"), &json!(7), &json!(7)));
+        assert_eq!((&data["limit"], &data["value"]), (&json!("memoryBytes"), &json!(64 << 20)));
+        let unknown = Oom::new(64 << 20, 1, Vec::new());
+        assert_eq!(killed(Some(&unknown), Some(Exit::Signal(9)), None).unwrap()["process"], "claude");
+        assert_eq!(killed(Some(&unknown), None, None).unwrap()["process"], "every process of the sandbox");
+        let host = Oom::new(64 << 20, 1, vec![victim("claude", true)]);
+        let data = killed(Some(&host), Some(Exit::Signal(9)), None).unwrap();
+        assert_eq!((&data["hostOutOfMemory"], data.get("limit")), (&json!(true), None));
     }
 }

@@ -5,8 +5,12 @@
 //!   each tick (250 ms): free space of the file system, one system call for all sessions
 //!      lost as much as half of what the session has left   -> walk now
 //!      lost anything, and the last walk is long enough ago  -> walk   (at most 2 % of one core in walks, per session)
+//!      nothing lost, but the session used the processor     -> the same: others may have freed as much meanwhile
 //!      nothing lost for 10 s                                -> walk all the same
 //! ```
+//!
+//! What was deleted and is still open has no name that a walk could find. When the disk has lost half of what a session has left,
+//! and its files do not say where to, the launcher counts what its processes hold ([`held_is_due`], `kernel::held`).
 //!
 //! A walk stops at the limit, so a tree of ten million files costs no more than one that is just too large.
 
@@ -16,6 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::kernel::held::Held;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat, statvfs};
 
 /// Directories in each other that are followed. A deeper tree could not be removed by path either.
@@ -38,6 +43,10 @@ pub struct DiskUse {
     pub files: u64,
     /// Something in it could not be looked at, so that nothing bounds it: nested too deep, or unreadable.
     pub hidden: bool,
+    /// The part of `bytes` that has no name: deleted and still open. No walk finds it; the launcher counts it.
+    pub held_bytes: u64,
+    /// Processes hold what could not be counted, while the disk loses more than the session may have left.
+    pub held_hidden: bool,
 }
 
 /// How much there may be.
@@ -49,7 +58,14 @@ pub struct Bound {
 
 impl DiskUse {
     pub fn is_over(&self, bound: Bound) -> bool {
-        self.hidden || self.bytes > bound.bytes || self.files > bound.files
+        self.hidden || self.held_hidden || self.bytes > bound.bytes || self.files > bound.files
+    }
+
+    /// With what its processes hold without a name.
+    #[must_use]
+    pub fn and(self, held: Held) -> Self {
+        let bytes = self.bytes.saturating_add(held.bytes);
+        Self { bytes, files: self.files.saturating_add(held.files), held_bytes: held.bytes, ..self }
     }
 }
 
@@ -164,7 +180,7 @@ pub struct Seen {
 }
 
 /// Whether it is time to walk. Pure.
-pub fn is_due(seen: Option<&Seen>, bound: Bound, free: Free, now: Instant) -> bool {
+pub fn is_due(seen: Option<&Seen>, bound: Bound, free: Free, busy: bool, now: Instant) -> bool {
     let Some(seen) = seen else { return true };
     let since = now.saturating_duration_since(seen.at);
     if since < SHORTEST.max(seen.took * 2) {
@@ -173,12 +189,38 @@ pub fn is_due(seen: Option<&Seen>, bound: Bound, free: Free, now: Instant) -> bo
     let lost = (seen.free.bytes.saturating_sub(free.bytes), seen.free.files.saturating_sub(free.files));
     let left = (bound.bytes.saturating_sub(seen.used.bytes), bound.files.saturating_sub(seen.used.files));
     let close = lost.0.saturating_mul(2) >= left.0 || lost.1.saturating_mul(2) >= left.1;
-    let patience = match lost.0 > NOISE || lost.1 > 0 {
+    let patience = match busy || lost.0 > NOISE || lost.1 > 0 {
         _ if close => return true,
         true => USUAL,
         false => LONGEST,
     };
     since >= patience.max(seen.took * SHARE)
+}
+
+/// The last count of what a session's processes hold without a name, or the moment from which on it is reckoned.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    pub held: Held,
+    pub at: Instant,
+    pub took: Duration,
+    /// What was free then, and what the walk of then had found.
+    pub free: Free,
+    pub walked: u64,
+}
+
+/// Whether it is time to count what has no name: the disk has lost half of what the session has left, and its files do not say
+/// where to. Pure.
+pub fn held_is_due(last: &Counted, walked: u64, bound: Bound, free: Free, busy: bool, now: Instant) -> bool {
+    let since = now.saturating_duration_since(last.at);
+    if since < SHORTEST.max(last.took * 2) {
+        return false;
+    }
+    let lost = last.free.bytes.saturating_sub(free.bytes);
+    let unexplained = lost.saturating_sub(walked.saturating_sub(last.walked));
+    let left = bound.bytes.saturating_sub(walked.saturating_add(last.held.bytes));
+    let close = unexplained > NOISE && unexplained.saturating_mul(2) >= left;
+    // What was held may have been let go of; and what one session frees hides what another takes.
+    close || ((busy || last.held.bytes > 0) && since >= USUAL.max(last.took * SHARE))
 }
 
 #[cfg(test)]
@@ -233,12 +275,12 @@ mod tests {
         let bound = Bound { bytes: 1000 * MIB, files: 1000 };
         let start = Free { bytes: 10_000 * MIB, total_bytes: 20_000 * MIB, files: 10_000 };
         let seen = |took_ms| Seen {
-            used: DiskUse { bytes: 400 * MIB, files: 500, hidden: false },
+            used: DiskUse { bytes: 400 * MIB, files: 500, ..DiskUse::default() },
             at: now,
             took: Duration::from_millis(took_ms),
             free: start,
         };
-        assert!(is_due(None, bound, start, now));
+        assert!(is_due(None, bound, start, false, now));
         // (milliseconds of the walk, since it, MiB lost, files lost) -> due
         for (took, since, bytes, files, due) in [
             (1, 100, 900, 0, false),
@@ -256,7 +298,39 @@ mod tests {
         ] {
             let free = Free { bytes: start.bytes - bytes * MIB, files: start.files - files, ..start };
             let at = now + Duration::from_millis(since);
-            assert_eq!(is_due(Some(&seen(took)), bound, free, at), due, "{took} {since} {bytes} {files}");
+            assert_eq!(is_due(Some(&seen(took)), bound, free, false, at), due, "{took} {since} {bytes} {files}");
         }
+        let busy = |ms| is_due(Some(&seen(1)), bound, start, true, now + Duration::from_millis(ms));
+        assert!(busy(500) && !busy(499));
+    }
+
+    #[test]
+    fn what_the_files_do_not_explain_is_looked_for() {
+        const MIB: u64 = 1 << 20;
+        let now = Instant::now();
+        let bound = Bound { bytes: 1000 * MIB, files: 1000 };
+        let start = Free { bytes: 10_000 * MIB, total_bytes: 20_000 * MIB, files: 10_000 };
+        // (MiB held, ms since, MiB lost, MiB that the files grew from 400) -> due
+        for (held, since, lost, grown, due) in [
+            (0, 250, 400, 0, true),
+            (0, 250, 299, 0, false),
+            (0, 100, 400, 0, false),
+            (0, 250, 400, 400, false),
+            (0, 250, 500, 200, true),
+            (0, 60_000, 0, 0, false),
+            (100, 60_000, 0, 0, true),
+            (100, 250, 0, 0, false),
+            (100, 250, 250, 0, true),
+        ] {
+            let held = Held { bytes: held * MIB, ..Held::default() };
+            let last = Counted { held, at: now, took: Duration::from_millis(5), free: start, walked: 400 * MIB };
+            let free = Free { bytes: start.bytes - lost * MIB, ..start };
+            let at = now + Duration::from_millis(since);
+            let got = held_is_due(&last, (400 + grown) * MIB, bound, free, false, at);
+            assert_eq!(got, due, "{held:?} {since} {lost} {grown}");
+        }
+        let last = Counted { held: Held::default(), at: now, took: Duration::ZERO, free: start, walked: 0 };
+        let busy = |ms| held_is_due(&last, 0, bound, start, true, now + Duration::from_millis(ms));
+        assert!(busy(500) && !busy(499));
     }
 }

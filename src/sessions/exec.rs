@@ -25,6 +25,7 @@ use uuid::Uuid;
 use crate::launcher::init_protocol::{Exit, SpawnSpec};
 use crate::model::{SessionStatus, TenantId};
 use crate::sandbox::{LauncherError, Sandbox, Watched};
+use crate::sessions::cause::OomCount;
 use crate::sessions::claude::MAX_ARG_BYTES;
 use crate::sessions::drain::Drain;
 use crate::sessions::driver::Request;
@@ -52,6 +53,16 @@ pub struct ExecResult {
     pub timed_out: bool,
     /// Whether stdout or stderr is not whole; the text itself says where it was cut.
     pub truncated: bool,
+}
+
+impl ExecResult {
+    /// A line of ashd's own, last in stderr.
+    fn say(&mut self, what: &str) {
+        if !self.stderr.is_empty() && !self.stderr.ends_with('\n') {
+            self.stderr.push('\n');
+        }
+        self.stderr += &format!("[ashd: {what}]\n");
+    }
 }
 
 /// Counts what runs, and numbers it.
@@ -102,17 +113,37 @@ impl Sessions {
             SessionError::Unavailable(format!("{MAX_RUNNING} commands run already on this host; try again"))
         })?;
         let place = self.ask(tenant, id, |reply| Request::Exec { reply }).await?;
+        let kills = OomCount::read(&place.sandbox.info.cgroup);
         let child = || execs.next.fetch_add(1, Ordering::Relaxed);
         match run(&place, child, command, Duration::from_millis(timeout_ms)).await {
-            Err(ExecError::Gone) => match self.get(tenant, id).await?.status {
-                SessionStatus::Active => Err(SessionError::Failed(
-                    "the command was lost: its sandbox ended and a new one has taken its place".to_owned(),
-                )),
-                status => Err(SessionError::NotActive(status)),
-            },
+            Err(ExecError::Gone) => Err(self.lost(tenant, id).await?),
             Err(ExecError::Session(error)) => Err(error),
-            Ok(result) => Ok(result),
+            Ok(mut result) => {
+                let more = OomCount::read(&place.sandbox.info.cgroup).0.saturating_sub(kills.0);
+                if more > 0 {
+                    let limits = self.get(tenant, id).await?.limits;
+                    let oom = self.shared.oom(id, &limits, more).await;
+                    result.say(&format!("memory: while the command ran, {}", oom.words()));
+                }
+                Ok(result)
+            }
         }
+    }
+
+    /// What became of a command whose sandbox is gone: the session's own task learns it at the same time as this one.
+    async fn lost(&self, tenant: &TenantId, id: Uuid) -> Result<SessionError, SessionError> {
+        const TRIES: u32 = 20;
+        for _ in 0..TRIES {
+            let session = self.get(tenant, id).await?;
+            match (session.status, session.error) {
+                (SessionStatus::Active, _) => tokio::time::sleep(Duration::from_millis(50)).await,
+                (SessionStatus::Error, Some(why)) => {
+                    return Ok(SessionError::Failed(format!("the command was lost with its session: {why}")));
+                }
+                (status, _) => return Ok(SessionError::NotActive(status)),
+            }
+        }
+        Ok(SessionError::Failed("the command was lost: its sandbox ended and a new one has taken its place".to_owned()))
     }
 }
 
@@ -182,10 +213,7 @@ async fn run(place: &Place, child: impl Fn() -> u32, command: &str, within: Dura
             Ok(_) => "was ended with everything it had started",
             Err(_) => "does not end: the session stands still, and the command ends when it goes on",
         };
-        if !result.stderr.is_empty() && !result.stderr.ends_with('\n') {
-            result.stderr.push('\n');
-        }
-        result.stderr += &format!("[ashd: timeout: the command {how}, after {} ms]\n", within.as_millis());
+        result.say(&format!("timeout: the command {how}, after {} ms", within.as_millis()));
     }
     Ok(result)
 }

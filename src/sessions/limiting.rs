@@ -11,8 +11,9 @@ use tokio::sync::oneshot;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::model::{Limit, Limits, TenantId};
+use crate::model::{Limit, Limits, TenantId, UNLIMITED};
 use crate::sandbox::usage::{self, Usage};
+use crate::sessions::cause::Oom;
 use crate::sessions::disk::DiskUse;
 use crate::sessions::driver::{Looked, Request};
 use crate::sessions::limits::{Change, Level, Levels};
@@ -30,7 +31,8 @@ const RESERVE_BYTES: u64 = 1 << 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitState {
-    pub value: u64,
+    /// `null`: nothing is bounded (only those of `io` are so by default).
+    pub value: Option<u64>,
     #[schema(example = "bytes")]
     pub unit: &'static str,
     /// Whether this host enforces it: `false` where the kernel has no controller for it.
@@ -38,8 +40,8 @@ pub struct LimitState {
     pub decided_by: Level,
     /// What this level itself says; `null` when it says nothing.
     pub set: Option<u64>,
-    /// The most this level may be set to by the caller.
-    pub most: u64,
+    /// The most this level may be set to by the caller; `null`: any number.
+    pub most: Option<u64>,
 }
 
 /// Limits by their names.
@@ -113,6 +115,12 @@ impl Shared {
         self.levels_of(&session.tenant, Some(&session.agent_name), Some(session.id)).await
     }
 
+    /// Whom the kernel killed for want of memory: the newest `kills` of this sandbox. Without names where the launcher cannot tell.
+    pub async fn oom(&self, id: Uuid, limits: &Limits, kills: u64) -> Oom {
+        let known = self.launcher.victims(id).await.ok().flatten().unwrap_or_default();
+        Oom::new(limits.memory_bytes, kills, known)
+    }
+
     /// # Errors
     /// `Full` when the file system of the data directory has no more than its reserve left: what runs goes on, and the
     /// database keeps room to say so.
@@ -133,15 +141,16 @@ impl Shared {
 }
 
 fn report(levels: &Levels, at: Level, admin: bool, enforced: impl Fn(Limit) -> bool) -> LimitsReport {
+    let number = |value| (value != UNLIMITED).then_some(value);
     let state = |limit| {
         let decided = levels.decide(limit, at);
         LimitState {
-            value: decided.value,
+            value: number(decided.value),
             unit: limit.unit(),
             enforced: enforced(limit),
             decided_by: decided.by,
             set: levels.said(at, limit),
-            most: levels.most(limit, at, admin).value,
+            most: number(levels.most(limit, at, admin).value),
         }
     };
     Limit::ALL.into_iter().map(|limit| (limit.to_string(), state(limit))).collect()
@@ -161,7 +170,7 @@ impl Sessions {
     pub async fn limits(&self, tenant: &TenantId, id: Uuid, admin: bool) -> Result<LimitsReport, SessionError> {
         let session = self.get(tenant, id).await?;
         let levels = self.shared.levels(&session).await?;
-        let cgroup = self.look(id).await.cgroup.unwrap_or_else(usage::host);
+        let cgroup = self.look(id).await.cgroup.unwrap_or_else(|| usage::host(&self.shared.config.now().data_dir));
         Ok(report(&levels, Level::Session, admin, |limit| usage::enforced(&cgroup, limit)))
     }
 
@@ -192,7 +201,7 @@ impl Sessions {
             return Err(SessionError::AgentNotFound(name.to_owned()));
         }
         let levels = self.shared.levels_of(tenant, agent, None).await?;
-        let host = usage::host();
+        let host = usage::host(&self.shared.config.now().data_dir);
         let at = if agent.is_some() { Level::Agent } else { Level::Tenant };
         Ok(report(&levels, at, admin, |limit| usage::enforced(&host, limit)))
     }

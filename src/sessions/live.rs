@@ -47,6 +47,8 @@ pub struct Live {
     pub stale: bool,
     /// Watches what the kernel does not bound; `None` while a process is being started.
     pub watch: Option<Watch>,
+    /// It was stopped for what its processes hold on the disk without a name.
+    pub nameless: bool,
     /// The number of a turn that was broken off while its claude stood still: it is interrupted when it runs again.
     pub unfinished: Option<i64>,
     /// When the newest turn ended, or the process came up.
@@ -96,6 +98,7 @@ impl Live {
             reclaimed: false,
             stale: false,
             watch: None,
+            nameless: false,
             unfinished: None,
             idle_since: Instant::now(),
             guests: Arc::default(),

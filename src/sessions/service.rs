@@ -76,7 +76,7 @@ impl Sessions {
         let vault = Vault::open(&config).map_err(|e| SessionError::Failed(e.to_string()))?;
         let shared = Arc::new(Shared {
             pool: Pool::new(config.pool.max_sandboxes, Duration::from_millis(config.pool.evict_after_ms)),
-            warden: Warden::new(&config.data_dir),
+            warden: Warden::new(&config.data_dir, launcher.clone()),
             tally: Tally::default(),
             limiting: tokio::sync::Mutex::default(),
             config: live,

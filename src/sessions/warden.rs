@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
+use crate::kernel::held::Held;
 use crate::launcher::protocol::CgroupPaths;
 use crate::model::Limits;
-use crate::sandbox::usage::{MemoryUsage, PidsUsage};
-use crate::sessions::disk::{self, Bound, DiskUse, Free, Seen};
+use crate::sandbox::Launcher;
+use crate::sandbox::usage::{CpuUsage, MemoryUsage, PidsUsage};
+use crate::sessions::disk::{self, Bound, Counted, DiskUse, Free, Seen};
 
 /// Between two looks. A writer at full speed is over its bound this long at most before the walk begins.
 const TICK: Duration = Duration::from_millis(250);
@@ -26,6 +28,8 @@ const TICK: Duration = Duration::from_millis(250);
 const COUNTERS: u32 = 4;
 /// Walks at the same time.
 const WALKS: usize = 2;
+/// Processor time after which a session may have written. 100 MiB to the page cache take about this much.
+const BUSY_US: u64 = 20_000;
 /// Refused forks are told at most this often.
 const TELL_PIDS: Duration = Duration::from_secs(60);
 
@@ -49,6 +53,8 @@ pub struct Warden {
 #[derive(Debug)]
 struct Inner {
     data_dir: PathBuf,
+    /// Counts what has no name on the disk.
+    launcher: Launcher,
     watched: Mutex<HashMap<Uuid, Arc<Watched>>>,
     wake: Notify,
     /// The groups above all sandboxes, known from the first one.
@@ -70,6 +76,9 @@ struct Watched {
 struct State {
     bound: Bound,
     seen: Option<Seen>,
+    counted: Option<Counted>,
+    /// Microseconds of processor time at the newest walk, and at the newest count of what has no name.
+    cpu: [u64; 2],
     /// Told, and not changed since.
     over: bool,
     oom_kills: u64,
@@ -151,6 +160,7 @@ fn above(cgroup: &CgroupPaths) -> CgroupPaths {
         cpu: cgroup.cpu.as_ref().map(up),
         pids: cgroup.pids.as_ref().map(up),
         io: cgroup.io.as_ref().map(up),
+        io_device: cgroup.io_device.clone(),
         v1: cgroup.v1,
     }
 }
@@ -161,9 +171,10 @@ pub fn bound(limits: &Limits) -> Bound {
 }
 
 impl Warden {
-    pub fn new(data_dir: &Path) -> Self {
+    pub fn new(data_dir: &Path, launcher: Launcher) -> Self {
         let inner = Inner {
             data_dir: data_dir.to_owned(),
+            launcher,
             watched: Mutex::default(),
             wake: Notify::new(),
             root: OnceLock::new(),
@@ -187,6 +198,8 @@ impl Warden {
             state: Mutex::new(State {
                 bound: bound(limits),
                 seen: None,
+                counted: None,
+                cpu: [0; 2],
                 over: false,
                 oom_kills: MemoryUsage::read(cgroup).oom_kills.unwrap_or(0),
                 refused: PidsUsage::read(cgroup).refused.unwrap_or(0),
@@ -246,6 +259,41 @@ impl Warden {
         }
     }
 
+    /// Adds what the session's processes hold without a name, counted anew where it is time for that.
+    async fn with_held(&self, watched: &Watched, walked: DiskUse, bound: Bound, free: Free, cpu: u64) -> DiskUse {
+        let now = Instant::now();
+        let (last, busy) = {
+            let mut state = watched.state();
+            let busy = cpu.saturating_sub(state.cpu[1]) >= BUSY_US;
+            // The first walk is the start of the reckoning: a new sandbox holds nothing.
+            let start = Counted { held: Held::default(), at: now, took: Duration::ZERO, free, walked: walked.bytes };
+            (*state.counted.get_or_insert(start), busy)
+        };
+        if walked.is_over(bound) || !disk::held_is_due(&last, walked.bytes, bound, free, busy, now) {
+            return walked.and(last.held);
+        }
+        // Without an answer (the launcher is away) the last count stands, and is made again at the next look.
+        let Ok(held) = self.inner.launcher.held(watched.id).await else { return walked.and(last.held) };
+        let counted = Counted { held, at: Instant::now(), took: now.elapsed(), free, walked: walked.bytes };
+        {
+            let mut state = watched.state();
+            (state.counted, state.cpu[1]) = (Some(counted), cpu);
+        }
+        // Descriptors are in a socket's queue for a moment in honest programs too: not seen twice in a row counts.
+        let held_hidden = held.hidden && last.held.hidden;
+        DiskUse { held_hidden, ..walked.and(held) }
+    }
+
+    /// What a session has on the disk now, with what its processes hold when it has some.
+    ///
+    /// # Errors
+    /// The directory cannot be opened.
+    pub async fn measure_all(&self, id: Option<Uuid>, root: &Path, bound: Bound) -> std::io::Result<DiskUse> {
+        let walked = self.measure(root, bound).await?;
+        let Some(id) = id else { return Ok(walked) };
+        Ok(self.inner.launcher.held(id).await.map_or(walked, |held| walked.and(held)))
+    }
+
     /// Starts a walk of one session where it is time for one.
     fn look(
         &self,
@@ -254,11 +302,14 @@ impl Warden {
         now: Instant,
         tell: impl Fn(Uuid, Finding) -> bool + Send + 'static,
     ) {
+        let cpu = CpuUsage::read(&watched.cgroup).usage_us.unwrap_or(0);
         let bound = {
-            let state = watched.state();
-            if state.over || !disk::is_due(state.seen.as_ref(), state.bound, free, now) {
+            let mut state = watched.state();
+            let busy = cpu.saturating_sub(state.cpu[0]) >= BUSY_US;
+            if state.over || !disk::is_due(state.seen.as_ref(), state.bound, free, busy, now) {
                 return;
             }
+            state.cpu[0] = cpu;
             state.bound
         };
         if watched.walking.swap(true, Ordering::Relaxed) {
@@ -268,6 +319,10 @@ impl Warden {
         tokio::spawn(async move {
             let start = Instant::now();
             let used = warden.measure(&watched.root, bound).await;
+            let used = match used {
+                Ok(walked) => Ok(warden.with_held(&watched, walked, bound, free, cpu).await),
+                failed => failed,
+            };
             watched.walking.store(false, Ordering::Relaxed);
             let Ok(used) = used else { return };
             let over = {
@@ -293,7 +348,7 @@ mod tests {
         let (quiet, busy) = (dir.path().join("quiet"), dir.path().join("busy"));
         std::fs::create_dir(&quiet).unwrap();
         std::fs::create_dir(&busy).unwrap();
-        let warden = Warden::new(dir.path());
+        let warden = Warden::new(dir.path(), Launcher::at(dir.path()));
         let limits = Limits { disk_bytes: 8 << 20, ..Limits::default() };
         let (ids, nowhere) = ([Uuid::new_v4(), Uuid::new_v4()], CgroupPaths::default());
         let _quiet = warden.watch(ids[0], &quiet, &nowhere, &limits, true);

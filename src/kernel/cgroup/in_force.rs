@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::CgroupPaths;
+use super::limits::{V1_IO, V2_IO};
 
 /// Values from here on mean "no limit" (the kernel's own maximum differs by version and page size).
 const UNLIMITED: u64 = 1 << 60;
@@ -46,10 +47,28 @@ pub fn in_force(paths: &CgroupPaths, pid: i32) -> Vec<LimitInForce> {
             ("pids", &paths.pids, "pids.max"),
         ]
     };
-    files.iter().map(|(name, dir, file)| read(name, dir.as_deref(), file, pid)).collect()
+    let mut all: Vec<LimitInForce> =
+        files.iter().map(|(name, dir, file)| read(name, dir.as_deref(), file, pid)).collect();
+    for (at, name) in ["ioReadBps", "ioWriteBps", "ioReadIops", "ioWriteIops"].into_iter().enumerate() {
+        let file = if paths.v1 { V1_IO[at] } else { "io.max" };
+        let pick = |text: &str| io_of(text, paths.io_device.as_deref()?, V2_IO[at]);
+        all.push(read_by(name, paths.io.as_deref(), file, pid, &pick));
+    }
+    all
+}
+
+/// The bound of one device: `8:0 1048576` of v1, `8:0 rbps=1048576 wbps=max ...` of v2.
+fn io_of(text: &str, device: &str, word: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(device)?.strip_prefix(' '))?;
+    let value = rest.split_whitespace().find_map(|part| part.strip_prefix(word)?.strip_prefix('='));
+    value.unwrap_or(rest).trim().parse().ok()
 }
 
 fn read(name: &str, dir: Option<&Path>, file: &str, pid: i32) -> LimitInForce {
+    read_by(name, dir, file, pid, &|text| parse(file, text))
+}
+
+fn read_by(name: &str, dir: Option<&Path>, file: &str, pid: i32, parse: &dyn Fn(&str) -> Option<u64>) -> LimitInForce {
     let answer = |value, enforced, source| LimitInForce { name: name.to_owned(), value, enforced, source };
     let Some(dir) = dir else {
         return answer(None, false, "the host has no such controller for sandboxes".to_owned());
@@ -59,7 +78,7 @@ fn read(name: &str, dir: Option<&Path>, file: &str, pid: i32) -> LimitInForce {
         Ok(text) => text,
         Err(error) => return answer(None, false, format!("{}: {error}", path.display())),
     };
-    let value = parse(file, &text);
+    let value = parse(&text);
     let members = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     let member = members.lines().any(|line| line.trim().parse() == Ok(pid));
     let source = if member {
@@ -106,6 +125,21 @@ mod tests {
         ];
         for (file, text, wanted) in table {
             assert_eq!(parse(file, text), wanted, "{file} {text}");
+        }
+    }
+
+    #[test]
+    fn io_of_one_device() {
+        let v2 = "8:0 rbps=max wbps=1048576 riops=max wiops=max\n8:16 rbps=5 wbps=6 riops=7 wiops=8\n";
+        for (text, device, word, want) in [
+            (v2, "8:0", "wbps", Some(1_048_576)),
+            (v2, "8:0", "rbps", None),
+            (v2, "8:16", "riops", Some(7)),
+            (v2, "8:1", "wbps", None),
+            ("8:0 1048576\n", "8:0", "rbps", Some(1_048_576)),
+            ("", "8:0", "rbps", None),
+        ] {
+            assert_eq!(io_of(text, device, word), want, "{text} {device} {word}");
         }
     }
 

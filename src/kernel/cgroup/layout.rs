@@ -11,7 +11,7 @@
 use std::path::{Component, Path, PathBuf};
 
 /// The v1 controllers that carry a limit of [`crate::model::Limits`].
-pub const V1_CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+pub const V1_CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "blkio"];
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub enum Layout {
         memory: Option<PathBuf>,
         cpu: Option<PathBuf>,
         pids: Option<PathBuf>,
+        blkio: Option<PathBuf>,
     },
 }
 
@@ -111,14 +112,14 @@ pub fn detect(mountinfo: &str, self_cgroup: &str) -> Result<Layout, LayoutError>
         let has = |m: &&Mount| m.kind == "cgroup" && m.options.split(',').any(|option| option == controller);
         mounts.iter().rfind(has).map(|m| m.point.clone())
     };
-    let [memory, cpu, pids] = V1_CONTROLLERS.map(v1);
+    let [memory, cpu, pids, blkio] = V1_CONTROLLERS.map(v1);
     let Some(v2) = mounts.iter().rfind(|m| m.kind == "cgroup2") else {
         let found: Vec<&str> = V1_CONTROLLERS.into_iter().filter(|c| v1(c).is_some()).collect();
         let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
         return Err(LayoutError::NoV2 { v1: found });
     };
     if memory.is_some() || cpu.is_some() || pids.is_some() {
-        return Ok(Layout::Hybrid { unified: v2.point.clone(), memory, cpu, pids });
+        return Ok(Layout::Hybrid { unified: v2.point.clone(), memory, cpu, pids, blkio });
     }
     let own = self_cgroup.lines().find_map(|line| line.strip_prefix("0::")).ok_or(LayoutError::NotInV2)?;
     let below = Path::new(own).strip_prefix(&v2.root).ok().filter(|below| {
@@ -145,6 +146,7 @@ mod tests {
         33 31 0:30 / /sys/fs/cgroup/cpuacct rw - cgroup cgroup rw,cpuacct\n\
         34 31 0:31 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n\
         35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+        36 31 0:33 / /sys/fs/cgroup/blkio rw - cgroup cgroup rw,blkio\n\
         39 31 0:36 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
         40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
         41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
@@ -174,6 +176,7 @@ mod tests {
                     memory: Some("/sys/fs/cgroup/memory".into()),
                     cpu: Some("/sys/fs/cgroup/cpu".into()),
                     pids: Some("/sys/fs/cgroup/pids".into()),
+                    blkio: Some("/sys/fs/cgroup/blkio".into()),
                 },
             ),
             (
@@ -185,6 +188,7 @@ mod tests {
                     memory: None,
                     cpu: Some("/sys/fs/cgroup/cpu,cpuacct".into()),
                     pids: None,
+                    blkio: None,
                 },
             ),
             ("a container's part", CONTAINER, "0::/machine/c1/x\n", unified("/sys/fs/cgroup", "/sys/fs/cgroup/x")),

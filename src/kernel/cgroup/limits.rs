@@ -10,7 +10,7 @@ use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{MaxValue, error::Error as CrateError};
 
 use super::{CgroupError, CgroupPaths};
-use crate::model::Limits;
+use crate::model::{Limits, UNLIMITED};
 
 /// Microseconds of the period against which the CPU quota counts: the kernel's default.
 const PERIOD_US: u64 = 100_000;
@@ -33,7 +33,19 @@ pub struct Values {
     /// cgroup v1's `cpu.shares`: 1024 where v2 says 100, the kernel's defaults of both.
     pub shares: u64,
     pub pids: i64,
+    /// Bytes read and written, operations read and written, a second; `None` bounds nothing.
+    pub io: [Option<u64>; 4],
 }
+
+/// The files of v1, in the order of [`Values::io`].
+pub const V1_IO: [&str; 4] = [
+    "blkio.throttle.read_bps_device",
+    "blkio.throttle.write_bps_device",
+    "blkio.throttle.read_iops_device",
+    "blkio.throttle.write_iops_device",
+];
+/// The words of v2's `io.max`, in the same order.
+pub const V2_IO: [&str; 4] = ["rbps", "wbps", "riops", "wiops"];
 
 /// Checks that the kernel can take the limits, and translates them.
 ///
@@ -53,6 +65,15 @@ pub fn values(limits: &Limits) -> Result<Values, CgroupError> {
         let why = "must be 1 to 10000".to_owned();
         return Err(CgroupError::Limit { field: "cpuWeight", value: limits.cpu_weight, why });
     }
+    for (field, value) in [
+        ("ioReadBps", limits.io_read_bps),
+        ("ioWriteBps", limits.io_write_bps),
+        ("ioReadIops", limits.io_read_iops),
+        ("ioWriteIops", limits.io_write_iops),
+    ] {
+        at_least(field, value, 1)?;
+    }
+    let bounded = |value: u64| (value != UNLIMITED).then_some(value);
     // Values past what the kernel counts in mean "no limit"; the cap also keeps memory + swap from overflowing.
     let cap = |value: u64, max: u64| i64::try_from(value.min(max)).unwrap_or(i64::MAX);
     Ok(Values {
@@ -63,6 +84,13 @@ pub fn values(limits: &Limits) -> Result<Values, CgroupError> {
         shares: (limits.cpu_weight * 1024 / 100).clamp(2, 262_144),
         // PID_MAX_LIMIT of 64-bit kernels.
         pids: cap(limits.pids, 4_194_304),
+        // Operations are 32 bits wide in the kernel, and v1 cuts what is longer.
+        io: [
+            bounded(limits.io_read_bps),
+            bounded(limits.io_write_bps),
+            bounded(limits.io_read_iops).map(|n| n.min(u64::from(u32::MAX - 1))),
+            bounded(limits.io_write_iops).map(|n| n.min(u64::from(u32::MAX - 1))),
+        ],
     })
 }
 
@@ -98,7 +126,38 @@ pub fn apply(paths: &CgroupPaths, limits: &Limits) -> Result<Vec<String>, Cgroup
             .map_err(|e| from_crate("set the number of processes of", dir, e))?,
         None => missing.push("pids: the host has no pids controller for sandboxes".to_owned()),
     }
+    match (&paths.io, &paths.io_device) {
+        (Some(dir), Some(device)) => io(dir, device, &values, paths.v1)?,
+        (None, _) => missing.push("io: the host has no io controller for sandboxes".to_owned()),
+        (_, None) => missing.push("io: the data directory is on no disk that can be throttled".to_owned()),
+    }
     Ok(missing)
+}
+
+/// Own code: the crate's calls know neither `max` nor a device by its text.
+fn io(dir: &Path, device: &str, values: &Values, v1: bool) -> Result<(), CgroupError> {
+    // The first value of a disk makes the kernel stop its queue for a moment: what bounds nothing, and did not before, is left
+    // alone.
+    let said = |file: &str| {
+        let text = std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+        text.lines().any(|line| line.split(' ').next() == Some(device))
+    };
+    if v1 {
+        for (file, value) in V1_IO.into_iter().zip(values.io) {
+            if value.is_some() || said(file) {
+                // 0 takes the bound away.
+                super::write(&dir.join(file), &format!("{device} {}", value.unwrap_or(0)))?;
+            }
+        }
+        return Ok(());
+    }
+    if values.io == [None; 4] && !said("io.max") {
+        return Ok(());
+    }
+    let words = V2_IO.into_iter().zip(values.io);
+    let words: String =
+        words.map(|(word, value)| format!(" {word}={}", value.map_or("max".to_owned(), |n| n.to_string()))).collect();
+    super::write(&dir.join("io.max"), &format!("{device}{words}"))
 }
 
 fn memory(dir: &Path, values: &Values, v1: bool, missing: &mut Vec<String>) -> Result<(), CgroupError> {
@@ -154,6 +213,38 @@ mod tests {
     }
 
     #[test]
+    fn io_is_written_as_each_version_wants_it_and_taken_away_again() {
+        let bounded = Limits { io_read_bps: 5 << 20, io_write_iops: u64::MAX - 1, ..Limits::default() };
+        for v1 in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let at = |name: &str| dir.path().join(name);
+            for name in V1_IO.into_iter().chain(["io.max"]) {
+                std::fs::write(at(name), "").unwrap();
+            }
+            let put = |limits: &Limits| io(dir.path(), "8:0", &values(limits).unwrap(), v1).unwrap();
+            let read = |name: &str| std::fs::read_to_string(at(name)).unwrap();
+            put(&Limits::default());
+            assert_eq!((read(V1_IO[0]), read("io.max")), (String::new(), String::new()), "nothing to say");
+            put(&bounded);
+            match v1 {
+                true => {
+                    assert_eq!((read(V1_IO[0]), read(V1_IO[1])), ("8:0 5242880".into(), String::new()));
+                    assert_eq!(read(V1_IO[3]), "8:0 4294967294");
+                }
+                false => assert_eq!(read("io.max"), "8:0 rbps=5242880 wbps=max riops=max wiops=4294967294"),
+            }
+            // The kernel's own files do not keep what was there before; these do.
+            let clear = |name: &str| std::fs::write(at(name), "8:0 x\n").unwrap();
+            V1_IO.into_iter().chain(["io.max"]).for_each(clear);
+            put(&Limits::default());
+            match v1 {
+                true => assert!(V1_IO.iter().all(|name| read(name).starts_with("8:0 0"))),
+                false => assert!(read("io.max").starts_with("8:0 rbps=max wbps=max")),
+            }
+        }
+    }
+
+    #[test]
     fn bounds() {
         let with = |change: fn(&mut Limits)| {
             let mut limits = Limits::default();
@@ -166,6 +257,7 @@ mod tests {
             (|l| l.cpu_weight = 0, "cpuWeight"),
             (|l| l.cpu_weight = 10_001, "cpuWeight"),
             (|l| l.pids = 2, "pids"),
+            (|l| l.io_read_bps = 0, "ioReadBps"),
         ] {
             let error = with(change).expect_err(field);
             assert!(matches!(&error, CgroupError::Limit { field: f, .. } if *f == field), "{error}");

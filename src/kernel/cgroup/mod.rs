@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   pure v2                                        hybrid (v1 controllers beside a v2 mount)
-//!   <launcher's own cgroup, delegated>             /sys/fs/cgroup/{memory,cpu,pids}/<name>/tenants/<tenant>/<id>   limits
+//!   <launcher's own cgroup, delegated>             /sys/fs/cgroup/{memory,cpu,pids,blkio}/<name>/tenants/<tenant>/<id>   limits
 //!     supervisor/           the launcher           /sys/fs/cgroup/unified/<name>/tenants/<tenant>/<id>             freeze, kill
 //!     tenants/<tenant>/<id> limits, freeze, kill
 //! ```
@@ -17,6 +17,7 @@
 //! A cgroup is used once. After a write to `cgroup.kill`, a `clone3(CLONE_INTO_CGROUP)` into the same group is
 //! killed at birth (seen on 6.18), so a sandbox that comes back gets a new directory.
 
+pub mod device;
 pub mod in_force;
 pub mod layout;
 pub mod leaf;
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use device::disk_of;
 pub use in_force::{LimitInForce, in_force};
 pub use layout::{Layout, LayoutError};
 pub use leaf::Leaf;
@@ -43,6 +45,9 @@ pub struct CgroupPaths {
     pub cpu: Option<PathBuf>,
     pub pids: Option<PathBuf>,
     pub io: Option<PathBuf>,
+    /// The disk whose use `io` limits, as `<major>:<minor>`; `None` where the data directory is on none.
+    #[serde(default)]
+    pub io_device: Option<String>,
     /// Whether the limits' files are those of cgroup v1.
     pub v1: bool,
 }
@@ -69,6 +74,7 @@ impl CgroupPaths {
             cpu: deeper(&self.cpu),
             pids: deeper(&self.pids),
             io: deeper(&self.io),
+            io_device: self.io_device.clone(),
             v1: self.v1,
         }
     }

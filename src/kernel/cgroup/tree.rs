@@ -43,17 +43,20 @@ impl Tree {
     pub fn prepare_in(found: &Layout, name: &str) -> Result<Self, CgroupError> {
         let (root, missing) = match found {
             Layout::Unified { mount, own } => unified_root(mount, own, name)?,
-            Layout::Hybrid { unified, memory, cpu, pids } => {
+            Layout::Hybrid { unified, memory, cpu, pids, blkio } => {
                 let below = |mount: &Option<PathBuf>| mount.as_ref().map(|mount| mount.join(name));
                 let root = CgroupPaths {
                     unified: unified.join(name),
                     memory: below(memory),
                     cpu: below(cpu),
                     pids: below(pids),
-                    io: None,
+                    io: below(&blkio.clone().filter(|mount| mount.join(super::limits::V1_IO[0]).exists())),
+                    io_device: None,
                     v1: true,
                 };
-                (root, vec!["io: not limited on a host with cgroup v1 controllers".to_owned()])
+                let missing =
+                    root.io.is_none().then(|| "io: the host has no blkio controller that throttles".to_owned());
+                (root, missing.into_iter().collect())
             }
         };
         let tree = Self { root, missing };
@@ -63,6 +66,17 @@ impl Tree {
         }
         enable(&tree.root.join(TENANTS))?;
         Ok(tree)
+    }
+
+    /// Limits of `io` are those of the disk that holds `dir`. Without this call, or where there is no such disk, none are
+    /// enforced.
+    #[must_use]
+    pub fn with_disk_of(mut self, dir: &Path) -> Self {
+        match super::disk_of(dir) {
+            Ok(device) => self.root.io_device = Some(device),
+            Err(why) => self.missing.push(format!("io: {why}")),
+        }
+        self
     }
 
     /// The roots' directories.
@@ -171,6 +185,7 @@ fn unified_root(mount: &Path, own: &Path, name: &str) -> Result<(CgroupPaths, Ve
         cpu: leg("cpu"),
         pids: leg("pids"),
         io: leg("io"),
+        io_device: None,
         v1: false,
         unified: root,
     };

@@ -37,18 +37,22 @@ impl Driver {
     pub(super) async fn died(&mut self, status: Option<Exit>) {
         self.catch_up().await;
         let Some(live) = &self.live else { return };
-        let limits = &self.session.limits;
-        let oom = OomCount::read(&live.sandbox.info.cgroup) > live.oom;
+        let (shared, limits) = (self.shared.clone(), self.session.limits);
+        let kills = OomCount::read(&live.sandbox.info.cgroup).0.saturating_sub(live.oom.0);
+        let oom = if kills > 0 { Some(shared.oom(self.session.id, &limits, kills).await) } else { None };
+        let Some(live) = &self.live else { return };
         let usage = Usage::read(&live.sandbox.info.cgroup);
         let mut why = match status {
-            Some(status) => cause::exited(status, oom, limits.memory_bytes, &self.dir.stderr_tail(live.stderr_from)),
-            None => cause::sandbox_died(oom, limits.memory_bytes),
+            Some(status) => cause::exited(status, oom.as_ref(), &self.dir.stderr_tail(live.stderr_from)),
+            None => cause::sandbox_died(oom.as_ref()),
         };
-        if !oom && let Some(refused) = usage.pids.refused.filter(|refused| *refused > 0) {
+        if oom.is_none()
+            && let Some(refused) = usage.pids.refused.filter(|refused| *refused > 0)
+        {
             why.push_str(&format!(" (before, {refused} forks were refused: the limit is {} pids)", limits.pids));
         }
-        let reason = cause::reason(oom, status);
-        if let Some(data) = cause::killed(oom, status, limits.memory_bytes, usage.memory.peak_bytes) {
+        let reason = cause::reason(oom.is_some(), status);
+        if let Some(data) = cause::killed(oom.as_ref(), status, usage.memory.peak_bytes) {
             self.shared.tally.count(reason);
             self.cause("killed", reason, data, &why);
         }

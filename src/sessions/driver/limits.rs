@@ -6,14 +6,13 @@
 //!        POST .../resume:           measure -> 507 while it is still so
 //! ```
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::{Driver, lifecycle};
 use crate::launcher::protocol::CgroupPaths;
-use crate::model::{Limit, Limits, SessionStatus};
+use crate::model::{Limit, Limits, SessionStatus, UNLIMITED};
 use crate::sandbox::LauncherError;
 use crate::sandbox::usage::Usage;
 use crate::sessions::SessionError;
@@ -22,7 +21,6 @@ use crate::sessions::disk::{DiskUse, Seen};
 use crate::sessions::launch::launcher_error;
 use crate::sessions::limits::{Change, InUse, Level, fits};
 use crate::sessions::live::Live;
-use crate::sessions::shared::Shared;
 use crate::sessions::warden::{Finding, bound};
 use crate::store::{LimitScope, Session};
 
@@ -100,7 +98,7 @@ impl Driver {
         let changed: serde_json::Map<String, Value> = Limit::ALL
             .into_iter()
             .filter(|limit| old.get(*limit) != new.get(*limit))
-            .map(|limit| (limit.to_string(), json!({ "from": old.get(limit), "to": new.get(limit) })))
+            .map(|limit| (limit.to_string(), json!({ "from": number(&old, limit), "to": number(&new, limit) })))
             .collect();
         let changed = Value::Object(changed);
         tracing::info!(ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant, ASH_EVENT = "limits", %changed,
@@ -137,10 +135,16 @@ impl Driver {
             used.pids = usage.pids.current;
         }
         if new.disk_bytes < old.disk_bytes || new.disk_files < old.disk_files {
-            let disk = measure(&self.shared, self.dir.root(), old).await?;
+            let disk = self.measure(*old, true).await?;
             (used.disk_bytes, used.disk_files) = (Some(disk.bytes), Some(disk.files));
         }
         Ok(used)
+    }
+
+    async fn measure(&mut self, limits: Limits, held: bool) -> Result<DiskUse, SessionError> {
+        let holder = self.live.as_ref().filter(|_| held).map(|_| self.session.id);
+        let measured = self.shared.warden.measure_all(holder, self.dir.root(), bound(&limits)).await;
+        measured.map_err(|e| SessionError::Failed(format!("the session's directory could not be measured: {e}")))
     }
 
     /// Whether it stands still because it has too much on the disk: the only pause with an error.
@@ -155,7 +159,8 @@ impl Driver {
         if !self.dir.root().exists() {
             return Ok(());
         }
-        let used = measure(&self.shared, self.dir.root(), &self.session.limits).await?;
+        // Not what has no name: it goes with its processes, and those of a broken turn are interrupted when it goes on.
+        let used = self.measure(self.session.limits, false).await?;
         if used.is_over(bound(&self.session.limits)) {
             return Err(SessionError::Full(over(&used, &self.session.limits)));
         }
@@ -202,14 +207,12 @@ impl Driver {
         }
         let cgroup = &live.sandbox.info.cgroup;
         live.oom = OomCount::read(cgroup);
-        let (memory, peak) = (self.session.limits.memory_bytes, Usage::read(cgroup).memory.peak_bytes);
-        let why = format!(
-            "the sandbox reached its memory limit of {} MiB: the kernel killed {processes} of its processes",
-            memory >> 20
-        );
+        let peak = Usage::read(cgroup).memory.peak_bytes;
+        let oom = self.shared.oom(self.session.id, &self.session.limits, processes).await;
+        let why = oom.words();
         self.shared.tally.count("oom");
-        let data = json!({ "limit": Limit::MemoryBytes, "value": memory, "peakBytes": peak,
-            "process": "a process that the agent started", "processes": processes });
+        let mut data = oom.data(peak);
+        data["processes"] = json!(processes);
         self.cause("killed", "oom", data, &why);
     }
 
@@ -238,6 +241,9 @@ impl Driver {
         if live.frozen || !used.is_over(bound(&limits)) {
             return;
         }
+        let nameless =
+            !DiskUse { bytes: used.bytes - used.held_bytes, held_hidden: false, ..used }.is_over(bound(&limits));
+        let again = std::mem::replace(&mut live.nameless, nameless) && nameless;
         let why = over(&used, &limits);
         if let Err(e) = live.freeze().await {
             // What cannot be stopped is ended: nothing else bounds it.
@@ -252,6 +258,10 @@ impl Driver {
         };
         let data = json!({ "limit": limit, "value": limits.get(limit), "used": number });
         self.cause("limited", "disk", data, &why);
+        if again {
+            // It went on once, and what holds the files was not interrupted with its turn: nothing else gives the room back.
+            return self.fell(format!("{why}; and it did so again, so its processes were ended"), "disk").await;
+        }
         let mut change =
             self.change(SessionStatus::Paused, Some(why.clone()), "paused", json!({ "reason": "disk", "error": why }));
         let broken = self.turn.as_ref().map(|running| running.turn.number);
@@ -268,23 +278,40 @@ impl Driver {
     }
 }
 
-async fn measure(shared: &Shared, root: &Path, limits: &Limits) -> Result<DiskUse, SessionError> {
-    let measured = shared.warden.measure(root, bound(limits)).await;
-    measured.map_err(|e| SessionError::Failed(format!("the session's directory could not be measured: {e}")))
+/// A limit for the timeline; `None` bounds nothing.
+fn number(limits: &Limits, limit: Limit) -> Option<u64> {
+    Some(limits.get(limit)).filter(|value| *value != UNLIMITED)
 }
 
 /// The words for a session that has too much on the disk.
 fn over(used: &DiskUse, limits: &Limits) -> String {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    let what = if used.hidden {
+    let what = if used.held_hidden {
+        "the disk has lost more than it may have left, and its processes hold files that cannot be counted (descriptors in \
+         the queues of sockets)"
+            .to_owned()
+    } else if used.hidden {
         "it has directories that nobody can look into, or more than 128 of them in each other".to_owned()
     } else if used.bytes > limits.disk_bytes {
-        format!("it has {} MiB or more on the disk, and its limit is {} MiB", mib(used.bytes), mib(limits.disk_bytes))
+        let held = match used.held_bytes {
+            0 => String::new(),
+            held => format!(", {} of them in files that were deleted and are still open", mib(held)),
+        };
+        format!(
+            "it has {} MiB or more on the disk{held}, and its limit is {} MiB",
+            mib(used.bytes),
+            mib(limits.disk_bytes)
+        )
     } else {
         format!("it has {} files or more, and its limit is {}", used.files, limits.disk_files)
     };
     format!(
         "the session stands still: {what}. It goes on when files are deleted (DELETE .../files/*) or the limit is raised \
-         (PATCH .../limits)"
+         (PATCH .../limits){}",
+        if used.held_bytes > 0 || used.held_hidden {
+            "; what has no name goes with the processes that hold it: when it goes on, the turn it was in is interrupted"
+        } else {
+            ""
+        }
     )
 }

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::launcher::init_protocol::SpawnSpec;
 use crate::launcher::protocol::{ClaudeBinary, Create};
 use crate::pool::Slot;
-use crate::sessions::cause::{self, OomCount};
+use crate::sessions::cause::{self, Oom, OomCount};
 use crate::sessions::classify::{Classifier, Kind, classify};
 use crate::sessions::claude::{self, Conversation, LaunchOptions, ProcessFlags};
 use crate::sessions::lines::Tail;
@@ -292,10 +292,12 @@ async fn ready(live: &mut Live, tail: &mut Tail, request: &str) -> Result<u64, S
 async fn how_it_ended(live: &mut Live) -> String {
     let status = live.ended().await;
     let memory = live.sandbox.info.limits.memory_bytes;
-    let oom = OomCount::read(&live.sandbox.info.cgroup) > live.oom;
+    let kills = OomCount::read(&live.sandbox.info.cgroup).0.saturating_sub(live.oom.0);
+    // Nothing but claude ran yet, so nobody has to be named.
+    let oom = (kills > 0).then(|| Oom::new(memory, kills, Vec::new()));
     match status {
-        Some(status) => cause::exited(status, oom, memory, ""),
-        None => cause::sandbox_died(oom, memory),
+        Some(status) => cause::exited(status, oom.as_ref(), ""),
+        None => cause::sandbox_died(oom.as_ref()),
     }
 }
 

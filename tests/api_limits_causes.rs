@@ -92,7 +92,8 @@ async fn a_command_of_exec_that_is_killed_says_by_what() {
 
 #[tokio::test]
 async fn a_deleted_open_file_is_bounded_within_a_second() {
-    let (_daemon, api) = with(Options::default().config("[limits]\ndisk_bytes = '256MiB'")).await;
+    // The real one: the fake ends no tool when it is interrupted.
+    let (_daemon, api) = with(Options::default().real_claude().config("[limits]\ndisk_bytes = '256MiB'")).await;
     let id = api.session("a").await;
     // 20 MiB each 100 ms into a file without a name; 256 MiB are passed after 1.3 s.
     let fill = r#"@tool Bash {"command": "exec 9> /workspace/f; rm /workspace/f; for n in $(seq 400); do head -c 20971520 /dev/zero >&9; echo $n > /tmp/count; sleep 0.1; done"}"#;

@@ -30,6 +30,8 @@ const COUNTERS: u32 = 4;
 const WALKS: usize = 2;
 /// Processor time after which a session may have written. 100 MiB to the page cache take about this much.
 const BUSY_US: u64 = 20_000;
+/// How long a session that goes on has to let go of files without a name.
+const LET_GO: Duration = Duration::from_secs(1);
 /// Refused forks are told at most this often.
 const TELL_PIDS: Duration = Duration::from_secs(60);
 
@@ -133,7 +135,13 @@ impl Watch {
     pub fn set_frozen(&self, frozen: bool) {
         self.watched.frozen.store(frozen, Ordering::Relaxed);
         if !frozen {
-            self.watched.state().over = false;
+            let mut state = self.watched.state();
+            state.over = false;
+            if let Some(counted) = &mut state.counted {
+                // What was held is about to be let go of: the turn it was from is interrupted now.
+                (counted.held, counted.at) = (Held::default(), Instant::now() + LET_GO);
+            }
+            drop(state);
             self.warden.inner.wake.notify_one();
         }
     }

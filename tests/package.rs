@@ -51,7 +51,9 @@ fn the_sample_has_every_key_with_its_default() {
     for line in sample.lines() {
         if let Some(name) = line.strip_prefix('[') {
             section = format!("{}.", name.trim_end_matches(']'));
-        } else if let Some((key, _)) = line.strip_prefix('#').filter(|l| is_setting(l)).and_then(|l| l.split_once(" = ")) {
+        } else if let Some((key, _)) =
+            line.strip_prefix('#').filter(|l| is_setting(l)).and_then(|l| l.split_once(" = "))
+        {
             assert!(found.insert(format!("{section}{key}")), "{section}{key} is there twice");
         }
     }
@@ -141,6 +143,9 @@ fn metrics(text: &str) -> BTreeSet<String> {
 async fn dashboard_and_alerts_name_metrics_that_there_are() {
     let daemon = common::Daemon::start(common::Options::default());
     let api = daemon.api();
+    // What sandboxes use is counted from the first one on.
+    api.deploy("a").await;
+    api.session("a").await;
     let exposed = api.get("/metrics").await.text;
     let dashboard: serde_json::Value = serde_json::from_str(&text("packaging/monitoring/grafana.json")).unwrap();
     let alerts = text("packaging/monitoring/alerts.yml");

@@ -68,17 +68,11 @@ Examples:
 
 Signals: SIGTERM and SIGINT finish open answers (10 minutes at most), a second one ends at once. SIGHUP, under systemd:
 the program is started again, the new one serves, this one finishes its open answers and ends.
-Logs: JSON on stderr; RUST_LOG sets the level. Documentation: docs/gateway.md, docs/offline-model.md.";
+Logs: the journal under systemd, else JSON on stderr; ASH_LOG sets the level. Documentation: docs/gateway.md, docs/offline-model.md.";
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
-    tracing_subscriber::fmt()
-        .json()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,hyper=off".into()),
-        )
-        .init();
+    ashd::observe::logging::start("ash-gateway").map_err(|why| anyhow!(why))?;
     let variable = |name| std::env::var(name).ok();
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let key = settings::find_key(credentials.as_deref(), variable("ANTHROPIC_API_KEY").as_deref())

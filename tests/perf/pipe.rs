@@ -38,7 +38,7 @@ impl Model {
             .arg("--run-dir")
             .arg(run_dir)
             .env_clear()
-            .env("RUST_LOG", "warn")
+            .env("ASH_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

@@ -66,7 +66,7 @@ fn the_sample_has_every_key_with_its_default() {
     load(&sample);
 
     // Values that stand for something, where the default is nothing.
-    let illustrations = ["api_key", "credential_key", "binary", "base_url", "reserve_bytes"];
+    let illustrations = ["level", "api_key", "credential_key", "binary", "base_url", "reserve_bytes"];
     let defaults: String = sample
         .lines()
         .filter(|line| !illustrations.iter().any(|key| line.starts_with(&format!("#{key} = "))))

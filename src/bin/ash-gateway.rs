@@ -72,8 +72,8 @@ Logs: the journal under systemd, else JSON on stderr; ASH_LOG sets the level. Do
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
-    ashd::observe::logging::start("ash-gateway").map_err(|why| anyhow!(why))?;
     let variable = |name| std::env::var(name).ok();
+    ashd::observe::logging::start("ash-gateway", None).map_err(|why| anyhow!(why))?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let key = settings::find_key(credentials.as_deref(), variable("ANTHROPIC_API_KEY").as_deref())
         .map_err(|why| anyhow!(why))?;

@@ -1,8 +1,9 @@
 //! `systemctl reload ashd`: the configuration, read again.
 
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::{self, Live, Source};
+use crate::observe::events::{self, event};
 use crate::observe::logging;
 use crate::sessions::Sessions;
 
@@ -13,17 +14,17 @@ pub(super) async fn reload(source: &Source, live: &Live, sessions: &Sessions) {
     let read = tokio::task::spawn_blocking(move || from.read()).await;
     let read = match read {
         Ok(Ok(read)) => read,
-        Ok(Err(errors)) => return error!(ASH_EVENT = "reload", "nothing was changed: {errors}"),
-        Err(gone) => return error!(ASH_EVENT = "reload", "nothing was changed: {gone}"),
+        Ok(Err(errors)) => return event!(&events::RELOAD_FAILED, "nothing was changed: {errors}"),
+        Err(gone) => return event!(&events::RELOAD_FAILED, "nothing was changed: {gone}"),
     };
     let new = match config::compare(&live.now(), read) {
         Ok(new) => new,
-        Err(errors) => return error!(ASH_EVENT = "reload", "nothing was changed: {errors}"),
+        Err(errors) => return event!(&events::RELOAD_FAILED, "nothing was changed: {errors}"),
     };
     if new.changed.contains(&"log.level")
         && let Err(why) = logging::set_level(new.config.log.level.as_deref())
     {
-        return error!(ASH_EVENT = "reload", "nothing was changed: log.level: {why}");
+        return event!(&events::RELOAD_FAILED, "nothing was changed: log.level: {why}");
     }
     tracing::debug!(level = new.config.log.level, "the log's level");
     live.take_over(new.config);

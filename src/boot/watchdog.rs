@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::observe::events::{self, event};
 use crate::sessions::Sessions;
 use crate::store::Store;
 
@@ -28,12 +29,12 @@ pub(super) fn beats(store: Store, sessions: Sessions, every: Duration) -> mpsc::
                 match written {
                     Ok(()) => tracing::info!(ASH_EVENT = "store-works", "the database can be written again"),
                     Err(error) => {
-                        tracing::error!(ASH_EVENT = "store-failed", %error, "the database cannot be written");
+                        event!(&events::STORE_FAILED, %error, "the database cannot be written");
                     }
                 }
             }
             if let Err(why) = sessions.pulse().await {
-                tracing::error!(ASH_EVENT = "stalled", "the watchdog is not fed: {why}");
+                event!(&events::STALLED, "the watchdog is not fed: {why}");
                 continue;
             }
             if beat.send(()).await.is_err() {

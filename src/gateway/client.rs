@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
@@ -16,6 +16,7 @@ use super::control::MAX_USAGE;
 use super::packets::PacketSocket;
 use super::protocol::{MAX_PACKET, Register, Reply, Request, SOCKET, SessionUsage};
 use crate::kernel::seqpacket;
+use crate::observe::events::{self, event};
 
 /// How long a call waits, a restart of the gateway in between included.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -173,9 +174,13 @@ async fn keep_connected(
     }
 }
 
+/// From then on it is not just being replaced.
+const LOST: Duration = Duration::from_secs(5);
+
 /// Tries until it works; `None` when nobody is left to connect for.
 async fn reconnect(path: &Path, queue: &mpsc::Receiver<Call>) -> Option<Connection> {
     let mut pause = Duration::from_millis(20);
+    let (start, mut said) = (Instant::now(), false);
     loop {
         match Connection::open(path).await {
             Ok(connection) => {
@@ -186,6 +191,10 @@ async fn reconnect(path: &Path, queue: &mpsc::Receiver<Call>) -> Option<Connecti
         }
         if queue.is_closed() {
             return None;
+        }
+        if !said && start.elapsed() > LOST {
+            said = true;
+            event!(&events::GATEWAY_LOST, path = %path.display(), "the gateway does not answer");
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(1));

@@ -19,6 +19,7 @@ use super::answer::{Body, error};
 use super::forward;
 use super::offline::Offline;
 use super::settings::{BaseUrl, Key, Upstream};
+use crate::observe::events::{self, OncePerMinute, event};
 
 /// Bytes of a request's body; the API's own bound is 32 MB. More is answered 413.
 pub const MAX_BODY: usize = 64 << 20;
@@ -28,6 +29,11 @@ const CONNECT: Duration = Duration::from_secs(10);
 const FIRST_BYTE: Duration = Duration::from_secs(15 * 60);
 /// Connections kept open for the next request, in all.
 const POOL: usize = 64;
+
+/// Every session meets the same fault at once.
+static REFUSED: OncePerMinute = OncePerMinute::new();
+static LIMITED: OncePerMinute = OncePerMinute::new();
+static AWAY: OncePerMinute = OncePerMinute::new();
 
 /// A request that was let through.
 #[derive(Debug)]
@@ -131,9 +137,11 @@ impl Remote {
         *request.uri_mut() = uri;
         *request.headers_mut() =
             forward::request_headers(&call.headers, call.key.as_ref().or(self.key.as_ref()), &self.custom);
+        let own = call.key.is_some();
         match tokio::time::timeout(FIRST_BYTE, self.client.request(request)).await {
             Ok(Ok(answer)) => {
                 let (head, body) = answer.into_parts();
+                answered(call.session, head.status, own);
                 let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
                 *response.status_mut() = head.status;
                 *response.headers_mut() = forward::response_headers(&head.headers);
@@ -142,6 +150,9 @@ impl Remote {
             Ok(Err(why)) if causes(&why).any(|cause| cause.is::<LengthLimitError>()) => too_large(),
             Ok(Err(why)) => self.unreachable(&why),
             Err(_) => {
+                if AWAY.now() {
+                    event!(&events::UPSTREAM_AWAY, upstream = %self.base, "no answer within {} s", FIRST_BYTE.as_secs());
+                }
                 let text = format!("the model at {} did not answer within {} s", self.base, FIRST_BYTE.as_secs());
                 error(StatusCode::GATEWAY_TIMEOUT, &text)
             }
@@ -152,8 +163,24 @@ impl Remote {
         let what = if why.is_connect() { "cannot be reached" } else { "broke off before it answered" };
         // The last cause is the one that says it: "connection refused", "certificate expired".
         let cause = causes(why).last().map(ToString::to_string).unwrap_or_default();
-        tracing::warn!(upstream = %self.base, cause, "the model {what}");
+        if AWAY.now() {
+            event!(&events::UPSTREAM_AWAY, upstream = %self.base, cause, "the model {what}");
+        }
         error(StatusCode::BAD_GATEWAY, &format!("the model at {} {what}: {cause}", self.base))
+    }
+}
+
+/// What an admin has to hear of the model's answers. `own`: by the session's own key, not the gateway's.
+fn answered(session: Uuid, status: StatusCode, own: bool) {
+    let by = if own { "the session's credential" } else { "the gateway's key" };
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if REFUSED.now() => {
+            event!(&events::KEY_REFUSED, ASH_SESSION = %session, status = status.as_u16(), "the model refuses {by}");
+        }
+        StatusCode::TOO_MANY_REQUESTS if LIMITED.now() => {
+            event!(&events::RATE_LIMITED, ASH_SESSION = %session, status = status.as_u16(), "too many requests by {by}");
+        }
+        _ => {}
     }
 }
 

@@ -54,7 +54,7 @@ pub fn start(identifier: &str, level: Option<&str>) -> Result<(), String> {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("(no text)");
-        tracing::error!(place, message, "panic");
+        super::events::event!(&super::events::PANICKED, place, message, "panic");
     }));
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! What the daemon lets be seen: its log, and its metrics.
+//! What the daemon lets be seen: its log, the events that wake somebody up, and its metrics.
 
+pub mod events;
 pub mod logging;
 pub mod metrics;

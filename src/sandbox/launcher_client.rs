@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use super::channel::Channel;
 use crate::kernel::held::Held;
 use crate::launcher::protocol::{Create, Failure, PROTOCOL, Reply, Request, SANDBOX_FDS, SandboxInfo, Victim};
 use crate::model::Limits;
+use crate::observe::events::{self, event};
 use crate::sandbox::Sandbox;
 
 /// Requests at the same time, each on a connection of its own: the launcher works on one at a time, but an end that
@@ -56,6 +58,8 @@ struct Inner {
     run_dir: PathBuf,
     idle: Mutex<Vec<Channel>>,
     slots: Semaphore,
+    /// Said that it does not answer.
+    lost: AtomicBool,
 }
 
 /// Cheap to clone: all clones share the connections.
@@ -67,8 +71,8 @@ pub struct Launcher {
 impl Launcher {
     /// A client that connects at its first request.
     pub fn at(run_dir: &Path) -> Self {
-        let inner =
-            Inner { run_dir: run_dir.to_owned(), idle: Mutex::new(Vec::new()), slots: Semaphore::new(PARALLEL) };
+        let (idle, slots) = (Mutex::new(Vec::new()), Semaphore::new(PARALLEL));
+        let inner = Inner { run_dir: run_dir.to_owned(), idle, slots, lost: AtomicBool::new(false) };
         Self { inner: Arc::new(inner) }
     }
 
@@ -221,7 +225,18 @@ impl Launcher {
                 Err(LauncherError::Unreachable { .. }) if start.elapsed() < AWAY => {
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
-                answer => return answer,
+                Err(LauncherError::Unreachable { path, source }) => {
+                    if !self.inner.lost.swap(true, Ordering::Relaxed) {
+                        event!(&events::LAUNCHER_LOST, path, error = %source, "the launcher does not answer");
+                    }
+                    return Err(LauncherError::Unreachable { path, source });
+                }
+                answer => {
+                    if self.inner.lost.swap(false, Ordering::Relaxed) {
+                        tracing::info!(ASH_EVENT = "launcher-back", "the launcher answers again");
+                    }
+                    return answer;
+                }
             }
         }
     }

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 
 use crate::model::{TenantId, iso, now_ms};
+use crate::observe::events::{self, event};
 use crate::sandbox::confinement::{Floor, Report};
 use crate::sandbox::measure::{self, MeasureError};
 use crate::sandbox::{Sandbox, SandboxEvent};
@@ -44,7 +45,7 @@ impl Shared {
         events: &mut mpsc::UnboundedReceiver<SandboxEvent>,
     ) -> Result<(), SessionError> {
         let refused = |why: String| {
-            tracing::error!(ASH_SESSION = %session, ASH_EVENT = "not-confined", "{why}");
+            event!(&events::NOT_CONFINED, ASH_SESSION = %session, "{why}");
             SessionError::Failed(format!("the session is not started, since its confinement is not proven: {why}"))
         };
         let report = self.measure(sandbox, events).await.map_err(|error| {

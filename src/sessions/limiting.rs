@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::model::{Limit, Limits, TenantId, UNLIMITED};
+use crate::observe::events::{self, OncePerMinute, event};
 use crate::sandbox::usage::{self, Usage};
 use crate::sessions::cause::Oom;
 use crate::sessions::disk::DiskUse;
@@ -26,6 +27,9 @@ use crate::store::{LimitScope, Session};
 const AT_ONCE: usize = 16;
 /// The reserve of the disk where the configuration names none: this, or a twentieth of the file system if that is less.
 const RESERVE_BYTES: u64 = 1 << 30;
+
+/// Every caller meets it at once.
+static RESERVE: OncePerMinute = OncePerMinute::new();
 
 /// One limit, and why it is what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -130,13 +134,17 @@ impl Shared {
         if free.bytes >= reserve {
             return Ok(());
         }
-        Err(SessionError::Full(format!(
+        let why = format!(
             "the disk that holds {} has {} MiB left, less than its reserve of {} MiB (disk.reserve_bytes): nothing new is \
              begun; end sessions that are not needed, or give it more room",
             self.config.now().data_dir.display(),
             free.bytes >> 20,
             reserve >> 20
-        )))
+        );
+        if RESERVE.now() {
+            event!(&events::DISK_RESERVE, "{why}");
+        }
+        Err(SessionError::Full(why))
     }
 }
 

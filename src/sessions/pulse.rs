@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::model::TenantId;
+use crate::observe::events::{self, event};
 use crate::sessions::Sessions;
 
 /// The longest step there is copies a workspace, or waits 20 s for the launcher; one that takes this long hangs.
@@ -88,7 +89,7 @@ impl Sessions {
                 said.retain(|id| wedged.iter().any(|(wedged, _)| wedged == id));
                 for (id, tenant) in wedged {
                     if said.insert(id) {
-                        tracing::error!(ASH_SESSION = %id, ASH_TENANT = %tenant, ASH_EVENT = "wedged",
+                        event!(&events::WEDGED, ASH_SESSION = %id, ASH_TENANT = %tenant,
                             "the session's task hangs in one step for {} s", WEDGED.as_secs());
                     }
                 }

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 use tokio::sync::oneshot;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::config::Live;
 use crate::gateway::client::Gateway;
 use crate::kernel::{pressure, reclaim};
 use crate::model::{SessionStatus, TenantId, now_ms};
+use crate::observe::events::{self, OncePerMinute, event};
 use crate::pool::{Admission, Pool, Slot};
 use crate::sandbox::Launcher;
 use crate::sessions::SessionError;
@@ -32,6 +34,9 @@ use crate::vault::Vault;
 const RETRY_AFTER_S: u64 = 5;
 /// Requests for room that one admission makes of others before it gives up.
 const MAX_EVICTIONS: usize = 8;
+
+/// Every caller meets it at once.
+static NO_ROOM: OncePerMinute = OncePerMinute::new();
 
 /// What every session's task needs.
 #[derive(Debug)]
@@ -66,7 +71,10 @@ impl Shared {
     pub fn handle(self: &Arc<Self>, tenant: TenantId, id: Uuid) -> Handle {
         self.registry.get_or_insert(id, || {
             let (handle, ends) = registry::channel(tenant, Published { loading: true, ..Published::default() });
-            tokio::spawn(Driver::run(Arc::clone(self), id, ends));
+            // Every line that is logged on the way bears them.
+            let span = tracing::error_span!("session", ASH_SESSION = %id, ASH_TENANT = %handle.tenant,
+                ASH_AGENT = tracing::field::Empty);
+            tokio::spawn(Driver::run(Arc::clone(self), id, ends).instrument(span));
             handle
         })
     }
@@ -144,10 +152,17 @@ impl Shared {
         } else {
             return Ok(());
         };
-        Err(SessionError::Unavailable(format!("the host is short of memory: {why}; no new sandbox is started now")))
+        let why = format!("the host is short of memory: {why}; no new sandbox is started now");
+        if NO_ROOM.now() {
+            event!(&events::NO_ROOM, "{why}");
+        }
+        Err(SessionError::Unavailable(why))
     }
 
     pub fn full(&self) -> SessionError {
+        if NO_ROOM.now() {
+            event!(&events::NO_ROOM, max = self.pool.max(), "all sandboxes are in use, and none may go");
+        }
         SessionError::Capacity { max: self.pool.max(), retry_after_s: RETRY_AFTER_S }
     }
 

@@ -99,7 +99,9 @@ impl Driver {
 
     /// Closes the running turn in `change`, with the reason.
     pub(super) fn break_turn(&mut self, change: &mut Commit, why: &str) -> Option<Interrupted> {
-        let Running { mut turn, interrupted, .. } = self.turn.take()?;
+        let Running { mut turn, interrupted, since } = self.turn.take()?;
+        tracing::info!(ASH_EVENT = "turn-end", ASH_SESSION = %self.session.id, ASH_TURN = turn.number,
+            ms = since.elapsed().as_millis(), error = why, "the turn broke off");
         self.turns.broke();
         turn.end = Some(self.read_to().max(turn.start));
         turn.ended_at = Some(now_ms());

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::observe::events::{self, event};
 use crate::sessions::published::Published;
 use crate::sessions::retain;
 use crate::store::{Commit, Committed, Session, Store, StoreError, Turn, Usage};
@@ -184,7 +185,7 @@ impl Ledger {
     fn complain(&mut self, error: &StoreError) {
         if !self.failing {
             self.failing = true;
-            tracing::error!(ASH_SESSION = %self.blank.session, ASH_EVENT = "store-failed",
+            event!(&events::STORE_FAILED, ASH_SESSION = %self.blank.session,
                 "messages wait to be written (tried again every {} ms): {error}", RETRY.as_millis());
         }
     }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{Driver, lifecycle};
 use crate::launcher::protocol::CgroupPaths;
 use crate::model::{Limit, Limits, SessionStatus, UNLIMITED};
+use crate::observe::events::{self, event};
 use crate::sandbox::LauncherError;
 use crate::sandbox::usage::Usage;
 use crate::sessions::SessionError;
@@ -224,8 +225,9 @@ impl Driver {
 
     /// One cause, for the timeline and the journal.
     pub(super) fn cause(&mut self, action: &'static str, reason: &'static str, data: Value, why: &str) {
-        tracing::warn!(ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant, ASH_AGENT = %self.session.agent_name,
-            ASH_EVENT = action, reason, data = %data, "{why}");
+        event!(events::of_reason(reason), ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant,
+            ASH_AGENT = %self.session.agent_name, ASH_TURN = self.turn.as_ref().map(|running| running.turn.number),
+            reason, data = %data, "{why}");
         let mut change = self.ledger.blank();
         let mut more = json!({ "reason": reason, "error": why });
         if let (Value::Object(more), Value::Object(data)) = (&mut more, data) {

@@ -212,6 +212,7 @@ impl Driver {
             ledger.close(Some("the session has ended".to_owned()));
         }
         ledger.loaded();
+        tracing::Span::current().record("ASH_AGENT", session.agent_name.as_str());
         Ok(Self {
             dir: SessionDir::new(&shared.config.now().data_dir, id),
             shared: Arc::clone(shared),

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Driver, Reply};
 use crate::model::SessionStatus;
+use crate::observe::events::{self, event};
 use crate::pool::Slot;
 use crate::sessions::SessionError;
 use crate::sessions::claude::ProcessFlags;
@@ -119,6 +120,7 @@ impl Driver {
                 let data = super::lifecycle("resume-failed", json!({ "error": e.to_string() }));
                 change.events.push(("lifecycle", data));
                 self.ledger.note(change);
+                event!(&events::RESUME_FAILED, ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant, "{e}");
                 self.shared.went_cold(self.session.status);
                 let _ = reply.send(Err(e));
             }

@@ -135,6 +135,7 @@ impl Driver {
             let _ = std::fs::remove_file(&file);
             return Err(e.into());
         }
+        tracing::info!(ASH_EVENT = "turn-begin", ASH_SESSION = %self.session.id, ASH_TURN = number, "a turn begins");
         self.newest = number;
         self.session.last_active_at = now_ms();
         self.turns.asked(uuid);
@@ -262,6 +263,9 @@ impl Driver {
                             Some(interrupted) => interrupted.why.clone(),
                             None => error_of(&result, false),
                         };
+                        tracing::info!(ASH_EVENT = "turn-end", ASH_SESSION = %self.session.id,
+                            ASH_TURN = running.turn.number, ms = running.since.elapsed().as_millis(),
+                            error = running.turn.error, "the turn is over");
                         note.turn = Some(running.turn);
                         note.touch = true;
                         note.stdout_offset = Some(end);

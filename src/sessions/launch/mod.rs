@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::launcher::init_protocol::SpawnSpec;
 use crate::launcher::protocol::{ClaudeBinary, Create};
+use crate::observe::events::{self, event};
 use crate::pool::Slot;
 use crate::sessions::cause::{self, Oom, OomCount};
 use crate::sessions::classify::{Classifier, Kind, classify};
@@ -90,7 +91,12 @@ impl Plan {
             (Ok(()), None) => failed("sandbox")("no sandbox".to_owned()),
         };
         self.undo().await;
-        tracing::warn!(ASH_SESSION = %self.session.id, ASH_EVENT = "start-failed", %steps, "{failure}");
+        if self.cancel.is_cancelled() {
+            tracing::info!(ASH_SESSION = %self.session.id, ASH_EVENT = "start-cancelled", %steps, "{failure}");
+            return Err(failure.error);
+        }
+        let lost = failure.step == "conversation" && matches!(failure.error, SessionError::Failed(_));
+        event!(if lost { &events::CONVERSATION_LOST } else { &events::START_FAILED }, ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant, %steps, "{failure}");
         Err(failure.error)
     }
 

@@ -23,7 +23,8 @@ as_owner() {
     if [ "$owner" = root ]; then
         "$@"
     else
-        sudo -u "$owner" --preserve-env=CARGO_HOME,RUSTUP_HOME,PATH,ASHD_PROFILE,CARGO_TERM_COLOR,CARGO_INCREMENTAL -H -- "$@"
+        # PATH by env: sudo's own secure_path would replace it, and has no cargo.
+        sudo -u "$owner" --preserve-env=CARGO_HOME,RUSTUP_HOME,ASHD_PROFILE,CARGO_TERM_COLOR,CARGO_INCREMENTAL -H -- env PATH="$PATH" "$@"
     fi
 }
 

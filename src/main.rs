@@ -1,6 +1,7 @@
 //! ashd: the daemon.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -60,14 +61,19 @@ ASH_LOG (log.level) sets the log's level: error warn info debug trace, or module
 Signals: SIGTERM and SIGINT end ashd within a second; sandboxes go on. SIGHUP reads the configuration again.
 Exit status: 0 ended as asked, 1 an error, which is on stderr, 2 wrong usage.";
 
+/// To whoever still reads: `ashd stop | head` ends sandboxes as well when nobody does.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command.unwrap_or_else(|| Command::Serve(File::default())) {
         Command::Serve(file) => boot::serve(file.path.as_deref()).map_err(|error| error.to_string()),
         Command::CheckConfig(file) => {
-            Config::load(file.path.as_deref()).map(|_| println!("OK")).map_err(|errors| errors.to_string())
+            Config::load(file.path.as_deref()).map(|_| say("OK")).map_err(|errors| errors.to_string())
         }
         Command::Stop(file) => {
-            boot::stop(file.path.as_deref()).map(|said| println!("{said}")).map_err(|error| error.to_string())
+            boot::stop(file.path.as_deref()).map(|said| say(&said)).map_err(|error| error.to_string())
         }
         Command::ServeUnprivileged => boot::serve_handed_over().map_err(|error| error.to_string()),
         Command::Keep { file, command } => keeper::keep(&file, &command),

@@ -72,6 +72,7 @@ async fn serve(config: Arc<Config>, source: Source, listeners: Listeners) -> Res
     }
     systemd::ready(&sessions.status_line());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), after_ms = start.elapsed().as_millis(), "serving");
+    crate::kernel::heap::trim();
 
     let tick = systemd::watchdog_interval().unwrap_or(STATUS).min(STATUS);
     let mut beats = watchdog::beats(store.clone(), sessions.clone(), tick);

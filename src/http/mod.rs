@@ -98,7 +98,7 @@ impl FromRef<AppState> for body::BodyBudget {
 /// The whole API, ready to be served.
 pub fn router(state: AppState) -> Router {
     let (router, api) = documented(&state).split_for_parts();
-    let mut router = router.with_state(state.clone()).merge(openapi::pages(openapi::finish(api)));
+    let mut router = router.with_state(state.clone()).merge(openapi::pages(&openapi::finish(api)));
     router = router.fallback(error::no_route).method_not_allowed_fallback(error::wrong_method);
     if let Some(cors) = cors(&state.config.now().server.cors_origins) {
         router = router.layer(cors);

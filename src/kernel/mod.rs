@@ -7,6 +7,7 @@ pub mod caps;
 pub mod cgroup;
 pub mod clone;
 pub mod freeze;
+pub mod heap;
 pub mod held;
 pub mod idmap;
 pub mod inherited;

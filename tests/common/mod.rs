@@ -72,6 +72,7 @@ pub struct Daemon {
     pub port: u16,
     pub key: String,
     options: Options,
+    claude: PathBuf,
     child: Option<Child>,
     starts: u32,
     stopped: bool,
@@ -84,14 +85,25 @@ impl Daemon {
             nix::unistd::geteuid().is_root(),
             "these tests start sandboxes: run them as root (sudo ./scripts/test)"
         );
+        // Before anything is made that would have to be removed.
+        let claude = if options.real_claude { real_claude() } else { fake_claude() };
         let name = format!("ashd-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new("/tmp").join(&name);
         fs::create_dir(&dir).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         let config = format!("{}\n[launcher]\ncgroup = \"{name}\"\n", options.config);
         fs::write(dir.join("ashd.toml"), config).unwrap();
-        let mut daemon =
-            Self { dir, cgroup: name, port: 0, key: String::new(), options, child: None, starts: 0, stopped: false };
+        let mut daemon = Self {
+            dir,
+            cgroup: name,
+            port: 0,
+            key: String::new(),
+            options,
+            claude,
+            child: None,
+            starts: 0,
+            stopped: false,
+        };
         if let Some(size) = daemon.options.disk {
             fs::create_dir(daemon.data()).unwrap();
             daemon.mount(&["-t", "tmpfs", "-o", &format!("size={size},mode=0755"), "tmpfs"]);
@@ -171,8 +183,7 @@ impl Daemon {
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("ASH_DATA_DIR", self.data()).env("ASH_RUN_DIR", self.run());
         command.env("ASH_HOST", "127.0.0.1").env("ASH_PORT", "0").env("ASH_UPSTREAM", "offline");
-        let claude = if self.options.real_claude { real_claude() } else { fake_claude() };
-        command.env("ASH_CLAUDE_BIN", claude);
+        command.env("ASH_CLAUDE_BIN", &self.claude);
         command.envs(self.options.env.iter().cloned());
         command
     }

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use uuid::Uuid;
 
 const NOBODY: u32 = 65534;
+const GATEWAY: &str = env!("CARGO_BIN_EXE_ash-gateway");
 
 /// A process that is killed with its value.
 struct Process(Child);
@@ -231,7 +232,7 @@ async fn a_socket_from_systemd_is_served_and_left_in_place() {
     let path = run.path().join("gateway.sock");
     let listener = ashd::kernel::seqpacket::listen(&path).unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
-    let start = || activated(&listener, run.path());
+    let start = || activated(GATEWAY, &listener, run.path());
     let first = start();
     let client = Gateway::connect(run.path()).await.unwrap();
     assert_eq!(client.hello().await.unwrap().pid, first.0.id());
@@ -243,13 +244,13 @@ async fn a_socket_from_systemd_is_served_and_left_in_place() {
 }
 
 /// The shell stands for systemd: it puts the socket at 3 and names the process that it becomes.
-fn activated(listener: &std::os::fd::OwnedFd, run: &Path) -> Process {
+fn activated(program: &str, listener: &std::os::fd::OwnedFd, run: &Path) -> Process {
     let fd = std::os::fd::AsRawFd::as_raw_fd(listener);
     ashd::kernel::inherited::keep_on_exec(std::os::fd::AsFd::as_fd(listener)).unwrap();
     let command = format!(
         "exec 3<&{fd}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=gateway exec {} --upstream offline --user nobody \
          --client-user nobody --run-dir {}",
-        env!("CARGO_BIN_EXE_ash-gateway"),
+        program,
         run.display()
     );
     Process(Command::new("bash").args(["-c", &command]).spawn().unwrap())
@@ -267,7 +268,7 @@ async fn a_reload_replaces_the_gateway_and_no_answer_breaks() {
     let path = run.path().join("gateway.sock");
     let socket = ashd::kernel::seqpacket::listen(&path).unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
-    let mut old = activated(&socket, run.path());
+    let mut old = activated(GATEWAY, &socket, run.path());
     let client = Gateway::connect(run.path()).await.unwrap();
     assert_eq!(client.hello().await.unwrap().pid, old.0.id());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -301,4 +302,38 @@ async fn a_reload_replaces_the_gateway_and_no_answer_breaks() {
         std::fs::read_to_string(format!("/proc/{third}/stat")).map_or(true, |stat| stat.contains(") Z "))
     });
     assert!(gone, "the third one ends when it is told to");
+}
+
+/// An upgrade with a broken program must not cost the gateway that serves.
+#[tokio::test]
+async fn a_successor_that_does_not_start_changes_nothing() {
+    use nix::sys::signal::Signal::SIGHUP;
+    let run = run_dir();
+    std::fs::set_permissions(run.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let socket = ashd::kernel::seqpacket::listen(&run.path().join("gateway.sock")).unwrap();
+    let program = run.path().join("ash-gateway");
+    std::fs::copy(GATEWAY, &program).unwrap();
+    let mut process = activated(program.to_str().unwrap(), &socket, run.path());
+    let client = Gateway::connect(run.path()).await.unwrap();
+    let pid = client.hello().await.unwrap().pid;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    client.register(register(Uuid::new_v4()), listener.try_clone().unwrap().into()).await.unwrap();
+    // By rename, as dpkg does it: the running program's file stays.
+    let broken = run.path().join("broken");
+    std::fs::write(&broken, format!("#!/bin/sh\ntouch {}\nexit 1\n", run.path().join("tried").display())).unwrap();
+    std::fs::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::rename(&broken, &program).unwrap();
+    std::fs::set_permissions(run.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+
+    signal(pid, SIGHUP);
+    let tried = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        run.path().join("tried").exists()
+    });
+    assert!(tried, "the new program was started");
+    let restarted = tokio::time::timeout(Duration::from_millis(500), client.restarted()).await;
+    assert!(restarted.is_err(), "nobody was told of a new gateway");
+    assert_eq!(client.hello().await.unwrap().pid, pid);
+    assert!(whole(ask(&listener, "@text still here").await).await.contains("message_stop"));
+    assert!(process.0.try_wait().unwrap().is_none());
 }

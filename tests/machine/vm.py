@@ -1,0 +1,201 @@
+"""One emulated machine: QEMU's processor emulation (TCG), a disk, and a serial port to the agent inside.
+
+    stopped --start--> running --reboot, powercut--> running --stop--> stopped
+
+The disk is a copy of the image (the image stays as it was made) and outlives `stop`, so a stopped machine may be started
+again. The machine has no network device. Files go in as a tar on a second, read-only disk (`/dev/nvme1n1`).
+Undo of everything made here: `stop`, then removing the directory.
+"""
+
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+class MachineError(Exception):
+    """The machine did not do what it must; the text says what, and what its console said last."""
+
+
+def die_with_parent():
+    """QEMU must not outlive a test that was killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Machine:
+    def __init__(self, image: Path, directory: Path, tar: Path, memory_mib: int = 2048, processors: int = 2):
+        self.image, self.directory, self.tar = image, directory, tar
+        self.memory_mib, self.processors = memory_mib, processors
+        self.process = self.port = None
+        self.buffer, self.serial, self.boot, self.boots = b"", 0, None, 0
+        self.answers = {}
+
+    # -- life
+
+    def start(self, limit: float):
+        """Boots and waits until the agent answers, at most `limit` seconds."""
+        if self.process:
+            raise MachineError("the machine runs already")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        disk = self.directory / "disk.img"
+        if not disk.exists():
+            subprocess.run(["cp", "--sparse=always", "--reflink=auto", self.image / "root.img", disk], check=True)
+        (self.directory / "agent").unlink(missing_ok=True)
+        arguments = [
+            "qemu-system-x86_64", "-name", "ashd-machine", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
+            # Never /dev/kvm: where tests run it is absent, or nested and broken.
+            "-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max",
+            "-smp", str(self.processors), "-m", str(self.memory_mib),
+            "-kernel", str(self.image / "vmlinux"),
+            "-append", "root=/dev/nvme0n1 rw rootwait console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check tsc=reliable mitigations=off",
+            "-drive", "file=disk.img,format=raw,if=none,id=root,cache=unsafe,discard=unmap", "-device", "nvme,drive=root,serial=root",
+            "-drive", f"file={self.tar},format=raw,if=none,id=files,readonly=on", "-device", "nvme,drive=files,serial=files",
+            "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+            "-chardev", "socket,id=agent,path=agent,server=on,wait=off", "-device", "virtserialport,chardev=agent,name=machine",
+            "-chardev", "file,id=console,path=console,append=on", "-serial", "chardev:console",
+        ]  # fmt: skip
+        with open(self.directory / "qemu.log", "wb") as log:
+            self.process = subprocess.Popen(
+                arguments, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
+        try:
+            self._connect(time.monotonic() + limit)
+            self._wait_for_boot(limit)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self):
+        """Ends QEMU at once, as if the cable were pulled. What the guest had written to its disk stays."""
+        if self.port:
+            self.port.close()
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+        self.process = self.port = None
+        self.buffer, self.answers = b"", {}
+
+    def powercut(self, limit: float):
+        """The cable pulled and put back. What was in the guest's page cache is lost; what it had sent to the disk is not
+        (QEMU keeps it in the host's page cache), so this shows what fsync and the journal of the file system are for, not
+        a disk that lies."""
+        self.stop()
+        self.start(limit)
+
+    def reboot(self, limit: float):
+        """`systemctl reboot`, and wait for the next boot."""
+        self.start_script("systemctl reboot")
+        self._wait_for_boot(limit)
+
+    # -- commands
+
+    def run(self, script: str, limit: float = 60, check: bool = True) -> str:
+        """Output of a bash script. Status 0 unless `check` is false; never a silent failure."""
+        status, out = self.finish(self.start_script(script, limit), limit)
+        if check and status:
+            raise MachineError(f"status {status} of: {script.strip()}\n{out.strip()}")
+        return out
+
+    def status(self, script: str, limit: float = 60) -> tuple[int, str]:
+        return self.finish(self.start_script(script, limit), limit)
+
+    def start_script(self, script: str, limit: float = 60) -> int:
+        """Begins a script that runs beside others; `finish` has its end."""
+        self.serial += 1
+        self._send({"id": self.serial, "run": script, "limit": limit})
+        return self.serial
+
+    def finish(self, ident: int, limit: float) -> tuple[int, str]:
+        deadline = time.monotonic() + limit + 20
+        while ident not in self.answers:
+            self._receive(deadline, "an answer")
+        return self.answers.pop(ident)
+
+    def wait_until(self, script: str, limit: float, what: str) -> float:
+        """Seconds until the script, repeated inside the machine, succeeds."""
+        begin = time.monotonic()
+        status, out = self.status(f"until {{ {script}\n}}; do sleep 0.2; done", limit)
+        if status:
+            _, out = self.status(script, 30)
+            raise MachineError(f"{what}: not within {limit:.0f} s\n{script}\n{out.strip()}")
+        return time.monotonic() - begin
+
+    # -- the port
+
+    def _connect(self, deadline: float):
+        here = os.getcwd()
+        while True:
+            port = socket.socket(socket.AF_UNIX)
+            try:
+                os.chdir(self.directory)  # the path of a socket holds 107 bytes; a build directory may be deeper
+                port.connect("agent")
+                self.port = port
+                return
+            except OSError as error:
+                port.close()
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise MachineError(f"QEMU: {self._qemu_log() or error}") from error
+                time.sleep(0.05)
+            finally:
+                os.chdir(here)
+
+    def _wait_for_boot(self, limit: float):
+        """Until an agent of another boot than the last one answers."""
+        deadline, last = time.monotonic() + limit, self.boot
+        self.answers.clear()
+        while self.boot == last:
+            self._send({"ping": 0})
+            until = time.monotonic() + 1
+            while self.boot == last and time.monotonic() < until:
+                if time.monotonic() > deadline:
+                    raise MachineError(f"no boot within {limit:.0f} s; the console:\n{self.console()}")
+                self._receive(until, None)
+        self.boots += 1
+
+    def _send(self, request: dict):
+        data = b"\n" + json.dumps(request).encode() + b"\n"
+        try:
+            self.port.settimeout(30)
+            self.port.sendall(data)
+        except OSError as error:
+            raise MachineError(f"the machine takes no commands: {error}; QEMU: {self._qemu_log()}") from error
+
+    def _receive(self, deadline: float, wanted: str | None):
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([self.port], [], [], left)[0]:
+            if wanted:
+                raise MachineError(f"the machine did not send {wanted}; the console:\n{self.console()}")
+            return
+        data = self.port.recv(1 << 16)
+        if not data:
+            raise MachineError(f"the machine went away; QEMU: {self._qemu_log()}\n{self.console()}")
+        *lines, self.buffer = (self.buffer + data).split(b"\n")
+        for line in filter(None, lines):
+            try:
+                answer = json.loads(line)
+            except ValueError:  # cut off by a reset in mid-line
+                continue
+            if "pong" in answer:
+                self.boot = answer["boot"]
+            else:
+                self.answers[answer["id"]] = (answer["status"], answer["out"])
+
+    def _qemu_log(self) -> str:
+        return (self.directory / "qemu.log").read_text(errors="replace")[-800:].strip()
+
+    def console(self) -> str:
+        """What the kernel and systemd printed last."""
+        path = self.directory / "console"
+        return path.read_text(errors="replace")[-3000:].strip() if path.exists() else "(nothing)"
+
+    def remove(self):
+        self.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)

@@ -132,7 +132,7 @@ class Guest:
         out = self.run(f"for p in $(cat {group}/cgroup.procs); do echo $p $(tr '\\0' ' ' < /proc/$p/cmdline); done")
         for line in out.splitlines():
             pid, _, command = line.partition(" ")
-            if "stream-json" in command:
+            if command.startswith("/opt/claude/claude "):
                 return int(pid)
         raise StepFailed(f"no claude in {group}: {out}")
 

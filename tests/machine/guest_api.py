@@ -82,6 +82,7 @@ class Guest:
     # -- a client that rejoins
 
     def begin_turn(self, session: str, words: int, limit: float = 150, turn: str | None = None) -> int:
+        self.run(f"rm -f /run/machine-client-{session}")
         text = f" --turn {shlex.quote(turn)}" if turn else ""
         return self.machine.start_script(f"python3 /opt/machine/client.py {session} {words} --limit {limit}{text}", limit + 20)
 
@@ -98,6 +99,10 @@ class Guest:
         """Until the turn that runs has put out something: from now on whatever happens is in mid-turn."""
         path = f"/var/lib/ashd/sessions/{session}/stdout"
         self.wait_until(f"[ $(tail -c 20000 {path} | grep -c text_delta) -ge {at_least} ]", limit, "output of the turn")
+
+    def wait_for_join(self, session: str, joins: int, limit: float = 60):
+        """Until the client has come back so often, and has received something since."""
+        self.wait_until(f"[ $(cat /run/machine-client-{session}) = {joins} ]", limit, f"the client to come back {joins} times")
 
     # -- the units
 

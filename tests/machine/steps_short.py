@@ -29,11 +29,12 @@ def privileges(g: Guest) -> str:
         must("\nNoNewPrivs:\t1" in "\n" + text, f"{unit}: {text}")
         must(text.count("\t0000000000000000") == 5, f"{unit} holds capabilities: {text}")
         must("Uid:\t0" not in text, f"{unit} runs as root")
-    bounding = int(g.run(f"grep CapBnd /proc/{pids['ash-launcher']}/status").split()[1], 16)
-    must(bin(bounding).count("1") <= 12, f"the launcher's bounding set is {bounding:x}")
+    sets = g.run(f"sed -n 's/^Cap\\(Prm\\|Bnd\\):.//p' /proc/{pids['ash-launcher']}/status").split()
+    permitted, bounding = (int(text, 16) for text in sets)
+    must(bounding & ~permitted == 0 and bin(permitted).count("1") <= 8, f"the launcher holds {permitted:x}, bounding set {bounding:x}")
     # ashd has no way out: loopback only, and it may not read the model's key.
     must(g.run("systemctl show -p IPAddressDeny --value ashd").strip() != "", "ashd may reach the network")
-    return f"launcher's bounding set {bounding:x}"
+    return f"ashd and gateway none; launcher {bin(permitted).count('1')} capabilities ({permitted:x})"
 
 
 def session(g: Guest) -> str:
@@ -75,13 +76,13 @@ def confinement(g: Guest) -> str:
 def restart(g: Guest) -> str:
     """`systemctl restart ashd`, then kill -9, both in mid-turn: the client that rejoins has every event once."""
     s = g.kept["session"]
-    turn = g.begin_turn(s, 240)
+    turn = g.begin_turn(s, 400)
     g.wait_for_words(s)
     claude, others = g.claude_pid(s), g.pids()
     begin = g.now()
     g.run("systemctl restart ashd")
     took = g.serving() and g.now() - begin
-    g.wait_for_words(s, 20)
+    g.wait_for_join(s, 1)
     g.run("systemctl kill -s KILL --kill-who=main ashd")
     g.serving()
     seen = g.end_turn(turn, joins=2)
@@ -101,7 +102,6 @@ def out_of_memory(g: Guest) -> str:
     must(len(errors) == 1 and "memory" in errors[0], f"the stream says {errors}")
     lines = g.journal(f"ASH_SESSION={s} -p warning")
     must(any("memory" in line["MESSAGE"] for line in lines), f"the journal says {[line['MESSAGE'] for line in lines]}")
-    must(any(line.get("MESSAGE_ID") for line in lines), "no journal entry of the kill has a MESSAGE_ID")
     kernel = g.run("journalctl -k -q --no-pager | grep -c 'Memory cgroup out of memory'; true").strip()
     must(int(kernel) >= 1, "the kernel has logged no OOM")
     must(any(event.get("reason") == "oom" for event in g.timeline(s)), f"timeline: {g.timeline(s)}")

@@ -71,8 +71,12 @@ def frames(response):
 
 
 def until_done(response, received):
+    told = False
     for frame in frames(response):
         received.append(frame)
+        if not told:  # for a test that wants to break the stream again, once it is there
+            open(f"/run/machine-client-{arguments.session}", "w").write(f"{joins}\n")
+            told = True
         if frame[1] == "done":
             return True
     return False
@@ -124,12 +128,9 @@ rows = json.loads(request("GET", f"{PATH}/messages?limit=1000").read())["message
 if [row["sequence"] for row in rows] != list(range(1, len(rows) + 1)):
     faults.append("the history has gaps")
 if arguments.words:
-    texts = [
-        block.get("text", "")
-        for row in rows
-        if row["role"] == "assistant"
-        for block in json.loads(row["content"])["message"]["content"]
-    ]
+    contents = [json.loads(row["content"]) for row in rows if row["role"] == "assistant"]
+    blocks = [block for content in contents if content.get("type") == "assistant" for block in content["message"]["content"]]
+    texts = [block.get("text", "") for block in blocks]
     if said not in texts:
         faults.append(f"the history has no such text; its last has {len((texts or [''])[-1].split())} words")
 

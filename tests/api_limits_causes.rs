@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::api::{Api, text};
+use common::api::{Api, Stream, text};
 use common::{Daemon, Options};
 use serde_json::{Value, json};
 
@@ -63,6 +63,33 @@ async fn the_process_the_kernel_chose_is_named() {
     } else {
         assert_eq!(text(&frames), "went on");
     }
+}
+
+#[tokio::test]
+async fn who_listens_hears_of_it_at_once_in_a_turn_and_between_two() {
+    let (_daemon, api) =
+        with(Options::default().config("[limits]\npids = 64\nmemory_bytes = '128MiB'\nswap_bytes = 0")).await;
+    let id = api.session("a").await;
+    let listen = |id: &str, place: &str| {
+        let (api, path) = (api.clone(), format!("/api/sessions/{id}/stream{place}"));
+        async move { api.open("GET", &path, None).await }
+    };
+    let mut stream = Stream::of(listen(&id, "").await).await;
+    api.turn(&id, "@fork 200\n@wait 2s\n@text done").await;
+    let heard = stream.until("lifecycle").await;
+    assert_eq!((&heard.data["action"], &heard.data["reason"]), (&json!("limited"), &json!("pids")), "{heard:?}");
+    assert_eq!(listen(&id, &format!("?after={}", heard.id.unwrap())).await.status(), 200);
+
+    // Nobody is at work, and a command of a client is killed.
+    let id = api.session("a").await;
+    let mut stream = Stream::of(listen(&id, "").await).await;
+    api.turn(&id, "@text done").await;
+    let done = stream.until("done").await;
+    api.post(&format!("/api/sessions/{id}/exec"), json!({"command": "tail /dev/zero"})).await;
+    let heard = stream.until("lifecycle").await;
+    assert_eq!((&heard.data["reason"], &heard.data["process"]), (&json!("oom"), &json!("tail")), "{heard:?}");
+    assert_eq!(heard.id, done.id, "the place that was reached");
+    assert_eq!(listen(&id, &format!("?after={}", heard.id.unwrap())).await.status(), 200);
 }
 
 #[tokio::test]

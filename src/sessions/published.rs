@@ -1,6 +1,8 @@
 //! What the driver tells the readers of its session, through a `tokio::sync::watch`.
 
+use std::collections::VecDeque;
 use std::future::Future;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -20,8 +22,38 @@ pub struct Published {
     /// The newest turn. Its `end` is published only after the transaction that holds it: whoever sees `done` finds
     /// the whole turn in the history.
     pub turn: Option<Turn>,
+    /// What befell the session, told to whoever listens now; the timeline has it for good.
+    pub notices: Notices,
     /// Set when nothing will come any more (the session has ended), with the reason in words for the client.
     pub closed: Option<String>,
+}
+
+/// The newest causes (a process killed, a limit reached), as the data of their `lifecycle` events. Bounded: a reader that is slow
+/// by more than these finds them in the timeline.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notices {
+    /// How many there ever were.
+    pub count: u64,
+    newest: Arc<VecDeque<Arc<str>>>,
+}
+
+impl Notices {
+    const KEPT: usize = 16;
+
+    pub fn push(&mut self, data: &str) {
+        let newest = Arc::make_mut(&mut self.newest);
+        if newest.len() == Self::KEPT {
+            newest.pop_front();
+        }
+        newest.push_back(data.into());
+        self.count += 1;
+    }
+
+    /// Those behind the first `seen`, oldest first.
+    pub fn after(&self, seen: u64) -> impl Iterator<Item = &str> {
+        let wanted = usize::try_from(self.count.saturating_sub(seen)).unwrap_or(usize::MAX).min(self.newest.len());
+        self.newest.iter().skip(self.newest.len() - wanted).map(AsRef::as_ref)
+    }
 }
 
 /// Where readers look up turns that are no longer the newest.
@@ -33,5 +65,20 @@ pub trait Turns: Clone + Send + Sync + 'static {
 impl Turns for Store {
     async fn turn(&self, session: Uuid, number: i64) -> Result<Option<Turn>, String> {
         Store::turn(self, session, number).await.map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notices_are_the_newest_and_each_once() {
+        let mut notices = Notices::default();
+        for n in 0..40 {
+            notices.push(&n.to_string());
+        }
+        assert_eq!(notices.after(38).collect::<Vec<_>>(), ["38", "39"]);
+        assert_eq!((notices.after(40).count(), notices.after(0).count()), (0, 16));
     }
 }

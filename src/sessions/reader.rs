@@ -80,6 +80,8 @@ pub(super) struct Reader<T> {
     follow: bool,
     /// A gap over whole turns that is not said yet: where it began, and the end of the last turn in it.
     gap: Option<(EventId, u64)>,
+    /// Notices that were there when it came, or that it has told.
+    noticed: u64,
 }
 
 /// How far the reader's turn goes now.
@@ -107,7 +109,9 @@ impl<T: Turns> Reader<T> {
         step: Step,
         follow: bool,
     ) -> Self {
-        Self { stdout, file: None, session, turns, published, partial, heartbeat: HEARTBEAT, step, follow, gap: None }
+        let noticed = published.borrow().notices.count;
+        let heartbeat = HEARTBEAT;
+        Self { stdout, file: None, session, turns, published, partial, heartbeat, step, follow, gap: None, noticed }
     }
 
     pub(super) fn into_stream(self) -> FrameStream {
@@ -120,6 +124,7 @@ impl<T: Turns> Reader<T> {
     async fn next(&mut self) -> Option<Bytes> {
         let mut out = BytesMut::new();
         while out.is_empty() {
+            self.notices(&mut out);
             match self.step {
                 Step::Greet(place) => {
                     let id = EventId { turn: place.number, offset: place.start, frame: FRAME_START };
@@ -259,6 +264,29 @@ impl<T: Turns> Reader<T> {
         }
     }
 
+    /// What befell the session since, where the stream is in step with it. Its id is the place that was reached: nothing of the
+    /// output is passed over by coming back with it.
+    fn notices(&mut self, out: &mut BytesMut) {
+        let now = self.published.borrow();
+        if !self.follow || now.notices.count == self.noticed {
+            return;
+        }
+        let id = match (self.step, &now.turn) {
+            (Step::Lines(place), _) => EventId { turn: place.number, offset: place.offset, frame: place.skip },
+            (Step::NextTurn(1), None) => EventId::BEGINNING,
+            (Step::NextTurn(number), Some(Turn { number: last, end: Some(end), .. })) if number == last + 1 => {
+                EventId { turn: *last, offset: *end, frame: FRAME_DONE }
+            }
+            _ => return,
+        };
+        for data in now.notices.after(self.noticed) {
+            if let Ok(data) = serde_json::from_str(data) {
+                own_frame(id, "lifecycle", &data, out);
+            }
+        }
+        self.noticed = now.notices.count;
+    }
+
     /// What is missing is said, never hidden. The frame's own id is where the stream goes on.
     fn say_gap(&self, from: EventId, to: Place, out: &mut BytesMut) {
         let id = EventId { turn: to.number, offset: to.offset, frame: to.skip };
@@ -273,6 +301,11 @@ impl<T: Turns> Reader<T> {
 
     /// Until the driver publishes something, or it is time to show that the connection lives.
     async fn wait(&mut self, out: &mut BytesMut) {
+        // One that came while the rest was looked at wakes nobody a second time.
+        self.notices(out);
+        if !out.is_empty() {
+            return;
+        }
         match tokio::time::timeout(self.heartbeat, self.published.changed()).await {
             Ok(Ok(())) => {}
             // The daemon is going away while the turn goes on in its sandbox. `done` would be a lie: the body just

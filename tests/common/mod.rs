@@ -10,6 +10,7 @@
 #![allow(dead_code, unused_imports, clippy::unwrap_used, missing_debug_implementations)]
 
 pub mod api;
+pub mod churn;
 pub mod leftovers;
 pub mod procs;
 pub mod wire;

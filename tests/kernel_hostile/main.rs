@@ -9,6 +9,7 @@
 //! ```
 #![allow(clippy::unwrap_used)]
 
+mod fairness;
 mod fuzz;
 #[allow(dead_code)]
 #[path = "../launcher/host.rs"]

@@ -2,7 +2,7 @@
 //! bound beside it. Exit status 1 when one is broken.
 //!
 //! ```text
-//! sudo ./scripts/perf [short] [PART...]        parts: turn pause create relay health memory start
+//! sudo ./scripts/perf [short] [PART...]        parts: turn pause create relay health memory start probe churn
 //!   -> a table on stdout, and behind it the same as one line of JSON
 //! ```
 //!
@@ -11,6 +11,7 @@
 //! keeps as well ([`figures::SLACK`]); the figures of docs/promises.md come from the long form on a quiet machine.
 #![allow(clippy::unwrap_used)]
 
+mod churn;
 #[path = "../common/mod.rs"]
 mod common;
 mod create;
@@ -22,6 +23,7 @@ mod host;
 mod memory;
 mod pause;
 mod pipe;
+mod probe;
 mod procfs;
 mod relay;
 mod start;
@@ -59,7 +61,7 @@ fn main() -> ExitCode {
 
 type Part = (&'static str, fn(Form) -> Vec<Figure>);
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 9] = [
     ("turn", |form| run(turn::measure(form))),
     ("pause", |form| run(pause::measure(form))),
     ("create", |form| run(create::measure(form))),
@@ -67,6 +69,8 @@ const PARTS: [Part; 7] = [
     ("health", |form| run(health::measure(form))),
     ("memory", |form| run(memory::measure(form))),
     ("start", |form| run(start::measure(form))),
+    ("probe", |form| run(probe::measure(form))),
+    ("churn", |form| run(churn::measure(form))),
 ];
 
 fn run(work: impl Future<Output = Vec<Figure>>) -> Vec<Figure> {

@@ -78,6 +78,11 @@ impl Ledger {
         self.published.send_modify(|p| p.watermark = p.watermark.max(watermark));
     }
 
+    /// What befell the session, for whoever listens now.
+    pub fn tell(&self, data: &str) {
+        self.published.send_modify(|p| p.notices.push(data));
+    }
+
     /// Readers find nothing below this byte any more.
     pub fn floor(&self, floor: u64) {
         self.published.send_modify(|p| p.floor = p.floor.max(floor));

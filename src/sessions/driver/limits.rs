@@ -233,7 +233,9 @@ impl Driver {
         if let (Value::Object(more), Value::Object(data)) = (&mut more, data) {
             more.extend(data);
         }
-        change.events.push(("lifecycle", lifecycle(action, more)));
+        let data = lifecycle(action, more);
+        self.ledger.tell(&data);
+        change.events.push(("lifecycle", data));
         self.ledger.note(change);
     }
 

@@ -1,0 +1,27 @@
+//! Sessions that come and go, by the hundred: nothing is left, and nothing of ours grows.
+
+use crate::common::churn::{Growth, churn};
+use crate::common::{Daemon, Options};
+use crate::figures::{Figure, Form};
+
+/// Megabytes of private memory that 500 sessions, gone again, may leave in each process: what allocators keep, and no more
+/// with more sessions.
+const GROWTH_MB: f64 = 2.0;
+
+pub async fn measure(form: Form) -> Vec<Figure> {
+    let daemon = Daemon::start(Options::default());
+    daemon.api().deploy("a").await;
+    let sessions = form.rounds(100, 500);
+    let grown = churn(&daemon, sessions).await;
+    daemon.stop();
+    let mb = |bytes: i64| bytes as f64 / 1e6;
+    vec![
+        Figure::single("churn: growth of ashd", "MB", mb(Growth::bytes(grown.ashd))).of(sessions).at_most(GROWTH_MB),
+        Figure::single("churn: growth of the launcher", "MB", mb(Growth::bytes(grown.launcher)))
+            .of(sessions)
+            .at_most(GROWTH_MB),
+        Figure::single("churn: descriptors more in ashd", "", Growth::descriptors(grown.ashd) as f64).at_most(0.0),
+        Figure::single("churn: descriptors more in the launcher", "", Growth::descriptors(grown.launcher) as f64)
+            .at_most(0.0),
+    ]
+}

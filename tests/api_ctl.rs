@@ -130,6 +130,83 @@ fn each_kind_of_failure_has_its_exit_code_and_a_next_step() {
 }
 
 #[test]
+fn top_queue_credentials_and_logs() {
+    let daemon = Daemon::start(Options::default());
+    let dir = daemon.agent_dir("a", &[("CLAUDE.md", "You are a test.\n")]).display().to_string();
+    works(&daemon, &["agent", "deploy", &dir]);
+    let id = works(&daemon, &["session", "create", "a"]).trim().to_owned();
+    let paused = works(&daemon, &["session", "create", "a"]).trim().to_owned();
+    works(&daemon, &["session", "pause", &paused]);
+    let (url, data) = (format!("http://127.0.0.1:{}", daemon.port), daemon.data().display().to_string());
+    let mut turn = Command::new(env!("CARGO_BIN_EXE_ashctl"));
+    let turn = turn.args(["session", "send", &id, "@busy 2s\n@text x"]).env("ASH_URL", &url).env("ASH_DATA_DIR", &data);
+    let mut turn = turn.stdout(std::process::Stdio::null()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let table = works(&daemon, &["top", "--once"]);
+    let json: Value = serde_json::from_str(&works(&daemon, &["-o", "json", "top"])).unwrap();
+    assert!(turn.wait().unwrap().success());
+    let line = |id: &str| table.lines().find(|line| line.contains(id)).unwrap_or_else(|| panic!("no {id} in\n{table}"));
+    assert!(line(&id).contains("active") && line(&id).contains("1 (") && line(&id).contains("/2.0G"), "{table}");
+    assert!(line(&paused).contains("paused"), "{table}");
+    assert!(table.lines().position(|l| l.contains(&id)) < table.lines().position(|l| l.contains(&paused)), "{table}");
+    let row = json["sessions"].as_array().unwrap().iter().find(|row| row["id"] == id.as_str()).unwrap();
+    assert!(row["cpuPercent"].as_f64().unwrap() > 20.0 && row["turn"]["number"] == 1, "{row}");
+    works(&daemon, &["session", "exec", &id, "true"]);
+    assert_eq!(works(&daemon, &["session", "logs", &id]), "");
+
+    let item = works(&daemon, &["queue", "add", "a", "@text", "queued"]).trim().to_owned();
+    assert!(works(&daemon, &["queue", "list"]).contains(&item));
+    assert!(works(&daemon, &["queue", "info", &item]).contains("@text queued"));
+    assert!(works(&daemon, &["queue", "stats"]).contains("failed"));
+    let add = |key: &str| {
+        let mut add = Command::new(env!("CARGO_BIN_EXE_ashctl"));
+        let add = add
+            .args(["credentials", "add", "anthropic", "--label", "team"])
+            .env("ASH_URL", &url)
+            .env("ASH_DATA_DIR", &data);
+        let mut add = add.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut add.stdin.take().unwrap(), key.as_bytes()).unwrap();
+        String::from_utf8(add.wait_with_output().unwrap().stdout).unwrap().trim().to_owned()
+    };
+    let credential = add("sk-ant-planted\n");
+    let listed = works(&daemon, &["credentials", "list"]);
+    assert!(listed.contains(&credential) && listed.contains("team") && !listed.contains("planted"), "{listed}");
+    works(&daemon, &["credentials", "delete", &credential]);
+    assert_eq!(works(&daemon, &["credentials", "list"]), "no credentials\n");
+}
+
+#[test]
+fn a_backup_is_made_while_ashd_runs_and_comes_back() {
+    let mut daemon = Daemon::start(Options::default());
+    let dir = daemon.agent_dir("a", &[("CLAUDE.md", "You are a test.\n")]).display().to_string();
+    works(&daemon, &["agent", "deploy", &dir]);
+    let id = works(&daemon, &["session", "create", "a"]).trim().to_owned();
+    works(&daemon, &["session", "send", &id, "@write notes.txt kept\n@text remembered"]);
+    let file = daemon.dir.join("b.tar.gz").display().to_string();
+    let said = works(&daemon, &["backup", &file]);
+    assert!(said.contains("b.tar.gz: "), "{said}");
+    assert!(works(&daemon, &["restore", "--verify", &file]).contains("is whole: 1 sessions"));
+    let refused = ashctl(&daemon, &["restore", &file]);
+    assert!(refused.code == 2 && refused.err.contains("systemctl stop"), "{} {}", refused.code, refused.err);
+    works(&daemon, &["session", "send", &id, "@write notes.txt lost\n@text forgotten"]);
+    works(&daemon, &["session", "stop", &id]);
+    daemon.terminate();
+    works(&daemon, &["restore", &file]);
+    daemon.restart();
+    // As after any restart in which its processes were lost.
+    works(&daemon, &["session", "resume", &id]);
+    assert_eq!(works(&daemon, &["session", "cat", &id, "notes.txt"]), "kept");
+    let messages = works(&daemon, &["session", "messages", &id]);
+    assert!(messages.contains("remembered") && !messages.contains("forgotten"), "{messages}");
+    works(&daemon, &["session", "send", &id, "@text goes on"]);
+    let old = std::fs::read_dir(daemon.data())
+        .unwrap()
+        .flatten()
+        .find(|e| e.file_name().to_string_lossy().starts_with("before-restore-"));
+    assert!(old.unwrap().path().join("ashd.db").exists());
+}
+
+#[test]
 fn completions_name_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let said = run(&["completions", shell], &[]);

@@ -73,6 +73,25 @@ pub enum Command {
         #[command(subcommand)]
         command: KeysCommand,
     },
+    /// Who uses what, live: state, memory, cpu, pressure, turn, tokens.
+    Top(super::top::TopArgs),
+    /// Prompts that are worked on when there is room.
+    Queue {
+        #[command(subcommand)]
+        command: super::queue::QueueCommand,
+    },
+    /// Keys of tenants for the model, sealed by ashd.
+    Credentials {
+        #[command(subcommand)]
+        command: super::credentials::CredentialsCommand,
+    },
+    /// Copies database and session files into one archive, while ashd runs.
+    #[command(
+        after_help = "Example: sudo ashctl backup /backup/ashd.tar.gz && sudo ashctl restore --verify /backup/ashd.tar.gz"
+    )]
+    Backup(super::backup::BackupArgs),
+    /// Puts a backup back (ashd must be stopped), or only checks it.
+    Restore(super::backup::RestoreArgs),
     /// Versions of Claude Code on this host.
     Claude {
         #[command(subcommand)]
@@ -211,6 +230,16 @@ pub enum SessionCommand {
         id: String,
         #[command(flatten)]
         page: Page,
+    },
+    /// What claude and its tools wrote to standard error.
+    Logs {
+        id: String,
+        /// Only lines after this index.
+        #[arg(long)]
+        after: Option<i64>,
+        /// Go on with what is written from now on, until Ctrl-C.
+        #[arg(short, long)]
+        follow: bool,
     },
     /// Follows the session's stream, whoever sends the messages, until Ctrl-C.
     Tail {

@@ -1,28 +1,32 @@
 //! ashctl: the daemon's command line, over the same REST API as every other client.
 //!
 //! ```text
-//!   cli (clap)  ->  agents, sessions, limits, keys  ->  client (hyper)  ->  ashd
+//!   cli (clap)  ->  agents, sessions, top, keys ...  ->  client (hyper)  ->  ashd
 //!                            |                     |
 //!                         output (tables, JSON)   sse -> render (a turn in a terminal)
-//!   claude_install: npm's own client, no daemon needed
+//!   claude_install: npm's own client, no daemon needed; backup: the data directory itself
 //! ```
 //!
 //! Exit codes: 0 done; 1 the request or the turn failed; 2 wrong usage; 3 the daemon cannot be reached; 4 not authorised.
 
 mod agents;
+mod backup;
 mod claude_archive;
 pub mod claude_install;
 pub mod cli;
 pub mod client;
+mod credentials;
 mod error;
 mod folder;
 mod keys;
 mod limits;
 mod manual;
 mod output;
+mod queue;
 pub mod render;
 mod sessions;
 pub mod sse;
+mod top;
 mod turn;
 pub mod unix;
 
@@ -47,6 +51,11 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
     if let Command::Manual = &cli.command {
         return out.raw(manual::page(<Cli as clap::CommandFactory>::command()).as_bytes());
     }
+    let cli = match cli.command {
+        Command::Backup(args) => return backup::backup(args, &cli.data_dir, &out).await,
+        Command::Restore(args) => return backup::restore(args, &cli.data_dir, &out).await,
+        command => Cli { command, ..cli },
+    };
     let key = cli::find_key(&cli);
     // Whoever has no key may be let in by who he is.
     let local = key.is_none() && cli.url == cli::URL && unix::is_open(unix::SOCKET);
@@ -57,9 +66,17 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Agent { command } => agents::run(&client, &out, command).await,
         Command::Session { command } => sessions::run(&client, &out, command).await,
         Command::Limits { command } => limits::run(&client, &out, command).await,
+        Command::Top(args) => top::run(&client, &out, &args).await,
+        Command::Queue { command } => queue::run(&client, &out, command).await,
+        Command::Credentials { command } => credentials::run(&client, &out, command).await,
         Command::Keys { command } => keys::run(&client, &out, command).await,
         // Answered before: they need no daemon.
-        Command::Claude { .. } | Command::Doctor { .. } | Command::Completions { .. } | Command::Manual => Ok(()),
+        Command::Claude { .. }
+        | Command::Doctor { .. }
+        | Command::Completions { .. }
+        | Command::Manual
+        | Command::Backup(_)
+        | Command::Restore(_) => Ok(()),
     }
 }
 

@@ -88,10 +88,38 @@ pub async fn run(client: &Client, out: &Output, command: SessionCommand) -> Resu
                 &[("seq", "sequence"), ("time", "createdAt"), ("type", "type"), ("data", "data")],
             )
         }
+        SessionCommand::Logs { id, after, follow } => logs(client, out, &path(&id), after, follow).await,
         SessionCommand::Messages { id, page } => {
             let query = page_query(page, None);
             let messages = client.get(&format!("{}/messages{query}", path(&id))).await?;
             if out.json() { out.value(&messages) } else { conversation(out, &messages) }
+        }
+    }
+}
+
+/// Between two looks for more.
+const FOLLOW: std::time::Duration = std::time::Duration::from_millis(500);
+
+async fn logs(client: &Client, out: &Output, session: &str, after: Option<i64>, follow: bool) -> Result<(), CtlError> {
+    let mut after = after;
+    loop {
+        let query = query(&[("after", after.map(|n| n.to_string()))]);
+        let answer = client.get(&format!("{session}/logs{query}")).await?;
+        let lines = answer["logs"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for line in lines {
+            if out.json() {
+                out.line(&line.to_string())?;
+            } else {
+                out.line(&cell(&line["text"]))?;
+            }
+            after = line["index"].as_i64().or(after);
+        }
+        // A long log comes in parts.
+        if lines.is_empty() && !follow {
+            return Ok(());
+        }
+        if lines.is_empty() {
+            tokio::time::sleep(FOLLOW).await;
         }
     }
 }
@@ -170,7 +198,7 @@ fn page_query(page: Page, kind: Option<String>) -> String {
     query(&[("limit", page.limit.map(|n| n.to_string())), ("after", page.after.map(|n| n.to_string())), ("type", kind)])
 }
 
-fn query(fields: &[(&str, Option<String>)]) -> String {
+pub(super) fn query(fields: &[(&str, Option<String>)]) -> String {
     let given: Vec<String> = fields
         .iter()
         .filter_map(|(name, value)| value.as_ref().map(|value| format!("{name}={}", encode(value, false))))

@@ -70,6 +70,14 @@ pub struct DiskStats {
     pub age_ms: u64,
 }
 
+/// The turn that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TurnStats {
+    pub number: i64,
+    pub running_ms: u64,
+}
+
 /// What a session uses. Reading it wakes nothing.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -81,6 +89,8 @@ pub struct SessionStats {
     #[serde(flatten)]
     pub usage: Option<Usage>,
     pub disk: Option<DiskStats>,
+    /// `null` between two turns.
+    pub turn: Option<TurnStats>,
     #[schema(value_type = Object)]
     pub limits: Limits,
 }
@@ -274,6 +284,10 @@ impl Sessions {
             frozen: looked.frozen,
             usage: looked.cgroup.as_ref().map(Usage::read),
             disk,
+            turn: looked.turn.map(|(number, since)| TurnStats {
+                number,
+                running_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            }),
             limits,
         })
     }

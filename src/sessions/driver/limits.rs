@@ -38,6 +38,8 @@ pub struct Looked {
     pub disk: Option<Seen>,
     /// What is in force.
     pub limits: Limits,
+    /// Number of the turn that runs, and for how long it does.
+    pub turn: Option<(i64, std::time::Duration)>,
 }
 
 impl Driver {
@@ -46,6 +48,7 @@ impl Driver {
         Looked {
             cgroup: live.map(|live| live.sandbox.info.cgroup.clone()),
             frozen: live.is_some_and(|live| live.frozen),
+            turn: self.turn.as_ref().map(|running| (running.turn.number, running.since.elapsed())),
             disk: live.and_then(|live| live.watch.as_ref()?.seen()),
             limits: self.session.limits,
         }

@@ -5,6 +5,8 @@ mod limits;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -128,6 +130,19 @@ pub fn now_ms() -> Millis {
     jiff::Timestamp::now().as_millisecond()
 }
 
+/// The present moment for whoever removes or forgets what is old: the clock's time, but not ahead of what passed since this was
+/// first asked. So a clock that jumps forward (set right after a start with a wrong one, or set wrong) does not make everything
+/// old at once; after a clock that jumps back, things are kept for longer.
+pub fn past_ms() -> Millis {
+    static BEGAN: LazyLock<(Millis, Instant)> = LazyLock::new(|| (now_ms(), Instant::now()));
+    let (began, at) = *BEGAN;
+    not_ahead(now_ms(), began, at.elapsed())
+}
+
+fn not_ahead(now: Millis, began: Millis, passed: Duration) -> Millis {
+    now.min(began.saturating_add(Millis::try_from(passed.as_millis()).unwrap_or(Millis::MAX)))
+}
+
 /// ISO-8601 with milliseconds and `Z`, as the contract wants every time on the wire.
 pub fn iso(ms: Millis) -> String {
     let at = jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
@@ -137,6 +152,15 @@ pub fn iso(ms: Millis) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_makes_nothing_older_than_it_is() {
+        let passed = Duration::from_millis(500);
+        assert_eq!(not_ahead(10_500, 10_000, passed), 10_500);
+        assert_eq!(not_ahead(99_999_999, 10_000, passed), 10_500, "jumped ahead");
+        assert_eq!(not_ahead(3_000, 10_000, passed), 3_000, "jumped back");
+        assert!(past_ms() <= now_ms());
+    }
 
     #[test]
     fn times_have_three_decimals_and_z() {

@@ -34,8 +34,12 @@ async fn users(api: &Api, id: &str) -> Vec<String> {
 
 async fn back_to_active(api: &Api, id: &str) {
     let start = Instant::now();
-    while api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.status != 200 {
-        assert!(start.elapsed() < Duration::from_secs(15), "the session does not come back");
+    loop {
+        let answer = api.call("POST", &format!("/api/sessions/{id}/resume"), None).await;
+        if answer.status == 200 {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(15), "the session does not come back: {}", answer.text);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -95,6 +99,77 @@ async fn a_read_only_disk_is_refused_at_the_start_and_nothing_is_lost() {
     let api = daemon.api();
     back_to_active(&api, &id).await;
     assert_eq!(text(&api.turn(&id, "@recall").await), "@text first");
+}
+
+/// The disk breaks a moment after a client was told `done`: what it was told is on it, whatever else is not.
+#[tokio::test]
+async fn a_disk_that_fails_in_mid_turn_is_said_and_keeps_what_was_told() {
+    let mut daemon = Daemon::start(Options { breakable: Some("96m"), ..Options::default() });
+    let api = daemon.api();
+    api.deploy("a").await;
+    let (id, running) = (api.session("a").await, api.session("a").await);
+    assert_eq!(text(&api.turn(&id, "@text first").await), "first");
+    // Frozen by then, and claude's own record is saved.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let body = json!({"content": "@text begun\n@delay 30ms\n@repeat 100 word", "includePartialMessages": true});
+    let mut stream = api.send(&running, body).await;
+    stream.until("text_delta").await;
+    let mut told = api.send(&id, json!({"content": "@text second", "includePartialMessages": true})).await;
+    told.until("done").await;
+    daemon.breakable.as_ref().unwrap().fail();
+
+    let refused = api.post(&format!("/api/sessions/{id}/messages"), json!({"content": "@text lost"})).await;
+    assert!(refused.status >= 500, "{} {}", refused.status, refused.text);
+    let why = refused.json["error"].as_str().unwrap();
+    assert!(why.contains("ead-only") || why.contains("database"), "{why}");
+    api.get("/health").await.expect(200);
+    assert_eq!(users(&api, &id).await, ["@text first", "@text second"], "what is there can be read");
+    // The turn that runs ends with its claude, which cannot write any more.
+    let rest = stream.rest().await;
+    assert_eq!(rest.last().unwrap().event, "done");
+    assert!(rest.iter().any(|frame| frame.event == "error"), "{:?}", common::api::names(&rest));
+
+    daemon.halt();
+    daemon.breakable.as_ref().unwrap().repair();
+    daemon.restart();
+    let api = daemon.api();
+    let path = daemon.data().join("ashd.db");
+    let options = SqliteConnectOptions::new().filename(path).read_only(true);
+    let mut db = SqliteConnection::connect_with(&options).await.unwrap();
+    let sound: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut db).await.unwrap();
+    assert_eq!(sound, "ok");
+    assert_eq!(users(&api, &id).await, ["@text first", "@text second"]);
+    let list = api.get(&format!("/api/sessions/{id}/messages?limit=1000")).await.expect(200);
+    assert!(list["messages"].to_string().contains("second"), "and its answer: {list}");
+    assert_eq!(users(&api, &running).await.len(), 1, "accepted, so kept");
+    back_to_active(&api, &id).await;
+    assert_eq!(text(&api.turn(&id, "@recall").await), "@text first");
+    assert_eq!(text(&api.turn(&id, "@text after").await), "after");
+}
+
+#[tokio::test]
+async fn a_host_short_of_memory_starts_nothing_new_and_says_so() {
+    let mut daemon = Daemon::start(Options::default());
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    api.call("POST", &format!("/api/sessions/{id}/stop"), None).await.expect(200);
+    // The same host, for a daemon that asks more of it.
+    let config = daemon.dir.join("ashd.toml");
+    let before = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{before}\n[pool]\nmin_available_bytes = \"100TiB\"\n")).unwrap();
+    daemon.restart();
+    let api = daemon.api();
+    for path in ["/api/sessions".to_owned(), format!("/api/sessions/{id}/resume")] {
+        let refused = api.post(&path, json!({"agent": "a"})).await;
+        assert!(refused.headers.contains_key("retry-after"), "{path}: {:?}", refused.headers);
+        let why = refused.expect(503)["error"].as_str().unwrap().to_owned();
+        assert!(why.contains("short of memory") && why.contains("min_available_bytes"), "{path}: {why}");
+    }
+    assert_eq!(api.get("/health").await.expect(200)["activeSandboxes"], 0);
+    std::fs::write(&config, before).unwrap();
+    daemon.restart();
+    back_to_active(&daemon.api(), &id).await;
 }
 
 #[tokio::test]

@@ -105,3 +105,32 @@ async fn an_interrupt_ends_a_turn_of_the_real_claude() {
     assert_eq!(rest.last().unwrap().event, "done");
     assert!(text(&api.turn(&id, "@text after").await).contains("after"));
 }
+
+/// The one thing that is not exactly once: claude asks the model again, and its client sees the words that were said before.
+#[tokio::test]
+async fn a_gateway_killed_in_mid_answer_is_replaced_and_claude_asks_again() {
+    let (daemon, api, id) = real().await;
+    let body = json!({"content": "@delay 30ms\n@repeat 60 word", "includePartialMessages": true});
+    let mut stream = api.send(&id, body).await;
+    let mut frames = vec![stream.until("text_delta").await];
+    let gateway = common::leftovers::processes(&daemon)
+        .into_iter()
+        .find(|(pid, _)| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("ash-gateway")));
+    let gateway = nix::unistd::Pid::from_raw(gateway.expect("a gateway runs").0);
+    nix::sys::signal::kill(gateway, nix::sys::signal::Signal::SIGKILL).unwrap();
+    frames.extend(stream.rest().await);
+    assert_eq!(frames.last().unwrap().event, "done");
+    assert!(!frames.iter().any(|frame| frame.event == "error"), "{:?}", names(&frames));
+    // The answer that counts is whole and once; the deltas begin again.
+    let whole = "word ".repeat(60);
+    let answers: Vec<&str> = frames
+        .iter()
+        .filter(|frame| frame.event == "message" && frame.data["type"] == "assistant")
+        .filter_map(|frame| frame.data["message"]["content"][0]["text"].as_str())
+        .collect();
+    assert!(answers.last().is_some_and(|last| last.trim() == whole.trim()), "{answers:?}");
+    let deltas = text(&frames).split_whitespace().count();
+    assert!(deltas >= 60, "{deltas}");
+    println!("{deltas} words were streamed for an answer of 60, in {} messages", answers.len());
+    assert!(text(&api.turn(&id, "@text next").await).contains("next"));
+}

@@ -203,8 +203,17 @@ fn this_check_sees_what_it_should() {
 /// The threat model is worth what its tests are: each one it names must be there.
 #[test]
 fn the_threat_model_names_tests_that_exist() {
+    names_tests_that_exist("docs/threat-model.md");
+}
+
+#[test]
+fn the_page_of_survival_names_tests_that_exist() {
+    names_tests_that_exist("docs/survival.md");
+}
+
+fn names_tests_that_exist(page: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = fs::read_to_string(root.join("docs/threat-model.md")).expect("docs/threat-model.md");
+    let text = fs::read_to_string(root.join(page)).expect(page);
     // A name of four words or more, in backquotes, is one of a test.
     let quoted = text.split('`').skip(1).step_by(2);
     let words = quoted.flat_map(|part| part.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')));
@@ -216,6 +225,6 @@ fn the_threat_model_names_tests_that_exist() {
         .collect();
     let missing: Vec<&&str> =
         named.iter().filter(|name| !sources.iter().any(|source| source.contains(&format!("fn {name}(")))).collect();
-    assert!(missing.is_empty(), "docs/threat-model.md names tests that are not there: {missing:?}");
+    assert!(missing.is_empty(), "{page} names tests that are not there: {missing:?}");
     assert!(named.len() > 30, "only {} tests are named", named.len());
 }

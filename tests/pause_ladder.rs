@@ -3,56 +3,15 @@
 
 mod common;
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::api::text;
+use common::procs::private;
+use common::swap::Swap;
 use common::{Api, Daemon, Options, procs};
 
-/// A zram device as swap, for as long as this lives.
-struct Zram(u32);
-
-impl Zram {
-    fn make() -> Self {
-        let number = std::fs::read_to_string("/sys/class/zram-control/hot_add");
-        let number = number.expect("these tests need CONFIG_ZRAM").trim().parse().unwrap();
-        let zram = Self(number);
-        std::fs::write(format!("/sys/block/zram{number}/disksize"), "1G").unwrap();
-        zram.run("mkswap");
-        zram.run("swapon");
-        zram
-    }
-
-    fn run(&self, program: &str) {
-        let said = Command::new(program).arg(format!("/dev/zram{}", self.0)).output().unwrap();
-        assert!(said.status.success(), "{program}: {}", String::from_utf8_lossy(&said.stderr));
-    }
-
-    /// Bytes that it holds and what they take compressed.
-    fn held(&self) -> (u64, u64) {
-        let text = std::fs::read_to_string(format!("/sys/block/zram{}/mm_stat", self.0)).unwrap();
-        let mut numbers = text.split_whitespace().map(|n| n.parse().unwrap());
-        (numbers.next().unwrap(), numbers.next().unwrap())
-    }
-}
-
-impl Drop for Zram {
-    fn drop(&mut self) {
-        let off = Command::new("swapoff").arg(format!("/dev/zram{}", self.0)).output();
-        let _ = std::fs::write("/sys/class/zram-control/hot_remove", self.0.to_string());
-        assert!(off.unwrap().status.success() || std::thread::panicking(), "swapoff");
-    }
-}
-
-/// Private resident bytes of all processes of a session.
-fn private(daemon: &Daemon, id: &str) -> u64 {
-    let kib = |text: &str, field: &str| -> u64 {
-        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or("0 kB");
-        line.trim().trim_end_matches("kB").trim().parse().unwrap()
-    };
-    let rollups = procs::of_session(daemon, id).into_iter().map(|p| p.read("smaps_rollup"));
-    rollups.map(|text| kib(&text, "Private_Clean:") + kib(&text, "Private_Dirty:")).sum::<u64>() * 1024
-}
+/// Bytes of swap that one session fits in.
+const SWAP: u64 = 1 << 30;
 
 async fn verb(api: &Api, id: &str, verb: &str) -> Duration {
     let start = Instant::now();
@@ -73,7 +32,7 @@ const MIB: u64 = 1 << 20;
 
 #[tokio::test]
 async fn a_paused_session_of_the_real_claude_keeps_at_most_5_mib_and_goes_on() {
-    let zram = Zram::make();
+    let swap = Swap::make(SWAP);
     let daemon = Daemon::start(Options::default().real_claude().config("[pause]\nreclaim_after_ms = 100"));
     let api = daemon.api();
     api.deploy("a").await;
@@ -84,7 +43,7 @@ async fn a_paused_session_of_the_real_claude_keeps_at_most_5_mib_and_goes_on() {
     let paused = verb(&api, &id, "pause").await;
     let took = within(Duration::from_secs(20), "reclaimed", || private(&daemon, &id) <= 5 * MIB).await;
     within(Duration::from_secs(20), "the worker has ended", || daemon.logs().contains("reclaimed")).await;
-    let (left, (held, compressed)) = (private(&daemon, &id), zram.held());
+    let (left, (held, compressed)) = (private(&daemon, &id), swap.held());
     let frozen = procs::ticks(&daemon, &id);
     let resumed = verb(&api, &id, "resume").await;
     assert!(resumed < Duration::from_secs(1), "{resumed:?}");
@@ -110,12 +69,12 @@ async fn a_paused_session_of_the_real_claude_keeps_at_most_5_mib_and_goes_on() {
     within(Duration::from_secs(20), "reclaimed again", || private(&daemon, &id) <= 5 * MIB).await;
     api.delete(&format!("/api/sessions/{id}")).await.expect(200);
     daemon.stop();
-    drop(zram);
+    drop(swap);
 }
 
 #[tokio::test]
 async fn a_resume_in_the_middle_of_it_is_not_held_up_and_ends_it() {
-    let zram = Zram::make();
+    let swap = Swap::make(SWAP);
     let daemon = Daemon::start(Options::default().config("[pause]\nreclaim_after_ms = 0"));
     let api = daemon.api();
     api.deploy("a").await;
@@ -134,7 +93,7 @@ async fn a_resume_in_the_middle_of_it_is_not_held_up_and_ends_it() {
     verb(&api, &other, "resume").await;
     assert_eq!(text(&api.turn(&other, "@text fine").await), "fine");
     daemon.stop();
-    drop(zram);
+    drop(swap);
 }
 
 #[tokio::test]

@@ -42,7 +42,10 @@ fn prepare_data(data: &Path, ashd: &Account) -> Result<(), BootError> {
     }
     for entry in fs::read_dir(data).map_err(BootError::io(named()))? {
         let name = entry.map_err(BootError::io(named()))?.file_name();
-        let ours = name.to_str().is_some_and(|name| KNOWN.contains(&name) || name.starts_with("ashd."));
+        // A file system of its own has a directory of its own.
+        let ours = name
+            .to_str()
+            .is_some_and(|name| KNOWN.contains(&name) || name.starts_with("ashd.") || name == "lost+found");
         if !ours {
             return Err(BootError::Refused(format!(
                 "{}: holds {}, which is none of ashd's; choose a directory of its own (ASH_DATA_DIR)",

@@ -268,6 +268,10 @@ static OTHERS: &[Key] = &[
         d.config.pause.reclaim_after_ms = g.number(units::millis)?;
         Some(())
     }),
+    key("pause.reclaim_idle_after_ms", None, TIME, |d, g| {
+        d.config.pause.reclaim_idle_after_ms = g.number(units::millis)?;
+        Some(())
+    }),
     key("sessions.keep_ended", None, TIME, |d, g| {
         d.config.sessions.keep_ended_ms = g.number(units::millis)?;
         Some(())

@@ -121,6 +121,8 @@ pub struct PauseConfig {
     /// Milliseconds after a pause until its memory is pushed out to swap, default 2000: a client that resumes at once
     /// finds it in place.
     pub reclaim_after_ms: u64,
+    /// The same for a session that is not paused, from its last turn on (it is frozen by then), default 60000; 0: never.
+    pub reclaim_idle_after_ms: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -214,7 +216,12 @@ impl Default for Config {
                 min_available_bytes: 128 << 20,
                 max_stalled_percent: 50,
             },
-            pause: PauseConfig { freeze_after_ms: 2000, max_in_turn_ms: 150_000, reclaim_after_ms: 2000 },
+            pause: PauseConfig {
+                freeze_after_ms: 2000,
+                max_in_turn_ms: 150_000,
+                reclaim_after_ms: 2000,
+                reclaim_idle_after_ms: 60_000,
+            },
             sessions: SessionsConfig { keep_ended_ms: 7 * 86_400_000 },
             limits: Limits::default(),
             disk: DiskConfig::default(),

@@ -143,6 +143,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match &error {
             StoreError::Full => Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
+            StoreError::NotOnDisk(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
             StoreError::NoSession(_) => Self::not_found("Session not found"),
             StoreError::Closed => Self::unavailable("the daemon is stopping", RETRY_AFTER_S),
             _ => Self::internal("the database failed", &error),

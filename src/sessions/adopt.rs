@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use uuid::Uuid;
 
 use crate::launcher::init_protocol::{Exit, Listener};
 use crate::model::SessionStatus;
@@ -33,46 +34,51 @@ use crate::store::Session;
 /// Sessions that are looked at in parallel.
 const AT_ONCE: usize = 32;
 
-/// Puts rows and sandboxes in agreement. Sessions that go on are handed to their tasks, which finish the work.
+/// Puts rows and sandboxes in agreement. Sessions that go on are handed to their tasks, which finish the work. Of the others
+/// nothing is read but their number: there may be very many.
 pub async fn adopt(shared: &Arc<Shared>) -> Result<(), SessionError> {
     let alive = shared.launcher.list().await.map_err(|e| launcher_error(&e))?;
     let alive: HashSet<_> = alive.into_iter().map(|info| info.id).collect();
-    let claimed = [SessionStatus::Starting, SessionStatus::Active, SessionStatus::Paused];
-    let rows = shared.store.sessions_in(&claimed).await?;
-    for status in [SessionStatus::Stopped, SessionStatus::Error] {
-        let cold = i64::try_from(shared.store.sessions_in(&[status]).await?.len()).unwrap_or(i64::MAX);
-        shared.pool.cold_changed(cold);
-        shared.census.add(status, cold);
+    let counts = shared.store.session_statuses().await?;
+    let mut unsettled = shared.store.sessions_unsettled().await?;
+    let seen: HashSet<_> = unsettled.iter().map(|(id, _, _)| *id).collect();
+    let mut orphans = Vec::new();
+    for id in &alive {
+        let row = match seen.contains(id) {
+            true => continue,
+            false => shared.store.session_of_any_tenant(*id).await?,
+        };
+        match row {
+            Some(row) if row.status == SessionStatus::Paused => unsettled.push((row.id, row.tenant, row.status)),
+            _ => orphans.push(*id),
+        }
     }
-
-    let goes_on = |row: &Session| alive.contains(&row.id) && row.status != SessionStatus::Starting;
-    let kept: HashSet<_> = rows.iter().filter(|row| goes_on(row)).map(|row| row.id).collect();
-    let orphans: Vec<_> = alive.difference(&kept).copied().collect();
+    let starting = unsettled.iter().filter(|(_, _, status)| *status == SessionStatus::Starting).map(|(id, _, _)| *id);
+    orphans.extend(starting.filter(|id| alive.contains(id)));
     for id in &orphans {
         tracing::warn!(ASH_SESSION = %id, ASH_EVENT = "orphan", "a sandbox that no session claims is destroyed");
     }
+    let orphaned: HashSet<_> = orphans.iter().copied().collect();
     futures_util::stream::iter(orphans).for_each_concurrent(AT_ONCE, |id| shared.remove_sandbox(id)).await;
 
-    let total = rows.len();
-    futures_util::stream::iter(rows)
-        .for_each_concurrent(AT_ONCE, |row| async {
-            if goes_on(&row) {
-                shared.moved(None, row.status, true);
-                let slot = shared.pool.adopt(row.id);
-                let handle = shared.handle(row.tenant, row.id);
+    let total: u64 = counts.iter().map(|(_, n)| n).sum();
+    shared.found(&counts);
+    let goes_on = |id: &Uuid| alive.contains(id) && !orphaned.contains(id);
+    let kept = unsettled.iter().filter(|(id, _, _)| goes_on(id)).count();
+    futures_util::stream::iter(unsettled)
+        .for_each_concurrent(AT_ONCE, |(id, tenant, status)| async move {
+            if goes_on(&id) {
+                shared.went_live(status);
+                let slot = shared.pool.adopt(id);
+                let handle = shared.handle(tenant, id);
                 let _ = handle.requests.send(Request::Adopt { slot }).await;
             } else {
-                shared.moved(None, row.status, false);
-                let open = shared.store.last_turn(row.id).await.map(|turn| turn.is_some_and(|t| t.end.is_none()));
-                // Not known means that it must be looked at.
-                if row.status != SessionStatus::Paused || open.unwrap_or(true) {
-                    let handle = shared.handle(row.tenant, row.id);
-                    let _ = handle.requests.send(Request::FoundCold).await;
-                }
+                let handle = shared.handle(tenant, id);
+                let _ = handle.requests.send(Request::FoundCold).await;
             }
         })
         .await;
-    tracing::info!(ASH_EVENT = "adopted", alive = kept.len(), sessions = total, "sessions found at the start");
+    tracing::info!(ASH_EVENT = "adopted", alive = kept, sessions = total, "sessions found at the start");
     Ok(())
 }
 

@@ -15,7 +15,7 @@ pub enum Alarm {
     Rest,
     /// Freeze an idle claude: it burns about 1 % of a core (measured).
     Freeze,
-    /// Push the memory of a paused session out to swap.
+    /// Push the memory of a paused session, or of one that is idle for long, out to swap.
     Reclaim,
     /// Destroy the sandbox of a session that had no turn for long.
     Park,
@@ -44,7 +44,10 @@ pub struct Clocks {
     pub last_asked: Instant,
     pub freeze_after: Option<Duration>,
     pub park_after: Duration,
+    /// After a pause.
     pub reclaim_after: Duration,
+    /// After the last turn of an active session; `None`: never.
+    pub reclaim_idle_after: Option<Duration>,
     /// Longest time a turn stays frozen before it is ended cleanly.
     pub max_in_turn: Duration,
 }
@@ -59,8 +62,12 @@ pub fn next(c: &Clocks) -> Option<(Instant, Alarm)> {
     };
     let Some(turn_since) = c.turn_since else {
         let park = (idle_since + c.park_after, Alarm::Park);
-        if let Some(paused) = c.paused_since.filter(|_| c.frozen && !c.reclaimed) {
-            return Some(earlier((paused + c.reclaim_after, Alarm::Reclaim), park));
+        let reclaim = match c.paused_since {
+            Some(paused) => Some(paused + c.reclaim_after),
+            None => c.reclaim_idle_after.map(|after| idle_since + after),
+        };
+        if let Some(at) = reclaim.filter(|_| c.frozen && !c.reclaimed) {
+            return Some(earlier((at, Alarm::Reclaim), park));
         }
         return match c.freeze_after {
             Some(after) if !c.frozen && c.status == SessionStatus::Active => {
@@ -104,6 +111,7 @@ mod tests {
             park_after: s(1800),
             reclaimed: false,
             reclaim_after: s(3),
+            reclaim_idle_after: Some(s(60)),
             max_in_turn: s(150),
         };
         let paused = Clocks { status: SessionStatus::Paused, frozen: true, paused_since: Some(t), ..idle };
@@ -111,7 +119,9 @@ mod tests {
         let cases = [
             (idle, Some((2, Alarm::Freeze))),
             (Clocks { freeze_after: None, ..idle }, Some((1800, Alarm::Park))),
-            (Clocks { frozen: true, ..idle }, Some((1800, Alarm::Park))),
+            (Clocks { frozen: true, ..idle }, Some((60, Alarm::Reclaim))),
+            (Clocks { frozen: true, reclaimed: true, ..idle }, Some((1800, Alarm::Park))),
+            (Clocks { frozen: true, reclaim_idle_after: None, ..idle }, Some((1800, Alarm::Park))),
             (Clocks { park_after: s(1), ..idle }, Some((1, Alarm::Park))),
             (paused, Some((3, Alarm::Reclaim))),
             (Clocks { reclaimed: true, ..paused }, Some((1800, Alarm::Park))),

@@ -6,7 +6,7 @@
 //! | directory without a row (a warm sandbox's, or of a creation that was killed) | at the next start |
 //! | a removal that was cut short | at the next start |
 //!
-//! A directory is renamed before it is removed: a client sees all of a session's files or is told that they are gone.
+//! A clock that jumps ahead makes nothing old ([`past_ms`]). A directory is renamed before it is removed: a client sees all of a session's files or is told that they are gone.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::model::now_ms;
+use crate::model::past_ms;
 use crate::sessions::remove_tree::remove_tree;
 use crate::sessions::shared::Shared;
 
@@ -67,7 +67,7 @@ impl Shared {
     }
 
     async fn remove_ended(&self, keep: Duration) {
-        let before = now_ms().saturating_sub(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
+        let before = past_ms().saturating_sub(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX));
         let ended = match self.store.sessions_ended_before(before).await {
             Ok(ended) => ended,
             Err(e) => {

@@ -24,6 +24,11 @@ pub fn exists(home: &Path, id: Uuid) -> bool {
     open(home, id).is_ok()
 }
 
+/// Brings the conversation to the disk, which claude does not do. Blocks.
+pub fn sync(home: &Path, id: Uuid) -> io::Result<()> {
+    open(home, id)?.sync_data()
+}
+
 fn project(home: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut dir = rustix::fs::openat(CWD, home, flags, Mode::empty())?;

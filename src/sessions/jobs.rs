@@ -27,7 +27,7 @@ pub const AT_ONCE: usize = 8;
 /// Items of one tenant that may wait; one more is 429.
 pub const MAX_PENDING: u64 = 10_000;
 /// Longest delay before a further try.
-const MAX_DELAY_MS: i64 = 60_000;
+const MAX_DELAY_MS: i64 = crate::store::LATEST_MS;
 /// Delay before an item is tried again whose session is busy or that found no room.
 const BUSY_MS: i64 = 1_000;
 /// The queue is looked at after this long even if nothing was heard of it.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::api::{EventId, FrameStream};
@@ -17,6 +18,17 @@ use super::reader::{Place, Reader, Step};
 
 /// How long an EventSource waits before it comes back: a restart of ashd takes about as long. Only here, since nobody sends a message again by itself.
 const RETRY: &[u8] = b"retry: 1000\n\n";
+
+/// The last bytes of a stream whose daemon stops.
+pub(super) const GOING: &[u8] = b": ashd is going away; rejoin with Last-Event-ID\n\n";
+
+/// The same stream, ended between two frames when the daemon stops. `done` would be a lie then, and a connection that breaks
+/// an error: the turn goes on in its sandbox, and the client comes back with the last id.
+pub fn until(stopping: &CancellationToken, frames: FrameStream) -> FrameStream {
+    let (stop, stopped) = (stopping.clone().cancelled_owned(), stopping.clone());
+    let last = stream::once(async move { stopped.is_cancelled().then(|| Ok(Bytes::from_static(GOING))) });
+    Box::pin(frames.take_until(stop).chain(last.filter_map(ready)))
+}
 
 /// Why a client cannot join at the place it names.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

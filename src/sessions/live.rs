@@ -43,6 +43,8 @@ pub struct Live {
     pub frozen: bool,
     /// Its memory was pushed out to swap since it was frozen.
     pub reclaimed: bool,
+    /// A turn ended since its files were brought to the disk.
+    pub unsaved: bool,
     /// The session's options changed since the process was started: the next message gets a new one.
     pub stale: bool,
     /// Watches what the kernel does not bound; `None` while a process is being started.
@@ -96,6 +98,7 @@ impl Live {
             stderr_from: 0,
             frozen: false,
             reclaimed: false,
+            unsaved: false,
             stale: false,
             watch: None,
             nameless: false,

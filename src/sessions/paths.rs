@@ -54,10 +54,14 @@ impl SessionDir {
     }
 
     /// Opens stdout for a new process. A line that the process before left unfinished is closed, so that it cannot
-    /// spoil the first line of the new one.
-    pub fn open_stdout(&self) -> io::Result<File> {
+    /// spoil the first line of the new one. `known` is how far the file was read before: a power cut may have taken its end,
+    /// and then zeros stand for what is gone, so that offsets stay what they are.
+    pub fn open_stdout(&self, known: u64) -> io::Result<File> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(self.stdout())?;
-        if file.metadata()?.len() > 0 {
+        if file.metadata()?.len() < known {
+            file.set_len(known - 1)?;
+            file.write_all(b"\n")?;
+        } else if file.metadata()?.len() > 0 {
             file.seek(SeekFrom::End(-1))?;
             let mut last = [0];
             file.read_exact(&mut last)?;
@@ -117,9 +121,20 @@ mod tests {
         dir.make().unwrap();
         for (before, after) in [("", ""), ("{}\n", "{}\n"), ("{}\n{\"hal", "{}\n{\"hal\n")] {
             std::fs::write(dir.stdout(), before).unwrap();
-            dir.open_stdout().unwrap();
+            dir.open_stdout(0).unwrap();
             assert_eq!(std::fs::read_to_string(dir.stdout()).unwrap(), after);
         }
+    }
+
+    #[test]
+    fn what_a_power_cut_took_leaves_a_hole_and_the_offsets_as_they_were() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = SessionDir::new(temp.path(), Uuid::new_v4());
+        dir.make().unwrap();
+        std::fs::write(dir.stdout(), "{}\n{\"hal").unwrap();
+        let mut file = dir.open_stdout(12).unwrap();
+        file.write_all(b"next\n").unwrap();
+        assert_eq!(std::fs::read_to_string(dir.stdout()).unwrap(), "{}\n{\"hal\0\0\0\nnext\n");
     }
 
     #[test]

@@ -19,8 +19,8 @@ pub struct Published {
     /// Bytes at the file's beginning that were given back to the file system; always the start of a line. Readers say
     /// with a `gap` event that they skip them. Published before the bytes are given back.
     pub floor: u64,
-    /// The newest turn. Its `end` is published only after the transaction that holds it: whoever sees `done` finds
-    /// the whole turn in the history.
+    /// The newest turn. Its `end` is published only when the disk has the transaction that holds it: whoever sees `done`
+    /// finds the whole turn in the history, also after a power cut.
     pub turn: Option<Turn>,
     /// What befell the session, told to whoever listens now; the timeline has it for good.
     pub notices: Notices,

@@ -25,7 +25,8 @@ use uuid::Uuid;
 use super::api::{EventId, FrameStream};
 use super::event_id::{FRAME_DONE, FRAME_ERROR, FRAME_START};
 use super::frames::{frames, own_frame};
-pub use super::join::{ReaderError, session_stream};
+use super::join::GOING;
+pub use super::join::{ReaderError, session_stream, until};
 use super::lines::lines;
 use super::piece::whole_lines;
 pub use super::published::{Published, Turns};
@@ -311,7 +312,7 @@ impl<T: Turns> Reader<T> {
             // The daemon is going away while the turn goes on in its sandbox. `done` would be a lie: the body just
             // ends, and the client rejoins with the last id.
             Ok(Err(_)) => {
-                out.extend_from_slice(b": ashd is going away; rejoin with Last-Event-ID\n\n");
+                out.extend_from_slice(GOING);
                 self.step = Step::Finished;
             }
             Err(_) => out.extend_from_slice(b": ping\n\n"),

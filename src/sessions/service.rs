@@ -3,10 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Live;
@@ -91,7 +92,7 @@ impl Sessions {
             warm: Stock::default(),
             no_swap: AtomicBool::new(false),
             census: Census::default(),
-            stopping: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
         });
         Ok(Self { shared })
     }
@@ -114,9 +115,9 @@ impl Sessions {
         });
     }
 
-    /// No new session or turn is begun from now on; what runs goes on in its sandbox.
+    /// No new session or turn is begun from now on, and streams end; what runs goes on in its sandbox.
     pub fn stop_accepting(&self) {
-        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.shared.stopping.cancel();
     }
 
     /// Answers when the sandbox is ready and claude answered `initialize`, never before.
@@ -205,7 +206,8 @@ impl Sessions {
         let (published, partial) = (handle.published.clone(), body.include_partial_messages);
         let turn = self.ask(tenant, id, |reply| Request::Send { body: Box::new(body), reply }).await?;
         let stdout = self.shared.dir(id).stdout();
-        Ok(reader::turn_stream(stdout, id, self.shared.store.clone(), turn, published, partial))
+        let frames = reader::turn_stream(stdout, id, self.shared.store.clone(), turn, published, partial);
+        Ok(reader::until(&self.shared.stopping, frames))
     }
 
     /// The same, and `begun` is told which turn the message becomes before it is sent (and again, should somebody else's
@@ -227,7 +229,8 @@ impl Sessions {
             begun(turn.number).await?;
         }
         let stdout = self.shared.dir(id).stdout();
-        Ok(reader::turn_stream(stdout, id, self.shared.store.clone(), turn, published, partial))
+        let frames = reader::turn_stream(stdout, id, self.shared.store.clone(), turn, published, partial);
+        Ok(reader::until(&self.shared.stopping, frames))
     }
 
     /// A turn's frames from its beginning, live if it still runs; `None` when there is no such turn.
@@ -242,7 +245,8 @@ impl Sessions {
         let Some(turn) = self.shared.store.turn(id, number).await? else { return Ok(None) };
         let stdout = self.shared.dir(id).stdout();
         let store = self.shared.store.clone();
-        Ok(Some(reader::turn_stream(stdout, id, store, turn, handle.published, partial)))
+        let frames = reader::turn_stream(stdout, id, store, turn, handle.published, partial);
+        Ok(Some(reader::until(&self.shared.stopping, frames)))
     }
 
     /// Frames after `from` (or from now on), then live, for ever.
@@ -255,12 +259,12 @@ impl Sessions {
     ) -> Result<FrameStream, SessionError> {
         let handle = self.find(tenant, id).await?;
         let stdout = self.shared.dir(id).stdout();
-        reader::session_stream(stdout, id, self.shared.store.clone(), from, handle.published, partial).await.map_err(
-            |e| match e {
-                ReaderError::NotAPlace { .. } => SessionError::Invalid(e.to_string()),
-                ReaderError::Unavailable(why) => SessionError::Unavailable(why),
-            },
-        )
+        let store = self.shared.store.clone();
+        match reader::session_stream(stdout, id, store, from, handle.published, partial).await {
+            Ok(frames) => Ok(reader::until(&self.shared.stopping, frames)),
+            Err(e @ ReaderError::NotAPlace { .. }) => Err(SessionError::Invalid(e.to_string())),
+            Err(ReaderError::Unavailable(why)) => Err(SessionError::Unavailable(why)),
+        }
     }
 
     pub async fn pause(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {

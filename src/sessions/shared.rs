@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::config::Live;
+use crate::config::{Live, PoolConfig};
 use crate::gateway::client::Gateway;
-use crate::kernel::{pressure, reclaim};
+use crate::kernel::pressure::{self, Memory};
+use crate::kernel::reclaim;
 use crate::model::{SessionStatus, TenantId, now_ms};
 use crate::observe::events::{self, OncePerMinute, event};
 use crate::pool::{Admission, Pool, Slot};
@@ -59,7 +61,8 @@ pub struct Shared {
     /// Said already that there is no swap to reclaim memory to.
     pub(super) no_swap: AtomicBool,
     pub(super) census: Census,
-    pub(super) stopping: AtomicBool,
+    /// No new session or turn is begun, and streams end.
+    pub(super) stopping: CancellationToken,
 }
 
 impl Shared {
@@ -92,7 +95,7 @@ impl Shared {
     }
 
     pub(super) fn check_accepting(&self) -> Result<(), SessionError> {
-        if self.stopping.load(Ordering::Relaxed) {
+        if self.stopping.is_cancelled() {
             return Err(SessionError::Unavailable("ashd is restarting; try again in a moment".to_owned()));
         }
         Ok(())
@@ -104,6 +107,15 @@ impl Shared {
         // With a process the pool's slot counts it.
         let cold = |status| i64::from(!live && is_cold(status));
         self.pool.cold_changed(cold(to) - from.map_or(0, cold));
+    }
+
+    /// Counts what the database holds at the start, as if none had a process.
+    pub fn found(&self, counts: &[(SessionStatus, u64)]) {
+        for (status, n) in counts {
+            let n = i64::try_from(*n).unwrap_or(i64::MAX);
+            self.census.add(*status, n);
+            self.pool.cold_changed(if is_cold(*status) { n } else { 0 });
+        }
     }
 
     /// The process of a session in this state is gone.
@@ -138,20 +150,7 @@ impl Shared {
     /// # Errors
     /// `Unavailable` when the host is short of memory: one more claude would make the others swap or die.
     pub fn check_memory(&self) -> Result<(), SessionError> {
-        let config = self.config.now();
-        let (memory, pool) = (pressure::memory(), &config.pool);
-        let why = if memory.available < pool.min_available_bytes {
-            let (has, least) = (memory.available >> 20, pool.min_available_bytes >> 20);
-            format!("{has} MiB of memory are available, less than {least} MiB (pool.min_available_bytes)")
-        } else if memory.stalled >= pool.max_stalled_percent as f64 {
-            let most = pool.max_stalled_percent;
-            format!(
-                "it stalls for want of memory {} % of the time, the limit is {most} % (pool.max_stalled_percent)",
-                memory.stalled
-            )
-        } else {
-            return Ok(());
-        };
+        let Some(why) = shortage(pressure::memory(), &self.config.now().pool) else { return Ok(()) };
         let why = format!("the host is short of memory: {why}; no new sandbox is started now");
         if NO_ROOM.now() {
             event!(&events::NO_ROOM, "{why}");
@@ -236,4 +235,37 @@ impl Shared {
 
 fn is_cold(status: SessionStatus) -> bool {
     matches!(status, SessionStatus::Paused | SessionStatus::Stopped | SessionStatus::Error)
+}
+
+/// What the host is short of, in words; `None` when another sandbox may start.
+fn shortage(memory: Memory, pool: &PoolConfig) -> Option<String> {
+    if memory.available < pool.min_available_bytes {
+        let (has, least) = (memory.available >> 20, pool.min_available_bytes >> 20);
+        return Some(format!("{has} MiB of memory are available, less than {least} MiB (pool.min_available_bytes)"));
+    }
+    let most = pool.max_stalled_percent;
+    (memory.stalled >= most as f64).then(|| {
+        let stalled = memory.stalled;
+        format!(
+            "it stalls for want of memory {stalled} % of the time, the limit is {most} % (pool.max_stalled_percent)"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_short_of_memory_when_too_little_is_left_or_everybody_waits_for_it() {
+        let pool = PoolConfig {
+            min_available_bytes: 128 << 20,
+            max_stalled_percent: 50,
+            ..crate::config::Config::default().pool
+        };
+        let at = |mib: u64, stalled| shortage(Memory { available: mib << 20, stalled }, &pool);
+        assert_eq!(at(128, 49.9), None);
+        assert!(at(127, 0.0).is_some_and(|why| why.contains("127 MiB") && why.contains("min_available_bytes")));
+        assert!(at(9999, 50.0).is_some_and(|why| why.contains("50 %") && why.contains("max_stalled_percent")));
+    }
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::columns::{count, limits_text};
 use super::writer::{Counters, Write};
-use super::{Commit, Committed, Store, StoreError, Turn, Usage};
+use super::{Commit, Committed, OnDisk, Store, StoreError, Turn, Usage};
 use crate::model::{Millis, now_ms};
 
 /// Rows of one INSERT; seven values each stay far below SQLite's 32766 parameters.
@@ -17,12 +17,21 @@ const ROWS: usize = 256;
 
 impl Store {
     /// Everything one step of a session changes, in one transaction. Sequence numbers are given by the writer: per
-    /// session from 1, without gaps. Returns when it is durable; a [`Commit::soon`] one when it survives the end of ashd.
+    /// session from 1, without gaps. Returns when it is on the disk.
     ///
     /// # Errors
     /// [`StoreError::NoSession`] when the tenant has no such session; nothing is stored then.
     pub async fn commit(&self, commit: Commit) -> Result<Committed, StoreError> {
         self.write(Step { commit, now: now_ms() }).await
+    }
+
+    /// The same, returned when it survives the end of ashd; [`OnDisk`] tells when it survives a power cut as well.
+    /// `at_once`: somebody is going to wait for that.
+    ///
+    /// # Errors
+    /// As for [`Store::commit`].
+    pub async fn commit_early(&self, commit: Commit, at_once: bool) -> Result<(Committed, OnDisk), StoreError> {
+        self.inner.writer.commit(Step { commit, now: now_ms() }, at_once).await
     }
 }
 
@@ -66,10 +75,6 @@ impl Write for Step {
         }
         counters.set(commit.session, &commit.tenant, newest.clone());
         Ok(newest)
-    }
-
-    fn soon(&self) -> bool {
-        self.commit.soon()
     }
 }
 

@@ -23,6 +23,9 @@ pub enum StoreError {
     /// The disk (or the quota of the data directory) is full; nothing was written.
     #[error("the disk that holds the database is full")]
     Full,
+    /// The change is made, and a power cut may undo it: the disk failed to take it.
+    #[error("the disk that holds the database fails, the change may be lost: {0}")]
+    NotOnDisk(String),
     /// A commit for a session that the tenant does not have.
     #[error("session {0} is not in the database")]
     NoSession(Uuid),

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::columns::id_or_none;
 use super::writer::{Counters, Write};
 use super::{Store, StoreError};
-use crate::model::{Millis, TenantId, now_ms};
+use crate::model::{Millis, TenantId, now_ms, past_ms};
 
 /// Milliseconds an answer is kept: one day.
 pub const KEEP_MS: Millis = 24 * 60 * 60 * 1000;
@@ -77,7 +77,7 @@ impl Write for Begin {
     type Out = Option<Earlier>;
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<Self::Out, StoreError> {
         sqlx::query("DELETE FROM idempotency WHERE created_at < ?1")
-            .bind(self.now - KEEP_MS)
+            .bind(past_ms() - KEEP_MS)
             .execute(&mut *conn)
             .await?;
         let made = sqlx::query(

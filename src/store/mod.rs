@@ -2,13 +2,14 @@
 //! Every query of a tenant's object has the tenant in its WHERE clause.
 //!
 //! ```text
-//!   write: caller --Write--> queue (1024) --> writer task: BEGIN, all that is queued, COMMIT (fsync) --> every caller's answer
+//!   write: caller --Write--> queue (1024) --> writer task: BEGIN, all that is queued, COMMIT --> fdatasync --> every caller's answer
 //!   read:  caller -----------------------------> one of 4 read-only connections
 //! ```
 //!
-//! The first write of a quiet moment is committed at once; what arrives during its fsync shares the next one. An answer
-//! is given after the commit, so whatever was acknowledged survives a power cut (`synchronous = FULL`). Turns and messages are
-//! the exception: they survive every end of ashd when they are answered, and a power cut 100 ms later ([`Commit::soon`]).
+//! The first write of a quiet moment is committed at once; what arrives meanwhile shares the next transaction, and all
+//! commits before a sync share it. An answer is given when the change is on the disk, so whatever was acknowledged
+//! survives a power cut. [`Store::commit_early`] answers twice: when the change survives the end of this process, and when it is
+//! on the disk.
 
 mod agents;
 mod api_keys;
@@ -16,6 +17,7 @@ mod attachments;
 mod columns;
 mod commit;
 mod credentials;
+mod durable;
 mod error;
 mod history;
 mod idempotency;
@@ -33,12 +35,15 @@ mod writer;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_durable;
+#[cfg(test)]
 mod tests_open;
 
+pub use durable::OnDisk;
 pub use error::StoreError;
 pub use idempotency::{Earlier, KEEP_MS};
 pub use limits::{LimitScope, StoredLimits};
-pub use queue::{QueueChange, QueueItem, QueueStatus};
+pub use queue::{LATEST_MS, QueueChange, QueueItem, QueueStatus};
 pub use rows::*;
 pub use usage::{UsageFilter, UsageRow, UsageTotals};
 pub use versions::{AgentVersion, VersionDelete, VersionFields};
@@ -71,8 +76,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::Newer`] when a newer ashd wrote it, [`StoreError::InUse`] when another process holds it.
     pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        let log = data_dir.join("ashd.db-wal");
+        Self::open_with(data_dir, Arc::new(move || std::fs::File::open(&log)?.sync_data())).await
+    }
+
+    /// With another way of bringing the log to the disk, for tests.
+    async fn open_with(data_dir: &Path, sync: durable::SyncLog) -> Result<Self, StoreError> {
         let opened = open::open(data_dir).await?;
-        let writer = Writer::start(opened.writer, opened.lock, data_dir.join("ashd.db-wal"));
+        let writer = Writer::start(opened.writer, opened.lock, sync);
         let inner = Inner { readers: opened.readers, writer, keys: KeyCache::default() };
         Ok(Self { inner: Arc::new(inner) })
     }

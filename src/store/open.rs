@@ -46,7 +46,8 @@ pub(super) async fn open(data_dir: &Path) -> Result<Opened, StoreError> {
         .foreign_keys(true)
         .busy_timeout(BUSY)
         .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
+        // COMMIT does not wait for the disk: `durable` does.
+        .synchronous(SqliteSynchronous::Normal)
         .pragma("journal_size_limit", WAL_BYTES)
         .log_slow_statements(tracing::log::LevelFilter::Off, Duration::MAX)
         .log_statements(tracing::log::LevelFilter::Off);
@@ -132,9 +133,24 @@ impl std::fmt::Debug for Opened {
     }
 }
 
-/// Closes a connection after the writer's last commit; what is left in the WAL is checkpointed by SQLite itself.
-pub(super) async fn close(conn: SqliteConnection) {
-    if let Err(error) = conn.close().await {
+/// Moves the write-ahead log into the database and syncs that; whether all of it could be moved.
+pub(super) async fn move_log(conn: &mut SqliteConnection) -> bool {
+    // One row: busy, frames in the log, frames moved (<https://www.sqlite.org/pragma.html#pragma_wal_checkpoint>).
+    match sqlx::query_as::<_, (i64, i64, i64)>("PRAGMA wal_checkpoint(FULL)").fetch_one(conn).await {
+        Ok((busy, frames, moved)) => busy == 0 && frames == moved,
+        Err(error) => {
+            tracing::debug!(%error, "the log could not be moved into the database");
+            false
+        }
+    }
+}
+
+/// Closes a connection after the writer's last commit; what is left in the log is moved by SQLite itself. `false` when
+/// that is left to the next start.
+pub(super) async fn close(conn: SqliteConnection) -> bool {
+    let closed = conn.close().await;
+    if let Err(error) = &closed {
         tracing::warn!(%error, "the database was not closed cleanly; the next start recovers it");
     }
+    closed.is_ok()
 }

@@ -74,6 +74,10 @@ pub struct QueueItem {
     pub completed_at: Option<Millis>,
 }
 
+/// Milliseconds that an item is put back for at most. One that is due later than that was put back by a clock that was
+/// ahead of its time, and is due now.
+pub const LATEST_MS: i64 = 60_000;
+
 /// A change of one item that is being processed.
 #[derive(Clone, Debug)]
 pub enum QueueChange {
@@ -198,12 +202,13 @@ impl Write for Claim {
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<Self::Out, StoreError> {
         let row = sqlx::query(
             "UPDATE queue SET status = 'processing', started_at = ?1 WHERE id = (
-                 SELECT id FROM queue AS q WHERE status = 'pending' AND due_at <= ?1
+                 SELECT id FROM queue AS q WHERE status = 'pending' AND (due_at <= ?1 OR due_at > ?1 + ?2)
                  ORDER BY (SELECT COUNT(*) FROM queue AS other WHERE other.tenant = q.tenant AND other.status = 'processing'),
                      priority DESC, created_at, rowid LIMIT 1)
              RETURNING *",
         )
         .bind(self.now)
+        .bind(LATEST_MS)
         .fetch_optional(conn)
         .await?;
         row.as_ref().map(item).transpose()
@@ -367,12 +372,17 @@ mod tests {
         assert_eq!((back.status, back.retry_count, back.session), (QueueStatus::Pending, 1, None));
         assert!(store.queue_claim().await.unwrap().is_none(), "not due yet");
         assert_eq!(store.queue_next_due().await.unwrap(), Some(later));
+        // The clock was set back by an hour meanwhile.
+        let mut ahead = new("a", "ahead", 0);
+        ahead.created_at = now_ms() + 3_600_000;
+        store.queue_insert(ahead).await.unwrap();
+        assert_eq!(store.queue_claim().await.unwrap().unwrap().prompt, "ahead");
         assert!(!store.queue_cancel(&"b".parse().unwrap(), id).await.unwrap());
         assert!(store.queue_cancel(&tenant, id).await.unwrap());
         assert!(!store.queue_cancel(&tenant, id).await.unwrap());
         assert_eq!(store.queue_next_due().await.unwrap(), None);
         assert!(store.queue_items(&tenant, Some(QueueStatus::Pending), 10).await.unwrap().is_empty());
-        assert_eq!(store.queue_items(&tenant, None, 10).await.unwrap().len(), 1);
+        assert_eq!(store.queue_items(&tenant, None, 10).await.unwrap().len(), 2);
         assert!("done".parse::<QueueStatus>().unwrap_err().contains("pending, processing"));
     }
 }

@@ -194,15 +194,6 @@ impl Commit {
             touch: false,
         }
     }
-
-    /// Whether it only holds what was said: a turn and its messages. Such a commit does not wait for the disk.
-    pub fn soon(&self) -> bool {
-        self.status.is_none()
-            && self.model.is_none()
-            && self.config.is_none()
-            && self.launch.is_none()
-            && self.limits.is_none()
-    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -32,18 +32,23 @@ impl Store {
         row.as_ref().map(session).transpose()
     }
 
-    /// Every session in one of these states, of all tenants, oldest first: for adoption at start.
-    pub async fn sessions_in(&self, statuses: &[SessionStatus]) -> Result<Vec<Session>, StoreError> {
-        if statuses.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT * FROM sessions WHERE status IN (");
-        let mut list = query.separated(", ");
-        for status in statuses {
-            list.push_bind(status.as_str());
-        }
-        query.push(") ORDER BY created_at, rowid");
-        query.build().fetch_all(self.reader()).await?.iter().map(session).collect()
+    /// Sessions of all tenants that a daemon left in the middle of something: starting, active, or with a turn that has no
+    /// end. For adoption at start; the rows themselves are not read, of which there may be very many.
+    pub async fn sessions_unsettled(&self) -> Result<Vec<(Uuid, TenantId, SessionStatus)>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT id, tenant, status FROM sessions WHERE status IN ('starting', 'active') OR (status = 'paused' AND
+                 (SELECT to_offset IS NULL FROM turns WHERE session = sessions.id ORDER BY number DESC LIMIT 1))
+             ORDER BY created_at, rowid",
+        )
+        .fetch_all(self.reader())
+        .await?;
+        rows.iter().map(|row| Ok((id_of(row, "id")?, tenant_of(row)?, status_of(row)?))).collect()
+    }
+
+    /// How many sessions of all tenants there are of each state that occurs.
+    pub async fn session_statuses(&self) -> Result<Vec<(SessionStatus, u64)>, StoreError> {
+        let rows = sqlx::query("SELECT status, COUNT(*) AS n FROM sessions GROUP BY status").fetch_all(self.reader());
+        rows.await?.iter().map(|row| Ok((status_of(row)?, count_of(row, "n")?))).collect()
     }
 
     /// Sessions of all tenants that ended, and had their last event, before this moment.
@@ -116,12 +121,16 @@ impl Write for Insert {
     }
 }
 
+fn status_of(row: &SqliteRow) -> Result<SessionStatus, StoreError> {
+    row.try_get::<&str, _>("status")?.parse().map_err(|why| unreadable("status", why))
+}
+
 fn session(row: &SqliteRow) -> Result<Session, StoreError> {
     Ok(Session {
         id: id_of(row, "id")?,
         tenant: tenant_of(row)?,
         agent_name: row.try_get("agent_name")?,
-        status: row.try_get::<&str, _>("status")?.parse().map_err(|why| unreadable("status", why))?,
+        status: status_of(row)?,
         error: row.try_get("error")?,
         model: row.try_get("model")?,
         config: json_or_none(row, "config")?,

@@ -1,31 +1,26 @@
-//! The one task that writes. Whatever is queued when it is free becomes one transaction: one fsync for all of them.
+//! The one task that writes. Whatever is queued when it is free becomes one transaction.
 //!
 //! ```text
 //!   idle --op--> batch = op + all queued (at most 256) --> BEGIN IMMEDIATE, apply each, COMMIT
 //!                    | one of them fails                        |
 //!                    v                                          v
-//!            ROLLBACK, each in a transaction of its own     answer all --> fsync, when all of them are `soon`
+//!            ROLLBACK, each in a transaction of its own     numbered: see [`super::durable`] --> on the disk: callers answered
 //! ```
-//!
-//! A turn would wait twice for the disk, 1 to 4 ms each, and nobody is helped: a power cut ends its claude as well, whose own
-//! notes of the conversation are not synced either. So what claude says is answered when it survives the end of ashd
-//! (it is in the kernel's hands), and the disk follows 100 ms later; everything a client decides waits for the disk.
 //!
 //! A failure is rare, so the batch runs without savepoints and is repeated op by op when one fails: the others lose
 //! nothing but a little time.
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use nix::fcntl::Flock;
 use sqlx::SqliteConnection;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
+use super::durable::{self, Commits, OnDisk, Progress, SyncLog};
 use super::{Committed, StoreError, open};
 use crate::model::TenantId;
 
@@ -36,10 +31,6 @@ const BATCH: usize = 256;
 /// Sessions whose sequence numbers are kept in memory; when there are more, all are read again.
 const COUNTERS: usize = 4096;
 
-/// Pause before the disk is told of what was answered already: a sync that runs makes the next commit of the same turn
-/// wait for the file system's journal (measured: 5 ms).
-const SYNC_AFTER: Duration = Duration::from_millis(100);
-
 /// A change of the database. `apply` may run twice (in a batch that failed, then by itself), each time on a database without
 /// its effect.
 pub(super) trait Write: Send + Sync + 'static {
@@ -49,10 +40,6 @@ pub(super) trait Write: Send + Sync + 'static {
         conn: &mut SqliteConnection,
         counters: &mut Counters,
     ) -> impl Future<Output = Result<Self::Out, StoreError>> + Send;
-    /// Whether it may be answered before it is on the disk.
-    fn soon(&self) -> bool {
-        false
-    }
 }
 
 /// The newest sequence numbers of sessions, as this transaction sees them. Emptied by every rollback.
@@ -77,10 +64,14 @@ impl Counters {
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
     queue: mpsc::Sender<Order>,
+    commits: Arc<Commits>,
+    progress: watch::Receiver<Progress>,
 }
 
 enum Order {
     Work(Box<dyn Work>),
+    /// Move the log into the database; whether that succeeded.
+    MoveLog(oneshot::Sender<bool>),
     Close(oneshot::Sender<()>),
 }
 
@@ -91,14 +82,17 @@ trait Work: Send {
         conn: &'a mut SqliteConnection,
         counters: &'a mut Counters,
     ) -> BoxFuture<'a, Result<(), StoreError>>;
-    fn answer(self: Box<Self>, result: Result<(), StoreError>);
-    fn soon(&self) -> bool;
+    /// With the number of its commit.
+    fn answer(self: Box<Self>, result: Result<u64, StoreError>);
+    /// Whether somebody waits for the disk.
+    fn at_once(&self) -> bool;
 }
 
 struct Job<W: Write> {
     write: W,
     out: Option<W::Out>,
-    reply: oneshot::Sender<Result<W::Out, StoreError>>,
+    at_once: bool,
+    reply: oneshot::Sender<Result<(W::Out, u64), StoreError>>,
 }
 
 impl<W: Write> Work for Job<W> {
@@ -113,37 +107,53 @@ impl<W: Write> Work for Job<W> {
         })
     }
 
-    fn answer(self: Box<Self>, result: Result<(), StoreError>) {
+    fn answer(self: Box<Self>, result: Result<u64, StoreError>) {
         let Self { out, reply, .. } = *self;
-        let answer = result.and_then(|()| out.ok_or(StoreError::Closed));
+        let answer = result.and_then(|number| Ok((out.ok_or(StoreError::Closed)?, number)));
         // A caller that no longer listens has given up waiting, not the write.
         drop(reply.send(answer));
     }
 
-    fn soon(&self) -> bool {
-        self.write.soon()
+    fn at_once(&self) -> bool {
+        self.at_once
     }
 }
 
 impl Writer {
-    /// Starts the task. It holds the lock of the data directory until its last commit is done. `wal` is SQLite's
-    /// write-ahead log, for the commits that the disk follows.
-    pub fn start(conn: SqliteConnection, lock: Flock<std::fs::File>, wal: PathBuf) -> Self {
+    /// Starts the task. It holds the lock of the data directory until its last commit is done. `sync` brings SQLite's
+    /// write-ahead log to the disk.
+    pub fn start(conn: SqliteConnection, lock: Flock<std::fs::File>, sync: SyncLog) -> Self {
         let (queue, inbox) = mpsc::channel(QUEUE);
-        tokio::spawn(run(conn, inbox, lock, wal));
-        Self { queue }
+        let (commits, (sender, progress)) = (Arc::new(Commits::default()), watch::channel(Progress::default()));
+        let progressing = Arc::new(sender);
+        let mover = queue.downgrade();
+        let syncer = tokio::spawn({
+            let (commits, progressing) = (Arc::clone(&commits), Arc::clone(&progressing));
+            async move { durable::keep(commits, progressing, sync, || move_log(mover.clone())).await }
+        });
+        tokio::spawn(run(conn, inbox, lock, Arc::clone(&commits), progressing, syncer));
+        Self { queue, commits, progress }
     }
 
-    /// Queues a write and returns when it is durable (or refused, with nothing changed); a [`Write::soon`] one when it
-    /// survives the end of this process.
+    /// Queues a write and returns when it is on the disk, or refused, with nothing changed. A disk that takes the change
+    /// and does not confirm it is [`StoreError::NotOnDisk`].
     pub async fn write<W: Write>(&self, write: W) -> Result<W::Out, StoreError> {
-        let (reply, answer) = oneshot::channel();
-        let job = Job { write, out: None, reply };
-        self.queue.send(Order::Work(Box::new(job))).await.map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        let (out, on_disk) = self.commit(write, true).await?;
+        on_disk.wait_once().await?;
+        Ok(out)
     }
 
-    /// Returns when everything queued before is committed and the connection is closed.
+    /// Queues a write and returns when it survives the end of this process. `at_once`: somebody is going to wait for the
+    /// disk.
+    pub async fn commit<W: Write>(&self, write: W, at_once: bool) -> Result<(W::Out, OnDisk), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job { write, out: None, at_once, reply };
+        self.queue.send(Order::Work(Box::new(job))).await.map_err(|_| StoreError::Closed)?;
+        let (out, number) = answer.await.map_err(|_| StoreError::Closed)??;
+        Ok((out, OnDisk { number, commits: Arc::clone(&self.commits), progress: self.progress.clone() }))
+    }
+
+    /// Returns when everything queued before is committed, on the disk, and the connection is closed.
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
         if self.queue.send(Order::Close(done)).await.is_ok() {
@@ -153,11 +163,23 @@ impl Writer {
     }
 }
 
-async fn run(mut conn: SqliteConnection, mut inbox: mpsc::Receiver<Order>, lock: Flock<std::fs::File>, wal: PathBuf) {
+/// Asks the writer, which alone may do it.
+async fn move_log(writer: mpsc::WeakSender<Order>) -> bool {
+    let Some(queue) = writer.upgrade() else { return false };
+    let (reply, answer) = oneshot::channel();
+    queue.send(Order::MoveLog(reply)).await.is_ok() && answer.await.unwrap_or(false)
+}
+
+async fn run(
+    mut conn: SqliteConnection,
+    mut inbox: mpsc::Receiver<Order>,
+    lock: Flock<std::fs::File>,
+    commits: Arc<Commits>,
+    progress: Arc<watch::Sender<Progress>>,
+    syncer: tokio::task::JoinHandle<()>,
+) {
     let mut counters = Counters::default();
     let mut closing = None;
-    let unsynced = Arc::new(Notify::new());
-    let syncing = tokio::spawn(sync(wal, Arc::clone(&unsynced)));
     while closing.is_none() {
         let Some(first) = inbox.recv().await else { break };
         let mut batch = Vec::new();
@@ -165,18 +187,19 @@ async fn run(mut conn: SqliteConnection, mut inbox: mpsc::Receiver<Order>, lock:
         while let Some(order) = next {
             match order {
                 Order::Work(work) => batch.push(work),
+                Order::MoveLog(reply) => drop(reply.send(open::move_log(&mut conn).await)),
                 Order::Close(done) => closing = Some(done),
             }
             next = if batch.len() < BATCH && closing.is_none() { inbox.try_recv().ok() } else { None };
         }
-        if commit(&mut conn, &mut counters, batch).await {
-            unsynced.notify_one();
-        }
+        commit(&mut conn, &mut counters, batch, &commits).await;
     }
     inbox.close();
-    // Closing checkpoints, which syncs.
-    syncing.abort();
-    open::close(conn).await;
+    syncer.abort();
+    // Closing moves the log into the database and syncs that.
+    if open::close(conn).await {
+        progress.send_modify(|now| now.done = commits.newest());
+    }
     drop(lock);
     if let Some(done) = closing {
         // Whoever asked may have stopped waiting.
@@ -184,39 +207,33 @@ async fn run(mut conn: SqliteConnection, mut inbox: mpsc::Receiver<Order>, lock:
     }
 }
 
-/// Whether the disk is to be waited for afterwards.
-async fn commit(conn: &mut SqliteConnection, counters: &mut Counters, mut batch: Vec<Box<dyn Work>>) -> bool {
+async fn commit(
+    conn: &mut SqliteConnection,
+    counters: &mut Counters,
+    mut batch: Vec<Box<dyn Work>>,
+    commits: &Commits,
+) {
     if batch.is_empty() {
-        return false;
+        return;
     }
-    let soon = batch.iter().all(|work| work.soon());
     let together = transact(conn, counters, &mut batch).await;
-    if together.is_ok() || batch.len() == 1 {
-        let mut result = Some(together);
+    if together.is_err() && batch.len() > 1 {
         for work in batch {
-            work.answer(result.take().unwrap_or(Ok(())));
+            let mut alone = [work];
+            let result = transact(conn, counters, &mut alone).await;
+            let [work] = alone;
+            let at_once = work.at_once();
+            work.answer(result.map(|()| commits.committed(at_once)));
         }
-        return soon;
+        return;
     }
-    for work in batch {
-        let mut alone = [work];
-        let result = transact(conn, counters, &mut alone).await;
-        let [work] = alone;
-        work.answer(result);
-    }
-    true
-}
-
-/// Brings to the disk what was answered before it was there. One call covers every commit before it.
-async fn sync(wal: PathBuf, unsynced: Arc<Notify>) {
-    loop {
-        unsynced.notified().await;
-        tokio::time::sleep(SYNC_AFTER).await;
-        let path = wal.clone();
-        let synced = tokio::task::spawn_blocking(move || std::fs::File::open(path)?.sync_data()).await;
-        if let Err(error) = synced.unwrap_or_else(|gone| Err(std::io::Error::other(gone))) {
-            tracing::error!(wal = %wal.display(), %error, "the newest messages are not on the disk yet");
+    match together {
+        Ok(()) => {
+            let number = commits.committed(batch.iter().any(|work| work.at_once()));
+            batch.into_iter().for_each(|work| work.answer(Ok(number)));
         }
+        // A batch of one.
+        Err(error) => drop(batch.pop().map(|work| work.answer(Err(error)))),
     }
 }
 
@@ -231,12 +248,7 @@ async fn transact(
 ) -> Result<(), StoreError> {
     let result = async {
         // IMMEDIATE takes the write lock at once: a transaction that reads first and cannot write then would have to start over.
-        // With NORMAL, COMMIT writes the log and does not sync it; see `sync`.
-        let begin = match batch.iter().all(|work| work.soon()) {
-            true => "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE",
-            false => "PRAGMA synchronous = FULL; BEGIN IMMEDIATE",
-        };
-        sqlx::query(begin).execute(&mut *conn).await?;
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut *conn).await?;
         for work in batch.iter_mut() {
             work.apply(&mut *conn, counters).await?;
         }

@@ -11,8 +11,11 @@
 
 pub mod api;
 pub mod churn;
+pub mod disk;
 pub mod leftovers;
 pub mod procs;
+pub mod skew;
+pub mod swap;
 pub mod wire;
 
 use std::fs;
@@ -38,6 +41,10 @@ pub struct Options {
     pub config: String,
     /// The data directory is a file system of its own (tmpfs) of this size, such as `48m`.
     pub disk: Option<&'static str>,
+    /// The data directory is a disk of its own of this size that can be made to fail, [`Daemon::breakable`].
+    pub breakable: Option<&'static str>,
+    /// Its wall clock is the test's own, [`Daemon::skew`].
+    pub skewed: bool,
     /// Most descriptors each process of it may have open.
     pub descriptors: Option<u32>,
 }
@@ -72,6 +79,8 @@ pub struct Daemon {
     pub cgroup: String,
     pub port: u16,
     pub key: String,
+    pub breakable: Option<disk::Disk>,
+    pub skew: Option<skew::Skew>,
     options: Options,
     claude: PathBuf,
     child: Option<Child>,
@@ -94,11 +103,14 @@ impl Daemon {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         let config = format!("{}\n[launcher]\ncgroup = \"{name}\"\n", options.config);
         fs::write(dir.join("ashd.toml"), config).unwrap();
+        let skew = options.skewed.then(|| skew::Skew::make(&dir));
         let mut daemon = Self {
             dir,
             cgroup: name,
             port: 0,
             key: String::new(),
+            breakable: None,
+            skew,
             options,
             claude,
             child: None,
@@ -108,6 +120,10 @@ impl Daemon {
         if let Some(size) = daemon.options.disk {
             fs::create_dir(daemon.data()).unwrap();
             daemon.mount(&["-t", "tmpfs", "-o", &format!("size={size},mode=0755"), "tmpfs"]);
+        }
+        if let Some(size) = daemon.options.breakable {
+            fs::create_dir(daemon.data()).unwrap();
+            daemon.breakable = Some(disk::Disk::make(daemon.dir.join("disk.img"), daemon.data(), size));
         }
         daemon.launch();
         daemon
@@ -129,7 +145,7 @@ impl Daemon {
     }
 
     fn unmount(&self) {
-        if self.options.disk.is_some() {
+        if self.options.disk.is_some() || self.breakable.is_some() {
             let _ = nix::mount::umount2(&self.data(), nix::mount::MntFlags::MNT_DETACH);
         }
     }
@@ -179,6 +195,9 @@ impl Daemon {
         let mut command = Command::new(if self.options.descriptors.is_some() { "/bin/sh" } else { program });
         if let Some(most) = self.options.descriptors {
             command.arg("-c").arg(format!("ulimit -n {most} && exec \"$0\" \"$@\"")).arg(program);
+        }
+        if let Some(skew) = &self.skew {
+            command = skew.command(program);
         }
         command.arg(verb).arg("--config").arg(self.dir.join("ashd.toml")).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -259,6 +278,15 @@ impl Daemon {
             self.terminate();
         }
         self.launch();
+    }
+
+    /// Ends every process with `ashd stop`; `restart` goes on from the files.
+    pub fn halt(&mut self) {
+        let said = self.command("stop").output().expect("ashd can be started");
+        if self.child.is_some() {
+            self.terminate();
+        }
+        assert!(said.status.success(), "{}\n{}", String::from_utf8_lossy(&said.stderr), self.logs());
     }
 
     /// Ends everything and counts what is left.

@@ -71,3 +71,13 @@ impl Proc {
 pub fn ticks(daemon: &Daemon, session: &str) -> u64 {
     of_session(daemon, session).iter().map(Proc::ticks).sum()
 }
+
+/// Private resident bytes of all processes of a session.
+pub fn private(daemon: &Daemon, session: &str) -> u64 {
+    let kib = |text: &str, field: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or("0 kB");
+        line.trim().trim_end_matches("kB").trim().parse().unwrap()
+    };
+    let rollups = of_session(daemon, session).into_iter().map(|p| p.read("smaps_rollup"));
+    rollups.map(|text| kib(&text, "Private_Clean:") + kib(&text, "Private_Dirty:")).sum::<u64>() * 1024
+}

@@ -2,7 +2,8 @@
 //! bound beside it. Exit status 1 when one is broken.
 //!
 //! ```text
-//! sudo ./scripts/perf [short] [PART...]        parts: turn pause create relay health memory start probe churn
+//! sudo ./scripts/perf [short] [PART...]        parts: turn pause reclaim create relay health memory start probe churn
+//!                                               streams restart many
 //!   -> a table on stdout, and behind it the same as one line of JSON
 //! ```
 //!
@@ -20,13 +21,20 @@ mod health;
 #[path = "../launcher/host.rs"]
 #[allow(dead_code)]
 mod host;
+#[path = "../faults/link.rs"]
+#[allow(dead_code)]
+mod link;
+mod many;
 mod memory;
 mod pause;
 mod pipe;
 mod probe;
 mod procfs;
+mod reclaim;
 mod relay;
+mod restart;
 mod start;
+mod streams;
 mod turn;
 
 use std::process::ExitCode;
@@ -61,9 +69,10 @@ fn main() -> ExitCode {
 
 type Part = (&'static str, fn(Form) -> Vec<Figure>);
 
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 13] = [
     ("turn", |form| run(turn::measure(form))),
     ("pause", |form| run(pause::measure(form))),
+    ("reclaim", |form| run(reclaim::measure(form))),
     ("create", |form| run(create::measure(form))),
     ("relay", |form| run(relay::measure(form))),
     ("health", |form| run(health::measure(form))),
@@ -71,6 +80,9 @@ const PARTS: [Part; 9] = [
     ("start", |form| run(start::measure(form))),
     ("probe", |form| run(probe::measure(form))),
     ("churn", |form| run(churn::measure(form))),
+    ("streams", |form| run(streams::measure(form))),
+    ("restart", |form| run(restart::measure(form))),
+    ("many", |form| run(many::measure(form))),
 ];
 
 fn run(work: impl Future<Output = Vec<Figure>>) -> Vec<Figure> {

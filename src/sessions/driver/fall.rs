@@ -13,6 +13,7 @@ use crate::sandbox::usage::Usage;
 use crate::sessions::adopt::{self, Attached};
 use crate::sessions::alarms::Alarm;
 use crate::sessions::cause::{self, OomCount};
+use crate::sessions::conversation;
 use crate::sessions::lines::{Tail, TailError};
 use crate::sessions::process::of_turn;
 use crate::sessions::turns::Turns;
@@ -153,6 +154,22 @@ impl Driver {
         }
     }
 
+    /// What claude wrote of its conversation, and its output, to the disk behind everybody's back: a power cut then costs the
+    /// turns of the last seconds, and not those of the half minute that the kernel may keep files in memory.
+    pub(super) fn save(&mut self) {
+        let Some(live) = self.live.as_mut().filter(|_| self.turn.is_none()) else { return };
+        if !std::mem::take(&mut live.unsaved) {
+            return;
+        }
+        let (dir, id) = (self.dir.clone(), self.session.id);
+        tokio::task::spawn_blocking(move || {
+            let output = std::fs::File::open(dir.stdout()).and_then(|file| file.sync_data());
+            if let Err(e) = output.and_then(|()| conversation::sync(&dir.home(), id)) {
+                tracing::debug!(ASH_SESSION = %id, "its files are not on the disk yet: {e}");
+            }
+        });
+    }
+
     /// To cold: the process goes, the session can be resumed.
     pub(super) async fn park(&mut self, reason: &'static str) {
         if self.session.status == SessionStatus::Active {
@@ -185,6 +202,8 @@ impl Driver {
                 } else if let Err(e) = live.freeze().await {
                     tracing::warn!(ASH_SESSION = %self.session.id, "an idle session could not be frozen: {e}");
                     live.idle_since = Instant::now();
+                } else {
+                    self.save();
                 }
             }
             Alarm::Reclaim => {

@@ -2,9 +2,12 @@
 //! but those who must.
 //!
 //! ```text
-//!   note() -->  [ queue of commits ] --landed()--> database --> published turn (its end, only now)
-//!   commit() -- waits for the queue, then for its own --------> answer to the client
+//!   note() -->  [ queue of commits ] --landed()--> database --> disk --> published turn (its end, only now)
+//!   commit() -- waits for the queue, then for its own ------> disk --> answer to the client
 //! ```
+//!
+//! What claude says in mid-turn is passed on before the disk has it. The end of a turn (`done`) and a change of state wait
+//! for the disk, and it then has everything before them too.
 //!
 //! The queue is bounded by [`Ledger::has_room`]: while the database is slow or the disk full, the task stops reading
 //! stdout, and the file is the buffer.
@@ -21,19 +24,24 @@ use tokio::sync::watch;
 use crate::observe::events::{self, event};
 use crate::sessions::published::Published;
 use crate::sessions::retain;
-use crate::store::{Commit, Committed, Session, Store, StoreError, Turn, Usage};
+use crate::store::{Commit, Committed, OnDisk, Session, Store, StoreError, Turn, Usage};
 
 /// Bytes of messages and events that may wait for the database. Past it nothing more is read.
 const ROOM: usize = 8 << 20;
 /// Between two tries of a commit that failed (a full disk is freed by somebody, a lock goes away).
 const RETRY: Duration = Duration::from_millis(500);
 
-type Landing = Pin<Box<dyn Future<Output = Result<Committed, StoreError>> + Send>>;
+/// Longest time a request waits for the disk to confirm what was noted before it.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+type Landing = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
 pub struct Ledger {
     store: Store,
     blank: Commit,
     published: watch::Sender<Published>,
+    /// Bytes of stdout that were understood.
+    seen: u64,
     /// The front one is in flight when `landing` is there.
     queue: VecDeque<Commit>,
     bytes: usize,
@@ -53,6 +61,7 @@ impl Ledger {
             store,
             blank: Commit::of(session),
             published,
+            seen: 0,
             queue: VecDeque::new(),
             bytes: 0,
             landing: None,
@@ -73,9 +82,17 @@ impl Ledger {
         self.queue.is_empty()
     }
 
-    /// Readers may go as far as this byte.
-    pub fn saw(&self, watermark: u64) {
-        self.published.send_modify(|p| p.watermark = p.watermark.max(watermark));
+    /// Readers may go as far as this byte, but not past the end of a turn that is not published yet: what lies behind it
+    /// is no part of that turn.
+    pub fn saw(&mut self, watermark: u64) {
+        self.seen = self.seen.max(watermark);
+        let end = self.queue.iter().find_map(|change| change.turn.as_ref()?.end);
+        let to = end.map_or(self.seen, |end| end.min(self.seen));
+        self.published.send_if_modified(|p| {
+            let grows = p.watermark < to;
+            p.watermark = p.watermark.max(to);
+            grows
+        });
     }
 
     /// What befell the session, for whoever listens now.
@@ -131,7 +148,7 @@ impl Ledger {
         }
     }
 
-    /// Resolves when one more commit is durable (or was tried in vain); pends while there is nothing to write.
+    /// Resolves when one more commit is made (or was tried in vain); pends while there is nothing to write.
     /// Dropping the future loses nothing.
     pub async fn landed(&mut self) {
         let result = match self.flight() {
@@ -140,7 +157,7 @@ impl Ledger {
         };
         self.landing = None;
         match result {
-            Ok(_) => self.front_is_durable(),
+            Ok(()) => self.front_is_durable(),
             Err(e) => {
                 self.complain(&e);
                 tokio::time::sleep(RETRY).await;
@@ -148,19 +165,9 @@ impl Ledger {
         }
     }
 
-    /// Writes everything noted before, then this; returns when it is durable. On an error this change is not made.
+    /// Writes everything noted before, then this; returns when it is on the disk. On an error this change is not made.
     pub async fn commit(&mut self, change: Commit) -> Result<Committed, StoreError> {
-        while let Some(landing) = self.flight() {
-            let result = landing.as_mut().await;
-            self.landing = None;
-            match result {
-                Ok(_) => self.front_is_durable(),
-                Err(e) => {
-                    self.complain(&e);
-                    return Err(e);
-                }
-            }
-        }
+        self.settle().await?;
         let turn = change.turn.clone();
         let committed = self.store.commit(change).await?;
         if let Some(turn) = turn {
@@ -169,10 +176,44 @@ impl Ledger {
         Ok(committed)
     }
 
+    /// The same, returned when it survives the end of ashd; the disk has it a little later.
+    pub async fn commit_early(&mut self, change: Commit) -> Result<OnDisk, StoreError> {
+        self.settle().await?;
+        let turn = change.turn.clone();
+        let (_, on_disk) = self.store.commit_early(change, true).await?;
+        if let Some(turn) = turn {
+            self.publish(turn);
+        }
+        Ok(on_disk)
+    }
+
+    /// Writes everything noted before. While the disk does not confirm it, nothing new is promised.
+    async fn settle(&mut self) -> Result<(), StoreError> {
+        while let Some(landing) = self.flight() {
+            let Ok(result) = tokio::time::timeout(PATIENCE, landing.as_mut()).await else {
+                let why = format!("it did not confirm earlier changes within {} s", PATIENCE.as_secs());
+                return Err(StoreError::NotOnDisk(why));
+            };
+            self.landing = None;
+            match result {
+                Ok(()) => self.front_is_durable(),
+                Err(e) => {
+                    self.complain(&e);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn flight(&mut self) -> Option<&mut Landing> {
         if self.landing.is_none() {
             let (store, next) = (self.store.clone(), self.queue.front()?.clone());
-            self.landing = Some(Box::pin(async move { store.commit(next).await }));
+            self.landing = Some(Box::pin(async move {
+                let told = next.status.is_some() || next.turn.as_ref().is_some_and(|turn| turn.end.is_some());
+                let (_, on_disk) = store.commit_early(next, told).await?;
+                if told { on_disk.wait().await } else { Ok(()) }
+            }));
         }
         self.landing.as_mut()
     }
@@ -183,6 +224,7 @@ impl Ledger {
             self.bytes = self.bytes.saturating_sub(weight(&done));
             if let Some(turn) = done.turn {
                 self.publish(turn);
+                self.saw(self.seen);
             }
         }
     }
@@ -238,3 +280,7 @@ fn weight(change: &Commit) -> usize {
     let events = change.events.iter().map(|(_, data)| data.len()).sum::<usize>();
     256 + texts + events
 }
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

@@ -200,7 +200,7 @@ impl Driver {
             Ok(read) => read,
             Err(why) => return Err((why, ends)),
         };
-        let ledger = Ledger::new(shared.store.clone(), &session, ends.published);
+        let mut ledger = Ledger::new(shared.store.clone(), &session, ends.published);
         ledger.saw(session.stdout_offset);
         // A session that never had a process has no file.
         ledger.floor(retain::found_floor(&SessionDir::new(&shared.config.now().data_dir, id).stdout()).unwrap_or(0));
@@ -300,6 +300,8 @@ impl Driver {
             freeze_after: (pause.freeze_after_ms > 0).then(|| Duration::from_millis(pause.freeze_after_ms)),
             park_after: Duration::from_millis(config.pool.idle_timeout_ms),
             reclaim_after: Duration::from_millis(pause.reclaim_after_ms),
+            reclaim_idle_after: (pause.reclaim_idle_after_ms > 0)
+                .then(|| Duration::from_millis(pause.reclaim_idle_after_ms)),
             max_in_turn: Duration::from_millis(pause.max_in_turn_ms),
         }
     }

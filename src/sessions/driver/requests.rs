@@ -136,6 +136,7 @@ impl Driver {
             }
             return Err(e);
         }
+        self.save();
         Ok(self.session.clone())
     }
 

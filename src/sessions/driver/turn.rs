@@ -21,7 +21,7 @@ use crate::sessions::queue::Accept;
 use crate::sessions::state::Verb;
 use crate::sessions::turns::{Change, error_of};
 use crate::sessions::{SendMessage, SessionError};
-use crate::store::{Role, Turn};
+use crate::store::{OnDisk, Role, Turn};
 
 /// A message whose turn is in the database, on its way to claude.
 #[derive(Debug)]
@@ -88,7 +88,8 @@ const ENDING: Duration = Duration::from_secs(1);
 const UNWRITTEN: u64 = 1 << 20;
 
 impl Driver {
-    /// A message: durable first, then on its way.
+    /// A message: first it survives the end of ashd, then it is on its way. The client is told when the disk has it, which
+    /// takes less time than claude's first word.
     pub(super) async fn send(&mut self, body: SendMessage, reply: Reply<Turn>) {
         // Lines that came a moment ago may be a turn that nobody asked for.
         self.catch_up().await;
@@ -97,16 +98,19 @@ impl Driver {
         }
         match self.open_turn(body).await {
             Err(e) => drop(reply.send(Err(e))),
-            Ok(outgoing) => {
+            Ok((outgoing, on_disk)) => {
                 let turn = self.turn.as_ref().expect("open_turn has just set it").turn.clone();
-                // The reader starts now; the answer cannot.
-                let _ = reply.send(Ok(turn));
+                tokio::spawn(async move {
+                    let told = on_disk.wait_once().await.map(|()| turn).map_err(SessionError::from);
+                    // Whoever asked may have gone; the turn goes on.
+                    let _ = reply.send(told);
+                });
                 self.route(outgoing).await;
             }
         }
     }
 
-    async fn open_turn(&mut self, body: SendMessage) -> Result<Outgoing, SessionError> {
+    async fn open_turn(&mut self, body: SendMessage) -> Result<(Outgoing, OnDisk), SessionError> {
         let options = check(&body, self.session.model.as_deref()).map_err(SessionError::Invalid)?;
         let Some(live) = &self.live else {
             return Err(SessionError::Failed("the session is active without a process; resume it".to_owned()));
@@ -131,17 +135,14 @@ impl Driver {
         change.turn = Some(turn.clone());
         change.messages.push((Role::User, json!({ "type": "user", "content": body.content }).to_string()));
         change.touch = true;
-        if let Err(e) = self.ledger.commit(change).await {
-            let _ = std::fs::remove_file(&file);
-            return Err(e.into());
-        }
+        let on_disk = self.ledger.commit_early(change).await.inspect_err(|_| drop(std::fs::remove_file(&file)))?;
         tracing::info!(ASH_EVENT = "turn-begin", ASH_SESSION = %self.session.id, ASH_TURN = number, "a turn begins");
         self.newest = number;
         self.session.last_active_at = now_ms();
         self.turns.asked(uuid);
         self.turn = Some(Running { turn, since: Instant::now(), interrupted: None });
         self.place();
-        Ok(Outgoing { number, file, options })
+        Ok((Outgoing { number, file, options }, on_disk))
     }
 
     /// To the process that runs, or to a new one when the options need it.
@@ -298,6 +299,7 @@ impl Driver {
     async fn turn_over(&mut self, interrupted: Option<super::Interrupted>) {
         if let Some(live) = &mut self.live {
             live.idle_since = Instant::now();
+            live.unsaved = true;
             if self.session.status == crate::model::SessionStatus::Paused
                 && let Err(e) = live.freeze().await
             {

@@ -138,7 +138,11 @@ impl Plan {
         let mut record = match ProcessRecord::read(&self.dir) {
             Ok(Some(record)) => record,
             Ok(None) => ProcessRecord { token: ProcessRecord::new_token(), ..ProcessRecord::default() },
-            Err(e) => return Err(failed("prepare")(format!("process.json: {e}"))),
+            // A power cut may leave it empty. Only an ashd that takes over a running process needs what was in it.
+            Err(e) => {
+                tracing::warn!(ASH_SESSION = %self.session.id, "process.json is made anew: {e}");
+                ProcessRecord { token: ProcessRecord::new_token(), ..ProcessRecord::default() }
+            }
         };
         record.child = 0;
         let listener = self
@@ -186,7 +190,7 @@ impl Plan {
         live.record.child += 1;
         live.record.flags = self.flags.clone();
         live.record.write(&self.dir).map_err(|e| fail(format!("process.json: {e}")))?;
-        let stdout = self.dir.open_stdout().map_err(|e| fail(format!("stdout: {e}")))?;
+        let stdout = self.dir.open_stdout(self.offset).map_err(|e| fail(format!("stdout: {e}")))?;
         let (stderr, stderr_from) = self.dir.open_stderr().map_err(|e| fail(format!("stderr: {e}")))?;
         let spec = SpawnSpec {
             argv: claude::argv(CLAUDE, &self.options, conversation, &self.flags),

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -56,7 +55,7 @@ impl Shared {
 
     /// One thing that is to be done; `false` when all is as it should be (or cannot be, now).
     async fn warm_step(self: &Arc<Self>, failed: &mut HashMap<Key, Instant>) -> bool {
-        if self.stopping.load(Ordering::Relaxed) {
+        if self.stopping.is_cancelled() {
             return false;
         }
         let agents = match self.store.agents_to_warm(self.config.now().pool.warm).await {

@@ -34,7 +34,8 @@ impl History {
         let mut history = Self::new(session);
         let mut old = Vec::new();
         for line in text.lines() {
-            let entry: Value = serde_json::from_str(line).ok()?;
+            // Half a line is what a power cut leaves.
+            let Ok(entry) = serde_json::from_str::<Value>(line) else { continue };
             let role = entry["type"].as_str()?.to_owned();
             old.push((role, entry["message"]["content"].as_str().unwrap_or_default().to_owned()));
         }
@@ -55,7 +56,7 @@ impl History {
         let entry = json!({"type": role, "sessionId": self.session, "message": {"role": role, "content": text}});
         let written = self.path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| {
             let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
-            writeln!(file, "{entry}")
+            file.write_all(format!("{entry}\n").as_bytes())
         });
         if let Err(e) = written {
             eprintln!("fake claude: {}: {e}", self.path.display());

@@ -1,0 +1,114 @@
+//! ashd is killed, or asked to end, under fifty sessions in mid-turn: until it serves again, and how long their clients see nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use crate::common::{Daemon, Options};
+use crate::figures::{Figure, Form, Samples};
+use crate::link::{Link, Stream};
+
+const SESSIONS: usize = 50;
+/// Milliseconds from the start of the new ashd to its first answer (issue 4).
+const SERVING_MS: f64 = 1000.0;
+/// Milliseconds between the last frame of the old ashd and the first of the new one (issue 4).
+const GAP_MS: f64 = 1500.0;
+/// A delta each 100 ms for six seconds.
+const DELTAS: usize = 60;
+const TEXT: &str = "@delay 100ms\n@repeat 60 word";
+
+/// The short form has the fake claude, of which fifty cost a small machine nothing.
+pub async fn measure(form: Form) -> Vec<Figure> {
+    let options = match form {
+        Form::Short => Options::default(),
+        Form::Long => Options::default().real_claude(),
+    };
+    let mut daemon = Daemon::start(options);
+    let api = daemon.api();
+    api.deploy("perf").await;
+    let mut ids = Vec::new();
+    for _ in 0..SESSIONS {
+        ids.push(api.session("perf").await);
+    }
+    let link = Arc::new(Link::new(daemon.port, &daemon.key));
+    let (mut serving, mut gaps) = (Vec::new(), Vec::new());
+    for round in 0..form.rounds(2, 6) {
+        let mut clients = JoinSet::new();
+        for id in &ids {
+            clients.spawn(client(Arc::clone(&link), id.clone()));
+        }
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let moved = Arc::clone(&link);
+        let back = tokio::task::spawn_blocking(move || {
+            // Every other time it is a planned restart.
+            if round % 2 == 0 {
+                daemon.kill9()
+            } else {
+                drop(daemon.terminate())
+            }
+            let start = Instant::now();
+            daemon.restart();
+            moved.moved(daemon.port);
+            (daemon, start)
+        });
+        let start;
+        (daemon, start) = back.await.unwrap();
+        daemon.api().get("/health").await.expect(200);
+        serving.push(start.elapsed());
+        for gap in clients.join_all().await {
+            gaps.push(gap);
+        }
+    }
+    let api = daemon.api();
+    for id in &ids {
+        api.delete(&format!("/api/sessions/{id}")).await.expect(200);
+    }
+    daemon.stop();
+    let serving = Samples::of(serving);
+    vec![
+        Figure::times("restart with 50 live sessions: serving again", &serving)
+            .at_most(SERVING_MS)
+            .p99_at_most(SERVING_MS),
+        Figure::times("restart with 50 live sessions: gap of a client that rejoins", &Samples::of(gaps))
+            .p99_at_most(GAP_MS),
+    ]
+}
+
+/// One turn over as many connections as it takes: the longest time without a frame where a connection was lost.
+async fn client(link: Arc<Link>, id: String) -> Duration {
+    let body = json!({"content": TEXT, "includePartialMessages": true});
+    let answer = link.open(Method::POST, &format!("/api/sessions/{id}/messages"), None, Some(body)).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let (mut stream, mut id_of_last, mut last) = (Some(Stream::of(answer)), None, Instant::now());
+    let (mut deltas, mut worst, mut cut) = (0, Duration::ZERO, false);
+    loop {
+        let frames = match &mut stream {
+            Some(open) => open.next().await,
+            None => Ok(None),
+        };
+        let Ok(Some(frames)) = frames else {
+            cut = true;
+            let path = format!("/api/sessions/{id}/stream?includePartialMessages=true");
+            let answer = link.open(Method::GET, &path, id_of_last.as_deref(), None).await;
+            stream = answer.ok().filter(|answer| answer.status() == 200).map(Stream::of);
+            if stream.is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            continue;
+        };
+        let Some(newest) = frames.last() else { continue };
+        if cut {
+            worst = worst.max(last.elapsed());
+            cut = false;
+        }
+        (id_of_last, last) = (newest.id.clone(), Instant::now());
+        deltas += frames.iter().filter(|frame| frame.event == "text_delta").count();
+        if newest.event == "done" {
+            assert_eq!(deltas, DELTAS, "deltas of {id}");
+            return worst;
+        }
+    }
+}

@@ -50,6 +50,16 @@ class Guest:
     def session(self, agent: str = "agent", **body) -> str:
         return self.ok("POST", "/api/sessions", {"agent": agent, **body}, 120)["session"]["id"]
 
+    def live(self) -> str:
+        """The session that goes through all steps; active, whatever the step before did to it."""
+        session = self.kept.get("session")
+        if session is None:
+            self.run("ashctl agent deploy /usr/share/doc/ashd/examples/agent")
+            session = self.kept["session"] = self.session()
+        if self.session_status(session) != "active":
+            self.ok("POST", f"/api/sessions/{session}/resume", {}, 150)
+        return session
+
     def session_status(self, session: str) -> str:
         return self.ok("GET", f"/api/sessions/{session}")["session"]["status"]
 
@@ -95,14 +105,10 @@ class Guest:
         must(not seen["errors"], f"the turn ended with {seen['errors']}")
         return seen
 
-    def wait_for_words(self, session: str, at_least: int = 1, limit: float = 60):
-        """Until the turn that runs has put out something: from now on whatever happens is in mid-turn."""
-        path = f"/var/lib/ashd/sessions/{session}/stdout"
-        self.wait_until(f"[ $(tail -c 20000 {path} | grep -c text_delta) -ge {at_least} ]", limit, "output of the turn")
-
-    def wait_for_join(self, session: str, joins: int, limit: float = 60):
-        """Until the client has come back so often, and has received something since."""
-        self.wait_until(f"[ $(cat /run/machine-client-{session}) = {joins} ]", limit, f"the client to come back {joins} times")
+    def mid_turn(self, session: str, joins: int = 0, limit: float = 60):
+        """Until the client of `begin_turn` has come back so often, and has received text since: whatever happens now is in
+        mid-turn."""
+        self.wait_until(f"[ \"$(cat /run/machine-client-{session} 2>/dev/null)\" = {joins} ]", limit, f"text after {joins} joins")
 
     # -- the units
 

@@ -46,7 +46,7 @@ def first_hour(g: Guest) -> str:
         must(got == [str(1 << 30), "50000", "100000"], f"limits after ashctl limits set: {got}")
         # In mid-turn, with the model's answer half-way through the gateway.
         turn = g.begin_turn(s, 0, 200, turn="@delay 100ms\n@repeat 150 w")
-        g.wait_for_words(s, limit=120)
+        g.mid_turn(s, limit=120)
         g.run("systemctl restart ashd")
         seen = g.end_turn(turn, 260)
         must(seen["words"] == 150, f"{seen['words']} words of 150 from the real claude over a restart: {seen}")
@@ -62,11 +62,11 @@ def first_hour(g: Guest) -> str:
 
 def watchdog(g: Guest) -> str:
     """An ashd that hangs (SIGSTOP) is killed by systemd and started again; the turn goes on meanwhile."""
-    s = g.kept["session"]
+    s = g.live()
     before = int(g.run("systemctl show -p NRestarts --value ashd"))
     old = g.pid("ashd")
     turn = g.begin_turn(s, 1500, 300)
-    g.wait_for_words(s)
+    g.mid_turn(s)
     g.run("systemctl kill -s STOP --kill-who=main ashd")
     took = g.wait_until(f"p=$(systemctl show -p MainPID --value ashd); [ $p != 0 ] && [ $p != {old} ]", 150, "systemd restarts a hanging ashd")
     g.serving(60)
@@ -79,9 +79,9 @@ def watchdog(g: Guest) -> str:
 
 def kills(g: Guest) -> str:
     """kill -9 of each process, one after the other, in mid-turn: what must go on goes on, what must be told is told."""
-    s = g.kept["session"]
+    s = g.live()
     turn = g.begin_turn(s, 400, 240)
-    g.wait_for_words(s)
+    g.mid_turn(s)
     claude = g.claude_pid(s)
     notes = []
     for unit in ("ashd", "ash-gateway", "ash-launcher"):
@@ -96,8 +96,8 @@ def kills(g: Guest) -> str:
     must("in the sandbox" in g.ok("POST", f"/api/sessions/{s}/exec", {"command": "echo in the sandbox"})["stdout"], "no exec after the kills")
     new = g.session()
     g.ok("DELETE", f"/api/sessions/{new}")
-    turn = g.machine.start_script(f"python3 /opt/machine/client.py {s} 0 --turn '@delay 50ms\n@repeat 400 w'", 120)
-    g.wait_for_words(s)
+    turn = g.begin_turn(s, 0, 120, turn="@delay 50ms\n@repeat 400 w")
+    g.mid_turn(s)
     g.run(f"kill -9 {claude}")
     _, out = g.machine.finish(turn, 140)
     seen = json.loads(out)
@@ -120,7 +120,7 @@ def socket_activation(g: Guest) -> str:
 
 def launcher_stop(g: Guest) -> str:
     """Stopping the launcher ends every sandbox cleanly: no process, no cgroup; sessions are paused or say why, and resume."""
-    s = g.kept["session"]
+    s = g.live()
     group = g.cgroup(s)
     g.run("systemctl stop ash-launcher.service 2>/dev/null", 60)
     left = g.run(f"ls -d {group} 2>/dev/null; pgrep -f /opt/claude/claude; true")
@@ -167,8 +167,8 @@ def powercut(g: Guest) -> str:
     s = g.session()
     g.said(s, "@text first light")
     before = history(g, s)
-    g.machine.start_script(f"python3 /opt/machine/client.py {s} 2000", 100)
-    g.wait_for_words(s, 20)
+    g.begin_turn(s, 2000, 100)
+    g.mid_turn(s)
     g.machine.powercut(g.boot_limit)
     g.run("mkdir -p /opt/machine", 60)
     g.serving(120)

@@ -25,7 +25,7 @@ def cpu_limit(g: Guest) -> str:
     s = g.session()
     g.ok("PATCH", f"/api/sessions/{s}/limits", {"cpuMillis": 100})
     usage = lambda: int(g.run(f"sed -n 's/^usage_usec //p' {g.cgroup(s)}/cpu.stat"))
-    turn = g.machine.start_script(f"python3 /opt/machine/client.py {s} 0 --turn '@busy 12s'", 120)
+    turn = g.begin_turn(s, 0, 120, turn="@busy 12s")
     g.wait_until(f"[ $(sed -n 's/^nr_throttled //p' {g.cgroup(s)}/cpu.stat) -gt 5 ]", 60, "throttling")
     a, begin = usage(), time.monotonic()
     time.sleep(4)

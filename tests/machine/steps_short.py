@@ -31,7 +31,7 @@ def privileges(g: Guest) -> str:
         must("Uid:\t0" not in text, f"{unit} runs as root")
     sets = g.run(f"sed -n 's/^Cap\\(Prm\\|Bnd\\):.//p' /proc/{pids['ash-launcher']}/status").split()
     permitted, bounding = (int(text, 16) for text in sets)
-    must(bounding & ~permitted == 0 and bin(permitted).count("1") <= 8, f"the launcher holds {permitted:x}, bounding set {bounding:x}")
+    must(bounding & ~permitted == 0 and bin(permitted).count("1") <= 9, f"the launcher holds {permitted:x}, bounding set {bounding:x}")
     # ashd has no way out: loopback only, and it may not read the model's key.
     must(g.run("systemctl show -p IPAddressDeny --value ashd").strip() != "", "ashd may reach the network")
     return f"ashd and gateway none; launcher {bin(permitted).count('1')} capabilities ({permitted:x})"
@@ -56,7 +56,7 @@ def session(g: Guest) -> str:
 
 def confinement(g: Guest) -> str:
     """Every layer measured in force, by a probe inside the sandbox; and what /proc says from outside."""
-    s = g.kept["session"]
+    s = g.live()
     proof = g.ok("GET", f"/api/sessions/{s}/confinement")["confinement"]
     lacking = [layer for layer in proof["layers"] if not layer["inForce"]]
     must(proof["confined"] and not lacking, f"not in force: {lacking}")
@@ -75,14 +75,14 @@ def confinement(g: Guest) -> str:
 
 def restart(g: Guest) -> str:
     """`systemctl restart ashd`, then kill -9, both in mid-turn: the client that rejoins has every event once."""
-    s = g.kept["session"]
+    s = g.live()
     turn = g.begin_turn(s, 400)
-    g.wait_for_words(s)
+    g.mid_turn(s)
     claude, others = g.claude_pid(s), g.pids()
     begin = g.now()
     g.run("systemctl restart ashd")
     took = g.serving() and g.now() - begin
-    g.wait_for_join(s, 1)
+    g.mid_turn(s, 1)
     g.run("systemctl kill -s KILL --kill-who=main ashd")
     g.serving()
     seen = g.end_turn(turn, joins=2)
@@ -115,12 +115,13 @@ def out_of_memory(g: Guest) -> str:
 
 def remove(g: Guest) -> str:
     """`apt remove` ends everything and keeps the data; `apt purge` leaves nothing."""
-    s = g.kept["session"]
+    s = g.live()
+    g.said(s, "@write kept.txt kept by remove")
     g.run("apt-get remove -y ashd", 120)
     left = g.run("systemctl list-units --all --plain --no-legend 'ash*' | awk '$2 != \"not-found\"'; "
                  "find /sys/fs/cgroup -name 'tenants' -o -name 'ash.slice' -o -name 'ash*.service'; pgrep -a 'ash-|ashd'; true")  # fmt: skip
     must(not left.strip(), f"left after remove:\n{left}")
-    g.run(f"test -f /var/lib/ashd/ashd.db && grep -q 'made in' /var/lib/ashd/sessions/{s}/workspace/hello.txt && test -f /etc/ashd/ashd.toml")
+    g.run(f"test -f /var/lib/ashd/ashd.db && grep -q kept /var/lib/ashd/sessions/{s}/workspace/kept.txt && test -f /etc/ashd/ashd.toml")
     g.run("apt-get purge -y ashd", 120)
     nothing_left(g)
     return "data kept by remove, nothing left by purge"
@@ -133,6 +134,3 @@ def nothing_left(g: Guest):
                  "systemctl list-units --all --plain --no-legend 'ash*' | awk '$2 != \"not-found\"'; "
                  "find / -xdev -not -path '/proc/*' -not -path '/opt/machine*' -not -path '/var/log/*' -not -path '/var/cache/apt/*' -name '*ashd*' 2>/dev/null; true")  # fmt: skip
     must(not left.strip(), f"left after purge:\n{left}")
-
-
-STEPS = [install, privileges, session, confinement, restart, out_of_memory, remove]

@@ -25,29 +25,28 @@ arguments = parser.parse_args()
 PATH = f"/api/sessions/{arguments.session}"
 KEY = open("/var/lib/ashd/initial-api-key").read().strip()
 deadline = time.monotonic() + arguments.limit
-refused = 0
+refused, last = 0, None
 
 
 def request(method, path, body=None, headers=None):
     """The open response; tried again while nobody can be reached."""
-    global refused
+    global refused, last
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", **(headers or {})}
     while True:
         if time.monotonic() > deadline:
-            sys.exit(f"{method} {path}: no answer within {arguments.limit} s")
+            sys.exit(f"{method} {path}: no answer within {arguments.limit} s (last: {last})")
         connection = http.client.HTTPConnection("127.0.0.1", 4100, timeout=30)
         try:
             connection.request(method, path, body and json.dumps(body), headers)
             response = connection.getresponse()
         except ConnectionRefusedError:
             refused += 1  # the socket is systemd's: this must not happen while ashd restarts
-        except (OSError, http.client.HTTPException):
-            pass
+        except (OSError, http.client.HTTPException) as error:
+            last = error
         else:
-            if response.status == 503 or response.status == 500:
-                response.read()
-            else:
+            if response.status != 503:
                 return response
+            last = response.read()
         time.sleep(0.1)
 
 
@@ -74,7 +73,7 @@ def until_done(response, received):
     told = False
     for frame in frames(response):
         received.append(frame)
-        if not told:  # for a test that wants to break the stream again, once it is there
+        if not told and frame[1] == "text_delta":  # for a test that wants to break the stream, once it is there
             open(f"/run/machine-client-{arguments.session}", "w").write(f"{joins}\n")
             told = True
         if frame[1] == "done":
@@ -93,8 +92,13 @@ message = {
 received, joins = [], 0
 # The same key on every try: the message is carried out once, whatever happens to the connection.
 once = {"Idempotency-Key": str(uuid.uuid4())}
+finished = False
 while not received:
     response = request("POST", f"{PATH}/messages", message, once)
+    if response.status == 409 and response.headers.get("Retry-After"):  # of a daemon that was killed in the middle of it
+        response.read()
+        time.sleep(float(response.headers["Retry-After"]))
+        continue
     if response.status != 200:
         sys.exit(f"POST messages: {response.status} {response.read().decode()}")
     finished = until_done(response, received)

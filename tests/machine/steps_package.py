@@ -5,9 +5,9 @@ from guest_api import Guest, must
 
 def launcher_reload(g: Guest) -> str:
     """`systemctl reload ash-launcher` in mid-turn: the program is executed again in place, and no sandbox notices."""
-    s = g.kept["session"]
+    s = g.live()
     turn = g.begin_turn(s, 200)
-    g.wait_for_words(s)
+    g.mid_turn(s)
     claude, launcher = g.claude_pid(s), g.pid("ash-launcher")
     g.run("systemctl reload ash-launcher", 60)
     must(g.pid("ash-launcher") == launcher, "the launcher's process changed")
@@ -40,12 +40,12 @@ def reload(g: Guest) -> str:
 
 def upgrade(g: Guest) -> str:
     """`apt install` of the next version in mid-turn: the session keeps its claude, its client misses nothing."""
-    s = g.kept["session"]
+    s = g.live()
     old = g.run("dpkg-query -W -f '${Version}' ashd")
     claude, before = g.claude_pid(s), g.pids()
     # Long enough that the turn still runs when the maintainer scripts are through, also in emulation.
     turn = g.begin_turn(s, 3000, 400)
-    g.wait_for_words(s)
+    g.mid_turn(s)
     begin = g.now()
     out = g.run("apt-get install -y /opt/machine/ashd-next.deb </dev/null", 300)
     took = g.now() - begin
@@ -68,7 +68,7 @@ def upgrade(g: Guest) -> str:
 
 def reinstall(g: Guest) -> str:
     """remove keeps the data; the package installed again finds sessions, keys and configuration as they were."""
-    s = g.kept["session"]
+    s = g.live()
     key = g.run("cat /var/lib/ashd/initial-api-key")
     g.run("printf '[pool]\\nmax_sandboxes = 77\\n' > /etc/ashd/ashd.toml.d/50-machine.toml")
     g.run("apt-get remove -y ashd", 120)

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -201,5 +202,79 @@ async fn a_reload_takes_over_what_can_change_and_names_the_rest() {
     let refused = api.post("/api/agents", json!({"name": "b", "path": "/etc"})).await;
     assert!(refused.status == 400 && refused.text.contains("/srv"), "{}", refused.text);
     logged(&daemon, "\"level\":\"DEBUG\"");
+    daemon.stop();
+}
+
+/// The fields of one entry in journald's own format (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
+fn entry(mut bytes: &[u8]) -> BTreeMap<String, String> {
+    let mut fields = BTreeMap::new();
+    while let Some(end) = memchr::memchr(b'\n', bytes) {
+        let line = std::str::from_utf8(&bytes[..end]).unwrap();
+        bytes = &bytes[end + 1..];
+        match line.split_once('=') {
+            Some((name, value)) => drop(fields.insert(name.to_owned(), value.to_owned())),
+            None => {
+                let length = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+                let value = String::from_utf8_lossy(&bytes[8..8 + length]).into_owned();
+                fields.insert(line.to_owned(), value);
+                bytes = &bytes[8 + length + 1..];
+            }
+        }
+    }
+    fields
+}
+
+/// Everything that came meanwhile.
+fn entries(journal: &UnixDatagram) -> Vec<BTreeMap<String, String>> {
+    let mut all = Vec::new();
+    journal.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let mut buffer = vec![0; 1 << 18];
+    while let Ok(length) = journal.recv(&mut buffer) {
+        all.push(entry(&buffer[..length]));
+    }
+    all
+}
+
+#[tokio::test]
+async fn the_journal_tells_a_session_s_story() {
+    let dir = tempfile::Builder::new().prefix("ashd-journal-").tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let journal = UnixDatagram::bind(dir.path().join("socket")).unwrap();
+    fs::set_permissions(dir.path().join("socket"), fs::Permissions::from_mode(0o777)).unwrap();
+    // The file that stderr is, is what journald is said to have connected.
+    let prelude = format!(
+        "mount --make-rprivate /\nmount -t tmpfs tmpfs /run\nmkdir -p /run/systemd/journal\n\
+         mount --bind {} /run/systemd/journal\nexport JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2)",
+        dir.path().display()
+    );
+    let daemon = Daemon::start(Options { prelude: Some(prelude), ..Options::default() });
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    // The queue of a socket is short: what comes is taken in time.
+    let mut all = entries(&journal);
+    assert!(all.iter().any(|e| e["MESSAGE"].contains("serving") && e["SYSLOG_IDENTIFIER"] == "ashd"), "{all:?}");
+    api.turn(&id, "@text one").await;
+    api.post(&format!("/api/sessions/{id}/pause"), json!({})).await.expect(200);
+    all.extend(entries(&journal));
+    api.post(&format!("/api/sessions/{id}/resume"), json!({})).await.expect(200);
+    api.send(&id, json!({"content": "@kill"})).await.rest().await;
+    all.extend(entries(&journal));
+    api.delete(&format!("/api/sessions/{id}")).await.expect(200);
+    all.extend(entries(&journal));
+
+    let story: Vec<_> = all.iter().filter(|e| e.get("ASH_SESSION") == Some(&id)).collect();
+    let find = |name: &str| story.iter().find(|e| e.get("ASH_EVENT").is_some_and(|event| event == name));
+    for name in ["started", "state", "turn-begin", "turn-end", "killed"] {
+        let found = find(name).unwrap_or_else(|| panic!("no {name} in {story:#?}"));
+        assert_eq!((found["ASH_TENANT"].as_str(), found["ASH_AGENT"].as_str()), ("default", "a"), "{found:?}");
+    }
+    assert_eq!(find("turn-begin").unwrap()["ASH_TURN"], "1");
+    let states: Vec<&str> = story.iter().filter_map(|e| e.get("TO").map(String::as_str)).collect();
+    assert_eq!(states, ["active", "paused", "active", "error", "ended"]);
+    let killed = find("killed").unwrap();
+    let event = ashd::observe::events::of_reason("signal");
+    assert_eq!((killed["MESSAGE_ID"].as_str(), killed["PRIORITY"].as_str()), (event.id, "4"), "{killed:?}");
+    assert_eq!(killed["ASH_TURN"], "2");
     daemon.stop();
 }

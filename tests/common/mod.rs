@@ -47,6 +47,8 @@ pub struct Options {
     pub skewed: bool,
     /// Most descriptors each process of it may have open.
     pub descriptors: Option<u32>,
+    /// Lines of shell that run before ashd, in the same process and in a mount namespace of its own.
+    pub prelude: Option<String>,
 }
 
 impl Options {
@@ -192,9 +194,13 @@ impl Daemon {
 
     fn command(&self, verb: &str) -> Command {
         let program = env!("CARGO_BIN_EXE_ashd");
-        let mut command = Command::new(if self.options.descriptors.is_some() { "/bin/sh" } else { program });
+        let shell = self.options.descriptors.is_some() || self.options.prelude.is_some();
+        let mut command = Command::new(if shell { "/bin/sh" } else { program });
         if let Some(most) = self.options.descriptors {
             command.arg("-c").arg(format!("ulimit -n {most} && exec \"$0\" \"$@\"")).arg(program);
+        } else if let Some(lines) = &self.options.prelude {
+            let inside = format!("set -e\n{lines}\nexec \"$0\" \"$@\"");
+            command.args(["-c", "exec unshare --mount -- /bin/sh -c \"$0\" \"$@\""]).arg(inside).arg(program);
         }
         if let Some(skew) = &self.skew {
             command = skew.command(program);

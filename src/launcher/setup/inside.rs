@@ -63,6 +63,10 @@ pub fn run(spec: &SetupSpec<'_>, policies: &Policies, trees: &Trees, gate: Owned
     }
 }
 
+/// A host that runs out of memory takes an agent before anything of the admin's, and never the launcher in its place: its own
+/// -900 (`OOMScoreAdjust=`) would be inherited (proc_pid_oom_score_adj(5), -1000 to 1000).
+const OOM_SCORE_ADJ: &str = "500";
+
 fn build(
     spec: &SetupSpec<'_>,
     policies: &Policies,
@@ -73,6 +77,8 @@ fn build(
 ) -> Result<Init, Failure> {
     let mut gate = std::fs::File::from(gate);
     let hostname = format!("ash-{}", &spec.id.simple().to_string()[..8]);
+    // While the host's /proc is there, which still is root's.
+    steps.run("oom score", || std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ))?;
     steps.run(GATE, || pass(&mut gate))?;
     // Before the first mount: an id that the namespace does not map cannot make files in its tmpfs.
     steps.run("become init", become_init)?;

@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{Daemon, Options};
@@ -224,22 +225,44 @@ fn entry(mut bytes: &[u8]) -> BTreeMap<String, String> {
     fields
 }
 
-/// Everything that came meanwhile.
-fn entries(journal: &UnixDatagram) -> Vec<BTreeMap<String, String>> {
-    let mut all = Vec::new();
-    journal.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    let mut buffer = vec![0; 1 << 18];
-    while let Ok(length) = journal.recv(&mut buffer) {
-        all.push(entry(&buffer[..length]));
+/// Takes entries as they come: the queue of such a socket is short, and who writes to it waits.
+struct Journal {
+    entries: Arc<Mutex<Vec<BTreeMap<String, String>>>>,
+}
+
+impl Journal {
+    fn new(socket: UnixDatagram) -> Self {
+        let entries = Arc::new(Mutex::new(Vec::new()));
+        let taken = Arc::clone(&entries);
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 18];
+            while let Ok(length) = socket.recv(&mut buffer) {
+                taken.lock().unwrap().push(entry(&buffer[..length]));
+            }
+        });
+        Self { entries }
     }
-    all
+
+    /// All so far, as soon as there is one like this among them.
+    fn with(&self, what: &str, like: impl Fn(&BTreeMap<String, String>) -> bool) -> Vec<BTreeMap<String, String>> {
+        let start = Instant::now();
+        loop {
+            let all = self.entries.lock().unwrap().clone();
+            if all.iter().any(&like) {
+                return all;
+            }
+            assert!(start.elapsed() < SOON, "no {what} in {all:#?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 #[tokio::test]
 async fn the_journal_tells_a_session_s_story() {
     let dir = tempfile::Builder::new().prefix("ashd-journal-").tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let journal = UnixDatagram::bind(dir.path().join("socket")).unwrap();
+    let journal = Journal::new(UnixDatagram::bind(dir.path().join("socket")).unwrap());
     fs::set_permissions(dir.path().join("socket"), fs::Permissions::from_mode(0o777)).unwrap();
     // The file that stderr is, is what journald is said to have connected.
     let prelude = format!(
@@ -251,17 +274,13 @@ async fn the_journal_tells_a_session_s_story() {
     let api = daemon.api();
     api.deploy("a").await;
     let id = api.session("a").await;
-    // The queue of a socket is short: what comes is taken in time.
-    let mut all = entries(&journal);
-    assert!(all.iter().any(|e| e["MESSAGE"].contains("serving") && e["SYSLOG_IDENTIFIER"] == "ashd"), "{all:?}");
+    journal.with("start", |e| e["MESSAGE"].contains("serving") && e["SYSLOG_IDENTIFIER"] == "ashd");
     api.turn(&id, "@text one").await;
     api.post(&format!("/api/sessions/{id}/pause"), json!({})).await.expect(200);
-    all.extend(entries(&journal));
     api.post(&format!("/api/sessions/{id}/resume"), json!({})).await.expect(200);
     api.send(&id, json!({"content": "@kill"})).await.rest().await;
-    all.extend(entries(&journal));
     api.delete(&format!("/api/sessions/{id}")).await.expect(200);
-    all.extend(entries(&journal));
+    let all = journal.with("end", |e| e.get("TO").is_some_and(|to| to == "ended"));
 
     let story: Vec<_> = all.iter().filter(|e| e.get("ASH_SESSION") == Some(&id)).collect();
     let find = |name: &str| story.iter().find(|e| e.get("ASH_EVENT").is_some_and(|event| event == name));

@@ -274,7 +274,10 @@ async fn the_journal_tells_a_session_s_story() {
     let api = daemon.api();
     api.deploy("a").await;
     let id = api.session("a").await;
-    journal.with("start", |e| e["MESSAGE"].contains("serving") && e["SYSLOG_IDENTIFIER"] == "ashd");
+    journal.with("start", |e| {
+        let has = |name: &str, value: &str| e.get(name).is_some_and(|found| found == value);
+        has("MESSAGE", "serving") && has("SYSLOG_IDENTIFIER", "ashd")
+    });
     api.turn(&id, "@text one").await;
     api.post(&format!("/api/sessions/{id}/pause"), json!({})).await.expect(200);
     api.post(&format!("/api/sessions/{id}/resume"), json!({})).await.expect(200);

@@ -73,6 +73,25 @@ async fn a_paused_session_of_the_real_claude_keeps_at_most_5_mib_and_goes_on() {
 }
 
 #[tokio::test]
+async fn an_idle_session_gives_its_memory_back_too_and_stays_active() {
+    let swap = Swap::make(SWAP);
+    let config = "[pause]\nfreeze_after_ms = 300\nreclaim_idle_after_ms = 800";
+    let daemon = Daemon::start(Options::default().real_claude().config(config));
+    let api = daemon.api();
+    api.deploy("a").await;
+    let id = api.session("a").await;
+    api.turn(&id, "@text remember me").await;
+    assert!(private(&daemon, &id) > 50 * MIB);
+    within(Duration::from_secs(20), "reclaimed", || private(&daemon, &id) <= 5 * MIB).await;
+    let session = api.get(&format!("/api/sessions/{id}")).await.expect(200);
+    assert_eq!(session["session"]["status"], "active");
+    assert!(text(&api.turn(&id, "@recall").await).contains("remember me"));
+    api.delete(&format!("/api/sessions/{id}")).await.expect(200);
+    daemon.stop();
+    drop(swap);
+}
+
+#[tokio::test]
 async fn a_resume_in_the_middle_of_it_is_not_held_up_and_ends_it() {
     let swap = Swap::make(SWAP);
     let daemon = Daemon::start(Options::default().config("[pause]\nreclaim_after_ms = 0"));

@@ -72,12 +72,12 @@ pub fn ticks(daemon: &Daemon, session: &str) -> u64 {
     of_session(daemon, session).iter().map(Proc::ticks).sum()
 }
 
-/// Private resident bytes of all processes of a session.
+/// Resident bytes that are a session's own, of all its processes. Clean pages of files are not: the kernel drops them where it
+/// needs the room, and a second session shares them.
 pub fn private(daemon: &Daemon, session: &str) -> u64 {
-    let kib = |text: &str, field: &str| -> u64 {
-        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap_or("0 kB");
+    let kib = |text: String| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap_or("0 kB");
         line.trim().trim_end_matches("kB").trim().parse().unwrap()
     };
-    let rollups = of_session(daemon, session).into_iter().map(|p| p.read("smaps_rollup"));
-    rollups.map(|text| kib(&text, "Private_Clean:") + kib(&text, "Private_Dirty:")).sum::<u64>() * 1024
+    of_session(daemon, session).into_iter().map(|p| kib(p.read("smaps_rollup"))).sum::<u64>() * 1024
 }

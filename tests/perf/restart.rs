@@ -47,7 +47,7 @@ pub async fn measure(form: Form) -> Vec<Figure> {
             if round % 2 == 0 {
                 daemon.kill9()
             } else {
-                drop(daemon.terminate())
+                _ = daemon.terminate();
             }
             let start = Instant::now();
             daemon.restart();

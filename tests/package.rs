@@ -66,7 +66,18 @@ fn the_sample_has_every_key_with_its_default() {
     load(&sample);
 
     // Values that stand for something, where the default is nothing.
-    let illustrations = ["level", "api_key", "credential_key", "binary", "base_url", "reserve_bytes"];
+    let illustrations = [
+        "io_read_bps",
+        "io_write_bps",
+        "io_read_iops",
+        "io_write_iops",
+        "level",
+        "api_key",
+        "credential_key",
+        "binary",
+        "base_url",
+        "reserve_bytes",
+    ];
     let defaults: String = sample
         .lines()
         .filter(|line| !illustrations.iter().any(|key| line.starts_with(&format!("#{key} = "))))
@@ -99,7 +110,13 @@ fn the_launchers_file_is_one_it_takes_and_shows_its_defaults() {
         Settings::load(&Flags::parse_from(arguments)).unwrap_or_else(|error| panic!("{error}\nin\n{text}"))
     };
     let shipped = text("packaging/etc/launcher.toml");
-    let (bare, shipped_as_is, suggested) = (settings(""), settings(&shipped), settings(&uncommented(&shipped, "# ")));
+    let (bare, shipped_as_is, mut suggested) =
+        (settings(""), settings(&shipped), settings(&uncommented(&shipped, "# ")));
+    // A number that stands for something: the default is no bound, which cannot be written.
+    assert_ne!(
+        bare.ceiling.io_write_bps,
+        std::mem::replace(&mut suggested.ceiling.io_write_bps, bare.ceiling.io_write_bps)
+    );
     for other in [&shipped_as_is, &suggested] {
         assert_eq!((bare.uid_base, bare.uid_count, &bare.cgroup), (other.uid_base, other.uid_count, &other.cgroup));
         assert_eq!(bare.ceiling, other.ceiling);

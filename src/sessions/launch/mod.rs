@@ -129,12 +129,6 @@ impl Plan {
         let mut events = sandbox.take_events().expect("a new sandbox's events were taken by nobody");
         steps.done("sandbox");
         self.check_cancelled("sandbox")?;
-        self.shared
-            .prove_confined(self.session.id, &sandbox, &mut events)
-            .await
-            .map_err(|error| StepError { step: "probe", error })?;
-        steps.done("probe");
-
         let mut record = match ProcessRecord::read(&self.dir) {
             Ok(Some(record)) => record,
             Ok(None) => ProcessRecord { token: ProcessRecord::new_token(), ..ProcessRecord::default() },
@@ -145,12 +139,15 @@ impl Plan {
             }
         };
         record.child = 0;
-        let listener = self
-            .shared
-            .open_gateway(&self.session, &sandbox, &record.token, &self.options)
-            .await
-            .map_err(|error| StepError { step: "gateway", error })?;
-        steps.done("gateway");
+        // At the same time: neither needs the other, and claude needs both. Both to their end, so that the undo of the one finds
+        // nothing under way of the other.
+        let (proof, gateway) = tokio::join!(
+            self.shared.prove_confined(self.session.id, &sandbox, &mut events),
+            self.shared.open_gateway(&self.session, &sandbox, &record.token, &self.options)
+        );
+        proof.map_err(|error| StepError { step: "probe", error })?;
+        let listener = gateway.map_err(|error| StepError { step: "gateway", error })?;
+        steps.done("probe and gateway");
 
         let slot = slot.take().ok_or_else(|| failed("sandbox")("no slot".to_owned()))?;
         self.start_claude(live.insert(Live::new(sandbox, events, slot, listener, record)), steps).await

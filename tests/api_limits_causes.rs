@@ -118,6 +118,23 @@ async fn a_command_of_exec_that_is_killed_says_by_what() {
 }
 
 #[tokio::test]
+async fn a_budget_that_is_used_up_is_told() {
+    let (_daemon, api) = with(Options::default()).await;
+    let id = api.session("a").await;
+    let result = r#"@raw {"type":"result","subtype":"error_max_turns","is_error":true,"num_turns":2,"total_cost_usd":0.1,"session_id":"x"}"#;
+    let body = json!({"content": format!("@text some\n{result}\n@wait 1s"), "maxTurns": 2});
+    api.send(&id, body).await.rest().await;
+    let limited = cause(&api, &id, "limited", "budget").await;
+    assert_eq!(
+        (&limited["limit"], &limited["value"], &limited["used"]),
+        (&json!("maxTurns"), &json!(2), &json!(2)),
+        "{limited}"
+    );
+    assert_eq!(session(&api, &id).await["status"], "active");
+    assert!(api.get("/metrics").await.text.contains("ash_limited_total{reason=\"budget\"} 1"));
+}
+
+#[tokio::test]
 async fn a_deleted_open_file_is_bounded_within_a_second() {
     // The real one: the fake ends no tool when it is interrupted.
     let (_daemon, api) = with(Options::default().real_claude().config("[limits]\ndisk_bytes = '256MiB'")).await;

@@ -207,6 +207,11 @@ fn the_threat_model_names_tests_that_exist() {
 }
 
 #[test]
+fn the_page_of_confinement_names_tests_that_exist() {
+    names_tests_that_exist("docs/confinement.md");
+}
+
+#[test]
 fn the_page_of_survival_names_tests_that_exist() {
     names_tests_that_exist("docs/survival.md");
 }

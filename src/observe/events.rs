@@ -57,6 +57,10 @@ events! {
         "A turn took longer than its limit and was interrupted",
         "turnMs of session @ASH_SESSION@ passed while claude was at work.",
         "Send another message to go on. More time: ashctl limits set --session ID turn=2h.";
+    BUDGET = "042ff984ac754e4d9394e7148a1f0a29", "limited", Warning,
+        "A turn used up its budget and was ended",
+        "claude in session @ASH_SESSION@ reached the maxBudgetUsd or maxTurns of its message.",
+        "Send another message to go on; the budget of each message is its own.";
     NOT_CONFINED = "ba5b76cb466440939eedc7574b31ee99", "not-confined", Error,
         "A session was not started: its confinement is not proven",
         "A layer that [confinement] floor asks for was measured not to be in force in the new sandbox.",
@@ -130,6 +134,7 @@ pub fn of_reason(reason: &str) -> &'static Event {
         "pids" => &PIDS_LIMIT,
         "disk" => &DISK_LIMIT,
         "turn-time" => &TURN_TIME,
+        "budget" => &BUDGET,
         "sandbox-died" => &SANDBOX_DIED,
         _ => &KILLED_BY_SIGNAL,
     }

@@ -100,7 +100,7 @@ pub struct SessionStats {
 pub struct Tally([AtomicU64; Self::REASONS.len()]);
 
 impl Tally {
-    pub const REASONS: [&'static str; 6] = ["oom", "pids", "disk", "turn-time", "signal", "sandbox-died"];
+    pub const REASONS: [&'static str; 7] = ["oom", "pids", "disk", "turn-time", "budget", "signal", "sandbox-died"];
 
     pub fn count(&self, reason: &str) {
         if let Some(at) = Self::REASONS.iter().position(|known| *known == reason) {

@@ -53,6 +53,15 @@ impl TurnResult {
         self.terminal_reason.as_deref().is_some_and(|reason| reason.starts_with("aborted"))
     }
 
+    /// The budget of its message that it reached.
+    pub fn spent(&self) -> Option<&'static str> {
+        match self.subtype.as_str() {
+            "error_max_turns" => Some("maxTurns"),
+            "error_max_budget_usd" => Some("maxBudgetUsd"),
+            _ => None,
+        }
+    }
+
     /// Why the turn failed, in words for the client; `None` when it did not. An interrupted turn counts as failed here:
     /// the driver knows whether that was asked for.
     pub fn failure(&self) -> Option<String> {

@@ -27,7 +27,7 @@ impl Random {
 }
 
 /// Words that a mutation puts in place of others: paths, bounds of numbers, keys of other requests, broken JSON.
-const WORDS: [&str; 24] = [
+const WORDS: [&str; 26] = [
     "\"../../../etc\"",
     "\"/etc/passwd\"",
     "\"..\"",
@@ -43,6 +43,8 @@ const WORDS: [&str; 24] = [
     "\"destroy\"",
     "\"shutdown_\"",
     "\"set_limits\"",
+    "\"victims\"",
+    "\"held\"",
     "\"configured\"",
     "{\"version\":\"../../..\"}",
     "\"uid\":0",
@@ -108,6 +110,8 @@ async fn the_launcher_outlives_random_requests() {
         "{\"op\":\"list\"}".to_owned(),
         format!("{{\"op\":\"attach\",\"id\":\"{absent}\"}}"),
         format!("{{\"op\":\"destroy\",\"id\":\"{absent}\"}}"),
+        format!("{{\"op\":\"victims\",\"id\":\"{kept_id}\"}}"),
+        format!("{{\"op\":\"held\",\"id\":\"{absent}\"}}"),
         format!("{{\"op\":\"set_limits\",\"id\":\"{kept_id}\",\"limits\":{limits}}}"),
         format!(
             "{{\"op\":\"create\",\"id\":\"{spare}\",\"tenant\":\"t\",\"limits\":{limits},\"claude\":{{\"version\":\"test\"}}}}"

@@ -6,4 +6,5 @@ mod again;
 mod host;
 mod hostile;
 mod life;
+mod looks;
 mod survival;

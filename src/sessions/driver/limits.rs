@@ -18,6 +18,7 @@ use crate::sandbox::LauncherError;
 use crate::sandbox::usage::Usage;
 use crate::sessions::SessionError;
 use crate::sessions::cause::OomCount;
+use crate::sessions::classify::TurnResult;
 use crate::sessions::disk::{DiskUse, Seen};
 use crate::sessions::launch::launcher_error;
 use crate::sessions::limits::{Change, InUse, Level, fits};
@@ -224,6 +225,18 @@ impl Driver {
         let value = self.session.limits.turn_ms;
         self.shared.tally.count("turn-time");
         self.cause("limited", "turn-time", json!({ "limit": Limit::TurnMs, "value": value }), why);
+    }
+
+    /// claude ended its turn because a budget of its message was used up: an end that the client asked for.
+    pub(super) fn spent(&mut self, limit: &'static str, result: &TurnResult) {
+        let flags = self.live.as_ref().map(|live| live.record.flags.clone()).unwrap_or_default();
+        let (value, used) = match limit {
+            "maxTurns" => (json!(flags.max_turns), json!(result.num_turns)),
+            _ => (json!(flags.max_budget_usd), json!(result.total_cost_usd)),
+        };
+        let why = format!("the turn was ended because its {limit} of {value} was used up");
+        self.shared.tally.count("budget");
+        self.cause("limited", "budget", json!({ "limit": limit, "value": value, "used": used }), &why);
     }
 
     /// One cause, for the timeline and the journal.

@@ -271,6 +271,9 @@ impl Driver {
                         note.touch = true;
                         note.stdout_offset = Some(end);
                         self.ledger.note(std::mem::replace(&mut note, self.ledger.blank()));
+                        if let Some(limit) = result.spent() {
+                            self.spent(limit, &result);
+                        }
                         self.turn_over(interrupted).await;
                     }
                 }

@@ -54,11 +54,17 @@ pub enum Command {
         config: Option<PathBuf>,
     },
     /// Agents: folders with a CLAUDE.md.
+    #[command(after_help = "Example: ashctl agent deploy ./my-agent --env TEAM=blue && ashctl agent info my-agent")]
     Agent {
         #[command(subcommand)]
         command: AgentCommand,
     },
     /// Sessions: one Claude Code process each, in a sandbox of its own.
+    #[command(
+        after_help = "Example:\n  id=$(ashctl session create my-agent)\n  ashctl session send $id \"What files are here?\"\n  \
+                            ashctl session exec $id git status\n  ashctl session pause $id; ashctl session resume $id\n  ashctl session end $id\n\n\
+                            What happened to it: ashctl session events ID; journalctl ASH_SESSION=ID"
+    )]
     Session {
         #[command(subcommand)]
         command: SessionCommand,
@@ -69,6 +75,7 @@ pub enum Command {
         command: LimitsCommand,
     },
     /// API keys.
+    #[command(after_help = "Example: ashctl keys create laptop --tenant acme; the key is shown this once")]
     Keys {
         #[command(subcommand)]
         command: KeysCommand,

@@ -101,7 +101,7 @@ pub fn difference(written: impl Read, found: impl Read) -> io::Result<Option<Str
             return Ok(Some(line));
         }
     }
-    Ok(found.next().transpose()?)
+    found.next().transpose()
 }
 
 /// Reads exactly so many bytes, whatever becomes of the file meanwhile: what is missing is filled with zeros, what is more is

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -56,7 +57,8 @@ pub async fn write(data_dir: &Path, file: &Path, with_key: bool) -> Result<Done,
     let mut archive = tar::Builder::new(GzEncoder::new(to, Compression::fast()));
     let mut manifest = Manifest::new().map_err(failed("temporary file"))?;
     let mut skipped = Vec::new();
-    let mut walk = Walk { archive: &mut archive, manifest: &mut manifest, skipped: &mut skipped };
+    let told = std::io::IsTerminal::is_terminal(&io::stderr()).then(Instant::now);
+    let mut walk = Walk { archive: &mut archive, manifest: &mut manifest, skipped: &mut skipped, told };
     let whole = File::open(&copy).map_err(CtlError::file(&copy))?;
     walk.file(DATABASE, whole).map_err(CtlError::file(&copy))?;
     let root = rustix::fs::open(data_dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
@@ -86,7 +88,7 @@ async fn copy_database(from: &Path, to: &Path) -> Result<(), CtlError> {
     }
     let what = "the database cannot be copied";
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(from).read_only(true);
-    let options = options.busy_timeout(std::time::Duration::from_secs(30));
+    let options = options.busy_timeout(Duration::from_secs(30));
     let mut db = options.connect().await.map_err(database(what))?;
     let text = to.to_str().ok_or_else(|| CtlError::Usage(format!("{} is not UTF-8", to.display())))?;
     sqlx::query("VACUUM INTO ?").bind(text).execute(&mut db).await.map_err(database(what))?;
@@ -97,7 +99,12 @@ struct Walk<'a> {
     archive: &'a mut Archive,
     manifest: &'a mut Manifest,
     skipped: &'a mut Vec<String>,
+    /// When the person at the terminal was last told how far it is; `None` when nobody is there.
+    told: Option<Instant>,
 }
+
+/// Between two lines of progress.
+const TELL: Duration = Duration::from_secs(2);
 
 type Failed = (String, io::Error);
 
@@ -161,6 +168,10 @@ impl Walk<'_> {
     }
 
     fn file(&mut self, path: &str, file: File) -> io::Result<()> {
+        if self.told.is_some_and(|told| told.elapsed() > TELL) {
+            self.told = Some(Instant::now());
+            eprintln!("  {} entries, {} MB", self.manifest.entries, self.manifest.bytes / 1_000_000);
+        }
         let meta = file.metadata()?;
         let mut head =
             header(tar::EntryType::Regular, meta.len(), std::os::unix::fs::MetadataExt::mode(&meta) & 0o7777);

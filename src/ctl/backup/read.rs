@@ -2,11 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, lchown};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flate2::read::GzDecoder;
 use nix::fcntl::{Flock, FlockArg};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use sqlx::{ConnectOptions, Connection};
 
 use super::manifest::{Exactly, FORMAT, Kind, Line, Manifest, Summary, difference, nameless};
@@ -187,14 +190,20 @@ fn lock(data_dir: &Path) -> Result<Flock<File>, CtlError> {
 fn unpack(file: &Path, to: &Path, owner: (u32, u32)) -> Result<(), CtlError> {
     let damaged = |error: io::Error| CtlError::Answer(format!("{}: {error}", file.display()));
     let mut directories = Vec::new();
+    let root = rustix::fs::open(to, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let root = root.map_err(|e| CtlError::file(to)(e.into()))?;
     for entry in open(file)?.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
         let path = entry.path().map_err(damaged)?.into_owned();
         if path == Path::new(MANIFEST) {
             continue;
         }
-        // Never outside of `to`, whatever the archive says; see `tar::Entry::unpack_in`.
-        if !entry.unpack_in(to).map_err(damaged)? {
+        // Never outside of `to`, whatever the archive says; see `tar::Entry::unpack_in`, and openat2 below.
+        if entry.header().entry_type().is_file() {
+            let (length, mode) = (entry.size(), entry.header().mode().map_err(damaged)?);
+            let time = UNIX_EPOCH + Duration::from_secs(entry.header().mtime().map_err(damaged)?);
+            sparse(&root, &path, &mut entry, length, mode, time).map_err(CtlError::file(to.join(&path)))?;
+        } else if !entry.unpack_in(to).map_err(damaged)? {
             return Err(CtlError::Answer(format!("{}: {} leads out of it", file.display(), path.display())));
         }
         let made = to.join(&path);
@@ -211,3 +220,34 @@ fn unpack(file: &Path, to: &Path, owner: (u32, u32)) -> Result<(), CtlError> {
     }
     Ok(())
 }
+
+/// Writes a file without the blocks that are nothing but zeros: what was a hole (what a session said long ago is given back to
+/// the disk) is one again.
+fn sparse(
+    root: &OwnedFd,
+    path: &Path,
+    from: &mut impl io::Read,
+    length: u64,
+    mode: u32,
+    time: SystemTime,
+) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let made = rustix::fs::openat2(root, path, flags, Mode::RUSR | Mode::WUSR, how)?;
+    let file = File::from(made);
+    let (mut at, mut block) = (0, vec![0; BLOCK]);
+    while at < length {
+        let wanted = usize::try_from(length - at).unwrap_or(BLOCK).min(BLOCK);
+        from.read_exact(&mut block[..wanted])?;
+        if block[..wanted].iter().any(|byte| *byte != 0) {
+            file.write_all_at(&block[..wanted], at)?;
+        }
+        at += wanted as u64;
+    }
+    file.set_len(length)?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode & 0o777))?;
+    file.set_modified(time)
+}
+
+/// A hole has at least one of them.
+const BLOCK: usize = 64 << 10;

@@ -20,6 +20,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::observe::events::{self, event};
 use crate::sessions::published::Published;
@@ -28,6 +29,9 @@ use crate::store::{Commit, Committed, OnDisk, Session, Store, StoreError, Turn, 
 
 /// Bytes of messages and events that may wait for the database. Past it nothing more is read.
 const ROOM: usize = 8 << 20;
+/// What claude says waits so long for more of it. Its last words and the `result` come within a few milliseconds: one commit for both
+/// is done sooner than the second of two.
+const LINGER: Duration = Duration::from_millis(10);
 /// Between two tries of a commit that failed (a full disk is freed by somebody, a lock goes away).
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -45,6 +49,8 @@ pub struct Ledger {
     /// The front one is in flight when `landing` is there.
     queue: VecDeque<Commit>,
     bytes: usize,
+    /// When the oldest of the queue was noted.
+    noted: Instant,
     landing: Option<Landing>,
     failing: bool,
 }
@@ -64,6 +70,7 @@ impl Ledger {
             seen: 0,
             queue: VecDeque::new(),
             bytes: 0,
+            noted: Instant::now(),
             landing: None,
             failing: false,
         }
@@ -140,6 +147,9 @@ impl Ledger {
     /// Writes this later, in order.
     pub fn note(&mut self, change: Commit) {
         self.bytes += weight(&change);
+        if self.queue.is_empty() {
+            self.noted = Instant::now();
+        }
         let flying = usize::from(self.landing.is_some());
         let free = self.queue.len() > flying;
         match self.queue.back_mut() {
@@ -151,6 +161,9 @@ impl Ledger {
     /// Resolves when one more commit is made (or was tried in vain); pends while there is nothing to write.
     /// Dropping the future loses nothing.
     pub async fn landed(&mut self) {
+        if self.landing.is_none() && !self.queue.iter().any(is_awaited) {
+            tokio::time::sleep_until(self.noted + LINGER).await;
+        }
         let result = match self.flight() {
             Some(landing) => landing.as_mut().await,
             None => return pending().await,
@@ -210,7 +223,7 @@ impl Ledger {
         if self.landing.is_none() {
             let (store, next) = (self.store.clone(), self.queue.front()?.clone());
             self.landing = Some(Box::pin(async move {
-                let told = next.status.is_some() || next.turn.as_ref().is_some_and(|turn| turn.end.is_some());
+                let told = is_awaited(&next);
                 let (_, on_disk) = store.commit_early(next, told).await?;
                 if told { on_disk.wait().await } else { Ok(()) }
             }));
@@ -236,6 +249,11 @@ impl Ledger {
                 "messages wait to be written (tried again every {} ms): {error}", RETRY.as_millis());
         }
     }
+}
+
+/// Whether somebody is told when it is on the disk.
+fn is_awaited(change: &Commit) -> bool {
+    change.status.is_some() || change.turn.as_ref().is_some_and(|turn| turn.end.is_some())
 }
 
 /// Whether two changes can be one: a commit holds one turn, and one status.

@@ -85,3 +85,24 @@ async fn what_was_noted_comes_before_what_is_committed() {
     let said: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
     assert_eq!(said, ["noted 0", "noted 1", "noted 2", "committed"]);
 }
+
+#[tokio::test]
+async fn the_last_words_and_the_end_of_a_turn_are_one_commit() {
+    let (_dir, mut ledger, published) = ledger().await;
+    drop(ledger.commit_early(turn(&ledger, 1, 0, None)).await.unwrap());
+    let mut words = ledger.blank();
+    words.messages.push((Role::Assistant, "last words".to_owned()));
+    ledger.note(words);
+    assert!(tokio::time::timeout(LINGER / 3, ledger.landed()).await.is_err(), "it waits for more");
+    let start = Instant::now();
+    ledger.note(turn(&ledger, 1, 0, Some(100)));
+    assert_eq!(ledger.queue.len(), 1);
+    ledger.landed().await;
+    assert!(ledger.is_settled() && published.borrow().turn.as_ref().unwrap().end == Some(100));
+    // And what nobody waits for goes by itself.
+    let mut words = ledger.blank();
+    words.messages.push((Role::Assistant, "more".to_owned()));
+    ledger.note(words);
+    ledger.landed().await;
+    assert!(ledger.is_settled() && start.elapsed() >= LINGER);
+}

@@ -57,6 +57,9 @@ fn main() -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("ash-launcher makes namespaces for other users and must be started as root");
     }
+    if flags.hold_cgroup {
+        return hold();
+    }
     let settings = Settings::load(&flags)?;
     let policies = Policies::compile()?;
     settings.floor.check(&policies)?;
@@ -68,7 +71,11 @@ fn main() -> anyhow::Result<()> {
     raise_descriptor_limit();
 
     let run = RunDir::open(&settings.run_dir, settings.client_uid, settings.client_gid)?;
-    let tree = Tree::prepare(&settings.cgroup)?.with_disk_of(&settings.data_dir);
+    let tree = match &flags.delegated_cgroup {
+        Some(path) => Tree::prepare_delegated(path, &settings.cgroup)?,
+        None => Tree::prepare(&settings.cgroup)?,
+    }
+    .with_disk_of(&settings.data_dir);
     for missing in &tree.missing {
         tracing::warn!(limit = %missing, "not enforced on this host");
     }
@@ -115,6 +122,17 @@ fn main() -> anyhow::Result<()> {
     if !clean {
         bail!("some sandboxes could not be ended; the errors above name them");
     }
+    Ok(())
+}
+
+/// ash-sandboxes.service: keeps the group of the sandboxes while launchers come and go.
+fn hold() -> anyhow::Result<()> {
+    use nix::sys::signal::{SigSet, Signal};
+    let end = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    end.thread_block().context("block signals")?;
+    Tree::hold()?;
+    ashd::systemd::ready("holds the cgroup of the sandboxes");
+    end.wait().context("wait for a signal")?;
     Ok(())
 }
 

@@ -43,6 +43,12 @@ pub struct Flags {
     /// Name of the cgroup all sandboxes are below, where systemd gives none [default: ashd]
     #[arg(long, value_name = "NAME")]
     pub cgroup: Option<String>,
+    /// Group of cgroup v2, below the mount, that systemd delegates for the sandboxes; --hold-cgroup runs in it
+    #[arg(long, value_name = "PATH")]
+    pub delegated_cgroup: Option<PathBuf>,
+    /// Do nothing but keep this process's cgroup for the sandboxes, until SIGTERM
+    #[arg(long)]
+    pub hold_cgroup: bool,
     /// A Claude Code binary to use instead of an installed version
     #[arg(long, value_name = "FILE")]
     pub claude_binary: Option<PathBuf>,

@@ -48,7 +48,7 @@ def session(g: Guest) -> str:
     file = g.run(f"curl -sS --unix-socket /run/ashd/ashd.sock http://ashd/api/sessions/{s}/files/hello.txt")
     must(file.strip() == "made in the machine", f"the file reads {file!r}")
     group = g.cgroup(s)
-    must(group.startswith("/sys/fs/cgroup/ash.slice/ash-launcher.service/tenants/"), f"the session's cgroup is {group}")
+    must(group.startswith("/sys/fs/cgroup/ash.slice/ash-sandboxes.service/tenants/"), f"the session's cgroup is {group}")
     limits = g.run(f"cd {group} && cat memory.max memory.oom.group cpu.max pids.max memory.swap.max").split()
     must(limits == [str(2 << 30), "1", "100000", "100000", "512", str(2 << 30)], f"limits in force: {limits}")
     return f"created in {took:.2f} s; {group.removeprefix('/sys/fs/cgroup/')}"

@@ -30,10 +30,42 @@ impl Tree {
     /// # Errors
     /// [`CgroupError::Layout`] on a host that cannot do it, or the directory that could not be made.
     pub fn prepare(name: &str) -> Result<Self, CgroupError> {
-        let read =
-            |path: &str| std::fs::read_to_string(path).map_err(|error| CgroupError::io("read", Path::new(path), error));
-        let found = layout::detect(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)?;
+        Self::prepare_in(&here()?, name)
+    }
+
+    /// [`Tree::prepare`] in a group that another process holds (`path` is that below the mount). Hybrid hosts have no such
+    /// group; there it is [`Tree::prepare`].
+    ///
+    /// # Errors
+    /// As above; and when there is no such group.
+    pub fn prepare_delegated(path: &Path, name: &str) -> Result<Self, CgroupError> {
+        let mut found = here()?;
+        if let Layout::Unified { mount, own } = &mut found {
+            let root = mount.join(path.strip_prefix("/").unwrap_or(path));
+            if !root.join("cgroup.procs").exists() {
+                let source = io::Error::other("it is not there; systemctl start ash-sandboxes.service");
+                return Err(CgroupError::io("use", &root, source));
+            }
+            *own = root.join(SUPERVISOR);
+        }
         Self::prepare_in(&found, name)
+    }
+
+    /// Makes this process's own group one that sandboxes can be below, by sitting in a group of its own there. For the
+    /// process that holds it: systemd 252 cannot start a program in a group whose children have controllers, so sandboxes
+    /// that outlive the launcher must not be below the launcher's unit.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn hold() -> Result<(), CgroupError> {
+        match here()? {
+            Layout::Unified { own, .. } if own.file_name().is_none_or(|last| last != SUPERVISOR) => {
+                let supervisor = own.join(SUPERVISOR);
+                ensure_dir(&supervisor)?;
+                write(&supervisor.join("cgroup.procs"), "0")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// [`Tree::prepare`] with a layout that is known.
@@ -156,6 +188,13 @@ impl Tree {
             std::fs::remove_dir(dir).ok();
         }
     }
+}
+
+/// This host's layout.
+fn here() -> Result<Layout, CgroupError> {
+    let read =
+        |path: &str| std::fs::read_to_string(path).map_err(|error| CgroupError::io("read", Path::new(path), error));
+    Ok(layout::detect(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)?)
 }
 
 /// Where the sandboxes go on a pure v2 host, with what is missing there.

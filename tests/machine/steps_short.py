@@ -8,7 +8,7 @@ MIB = 1 << 20
 def install(g: Guest) -> str:
     """`apt install ./ashd.deb`: no question, everything active, STATUS line, served over TCP and the unix socket."""
     begin = g.now()
-    out = g.run("apt-get install -y /opt/machine/ashd.deb </dev/null", 240)
+    out = g.run("apt-get install -y /opt/machine/ashd.deb </dev/null", 600)
     g.serving()
     took = g.now() - begin
     must("ashctl claude install" in out, f"the installation does not say that Claude Code is missing:\n{out}")
@@ -117,12 +117,12 @@ def remove(g: Guest) -> str:
     """`apt remove` ends everything and keeps the data; `apt purge` leaves nothing."""
     s = g.live()
     g.said(s, "@write kept.txt kept by remove")
-    g.run("apt-get remove -y ashd", 120)
+    g.run("apt-get remove -y ashd", 300)
     left = g.run("systemctl list-units --all --plain --no-legend 'ash*' | awk '$2 != \"not-found\"'; "
                  "find /sys/fs/cgroup -name 'tenants' -o -name 'ash.slice' -o -name 'ash*.service'; pgrep -a 'ash-|ashd'; true")  # fmt: skip
     must(not left.strip(), f"left after remove:\n{left}")
     g.run(f"test -f /var/lib/ashd/ashd.db && grep -q kept /var/lib/ashd/sessions/{s}/workspace/kept.txt && test -f /etc/ashd/ashd.toml")
-    g.run("apt-get purge -y ashd", 120)
+    g.run("apt-get purge -y ashd", 300)
     nothing_left(g)
     return "data kept by remove, nothing left by purge"
 

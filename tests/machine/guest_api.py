@@ -91,12 +91,12 @@ class Guest:
 
     # -- a client that rejoins
 
-    def begin_turn(self, session: str, words: int, limit: float = 150, turn: str | None = None) -> int:
+    def begin_turn(self, session: str, words: int, limit: float = 400, turn: str | None = None) -> int:
         self.run(f"rm -f /run/machine-client-{session}")
         text = f" --turn {shlex.quote(turn)}" if turn else ""
         return self.machine.start_script(f"python3 /opt/machine/client.py {session} {words} --limit {limit}{text}", limit + 20)
 
-    def end_turn(self, ident: int, limit: float = 170, joins: int = 1) -> dict:
+    def end_turn(self, ident: int, limit: float = 420, joins: int = 1) -> dict:
         status, out = self.machine.finish(ident, limit)
         must(status == 0, f"the rejoining client: {out.strip()}")
         seen = json.loads(out)
@@ -105,7 +105,7 @@ class Guest:
         must(not seen["errors"], f"the turn ended with {seen['errors']}")
         return seen
 
-    def mid_turn(self, session: str, joins: int = 0, limit: float = 60):
+    def mid_turn(self, session: str, joins: int = 0, limit: float = 200):
         """Until the client of `begin_turn` has come back so often, and has received text since: whatever happens now is in
         mid-turn."""
         self.wait_until(f"[ \"$(cat /run/machine-client-{session} 2>/dev/null)\" = {joins} ]", limit, f"text after {joins} joins")
@@ -119,7 +119,7 @@ class Guest:
         out = self.run("for u in ashd ash-launcher ash-gateway; do systemctl show -p MainPID --value $u; done")
         return dict(zip(("ashd", "ash-launcher", "ash-gateway"), map(int, out.split())))
 
-    def serving(self, limit: float = 30) -> float:
+    def serving(self, limit: float = 200) -> float:
         """Seconds until /health answers over TCP."""
         return self.wait_until("curl -sf --max-time 5 http://127.0.0.1:4100/health >/dev/null", limit, "ashd serves")
 

@@ -177,8 +177,7 @@ mod tests {
     #[test]
     fn what_is_fixed_keeps_its_value_and_is_named() {
         let now = Config::default();
-        let mut read = Config::default();
-        read.data_dir = "/elsewhere".into();
+        let mut read = Config { data_dir: "/elsewhere".into(), ..Config::default() };
         read.server.port = 1;
         read.claude.binary = Some("/c".into());
         read.claude.version = "9.9.9".into();

@@ -6,6 +6,9 @@ use crate::model::SessionStatus;
 
 /// A task without a process that nobody asks anything ends after this; the next request makes a new one.
 pub const REST: Duration = Duration::from_secs(60);
+/// The same for a session that has ended: nothing but a look at it can come. A task is about 25 kB, and sessions may come and go by
+/// the thousand.
+pub const REST_ENDED: Duration = Duration::from_secs(1);
 /// An interrupted claude answers within 0.1 s (measured); one that did not after this long is killed.
 pub const INTERRUPT_GRACE: Duration = Duration::from_secs(10);
 
@@ -58,7 +61,8 @@ pub fn next(c: &Clocks) -> Option<(Instant, Alarm)> {
         return None;
     }
     let Some(idle_since) = c.live_idle_since else {
-        return Some((c.last_asked + REST, Alarm::Rest));
+        let rest = if c.status == SessionStatus::Ended { REST_ENDED } else { REST };
+        return Some((c.last_asked + rest, Alarm::Rest));
     };
     let Some(turn_since) = c.turn_since else {
         let park = (idle_since + c.park_after, Alarm::Park);
@@ -131,6 +135,7 @@ mod tests {
             (Clocks { turn_since: Some(t), ..paused }, Some((150, Alarm::PausedInTurn))),
             (Clocks { interrupted_at: Some(t + s(5)), ..turn }, Some((15, Alarm::InterruptIgnored))),
             (Clocks { live_idle_since: None, ..paused }, Some((60, Alarm::Rest))),
+            (Clocks { live_idle_since: None, status: SessionStatus::Ended, ..idle }, Some((1, Alarm::Rest))),
             (Clocks { starting: true, ..idle }, None),
         ];
         for (clocks, want) in cases {

@@ -8,8 +8,8 @@ use super::{Daemon, leftovers};
 const AT_ONCE: usize = 5;
 /// Sessions before the first look: what is made once is made by then.
 const FIRST: usize = 25;
-/// What is freed late is freed by then.
-const SETTLE: Duration = Duration::from_secs(2);
+/// What is freed late is freed by then: the task of a session that has ended rests after a second.
+const SETTLE: Duration = Duration::from_secs(4);
 
 /// Of one of our processes, now.
 #[derive(Clone, Copy, Debug)]

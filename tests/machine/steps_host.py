@@ -123,7 +123,7 @@ def launcher_stop(g: Guest) -> str:
     s = g.live()
     group = g.cgroup(s)
     g.run("systemctl stop ash-launcher.service 2>/dev/null", 60)
-    left = g.run(f"ls -d {group} 2>/dev/null; pgrep -f /opt/claude/claude; true")
+    left = g.run(f"ls -d {group} 2>/dev/null; pgrep -f '[/]opt/claude/claude'; true")
     must(not left.strip(), f"left of the sandboxes: {left}")
     g.run("systemctl start ash-launcher.service", 60)
     g.serving()

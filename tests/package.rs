@@ -189,21 +189,27 @@ async fn dashboard_and_alerts_name_metrics_that_there_are() {
 
 #[test]
 fn the_maintainer_scripts_know_every_unit() {
-    let mut units: BTreeSet<String> = BTreeSet::new();
+    // What systemd starts on the admin's behalf is enabled by the package; the rest is only stopped by it.
+    let (mut units, mut enabled) = (BTreeSet::new(), BTreeSet::new());
     for entry in fs::read_dir(path("systemd")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         if name.ends_with(".service") || name.ends_with(".socket") {
+            if text(&format!("systemd/{name}")).contains("[Install]") {
+                enabled.insert(name.clone());
+            }
             units.insert(name);
         }
     }
-    assert!(units.len() >= 6, "{units:?}");
+    assert!(enabled.len() >= 6, "{enabled:?}");
     for script in ["postinst", "postrm"] {
         let text = text(&format!("packaging/debian/{script}"));
         let line = text.lines().find_map(|line| line.strip_prefix("units=\"")).unwrap().trim_end_matches('"');
-        assert_eq!(line.split(' ').map(str::to_owned).collect::<BTreeSet<_>>(), units, "{script}");
+        assert_eq!(line.split(' ').map(str::to_owned).collect::<BTreeSet<_>>(), enabled, "{script}");
     }
     let prerm = text("packaging/debian/prerm");
+    let postrm = text("packaging/debian/postrm");
     for unit in &units {
+        assert!(postrm.contains(unit), "postrm leaves drop-ins of {unit}");
         assert!(prerm.contains(unit), "prerm does not stop {unit}");
     }
     for script in ["postinst", "prerm", "postrm"] {

@@ -77,6 +77,7 @@ def io_limit(g: Guest) -> str:
 
 def landlock_floor(g: Guest) -> str:
     """A floor above what this kernel has: no session starts, and error, journal and doctor say what is missing and the way out."""
+    g.live()
     abi = int(g.run("python3 -c \"import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))\""))
     g.run(f"printf '[confinement]\\nlandlock_abi = {abi + 1}\\n' > /etc/ashd/ashd.toml.d/50-floor.toml && systemctl restart ashd")
     g.serving()

@@ -48,13 +48,15 @@ class Guest:
         return answer
 
     def session(self, agent: str = "agent", **body) -> str:
+        # A step that runs alone has nobody before it who deployed.
+        if agent == "agent" and self.call("GET", "/api/agents/agent")[0] == 404:
+            self.run("ashctl agent deploy /usr/share/doc/ashd/examples/agent")
         return self.ok("POST", "/api/sessions", {"agent": agent, **body}, 120)["session"]["id"]
 
     def live(self) -> str:
         """The session that goes through all steps; active, whatever the step before did to it."""
         session = self.kept.get("session")
         if session is None:
-            self.run("ashctl agent deploy /usr/share/doc/ashd/examples/agent")
             session = self.kept["session"] = self.session()
         if self.session_status(session) != "active":
             self.ok("POST", f"/api/sessions/{session}/resume", {}, 150)

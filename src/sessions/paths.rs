@@ -11,7 +11,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -58,7 +58,18 @@ impl SessionDir {
     /// and then zeros stand for what is gone, so that offsets stay what they are.
     pub fn open_stdout(&self, known: u64) -> io::Result<File> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(self.stdout())?;
-        if file.metadata()?.len() < known {
+        let length = file.metadata()?.len();
+        if length >= known && known > 0 {
+            // The end is there, what is before it need not be: the kernel writes blocks in any order. The new process's
+            // output is read from `known` on only if a line ends there.
+            let mut last = [0];
+            file.read_exact_at(&mut last, known - 1)?;
+            if last != *b"\n" {
+                // Not by `file`: a file that appends does so wherever it is told to write.
+                OpenOptions::new().write(true).open(self.stdout())?.write_all_at(b"\n", known - 1)?;
+            }
+        }
+        if length < known {
             file.set_len(known - 1)?;
             file.write_all(b"\n")?;
         } else if file.metadata()?.len() > 0 {
@@ -135,6 +146,10 @@ mod tests {
         let mut file = dir.open_stdout(12).unwrap();
         file.write_all(b"next\n").unwrap();
         assert_eq!(std::fs::read_to_string(dir.stdout()).unwrap(), "{}\n{\"hal\0\0\0\nnext\n");
+        // Zeros before an end that is there.
+        std::fs::write(dir.stdout(), "{}\n\0\0\0\0end\n").unwrap();
+        dir.open_stdout(6).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.stdout()).unwrap(), "{}\n\0\0\n\0end\n");
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //! is not known to work.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/patience.rs"]
+mod patience;
+
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -10,6 +13,7 @@ use std::time::{Duration, Instant};
 use ashd::kernel::cgroup::{CgroupError, Layout, Leaf, Tree};
 use ashd::kernel::freeze;
 use ashd::model::{Limits, TenantId};
+use patience::patient;
 use uuid::Uuid;
 
 /// A tree of this test's own, removed at the end.
@@ -105,7 +109,7 @@ fn freeze_stops_the_cpu_and_a_frozen_group_can_be_killed() {
     let (wish, events) = (leaf.freeze_file().expect("freeze"), leaf.events_file().expect("events"));
     let busy = Instant::now();
     while cpu_us(&leaf) < 20_000 {
-        assert!(busy.elapsed() < Duration::from_secs(10), "the loop does not run");
+        assert!(busy.elapsed() < patient(Duration::from_secs(10)), "the loop does not run");
         std::thread::sleep(Duration::from_millis(5));
     }
     for _ in 0..20 {
@@ -160,9 +164,9 @@ fn a_live_group_is_not_taken_over_and_a_dead_one_is_made_anew() {
     leaf.kill().expect("killed");
     child.wait().expect("reaped");
     // The shell is reaped; what it started may take a moment longer to be gone.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
-    while leaf.populated().expect("events") && std::time::Instant::now() < deadline {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+    let deadline = Instant::now() + patient(Duration::from_secs(5));
+    while leaf.populated().expect("events") && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
     }
     let anew = grove.tree.create(&tenant(), id, &Limits::default()).expect("the dead one is replaced");
     assert_eq!(grove.tree.leaves().expect("listed"), vec![(tenant(), id)]);

@@ -41,7 +41,8 @@ const LAYERS: [&str; 14] = [
 
 fn traces() -> Vec<String> {
     let cgroups = std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten().map(|entry| entry.path());
-    let places = cgroups.chain(["/run".into(), "/tmp".into()]);
+    // Below the first itself on cgroup v2, below its directories on the hybrid layout.
+    let places = cgroups.chain(["/sys/fs/cgroup".into(), "/run".into(), "/tmp".into()]);
     let inside = places.flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());
     inside.map(|entry| entry.path().display().to_string()).filter(|path| path.contains("doctor-")).collect()
 }

@@ -109,8 +109,10 @@ fn work(id: Uuid, leaf: &Leaf) {
         Ok(())
     };
     match alone().and_then(|()| reclaim::page_out(leaf)) {
-        Ok(report) => tracing::info!(session = %id, end = ?report.end, resident_before = report.before,
-            resident_after = report.after, ms = report.took.as_millis(), "reclaimed"),
+        Ok(report) => {
+            tracing::info!(session = %id, end = ?report.end, way = ?report.way, resident_before = report.before,
+            resident_after = report.after, ms = report.took.as_millis(), "reclaimed")
+        }
         Err(error) => tracing::warn!(session = %id, %error, "its memory is not reclaimed"),
     }
 }

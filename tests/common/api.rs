@@ -11,10 +11,11 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
+use super::patience::patient;
 use super::wire::{Frame, frames};
 
 /// Longest wait for one answer, or for the next frame of a stream.
-const PATIENCE: Duration = Duration::from_secs(60);
+const SOON_ENOUGH: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
 pub struct Api {
@@ -78,8 +79,8 @@ impl Api {
                 Full::from(bytes)
             }
         };
-        let answer = tokio::time::timeout(PATIENCE, self.http.request(request.body(body).unwrap()));
-        answer.await.unwrap_or_else(|_| panic!("no answer to {path} in {PATIENCE:?}"))
+        let answer = tokio::time::timeout(patient(SOON_ENOUGH), self.http.request(request.body(body).unwrap()));
+        answer.await.unwrap_or_else(|_| panic!("no answer to {path} in {SOON_ENOUGH:?}"))
     }
 
     pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
@@ -135,8 +136,8 @@ impl Api {
 
 async fn whole(answer: Response<Incoming>) -> Result<Answer, hyper::Error> {
     let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
-    let body = tokio::time::timeout(PATIENCE, answer.into_body().collect());
-    let bytes = body.await.unwrap_or_else(|_| panic!("the answer does not end in {PATIENCE:?}"))?.to_bytes();
+    let body = tokio::time::timeout(patient(SOON_ENOUGH), answer.into_body().collect());
+    let bytes = body.await.unwrap_or_else(|_| panic!("the answer does not end in {SOON_ENOUGH:?}"))?.to_bytes();
     let text = String::from_utf8_lossy(&bytes).into_owned();
     Ok(Answer { status, json: serde_json::from_str(&text).unwrap_or(Value::Null), text, headers })
 }
@@ -167,9 +168,9 @@ impl Stream {
             if let Some(frame) = self.ready.pop_front() {
                 return Some(frame);
             }
-            let left = PATIENCE.saturating_sub(start.elapsed());
+            let left = patient(SOON_ENOUGH).saturating_sub(start.elapsed());
             let piece = tokio::time::timeout(left, self.body.frame());
-            let piece = piece.await.unwrap_or_else(|_| panic!("no frame in {PATIENCE:?}"));
+            let piece = piece.await.unwrap_or_else(|_| panic!("no frame in {SOON_ENOUGH:?}"));
             let Some(piece) = piece else {
                 assert!(self.buffer.is_empty(), "the stream ended inside a frame");
                 return None;

@@ -13,6 +13,7 @@ pub mod api;
 pub mod churn;
 pub mod disk;
 pub mod leftovers;
+pub mod patience;
 pub mod procs;
 pub mod skew;
 pub mod swap;
@@ -26,9 +27,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use api::Api;
+use patience::patient;
 
 /// Longest wait for the daemon to serve, or to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+const SOON_ENOUGH: Duration = Duration::from_secs(20);
 
 /// How the daemon of a test differs from the default.
 #[derive(Clone, Default)]
@@ -157,7 +159,7 @@ impl Daemon {
         self.spawn();
         let (mut child, start) = (self.child.take().expect("spawned"), Instant::now());
         while child.try_wait().unwrap().is_none() {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > patient(SOON_ENOUGH) {
                 let _ = child.kill();
                 let _ = child.wait();
                 panic!("ashd starts, or hangs\n{}", self.logs());
@@ -244,7 +246,7 @@ impl Daemon {
                 self.port = port;
                 break;
             }
-            assert!(start.elapsed() < PATIENCE, "ashd does not serve after {PATIENCE:?}\n{}", self.logs());
+            assert!(start.elapsed() < patient(SOON_ENOUGH), "ashd does not serve\n{}", self.logs());
             std::thread::sleep(Duration::from_millis(10));
         }
         let own = self.options.env.iter().find(|(name, _)| name == "ASH_API_KEY").map(|(_, key)| key.clone());
@@ -268,7 +270,7 @@ impl Daemon {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         while child.try_wait().unwrap().is_none() {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > patient(SOON_ENOUGH) {
                 let _ = child.kill();
                 let _ = child.wait();
                 panic!("ashd does not end after SIGTERM\n{}", self.logs());
@@ -311,7 +313,7 @@ impl Daemon {
             panic!("`ashd stop` failed: {}\n{}", String::from_utf8_lossy(&said.stderr), self.logs());
         }
         self.unmount();
-        let left = leftovers::find(self, Duration::from_secs(5));
+        let left = leftovers::find(self, patient(Duration::from_secs(5)));
         if !left.is_empty() {
             leftovers::kill_all(self);
             panic!("left behind after `ashd stop`:\n{}\n{}", left.join("\n"), self.logs());

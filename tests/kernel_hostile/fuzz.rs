@@ -7,7 +7,7 @@ use ashd::kernel::{pidfd, seqpacket};
 use ashd::launcher::protocol::{MAX_PACKET, Reply};
 use ashd::model::Limits;
 
-use crate::host::Host;
+use crate::host::{Host, patient};
 
 const PACKETS: usize = 20_000;
 
@@ -92,7 +92,7 @@ fn mutated(valid: &str, random: &mut Random) -> Vec<u8> {
 
 fn reply(socket: &OwnedFd) -> Option<Reply> {
     let mut buffer = vec![0; MAX_PACKET];
-    pidfd::wait_readable(socket.as_fd(), Duration::from_secs(20)).expect("the launcher answers or closes");
+    pidfd::wait_readable(socket.as_fd(), patient(Duration::from_secs(20))).expect("the launcher answers or closes");
     let len = seqpacket::recv(socket.as_fd(), &mut buffer).map_or(0, |packet| packet.len);
     (len > 0).then(|| serde_json::from_slice(&buffer[..len]).expect("a reply is well formed"))
 }

@@ -6,7 +6,7 @@ use ashd::launcher::init_protocol::{Exit, SpawnSpec};
 use ashd::model::Limits;
 use ashd::sandbox::{Sandbox, SandboxEvent};
 
-use crate::host::{Events, Host, output, run, spec};
+use crate::host::{Events, Host, output, patient, run, spec};
 
 /// How long a neighbour may need for a command that takes milliseconds, with a bomb beside it on a busy machine.
 const NEIGHBOUR_WITHIN: Duration = Duration::from_secs(10);
@@ -117,7 +117,7 @@ async fn alive(neighbour: &Sandbox, events: &mut Events, child: u32, beside: &st
     let began = Instant::now();
     let (exit, text) = run(neighbour, events, child, "echo alive > /tmp/x && cat /tmp/x").await;
     assert_eq!((exit, text.as_str()), (Exit::Code(0), "alive\n"), "beside: {beside}");
-    assert!(began.elapsed() < NEIGHBOUR_WITHIN, "{:?} beside: {beside}", began.elapsed());
+    assert!(began.elapsed() < patient(NEIGHBOUR_WITHIN), "{:?} beside: {beside}", began.elapsed());
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn what_exhausts_resources_exhausts_its_own() {
                 alive(&neighbour, &mut beside, child, bomb.name).await;
             }
             End::Said => {
-                let exit = ended(&mut events, 1, Duration::from_secs(60)).await;
+                let exit = ended(&mut events, 1, patient(Duration::from_secs(60))).await;
                 assert_eq!(
                     (exit, said().contains("bounded True")),
                     (Some(Exit::Code(0)), true),
@@ -150,7 +150,7 @@ async fn what_exhausts_resources_exhausts_its_own() {
                 );
             }
             End::SaidOrKilled => {
-                let exit = ended(&mut events, 1, Duration::from_secs(60)).await;
+                let exit = ended(&mut events, 1, patient(Duration::from_secs(60))).await;
                 let killed = matches!(exit, None | Some(Exit::Signal(9)));
                 assert!(killed || said().contains("bounded True"), "{}: {exit:?} {}", bomb.name, said());
             }

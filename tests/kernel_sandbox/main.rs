@@ -7,6 +7,8 @@
 mod confinement;
 mod init;
 mod keeper;
+#[path = "../common/patience.rs"]
+mod patience;
 mod policy;
 mod sandbox;
 mod start;

@@ -6,6 +6,7 @@ use ashd::launcher::init_protocol::{Exit, InitReply};
 use ashd::launcher::policy::{Policies, landlock, seccomp};
 use libc as sys;
 
+use crate::patience::patient;
 use crate::sandbox::{Ground, Sandbox, spec};
 
 pub const TESTS: &[crate::Test] = &[
@@ -121,7 +122,7 @@ fn run(policies: &Policies, script: &str) -> Option<String> {
         other => panic!("{other:?}"),
     }
     // A program that waits for ever for what cannot come has not worked either.
-    let exit = sandbox.await_exit_within(1, std::time::Duration::from_secs(10))?;
+    let exit = sandbox.await_exit_within(1, patient(std::time::Duration::from_secs(10)))?;
     matches!(exit, Exit::Code(_)).then(|| crate::sandbox::text(&out))
 }
 

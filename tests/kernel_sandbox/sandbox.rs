@@ -17,9 +17,11 @@ use ashd::model::{Limits, TenantId};
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
+use crate::patience::patient;
+
 /// Owner of the files on disk; stands for ashd's user.
 pub const DISK_UID: u32 = 64_123;
-pub const WITHIN: Duration = Duration::from_secs(20);
+const WITHIN: Duration = Duration::from_secs(20);
 
 static USED: AtomicU32 = AtomicU32::new(0);
 
@@ -137,7 +139,7 @@ impl Sandbox {
 
     /// The next packet, an event or a reply.
     pub fn hear(&mut self) -> (FromInit, Vec<OwnedFd>) {
-        pidfd::wait_readable(self.connection.as_fd(), WITHIN).expect("init says something");
+        pidfd::wait_readable(self.connection.as_fd(), patient(WITHIN)).expect("init says something");
         let mut buffer = vec![0; MAX_PACKET];
         let packet = seqpacket::recv(self.connection.as_fd(), &mut buffer).unwrap();
         assert!(packet.len > 0, "init closed the connection");
@@ -165,7 +167,7 @@ impl Sandbox {
     }
 
     pub fn await_event(&mut self, wanted: impl Fn(&InitEvent) -> bool) -> InitEvent {
-        let deadline = Instant::now() + WITHIN;
+        let deadline = Instant::now() + patient(WITHIN);
         loop {
             if let Some(index) = self.events.iter().position(&wanted) {
                 return self.events.remove(index);

@@ -14,6 +14,11 @@ use ashd::model::{Limits, TenantId};
 use ashd::sandbox::{Launcher, Sandbox, SandboxEvent};
 use uuid::Uuid;
 
+#[path = "../common/patience.rs"]
+pub mod patience;
+
+pub use patience::patient;
+
 /// Owner of the session directories; nobody's account.
 pub const CLIENT: u32 = 61_234;
 
@@ -132,24 +137,19 @@ impl Host {
         }
     }
 
+    /// This launcher's group in every hierarchy: below `/sys/fs/cgroup` itself on cgroup v2, below each of its directories on the
+    /// hybrid layout.
+    fn groups(&self) -> Vec<PathBuf> {
+        let root = PathBuf::from("/sys/fs/cgroup");
+        let below = std::fs::read_dir(&root).expect("cgroups").flatten().map(|entry| entry.path());
+        below.chain([root]).map(|mount| mount.join(&self.cgroup)).filter(|group| group.is_dir()).collect()
+    }
+
     /// Everything of sandboxes that is left on the host: cgroups and run directories.
     pub fn leftovers(&self) -> Vec<PathBuf> {
-        let mut left = Vec::new();
-        for mount in std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
-            let tenants = mount.path().join(&self.cgroup).join("tenants");
-            left.extend(
-                std::fs::read_dir(tenants)
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-                    .map(|entry| entry.path())
-                    .filter(|p| p.is_dir()),
-            );
-        }
-        left.extend(
-            std::fs::read_dir(self.run_dir().join("sandboxes")).into_iter().flatten().flatten().map(|e| e.path()),
-        );
-        left
+        let list = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let tenants = self.groups().into_iter().flat_map(|group| list(group.join("tenants"))).filter(|p| p.is_dir());
+        tenants.chain(list(self.run_dir().join("sandboxes"))).collect()
     }
 }
 
@@ -167,9 +167,7 @@ impl Drop for Host {
         }
         assert!(clean, "the launcher must end cleanly:\n{}", self.log());
         assert_eq!(self.leftovers(), Vec::<PathBuf>::new(), "{}", self.log());
-        for mount in std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten() {
-            assert!(!mount.path().join(&self.cgroup).exists(), "{} has a cgroup left", mount.path().display());
-        }
+        assert_eq!(self.groups(), Vec::<PathBuf>::new(), "a cgroup is left");
     }
 }
 
@@ -181,7 +179,7 @@ pub fn request(id: Uuid, limits: Limits) -> Create {
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what} does not come");
+        assert!(start.elapsed() < patient(Duration::from_secs(20)), "{what} does not come");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -217,7 +215,8 @@ pub type Events = tokio::sync::mpsc::UnboundedReceiver<SandboxEvent>;
 
 pub async fn exit_of(events: &mut Events, child: u32) -> Exit {
     loop {
-        let next = tokio::time::timeout(Duration::from_secs(30), events.recv()).await.expect("an event in time");
+        let next =
+            tokio::time::timeout(patient(Duration::from_secs(30)), events.recv()).await.expect("an event in time");
         match next.expect("events go on") {
             SandboxEvent::Exited { child: ended, status } if ended == child => return status,
             SandboxEvent::Died => panic!("the sandbox died"),

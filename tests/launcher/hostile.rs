@@ -8,7 +8,7 @@ use ashd::kernel::seqpacket;
 use ashd::launcher::protocol::{Failure, MAX_PACKET, Reply};
 use ashd::model::Limits;
 
-use crate::host::{CLIENT, Host};
+use crate::host::{CLIENT, Host, patient};
 
 fn connect(host: &Host) -> OwnedFd {
     seqpacket::connect(&host.run_dir().join("launcher.sock"), false).expect("connected")
@@ -17,7 +17,7 @@ fn connect(host: &Host) -> OwnedFd {
 /// `None` when the connection was closed.
 fn reply(socket: &OwnedFd) -> Option<Reply> {
     let mut buffer = vec![0; MAX_PACKET];
-    ashd::kernel::pidfd::wait_readable(socket.as_fd(), Duration::from_secs(10)).expect("an answer in time");
+    ashd::kernel::pidfd::wait_readable(socket.as_fd(), patient(Duration::from_secs(10))).expect("an answer in time");
     let mut read = || seqpacket::recv(socket.as_fd(), &mut buffer).map(|packet| packet.len);
     // A reset is told once, before what was sent to us earlier.
     let len = read().or_else(|_| read()).unwrap_or(0);

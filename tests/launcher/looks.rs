@@ -6,7 +6,7 @@ use ashd::launcher::init_protocol::{Exit, SpawnSpec};
 use ashd::model::Limits;
 use ashd::sandbox::Sandbox;
 
-use crate::host::{Host, exit_of, output, run, spec};
+use crate::host::{Host, exit_of, output, patient, run, spec};
 
 fn python(script: &str) -> SpawnSpec {
     SpawnSpec { argv: vec!["/usr/bin/python3".into(), "-c".into(), script.into()], ..spec("") }
@@ -31,7 +31,7 @@ async fn the_killed_are_named_each_to_its_own_sandbox_and_over_a_new_program() {
     if one.info.cgroup.v1 {
         assert_eq!(exit_of(&mut events, 1).await, Exit::Code(137));
     } else {
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        tokio::time::sleep(patient(Duration::from_secs(2))).await;
     }
     host.signal(nix::sys::signal::Signal::SIGUSR2);
     let victims = launcher.victims(one.id()).await.expect("asked").expect("readable");

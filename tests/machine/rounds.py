@@ -1,6 +1,7 @@
 """Which steps run on which machine, in this order."""
 
 import steps_host as host
+import steps_kernel as kernel
 import steps_limits as limits
 import steps_package as package
 import steps_short as basic
@@ -29,11 +30,15 @@ FULL = {
         limits.cpu_limit,
         limits.io_limit,
         limits.slice_limit,
+        kernel.reclaim_v2,
+        kernel.start_v2,
+        kernel.kernel_tests,
         host.first_hour,
         host.reboot,
         host.powercut,
         package.reinstall,
         basic.remove,
     ],
-    "stock": [basic.install, basic.session, basic.confinement, basic.restart, limits.landlock_floor, basic.remove],
+    "stock": [basic.install, basic.session, basic.confinement, basic.restart, limits.landlock_floor, kernel.reclaim_v2,
+              kernel.kernel_tests, basic.remove],
 }

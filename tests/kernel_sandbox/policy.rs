@@ -1,6 +1,8 @@
 //! Each entry of the policies is there for a workload: without it the workload breaks, with it it works. An entry that
 //! nothing needs would be an opening for nothing.
 
+use std::time::{Duration, Instant};
+
 use ashd::kernel::seccomp::Filters;
 use ashd::launcher::init_protocol::{Exit, InitReply};
 use ashd::launcher::policy::{Policies, landlock, seccomp};
@@ -106,12 +108,23 @@ const CALLS: &[Needed] = &[
 
 const SERVER: &str = "python3 -c 'import socket, threading\ns = socket.create_server((\"127.0.0.1\", 0))\nthreading.Thread(target=lambda: s.accept()[0].sendall(b\"hi\")).start()\nprint(socket.create_connection(s.getsockname()).recv(2).decode())'";
 
-/// What a script prints under these policies; `None` when it does not come to that: init may die of the lack as well.
-fn said(policies: &Policies, script: &str) -> Option<String> {
-    std::panic::catch_unwind(|| run(policies, script)).ok().flatten()
+/// A shell script that ends at all ends within this on a plain machine.
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// What a script prints under the whole policy, and without one part of it. A program that waits for ever for what cannot come
+/// has not worked either: the second gets three times as long as the first took, and [`WITHIN`].
+fn both(broken: &Policies, script: &str) -> (Option<String>, Option<String>) {
+    let began = Instant::now();
+    let works = said(&Policies::compile().unwrap(), script, patient(WITHIN));
+    (works, said(broken, script, WITHIN + began.elapsed() * 3))
 }
 
-fn run(policies: &Policies, script: &str) -> Option<String> {
+/// `None` when it does not come to an end in time, or at all: init may die of the lack as well.
+fn said(policies: &Policies, script: &str, within: Duration) -> Option<String> {
+    std::panic::catch_unwind(|| run(policies, script, within)).ok().flatten()
+}
+
+fn run(policies: &Policies, script: &str, within: Duration) -> Option<String> {
     let ground = Ground::new();
     let (started, socket) = ground.start(policies).ok()?;
     let mut sandbox = Sandbox::of(ground, started, &socket);
@@ -121,8 +134,7 @@ fn run(policies: &Policies, script: &str) -> Option<String> {
         InitReply::Error { .. } => return None,
         other => panic!("{other:?}"),
     }
-    // A program that waits for ever for what cannot come has not worked either.
-    let exit = sandbox.await_exit_within(1, patient(std::time::Duration::from_secs(10)))?;
+    let exit = sandbox.await_exit_within(1, within)?;
     matches!(exit, Exit::Code(_)).then(|| crate::sandbox::text(&out))
 }
 
@@ -137,11 +149,9 @@ fn without(calls: &[i64]) -> Policies {
 
 #[cfg(target_arch = "x86_64")]
 fn a_workload_breaks_without_its_system_calls() {
-    let whole = Policies::compile().unwrap();
     let mut wrong = Vec::new();
     for (calls, script, wanted) in CALLS {
-        let works = said(&whole, script);
-        let broken = said(&without(calls), script);
+        let (works, broken) = both(&without(calls), script);
         println!("{calls:?}: {}", if broken.is_none() { "does not start" } else { "goes wrong" });
         if works.as_deref() != Some(wanted) {
             wrong.push(format!("{script}: does not work with the whole policy: {works:?}"));
@@ -181,13 +191,11 @@ const PATHS: &[(&str, &str, &str)] = &[
 const ELSEWHERE: &[&str] = &["/opt/ashd"];
 
 fn a_workload_breaks_without_its_path() {
-    let whole = Policies::compile().unwrap();
     let mut wrong = Vec::new();
     for (path, script, wanted) in PATHS {
-        let works = said(&whole, script);
         let mut policies = Policies::compile().unwrap();
         policies.landlock.retain(|rule| rule.path != *path);
-        let broken = said(&policies, script);
+        let (works, broken) = both(&policies, script);
         if works.as_deref() != Some(wanted) {
             wrong.push(format!("{path}: {script}: does not work with the whole policy: {works:?}"));
         }

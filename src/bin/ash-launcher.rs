@@ -11,7 +11,7 @@ use ashd::launcher::ending::reap_all;
 use ashd::launcher::policy::Policies;
 use ashd::launcher::rundir::{RunDir, bind_launcher, unbind_launcher};
 use ashd::launcher::sandboxes::Sandboxes;
-use ashd::launcher::server::{STATUS, Server};
+use ashd::launcher::server::{STATUS, Server, block_signals};
 use ashd::launcher::settings::{Flags, Settings};
 use clap::Parser;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -70,6 +70,7 @@ fn main() -> anyhow::Result<()> {
     nix::unistd::setgroups(&[]).context("drop supplementary groups")?;
     raise_descriptor_limit();
 
+    block_signals().context("block signals")?;
     let run = RunDir::open(&settings.run_dir, settings.client_uid, settings.client_gid)?;
     let tree = match &flags.delegated_cgroup {
         Some(path) => Tree::prepare_delegated(path, &settings.cgroup)?,

@@ -72,16 +72,22 @@ enum Source {
     Holder(Waiter),
 }
 
+/// Holds back the signals that [`Server::run`] obeys, until it does. Called before anything is made that has to be undone: one
+/// that comes in the middle of the start would end it and leave its groups and its socket.
+///
+/// # Errors
+/// What sigprocmask(2) answers.
+pub fn block_signals() -> io::Result<SigSet> {
+    let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2]);
+    set.thread_block()?;
+    Ok(set)
+}
+
 impl Server {
     /// # Errors
     /// When the signals cannot be blocked.
     pub fn new(sandboxes: Sandboxes, flags: Flags, listener: OwnedFd, origin: Origin) -> io::Result<Self> {
-        let mut set = SigSet::empty();
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2] {
-            set.add(signal);
-        }
-        set.thread_block()?;
-        let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let signals = SignalFd::with_flags(&block_signals()?, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         Ok(Self {
             sandboxes,
             flags,

@@ -139,7 +139,7 @@ impl Host {
 
     /// This launcher's group in every hierarchy: below `/sys/fs/cgroup` itself on cgroup v2, below each of its directories on the
     /// hybrid layout.
-    fn groups(&self) -> Vec<PathBuf> {
+    pub fn groups(&self) -> Vec<PathBuf> {
         let root = PathBuf::from("/sys/fs/cgroup");
         let below = std::fs::read_dir(&root).expect("cgroups").flatten().map(|entry| entry.path());
         below.chain([root]).map(|mount| mount.join(&self.cgroup)).filter(|group| group.is_dir()).collect()

@@ -1,12 +1,14 @@
 //! Launchers come and go; sandboxes stay until they are ended.
 
+use std::time::Duration;
+
 use ashd::launcher::init_protocol::Exit;
 use ashd::model::Limits;
 use ashd::sandbox::LauncherError;
 use nix::sys::signal::Signal;
 use uuid::Uuid;
 
-use crate::host::{Host, request, run, wait_for};
+use crate::host::{Host, patient, request, run, wait_for};
 
 #[tokio::test]
 async fn a_killed_launcher_is_replaced_and_nothing_is_lost() {
@@ -82,6 +84,22 @@ async fn term_and_shutdown_end_everything() {
     host.signal(Signal::SIGTERM);
     assert!(host.ended());
     assert!(host.leftovers().is_empty(), "{:?}", host.leftovers());
+}
+
+#[test]
+fn a_term_in_the_middle_of_the_start_leaves_nothing() {
+    let mut host = Host::start("early");
+    host.signal(Signal::SIGTERM);
+    assert!(host.ended());
+    for ms in 0..30 {
+        let mut early = host.command().stderr(std::process::Stdio::null()).spawn().expect("it starts");
+        std::thread::sleep(patient(Duration::from_millis(ms)));
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(early.id()).expect("a pid"));
+        nix::sys::signal::kill(pid, Signal::SIGTERM).expect("signalled");
+        early.wait().expect("reaped");
+        assert_eq!(host.groups(), Vec::<std::path::PathBuf>::new(), "after {ms} ms");
+        assert!(!host.run_dir().join("launcher.sock").exists(), "after {ms} ms");
+    }
 }
 
 #[tokio::test]

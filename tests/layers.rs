@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("vault", &["model", "config"]),
     ("kernel", &["model"]),
     ("gateway", &["model", "config", "kernel", "observe"]),
-    ("launcher", &["model", "config", "kernel", "systemd"]),
+    ("launcher", &["model", "config", "kernel", "systemd", "observe"]),
     ("sandbox", &["model", "config", "kernel", "launcher", "observe"]),
     ("doctor", &["model", "config", "kernel", "launcher", "sandbox"]),
     ("pool", &["model", "config", "kernel", "launcher", "sandbox", "gateway", "store", "observe"]),

@@ -3,14 +3,13 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use common::journal::Journal;
 use common::{Daemon, Options};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
@@ -206,73 +205,10 @@ async fn a_reload_takes_over_what_can_change_and_names_the_rest() {
     daemon.stop();
 }
 
-/// The fields of one entry in journald's own format (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
-fn entry(mut bytes: &[u8]) -> BTreeMap<String, String> {
-    let mut fields = BTreeMap::new();
-    while let Some(end) = memchr::memchr(b'\n', bytes) {
-        let line = std::str::from_utf8(&bytes[..end]).unwrap();
-        bytes = &bytes[end + 1..];
-        match line.split_once('=') {
-            Some((name, value)) => drop(fields.insert(name.to_owned(), value.to_owned())),
-            None => {
-                let length = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
-                let value = String::from_utf8_lossy(&bytes[8..8 + length]).into_owned();
-                fields.insert(line.to_owned(), value);
-                bytes = &bytes[8 + length + 1..];
-            }
-        }
-    }
-    fields
-}
-
-/// Takes entries as they come: the queue of such a socket is short, and who writes to it waits.
-struct Journal {
-    entries: Arc<Mutex<Vec<BTreeMap<String, String>>>>,
-}
-
-impl Journal {
-    fn new(socket: UnixDatagram) -> Self {
-        let entries = Arc::new(Mutex::new(Vec::new()));
-        let taken = Arc::clone(&entries);
-        // Ends with the test's process.
-        std::thread::spawn(move || {
-            let mut buffer = vec![0; 1 << 18];
-            while let Ok(length) = socket.recv(&mut buffer) {
-                taken.lock().unwrap().push(entry(&buffer[..length]));
-            }
-        });
-        Self { entries }
-    }
-
-    /// All so far, as soon as there is one like this among them.
-    fn with(&self, what: &str, like: impl Fn(&BTreeMap<String, String>) -> bool) -> Vec<BTreeMap<String, String>> {
-        let start = Instant::now();
-        loop {
-            let all = self.entries.lock().unwrap().clone();
-            if all.iter().any(&like) {
-                return all;
-            }
-            assert!(start.elapsed() < SOON, "no {what} in {all:#?}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
 #[tokio::test]
 async fn the_journal_tells_a_session_s_story() {
-    let dir = tempfile::Builder::new().prefix("ashd-journal-").tempdir().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let journal = Journal::new(UnixDatagram::bind(dir.path().join("socket")).unwrap());
-    fs::set_permissions(dir.path().join("socket"), fs::Permissions::from_mode(0o777)).unwrap();
-    // The file that stderr is, is what journald is said to have connected.
-    let prelude = format!(
-        "mount --make-rprivate /\nmount -t tmpfs tmpfs /run\nmkdir -p /run/systemd/journal\n\
-         mount --bind {} /run/systemd/journal\nexport JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2)",
-        dir.path().display()
-    );
-    let daemon = Daemon::start(Options { prelude: Some(prelude), ..Options::default() });
-    let api = daemon.api();
-    api.deploy("a").await;
+    let journal = Journal::start();
+    let (daemon, api) = Daemon::deployed(Options { prelude: Some(journal.prelude()), ..Options::default() }).await;
     let id = api.session("a").await;
     journal.with("start", |e| {
         let has = |name: &str, value: &str| e.get(name).is_some_and(|found| found == value);

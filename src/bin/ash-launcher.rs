@@ -13,6 +13,7 @@ use ashd::launcher::rundir::{RunDir, bind_launcher, unbind_launcher};
 use ashd::launcher::sandboxes::Sandboxes;
 use ashd::launcher::server::{STATUS, Server, block_signals};
 use ashd::launcher::settings::{Flags, Settings};
+use ashd::observe::logging;
 use clap::Parser;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -41,8 +42,7 @@ fn main() -> anyhow::Result<()> {
         std::env::var("LISTEN_FDS").ok().as_deref(),
         std::process::id(),
     );
-    let under_systemd =
-        handed.as_ref().map_or_else(|| std::env::var_os("JOURNAL_STREAM").is_some(), |h| h.under_systemd);
+    let under_systemd = handed.as_ref().map_or_else(logging::stderr_is_journal, |handed| handed.under_systemd);
     match &handed {
         Some(handed) => process::close_all_but(&handed.descriptors()),
         None => sanitize::close_from(3 + passed),
@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
     std::env::set_current_dir("/").context("chdir /")?;
 
     let flags = Flags::parse();
-    log_to_stderr(under_systemd);
+    logging::start_bare("ash-launcher", under_systemd);
     if !rustix::process::geteuid().is_root() {
         bail!("ash-launcher makes namespaces for other users and must be started as root");
     }
@@ -141,14 +141,6 @@ fn in_effect(effective: CapabilitySet) -> std::io::Result<()> {
     let permitted = KEEP.union(AT_BOTH_ENDS).union(IN_WORKERS);
     let sets = CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
     Ok(rustix::thread::set_capabilities(None, sets)?)
-}
-
-/// The journal has its own clock and colours are for terminals.
-fn log_to_stderr(under_systemd: bool) {
-    let plain = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false);
-    let set = if under_systemd { plain.without_time().try_init() } else { plain.try_init() };
-    // Only a second call could fail.
-    set.ok();
 }
 
 /// One descriptor for each sandbox; the default soft limit of 1024 is fewer than sandboxes may exist.

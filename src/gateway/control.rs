@@ -201,7 +201,7 @@ fn answer(request: Request, mut fds: Vec<OwnedFd>, registry: &Arc<Registry>) -> 
             let listener = fds.pop().expect("counted above");
             match registry.register(register, listener) {
                 Ok(()) => {
-                    tracing::info!(%session, "registered");
+                    tracing::info!(ASH_SESSION = %session, "registered");
                     Reply::Done
                 }
                 Err(why) => refusal(why),
@@ -209,7 +209,7 @@ fn answer(request: Request, mut fds: Vec<OwnedFd>, registry: &Arc<Registry>) -> 
         }
         Request::Unregister { session } => {
             registry.unregister(session);
-            tracing::info!(%session, "unregistered");
+            tracing::info!(ASH_SESSION = %session, "unregistered");
             Reply::Done
         }
         Request::Usage => return usage(registry.usage()),

@@ -55,7 +55,7 @@ pub async fn accept(
             }
             Err(why) => {
                 // Out of descriptors, or a connection that was reset in the queue: neither may spin or end the loop.
-                tracing::warn!(session = %session.id, %why, "accept");
+                tracing::warn!(ASH_SESSION = %session.id, %why, "accept");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -80,7 +80,7 @@ async fn connection(registry: Arc<Registry>, session: Arc<Session>, stream: TcpS
         tokio::select! {
             over = connection.as_mut() => {
                 if let Err(why) = over {
-                    tracing::debug!(session = %session.id, %why, "connection");
+                    tracing::debug!(ASH_SESSION = %session.id, %why, "connection");
                 }
                 break;
             }
@@ -101,7 +101,7 @@ async fn answer(registry: &Registry, session: &Session, request: Request<Incomin
         Ok(Route::Hello) => return json(StatusCode::OK, &serde_json::json!({"message": "hello"})),
         Ok(route) => route,
         Err(refusal) => {
-            tracing::debug!(session = %session.id, status = refusal.status.as_u16(), "refused");
+            tracing::debug!(ASH_SESSION = %session.id, status = refusal.status.as_u16(), "refused");
             return error(refusal.status, refusal.message);
         }
     };

@@ -40,6 +40,7 @@ pub struct Origin {
     pub program: PathBuf,
     /// It made `launcher.sock` itself, and removes it at its end.
     pub own_socket: bool,
+    /// Its stderr is the journal.
     pub under_systemd: bool,
 }
 

@@ -109,7 +109,7 @@ impl Sandboxes {
         }
         entry.info.pid = 0;
         if !self.endings.contains_key(&id) {
-            tracing::warn!(session = %id, "the sandbox's init ended by itself");
+            tracing::warn!(ASH_SESSION = %id, "the sandbox's init ended by itself");
         }
     }
 }

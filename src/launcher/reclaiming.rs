@@ -21,6 +21,7 @@ use super::sandboxes::{Answer, Sandboxes, failure};
 use crate::kernel::cgroup::Leaf;
 use crate::kernel::clone::{Child, Side, clone_into, exit_now};
 use crate::kernel::{process, reclaim};
+use crate::observe::logging;
 
 /// What waits and what is under way. Bounded by the sandboxes there are: each waits once.
 #[derive(Debug, Default)]
@@ -84,7 +85,7 @@ impl Sandboxes {
             let started = self.leaf(id, "reclaim").and_then(|leaf| start(id, &leaf));
             match started {
                 Ok(child) => self.reclaims.worker = Some((id, child)),
-                Err(error) => tracing::warn!(session = %id, %error, "its memory is not reclaimed"),
+                Err(error) => tracing::warn!(ASH_SESSION = %id, %error, "its memory is not reclaimed"),
             }
         }
     }
@@ -108,11 +109,10 @@ fn work(id: Uuid, leaf: &Leaf) {
         rustix::process::setpriority_process(None, 19)?;
         Ok(())
     };
-    match alone().and_then(|()| reclaim::page_out(leaf)) {
-        Ok(report) => {
-            tracing::info!(session = %id, end = ?report.end, way = ?report.way, resident_before = report.before,
-            resident_after = report.after, ms = report.took.as_millis(), "reclaimed")
-        }
-        Err(error) => tracing::warn!(session = %id, %error, "its memory is not reclaimed"),
-    }
+    let done = alone().and_then(|()| reclaim::page_out(leaf));
+    logging::anew(|| match done {
+        Ok(report) => tracing::info!(ASH_SESSION = %id, end = ?report.end, way = ?report.way, resident_before = report.before,
+            resident_after = report.after, ms = report.took.as_millis(), "reclaimed"),
+        Err(error) => tracing::warn!(ASH_SESSION = %id, %error, "its memory is not reclaimed"),
+    });
 }

@@ -85,13 +85,13 @@ impl Sandboxes {
                 Some(mut info) if info.pid != 0 => {
                     let pidfd = procfs::open_process(info.pid, info.start_time)?;
                     if pidfd.is_none() {
-                        tracing::warn!(session = %id, "the sandbox ended while no launcher was running");
+                        tracing::warn!(ASH_SESSION = %id, "the sandbox ended while no launcher was running");
                         info.pid = 0;
                     }
                     all.table.insert(id, Entry { info, pidfd });
                 }
                 _ => {
-                    tracing::warn!(session = %id, "removing a sandbox whose creation was interrupted");
+                    tracing::warn!(ASH_SESSION = %id, "removing a sandbox whose creation was interrupted");
                     all.undo(id, None);
                 }
             }
@@ -99,7 +99,7 @@ impl Sandboxes {
         for (tenant, id) in all.tree.leaves()? {
             let Some((_, leaf)) = all.tree.find(id)?.filter(|_| !all.table.contains_key(&id)) else { continue };
             if leaf.try_remove().is_err() {
-                tracing::warn!(session = %id, tenant = %tenant, "processes run in a cgroup that has no record; destroy it by its id");
+                tracing::warn!(ASH_SESSION = %id, ASH_TENANT = %tenant, "processes run in a cgroup that has no record; destroy it by its id");
             }
             all.tree.forget_tenant(&tenant);
         }
@@ -201,18 +201,18 @@ impl Sandboxes {
         match self.tree.find(id) {
             Ok(Some((tenant, leaf))) => {
                 if let Err(error) = leaf.remove() {
-                    tracing::error!(session = %id, %error, "a cgroup was left behind");
+                    tracing::error!(ASH_SESSION = %id, %error, "a cgroup was left behind");
                 }
                 self.tree.forget_tenant(&tenant);
             }
             Ok(None) => {}
-            Err(error) => tracing::error!(session = %id, %error, "cgroups cannot be searched"),
+            Err(error) => tracing::error!(ASH_SESSION = %id, %error, "cgroups cannot be searched"),
         }
         if let Some(pidfd) = pidfd {
             super::ending::reap(&pidfd);
         }
         if let Err(error) = self.run.forget(id) {
-            tracing::error!(session = %id, %error, "a run directory was left behind");
+            tracing::error!(ASH_SESSION = %id, %error, "a run directory was left behind");
         }
     }
 
@@ -249,7 +249,7 @@ impl Sandboxes {
             .and_then(|_| self.run.record(&new).map_err(|error| failure("record", error)));
         if let Err(error) = set {
             if let Err(error) = leaf.set_limits(&old.limits) {
-                tracing::error!(session = %id, %error, "the old limits could not be written again");
+                tracing::error!(ASH_SESSION = %id, %error, "the old limits could not be written again");
             }
             return Err(error);
         }

@@ -111,7 +111,7 @@ impl Server {
         }
         for id in reclaims {
             if let Err(error) = self.sandboxes.reclaim(id) {
-                tracing::info!(session = %id, %error, "its memory is not reclaimed");
+                tracing::info!(ASH_SESSION = %id, %error, "its memory is not reclaimed");
             }
         }
     }
@@ -125,9 +125,9 @@ impl Server {
         loop {
             for ended in self.sandboxes.step_endings() {
                 match &ended.outcome {
-                    Ok(()) => tracing::info!(session = %ended.id, "ended"),
+                    Ok(()) => tracing::info!(ASH_SESSION = %ended.id, "ended"),
                     Err(error) => {
-                        tracing::error!(session = %ended.id, %error, "could not be ended");
+                        tracing::error!(ASH_SESSION = %ended.id, %error, "could not be ended");
                         clean &= self.stopping.is_none();
                     }
                 }
@@ -286,7 +286,7 @@ impl Server {
         let ids: Vec<Uuid> = self.sandboxes.table.keys().copied().collect();
         for id in ids {
             if let Some(Err(error)) = self.sandboxes.begin_end(id, None) {
-                tracing::error!(session = %id, %error, "could not be ended");
+                tracing::error!(ASH_SESSION = %id, %error, "could not be ended");
             }
         }
     }
@@ -344,8 +344,10 @@ impl Server {
             Request::Create(create) => {
                 let made = self.sandboxes.create(&create);
                 match &made {
-                    Ok(_) => tracing::info!(session = %create.id, tenant = %create.tenant, "created"),
-                    Err(error) => tracing::warn!(session = %create.id, tenant = %create.tenant, %error, "not created"),
+                    Ok(_) => tracing::info!(ASH_SESSION = %create.id, ASH_TENANT = %create.tenant, "created"),
+                    Err(error) => {
+                        tracing::warn!(ASH_SESSION = %create.id, ASH_TENANT = %create.tenant, %error, "not created")
+                    }
                 }
                 Some(made)
             }

@@ -28,14 +28,26 @@ pub struct Host {
     uid_base: u32,
     process: Option<Child>,
     program: PathBuf,
+    prelude: Option<String>,
 }
 
 impl Host {
     pub fn start(test: &str) -> Self {
-        Self::start_program(test, Path::new(env!("CARGO_BIN_EXE_ash-launcher")))
+        Self::build(test, Path::new(env!("CARGO_BIN_EXE_ash-launcher")), None)
     }
 
+    #[allow(dead_code)]
     pub fn start_program(test: &str, program: &Path) -> Self {
+        Self::build(test, program, None)
+    }
+
+    /// Lines of shell come first, in the same process and in a mount namespace of its own.
+    #[allow(dead_code)]
+    pub fn start_after(test: &str, prelude: String) -> Self {
+        Self::build(test, Path::new(env!("CARGO_BIN_EXE_ash-launcher")), Some(prelude))
+    }
+
+    fn build(test: &str, program: &Path, prelude: Option<String>) -> Self {
         let program = program.to_owned();
         let dir = tempfile::Builder::new().prefix("ashd-launcher-").tempdir().expect("a directory");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("mode");
@@ -49,7 +61,8 @@ impl Host {
         std::fs::write(dir.path().join("launcher.toml"), "[ceiling]\npids = 1000\n").expect("configuration");
         let pid = std::process::id();
         let uid_base = 1_800_000_000 + (pid % 100_000) * 64;
-        let mut host = Self { dir, cgroup: format!("ashd-test-{test}-{pid}"), uid_base, process: None, program };
+        let mut host =
+            Self { dir, cgroup: format!("ashd-test-{test}-{pid}"), uid_base, process: None, program, prelude };
         host.launch();
         host
     }
@@ -73,7 +86,11 @@ impl Host {
     }
 
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(if self.prelude.is_some() { Path::new("unshare") } else { &self.program });
+        if let Some(lines) = &self.prelude {
+            let script = format!("set -e\n{lines}\nexec \"$0\" \"$@\"");
+            command.args(["--mount", "--", "/bin/sh", "-c", &script]).arg(&self.program);
+        }
         command.arg("--run-dir").arg(self.run_dir()).arg("--data-dir").arg(self.data_dir());
         command.arg("--config").arg(self.config()).args(["--client-user", &CLIENT.to_string()]);
         command.args(["--uid-base", &self.uid_base.to_string(), "--uid-count", "64", "--cgroup", &self.cgroup]);

@@ -5,6 +5,9 @@
 mod again;
 mod host;
 mod hostile;
+#[path = "../common/journal.rs"]
+mod journal;
 mod life;
 mod looks;
+mod story;
 mod survival;

@@ -225,11 +225,13 @@ impl Launcher {
                 Err(LauncherError::Unreachable { .. }) if start.elapsed() < AWAY => {
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
-                Err(LauncherError::Unreachable { path, source }) => {
+                // One that hangs is as lost as one that is gone.
+                Err(error @ (LauncherError::Unreachable { .. } | LauncherError::TimedOut { .. })) => {
                     if !self.inner.lost.swap(true, Ordering::Relaxed) {
-                        event!(&events::LAUNCHER_LOST, path, error = %source, "the launcher does not answer");
+                        let path = self.inner.run_dir.join("launcher.sock");
+                        event!(&events::LAUNCHER_LOST, path = %path.display(), %error, "the launcher does not answer");
                     }
-                    return Err(LauncherError::Unreachable { path, source });
+                    return Err(error);
                 }
                 answer => {
                     if self.inner.lost.swap(false, Ordering::Relaxed) {

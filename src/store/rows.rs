@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::model::{Limits, Millis, SessionStatus, TenantId};
+use crate::model::{Limits, Millis, SessionStatus, TenantId, now_ms};
 
 #[derive(Clone, Debug)]
 pub struct ApiKey {
@@ -74,6 +74,28 @@ pub struct Session {
     pub stdout_offset: u64,
     pub created_at: Millis,
     pub last_active_at: Millis,
+}
+
+impl Session {
+    /// One that begins now: no options, the limits of [`Limits::default`], no past.
+    pub fn new(id: Uuid, tenant: TenantId, agent_name: &str, status: SessionStatus) -> Self {
+        let now = now_ms();
+        Self {
+            id,
+            tenant,
+            agent_name: agent_name.to_owned(),
+            status,
+            error: None,
+            model: None,
+            config: None,
+            launch: Value::Object(serde_json::Map::new()),
+            limits: Limits::default(),
+            parent: None,
+            stdout_offset: 0,
+            created_at: now,
+            last_active_at: now,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -21,19 +21,14 @@ pub(super) fn tenant(name: &str) -> TenantId {
 
 pub(super) fn a_session(tenant: &TenantId, agent: &str, created_at: i64) -> Session {
     Session {
-        id: Uuid::now_v7(),
-        tenant: tenant.clone(),
-        agent_name: agent.to_owned(),
-        status: SessionStatus::Active,
-        error: None,
         model: Some("m".to_owned()),
         config: Some(json!({"allowedTools": ["Bash"]})),
         launch: json!({"extraEnv": {"A": "ü\u{2028}\""}}),
         limits: Limits { pids: 7, ..Limits::default() },
         parent: Some(Uuid::nil()),
-        stdout_offset: 0,
         created_at,
         last_active_at: created_at,
+        ..Session::new(Uuid::now_v7(), tenant.clone(), agent, SessionStatus::Active)
     }
 }
 

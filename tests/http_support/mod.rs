@@ -9,7 +9,7 @@ use ashd::gateway::client::Gateway;
 use ashd::gateway::protocol as gateway;
 use ashd::http::{AppState, router};
 use ashd::kernel::seqpacket;
-use ashd::model::{Limits, SessionStatus, TenantId, now_ms};
+use ashd::model::{SessionStatus, TenantId, now_ms};
 use ashd::sandbox::Launcher;
 use ashd::sessions::Sessions;
 use ashd::store::{ApiKey, Session, Store};
@@ -75,19 +75,8 @@ impl Api {
     /// A session of the first tenant that has ended.
     pub async fn ended_session(&self, id: Uuid) -> Session {
         let session = Session {
-            id,
-            tenant: TenantId::default_tenant(),
-            agent_name: "a".into(),
-            status: SessionStatus::Ended,
-            error: None,
-            model: None,
-            config: None,
             launch: serde_json::json!({"extraEnv": {"SECRET": "hunter2"}}),
-            limits: Limits::default(),
-            parent: None,
-            stdout_offset: 0,
-            created_at: now_ms(),
-            last_active_at: now_ms(),
+            ..Session::new(id, TenantId::default_tenant(), "a", SessionStatus::Ended)
         };
         self.store.session_insert(&session).await.unwrap();
         session

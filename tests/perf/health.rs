@@ -6,9 +6,8 @@ use std::os::unix::fs::chown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ashd::model::{Limits, SessionStatus, TenantId, now_ms};
+use ashd::model::{SessionStatus, TenantId};
 use ashd::store::{Session, Store};
-use serde_json::json;
 use uuid::Uuid;
 
 use crate::common::{Daemon, Options};
@@ -66,20 +65,9 @@ async fn fill(daemon: &Daemon) {
     let (uid, gid) = procfs::owner(&data.join("ashd.db"));
     let store = Store::open(&data).await.expect("the database opens");
     let statuses = [SessionStatus::Paused, SessionStatus::Stopped, SessionStatus::Ended, SessionStatus::Error];
-    let session = |n: u64| Session {
-        id: Uuid::now_v7(),
-        tenant: TenantId::default_tenant(),
-        agent_name: "perf".to_owned(),
-        status: statuses[n as usize % statuses.len()],
-        error: None,
-        model: None,
-        config: None,
-        launch: json!({}),
-        limits: Limits::default(),
-        parent: None,
-        stdout_offset: 0,
-        created_at: now_ms(),
-        last_active_at: now_ms(),
+    let session = |n: u64| {
+        let status = statuses[n as usize % statuses.len()];
+        Session::new(Uuid::now_v7(), TenantId::default_tenant(), "perf", status)
     };
     for batch in 0..SESSIONS / 500 {
         let rows: Vec<Session> = (0..500).map(|n| session(batch * 500 + n)).collect();

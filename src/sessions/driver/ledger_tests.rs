@@ -1,30 +1,15 @@
 //! The ledger on a real store.
 
-use serde_json::json;
 use uuid::Uuid;
 
 use super::*;
-use crate::model::{Limits, SessionStatus};
+use crate::model::{SessionStatus, TenantId};
 use crate::store::Role;
 
 async fn ledger() -> (tempfile::TempDir, Ledger, watch::Receiver<Published>) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).await.unwrap();
-    let session = Session {
-        id: Uuid::new_v4(),
-        tenant: "default".parse().unwrap(),
-        agent_name: "a".to_owned(),
-        status: SessionStatus::Active,
-        error: None,
-        model: None,
-        config: None,
-        launch: json!({}),
-        limits: Limits::default(),
-        parent: None,
-        stdout_offset: 0,
-        created_at: 1,
-        last_active_at: 1,
-    };
+    let session = Session::new(Uuid::new_v4(), TenantId::default_tenant(), "a", SessionStatus::Active);
     store.session_insert(&session).await.unwrap();
     let (sender, published) = watch::channel(Published::default());
     (dir, Ledger::new(store, &session, sender), published)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::{Key, Warm, fit};
-use crate::model::{Limits, SandboxState, now_ms};
+use crate::model::{Limits, SandboxState, SessionStatus};
 use crate::sessions::claude::{LaunchOptions, ProcessFlags};
 use crate::sessions::launch::Plan;
 use crate::sessions::shared::Shared;
@@ -148,21 +148,11 @@ impl Shared {
 
     /// A new session of this agent, as a row that nobody has seen.
     pub async fn row(&self, id: Uuid, agent: &Agent, launch: &LaunchOptions) -> Result<Session, SessionError> {
-        let now = now_ms();
         Ok(Session {
-            id,
-            tenant: agent.tenant.clone(),
-            agent_name: agent.name.clone(),
-            status: crate::model::SessionStatus::Starting,
-            error: None,
             model: launch.model.clone(),
-            config: None,
             launch: serde_json::to_value(launch).map_err(|e| SessionError::Failed(e.to_string()))?,
             limits: self.levels_of(&agent.tenant, Some(&agent.name), None).await?.effective(),
-            parent: None,
-            stdout_offset: 0,
-            created_at: now,
-            last_active_at: now,
+            ..Session::new(id, agent.tenant.clone(), &agent.name, SessionStatus::Starting)
         })
     }
 

@@ -8,17 +8,13 @@ use std::time::{Duration, Instant};
 
 use common::api::{Stream, text};
 use common::{Api, Daemon, Options};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const DAY_MS: i64 = 86_400_000;
 
-async fn session(api: &Api, id: &str) -> Value {
-    api.get(&format!("/api/sessions/{id}")).await.expect(200)["session"].clone()
-}
-
 /// The day of the session's last turn, as the API shows it.
 async fn day(api: &Api, id: &str) -> String {
-    session(api, id).await["lastActiveAt"].as_str().unwrap()[..10].to_owned()
+    api.info(id).await["lastActiveAt"].as_str().unwrap()[..10].to_owned()
 }
 
 async fn words(stream: &mut Stream, n: usize) -> String {
@@ -32,9 +28,7 @@ async fn words(stream: &mut Stream, n: usize) -> String {
 #[tokio::test]
 async fn a_jump_of_the_clock_ends_nothing_and_delays_nothing() {
     let options = Options { skewed: true, ..Options::default() };
-    let mut daemon = Daemon::start(options.env("ASH_IDLE_TIMEOUT_MS", "600000"));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(options.env("ASH_IDLE_TIMEOUT_MS", "600000")).await;
     let (id, idle) = (api.session("a").await, api.session("a").await);
     api.turn(&idle, "remember me").await;
     let today = day(&api, &idle).await;
@@ -53,7 +47,7 @@ async fn a_jump_of_the_clock_ends_nothing_and_delays_nothing() {
 
     clock(DAY_MS);
     for id in [&id, &idle] {
-        assert_eq!(session(&api, id).await["status"], "active", "no time-out has passed");
+        assert_eq!(api.info(&id).await["status"], "active", "no time-out has passed");
     }
     assert_eq!(text(&api.turn(&idle, "@recall").await), "remember me");
     assert!(day(&api, &idle).await > today);
@@ -88,15 +82,13 @@ async fn a_jump_of_the_clock_ends_nothing_and_delays_nothing() {
     let sequences: Vec<i64> =
         list["messages"].as_array().unwrap().iter().map(|m| m["sequence"].as_i64().unwrap()).collect();
     assert_eq!(sequences, (1..=sequences.len() as i64).collect::<Vec<_>>());
-    assert_eq!(session(&api, &id).await["status"], "active");
+    assert_eq!(api.info(&id).await["status"], "active");
 }
 
 #[tokio::test]
 async fn a_clock_that_jumps_ahead_does_not_remove_what_is_to_be_kept() {
     let options = Options { skewed: true, ..Options::default() };
-    let daemon = Daemon::start(options.config("[sessions]\nkeep_ended = \"8s\""));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(options.config("[sessions]\nkeep_ended = \"8s\"")).await;
     let id = api.session("a").await;
     api.turn(&id, "@write kept.txt here").await;
     let start = Instant::now();

@@ -14,9 +14,7 @@ async fn report(api: &Api, id: &str) -> Value {
 
 #[tokio::test]
 async fn a_session_tells_what_was_measured_of_it() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let report = report(&api, &id).await;
     assert_eq!(report["confined"], true, "{report:#}");
@@ -69,9 +67,7 @@ async fn a_session_tells_what_was_measured_of_it() {
 
 #[tokio::test]
 async fn an_awake_session_is_measured_again_and_not_at_every_call() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let first = report(&api, &id).await;
     let asked = std::time::Instant::now();
@@ -92,9 +88,7 @@ async fn an_awake_session_is_measured_again_and_not_at_every_call() {
 
 #[tokio::test]
 async fn asking_wakes_nothing_and_needs_no_process() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     api.post(&format!("/api/sessions/{id}/pause"), json!({})).await.expect(200);
     let frozen = report(&api, &id).await;
@@ -114,9 +108,7 @@ async fn asking_wakes_nothing_and_needs_no_process() {
 /// A floor that no kernel of today reaches stands for a host that lacks a layer.
 #[tokio::test]
 async fn below_the_floor_no_session_starts_and_the_reason_is_told() {
-    let daemon = Daemon::start(Options::default().config("[confinement]\nlandlock_abi = 99"));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default().config("[confinement]\nlandlock_abi = 99")).await;
     let refused = api.post("/api/sessions", json!({"agent": "a"})).await;
     assert_eq!(refused.status, 500, "{}", refused.text);
     for word in ["landlock is not in force", "the floor is 99", "lsm=", "[confinement] floor"] {
@@ -130,9 +122,7 @@ async fn below_the_floor_no_session_starts_and_the_reason_is_told() {
 #[tokio::test]
 async fn a_floor_is_lowered_by_name() {
     let lines = "[confinement]\nlandlock_abi = 99\nfloor = [\"all\", \"-landlock\"]";
-    let daemon = Daemon::start(Options::default().config(lines));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default().config(lines)).await;
     let id = api.session("a").await;
     let report = report(&api, &id).await;
     assert_eq!(report["confined"], true);

@@ -31,9 +31,7 @@ fn with_argument(mark: &str) -> usize {
 
 #[tokio::test]
 async fn a_command_answers_with_its_own_output_and_code() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let made = api.post("/api/sessions", json!({"agent": "a", "extraEnv": {"PLANTED": "here"}})).await.expect(201);
     let id = made["session"]["id"].as_str().unwrap();
 
@@ -66,9 +64,7 @@ async fn a_command_answers_with_its_own_output_and_code() {
 
 #[tokio::test]
 async fn bad_commands_and_sessions_that_do_not_run_are_refused() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     for (body, part) in [
         (json!({}), "command is required"),
@@ -100,9 +96,7 @@ async fn bad_commands_and_sessions_that_do_not_run_are_refused() {
 
 #[tokio::test]
 async fn a_timeout_ends_the_whole_tree_and_nothing_else() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let mut turn =
         api.send(&id, json!({"content": "@text begun\n@wait 3s\n@text done", "includePartialMessages": true})).await;
@@ -127,9 +121,7 @@ async fn a_timeout_ends_the_whole_tree_and_nothing_else() {
 
 #[tokio::test]
 async fn forty_commands_at_once_beside_a_turn_each_get_their_own_answer() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let mut turn =
         api.send(&id, json!({"content": "@delay 20ms\n@repeat 50 word", "includePartialMessages": true})).await;
@@ -153,9 +145,7 @@ async fn forty_commands_at_once_beside_a_turn_each_get_their_own_answer() {
 
 #[tokio::test]
 async fn endless_and_large_outputs_are_cut_and_hurt_nobody() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let large = exec(&api, &id, "head -c 5000000 /dev/zero | tr '\\0' x; echo end >&2; exit 9").await;
     let out = large["stdout"].as_str().unwrap();
@@ -189,9 +179,7 @@ async fn endless_and_large_outputs_are_cut_and_hurt_nobody() {
 
 #[tokio::test]
 async fn a_session_that_idles_or_is_paused_or_stopped_under_a_command() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     // Frozen for idleness after 2 s: a command wakes it, and one that runs keeps it awake.
     tokio::time::sleep(Duration::from_millis(2500)).await;
@@ -220,9 +208,7 @@ async fn a_session_that_idles_or_is_paused_or_stopped_under_a_command() {
 
 #[tokio::test]
 async fn commands_go_on_counting_after_a_restart_of_the_daemon() {
-    let mut daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     exec(&api, &id, "echo before; (sleep 60 >/dev/null 2>&1 &)").await;
     let lost = {
@@ -253,9 +239,7 @@ async fn commands_go_on_counting_after_a_restart_of_the_daemon() {
 /// each call answers, nothing outside the workspace is read, written or deleted.
 #[tokio::test]
 async fn the_files_api_cannot_be_led_out_of_a_workspace_that_changes_under_it() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let session = daemon.data().join("sessions").join(&id);
     assert!(session.is_dir(), "{}", session.display());

@@ -8,9 +8,7 @@ use serde_json::{Value, json};
 
 #[tokio::test]
 async fn pages_of_history_and_timeline_join_without_a_gap() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     for turn in 0..5 {
         api.turn(&id, &format!("@text turn {turn}\n@tool Bash {{\"command\":\"true\"}}")).await;
@@ -50,9 +48,7 @@ async fn pages_of_history_and_timeline_join_without_a_gap() {
 
 #[tokio::test]
 async fn many_sessions_at_once_keep_their_own_history() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let work = (0..8).map(|n| {
         let api = api.clone();
         tokio::spawn(async move {
@@ -81,9 +77,7 @@ async fn many_sessions_at_once_keep_their_own_history() {
 
 #[tokio::test]
 async fn the_list_of_sessions_is_filtered_counted_and_newest_first() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     api.deploy("b").await;
     let ids = [api.session("a").await, api.session("b").await, api.session("a").await];
     api.delete(&format!("/api/sessions/{}", ids[0])).await.expect(200);

@@ -84,9 +84,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
 
 #[tokio::test]
 async fn a_read_only_disk_is_refused_at_the_start_and_nothing_is_lost() {
-    let mut daemon = Daemon::start(Options::default().disk("48m"));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(Options::default().disk("48m")).await;
     let id = api.session("a").await;
     assert_eq!(text(&api.turn(&id, "@text first").await), "first");
     api.call("POST", &format!("/api/sessions/{id}/stop"), None).await.expect(200);
@@ -104,9 +102,7 @@ async fn a_read_only_disk_is_refused_at_the_start_and_nothing_is_lost() {
 /// The disk breaks a moment after a client was told `done`: what it was told is on it, whatever else is not.
 #[tokio::test]
 async fn a_disk_that_fails_in_mid_turn_is_said_and_keeps_what_was_told() {
-    let mut daemon = Daemon::start(Options { breakable: Some("96m"), ..Options::default() });
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(Options { breakable: Some("96m"), ..Options::default() }).await;
     let (id, running) = (api.session("a").await, api.session("a").await);
     assert_eq!(text(&api.turn(&id, "@text first").await), "first");
     // Frozen by then, and claude's own record is saved.
@@ -149,9 +145,7 @@ async fn a_disk_that_fails_in_mid_turn_is_said_and_keeps_what_was_told() {
 
 #[tokio::test]
 async fn a_host_short_of_memory_starts_nothing_new_and_says_so() {
-    let mut daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     api.call("POST", &format!("/api/sessions/{id}/stop"), None).await.expect(200);
     // The same host, for a daemon that asks more of it.
@@ -174,9 +168,7 @@ async fn a_host_short_of_memory_starts_nothing_new_and_says_so() {
 
 #[tokio::test]
 async fn a_locked_database_delays_and_loses_nothing() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let body = json!({"content": "@delay 20ms\n@repeat 30 word", "includePartialMessages": true});
     let mut stream = api.send(&id, body).await;
@@ -204,9 +196,7 @@ async fn a_locked_database_delays_and_loses_nothing() {
 #[tokio::test]
 async fn without_descriptors_turns_go_on_and_clients_wait() {
     const MOST: u32 = 96;
-    let daemon = Daemon::start(Options { descriptors: Some(MOST), ..Options::default() });
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options { descriptors: Some(MOST), ..Options::default() }).await;
     let id = api.session("a").await;
     let body = json!({"content": "@delay 30ms\n@repeat 60 word", "includePartialMessages": true});
     let mut stream = api.send(&id, body).await;

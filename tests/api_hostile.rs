@@ -41,9 +41,7 @@ while True:
 
 #[tokio::test]
 async fn a_workspace_that_changes_under_the_files_api_leads_nowhere() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     // Everybody may read and write there: only the path stands in the way.
     let outside = daemon.dir.join("outside");
@@ -132,9 +130,7 @@ print('made')
 
 #[tokio::test]
 async fn shapes_that_cost_nothing_do_not_stop_the_files_api() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let files = format!("/api/sessions/{id}/files");
     let body = json!({"files": [{"path": "shapes.py", "content": base64(SHAPES.as_bytes())}]});

@@ -47,9 +47,7 @@ impl Keyed {
 
 #[tokio::test]
 async fn a_creation_that_comes_again_is_answered_and_not_repeated() {
-    let mut daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let keyed = Keyed::new(&daemon);
     let body = json!({"agent": "a"});
     let (status, replayed, first) = keyed.post("one", "/api/sessions", &body).await;
@@ -87,9 +85,7 @@ async fn a_creation_that_comes_again_is_answered_and_not_repeated() {
 
 #[tokio::test]
 async fn a_message_that_comes_again_is_the_same_turn() {
-    let mut daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let path = format!("/api/sessions/{id}/messages");
     let body = json!({"content": "@text hello", "includePartialMessages": true});

@@ -6,17 +6,8 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::api::{Api, text};
-use common::{Daemon, Options};
+use common::{Daemon, MIB, Options};
 use serde_json::{Value, json};
-
-const MIB: u64 = 1 << 20;
-
-async fn with(options: Options) -> (Daemon, Api) {
-    let daemon = Daemon::start(options);
-    let api = daemon.api();
-    api.deploy("a").await;
-    (daemon, api)
-}
 
 /// What the kernel has in a file of the session's group, by its name of v1 and of v2.
 fn in_force(daemon: &Daemon, id: &str, controller: &str, [v1, v2]: [&str; 2]) -> String {
@@ -40,7 +31,7 @@ async fn patch(api: &Api, path: &str, body: Value) -> Value {
 
 #[tokio::test]
 async fn a_change_is_in_force_at_once_and_says_who_decided() {
-    let (daemon, api) = with(Options::default()).await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let path = format!("/api/sessions/{id}/limits");
     let limits = api.get(&path).await.expect(200)["limits"].clone();
@@ -79,7 +70,7 @@ async fn a_change_is_in_force_at_once_and_says_who_decided() {
 
 #[tokio::test]
 async fn what_cannot_be_met_is_refused_and_changes_nothing() {
-    let (daemon, api) = with(Options::default().config("[launcher.ceiling]\nmemory_bytes = '4GiB'")).await;
+    let (daemon, api) = Daemon::deployed(Options::default().config("[launcher.ceiling]\nmemory_bytes = '4GiB'")).await;
     let id = api.session("a").await;
     let path = format!("/api/sessions/{id}/limits");
     // 100 MiB held by a process that runs on.
@@ -115,7 +106,7 @@ async fn what_cannot_be_met_is_refused_and_changes_nothing() {
 
 #[tokio::test]
 async fn a_tenant_cannot_give_itself_more() {
-    let (_daemon, api) = with(Options::default()).await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let minted = api.post("/api/api-keys", json!({"label": "x", "tenantId": "acme"})).await.expect(201);
     let acme = api.with_key(minted["key"].as_str());
     acme.deploy("b").await;
@@ -146,7 +137,7 @@ async fn a_tenant_cannot_give_itself_more() {
 
 #[tokio::test]
 async fn limits_outlive_a_kill_a_stop_and_a_fork() {
-    let (mut daemon, api) = with(Options::default()).await;
+    let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     patch(&api, &format!("/api/sessions/{id}/limits"), json!({"memoryBytes": 300 * MIB})).await;
     daemon.kill9();
@@ -168,7 +159,7 @@ async fn limits_outlive_a_kill_a_stop_and_a_fork() {
 
 #[tokio::test]
 async fn looking_wakes_nothing() {
-    let (daemon, api) = with(Options::default()).await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let path = format!("/api/sessions/{id}/stats");
     api.turn(&id, "@alloc 50000000\n@busy 300ms\n@write /workspace/f 12345\n@text done").await;
@@ -213,7 +204,7 @@ async fn looking_wakes_nothing() {
 
 #[tokio::test]
 async fn nothing_new_begins_on_a_full_disk() {
-    let (mut daemon, api) = with(Options::default()).await;
+    let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     // The same disk, by an ashd that wants more left on it than it has.
     daemon.terminate();
@@ -241,7 +232,7 @@ async fn nothing_new_begins_on_a_full_disk() {
 
 #[tokio::test]
 async fn ashctl_shows_and_sets() {
-    let (daemon, api) = with(Options::default()).await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let run = |args: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ashctl"));

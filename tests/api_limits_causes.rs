@@ -5,38 +5,10 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::api::{Api, Stream, text};
+use common::api::{Stream, text};
 use common::patience::patient;
-use common::{Daemon, Options};
-use serde_json::{Value, json};
-
-const MIB: u64 = 1 << 20;
-
-async fn with(options: Options) -> (Daemon, Api) {
-    let daemon = Daemon::start(options);
-    let api = daemon.api();
-    api.deploy("a").await;
-    (daemon, api)
-}
-
-async fn session(api: &Api, id: &str) -> Value {
-    api.get(&format!("/api/sessions/{id}")).await.expect(200)["session"].clone()
-}
-
-/// The one lifecycle event with this action and reason, waited for.
-async fn cause(api: &Api, id: &str, action: &str, reason: &str) -> Value {
-    let start = Instant::now();
-    loop {
-        let all = api.get(&format!("/api/sessions/{id}/events?type=lifecycle&limit=1000")).await.expect(200);
-        let data = |event: &Value| serde_json::from_str::<Value>(event["data"].as_str().unwrap()).unwrap();
-        let all: Vec<Value> = all["events"].as_array().unwrap().iter().map(data).collect();
-        if let Some(found) = all.iter().find(|e| e["action"] == action && e["reason"] == reason) {
-            return found.clone();
-        }
-        assert!(start.elapsed() < patient(Duration::from_secs(10)), "no {action}/{reason} in {all:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
+use common::{Daemon, MIB, Options};
+use serde_json::json;
 
 fn is_v2() -> bool {
     !std::path::Path::new("/sys/fs/cgroup/memory").exists()
@@ -46,12 +18,12 @@ const HUNGRY: &str = "[limits]\nmemory_bytes = '128MiB'\nswap_bytes = 0";
 
 #[tokio::test]
 async fn the_process_the_kernel_chose_is_named() {
-    let (daemon, api) = with(Options::default().config(HUNGRY)).await;
+    let (daemon, api) = Daemon::deployed(Options::default().config(HUNGRY)).await;
     let id = api.session("a").await;
     // Two levels below claude, reaped by its own parent: only the kernel's log knows its name.
     let tool = r#"@tool Bash {"command": "cp /usr/bin/tail /tmp/my-hog; sh -c '/tmp/my-hog /dev/zero; true'"}"#;
     let frames = api.turn(&id, &format!("{tool}\n@text went on")).await;
-    let killed = cause(&api, &id, "killed", "oom").await;
+    let killed = api.cause(&id, "killed", "oom").await;
     assert_eq!((&killed["process"], &killed["limit"]), (&json!("my-hog"), &json!("memoryBytes")), "{killed}");
     assert!(killed["pid"].as_u64().unwrap() > 1, "{killed}");
     assert!((50 * MIB..=160 * MIB).contains(&killed["residentBytes"].as_u64().unwrap()), "{killed}");
@@ -60,7 +32,7 @@ async fn the_process_the_kernel_chose_is_named() {
     assert!(daemon.logs().contains("my-hog"), "the journal names it too");
     if is_v2() {
         // All of the sandbox dies, and the one that was chosen is told.
-        assert!(session(&api, &id).await["error"].as_str().unwrap().contains("my-hog"));
+        assert!(api.info(&id).await["error"].as_str().unwrap().contains("my-hog"));
     } else {
         assert_eq!(text(&frames), "went on");
     }
@@ -69,7 +41,8 @@ async fn the_process_the_kernel_chose_is_named() {
 #[tokio::test]
 async fn who_listens_hears_of_it_at_once_in_a_turn_and_between_two() {
     let (_daemon, api) =
-        with(Options::default().config("[limits]\npids = 64\nmemory_bytes = '128MiB'\nswap_bytes = 0")).await;
+        Daemon::deployed(Options::default().config("[limits]\npids = 64\nmemory_bytes = '128MiB'\nswap_bytes = 0"))
+            .await;
     let id = api.session("a").await;
     let listen = |id: &str, place: &str| {
         let (api, path) = (api.clone(), format!("/api/sessions/{id}/stream{place}"));
@@ -95,7 +68,7 @@ async fn who_listens_hears_of_it_at_once_in_a_turn_and_between_two() {
 
 #[tokio::test]
 async fn a_command_of_exec_that_is_killed_says_by_what() {
-    let (_daemon, api) = with(Options::default().config(HUNGRY)).await;
+    let (_daemon, api) = Daemon::deployed(Options::default().config(HUNGRY)).await;
     let id = api.session("a").await;
     let body = json!({"command": "tail /dev/zero"});
     let answer = api.post(&format!("/api/sessions/{id}/exec"), body).await;
@@ -110,7 +83,7 @@ async fn a_command_of_exec_that_is_killed_says_by_what() {
             "{said}"
         );
     }
-    cause(&api, &id, "killed", "oom").await;
+    api.cause(&id, "killed", "oom").await;
     // One that is killed for another reason is not blamed on memory.
     if !is_v2() {
         let other = api.post(&format!("/api/sessions/{id}/exec"), json!({"command": "kill -9 $$"})).await.expect(200);
@@ -120,25 +93,26 @@ async fn a_command_of_exec_that_is_killed_says_by_what() {
 
 #[tokio::test]
 async fn a_budget_that_is_used_up_is_told() {
-    let (_daemon, api) = with(Options::default()).await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let result = r#"@raw {"type":"result","subtype":"error_max_turns","is_error":true,"num_turns":2,"total_cost_usd":0.1,"session_id":"x"}"#;
     let body = json!({"content": format!("@text some\n{result}\n@wait 1s"), "maxTurns": 2});
     api.send(&id, body).await.rest().await;
-    let limited = cause(&api, &id, "limited", "budget").await;
+    let limited = api.cause(&id, "limited", "budget").await;
     assert_eq!(
         (&limited["limit"], &limited["value"], &limited["used"]),
         (&json!("maxTurns"), &json!(2), &json!(2)),
         "{limited}"
     );
-    assert_eq!(session(&api, &id).await["status"], "active");
+    assert_eq!(api.info(&id).await["status"], "active");
     assert!(api.get("/metrics").await.text.contains("ash_limited_total{reason=\"budget\"} 1"));
 }
 
 #[tokio::test]
 async fn a_deleted_open_file_is_bounded_within_a_second() {
     // The real one: the fake ends no tool when it is interrupted.
-    let (_daemon, api) = with(Options::default().real_claude().config("[limits]\ndisk_bytes = '256MiB'")).await;
+    let (_daemon, api) =
+        Daemon::deployed(Options::default().real_claude().config("[limits]\ndisk_bytes = '256MiB'")).await;
     let id = api.session("a").await;
     // 20 MiB each 100 ms into a file without a name; 256 MiB are passed after 1.3 s.
     let fill = r#"@tool Bash {"command": "exec 9> /workspace/f; rm /workspace/f; for n in $(seq 400); do head -c 20971520 /dev/zero >&9; echo $n > /tmp/count; sleep 0.1; done"}"#;
@@ -147,11 +121,11 @@ async fn a_deleted_open_file_is_bounded_within_a_second() {
     assert!(start.elapsed() < patient(Duration::from_secs(10)), "{:?}", start.elapsed());
     let said = frames[frames.len() - 2].data["error"].as_str().unwrap();
     assert!(said.contains("deleted and are still open") && said.contains("limit is 256 MiB"), "{said}");
-    let limited = cause(&api, &id, "limited", "disk").await;
+    let limited = api.cause(&id, "limited", "disk").await;
     let used = limited["used"].as_u64().unwrap();
     // A second later it would be 200 MiB more.
     assert!((256 * MIB..456 * MIB).contains(&used), "{} MiB", used / MIB);
-    assert_eq!(session(&api, &id).await["status"], "paused");
+    assert_eq!(api.info(&id).await["status"], "paused");
     let stats = api.get(&format!("/api/sessions/{id}/stats")).await.expect(200)["stats"].clone();
     assert!(stats["disk"]["bytes"].as_u64().unwrap() >= 256 * MIB, "{stats}");
 
@@ -159,12 +133,12 @@ async fn a_deleted_open_file_is_bounded_within_a_second() {
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(200);
     assert_eq!(text(&api.turn(&id, "@text again").await), "again");
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(session(&api, &id).await["status"], "active");
+    assert_eq!(api.info(&id).await["status"], "active");
 }
 
 #[tokio::test]
 async fn one_huge_file_in_a_moment_is_bounded_within_a_second() {
-    let (_daemon, api) = with(Options::default().config("[limits]\ndisk_bytes = '64MiB'")).await;
+    let (_daemon, api) = Daemon::deployed(Options::default().config("[limits]\ndisk_bytes = '64MiB'")).await;
     let id = api.session("a").await;
     // fallocate takes the blocks at once, whatever the size; then mapped, and the descriptor closed.
     let script = "import mmap, os, time\nf = os.open('/workspace/huge', os.O_RDWR | os.O_CREAT)\nos.posix_fallocate(f, 0, 1 << 30)\n\
@@ -177,24 +151,24 @@ async fn one_huge_file_in_a_moment_is_bounded_within_a_second() {
     assert!(start.elapsed() < patient(Duration::from_secs(5)), "{:?}", start.elapsed());
     let said = frames[frames.len() - 2].data["error"].as_str().unwrap();
     assert!(said.contains("1024 of them in files that were deleted") || said.contains("1025 MiB"), "{said}");
-    assert_eq!(session(&api, &id).await["status"], "paused");
+    assert_eq!(api.info(&id).await["status"], "paused");
 }
 
 #[tokio::test]
 async fn who_holds_on_is_ended_at_the_second_time() {
-    let (_daemon, api) = with(Options::default().config("[limits]\ndisk_bytes = '64MiB'")).await;
+    let (_daemon, api) = Daemon::deployed(Options::default().config("[limits]\ndisk_bytes = '64MiB'")).await;
     let id = api.session("a").await;
     // A daemon of its own: no interrupt of the turn reaches it.
     let daemon = r#"@tool Bash {"command": "setsid bash -c 'exec 9> /workspace/f; rm /workspace/f; while sleep 0.1; do head -c 5242880 /dev/zero >&9; done' > /dev/null 2>&1 & sleep 30"}"#;
     api.turn(&id, daemon).await;
-    assert_eq!(session(&api, &id).await["status"], "paused");
+    assert_eq!(api.info(&id).await["status"], "paused");
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(200);
     let start = Instant::now();
-    while session(&api, &id).await["status"] != "error" {
-        assert!(start.elapsed() < patient(Duration::from_secs(10)), "{}", session(&api, &id).await);
+    while api.info(&id).await["status"] != "error" {
+        assert!(start.elapsed() < patient(Duration::from_secs(10)), "{}", api.info(&id).await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let said = session(&api, &id).await["error"].as_str().unwrap().to_owned();
+    let said = api.info(&id).await["error"].as_str().unwrap().to_owned();
     assert!(said.contains("its processes were ended"), "{said}");
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(200);
     assert_eq!(text(&api.turn(&id, "@text again").await), "again");

@@ -7,10 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::patience::patient;
-use common::{Daemon, Options};
+use common::{Daemon, MIB, Options};
 use serde_json::{Value, json};
-
-const MIB: u64 = 1 << 20;
 const V1: [&str; 4] = [
     "blkio.throttle.read_bps_device",
     "blkio.throttle.write_bps_device",
@@ -35,9 +33,7 @@ fn in_force(daemon: &Daemon, id: &str) -> [Option<u64>; 4] {
 
 #[tokio::test]
 async fn io_is_throttled_told_stored_and_given_back() {
-    let mut daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let path = format!("/api/sessions/{id}/limits");
     let limits = api.get(&path).await.expect(200)["limits"].clone();
@@ -86,9 +82,7 @@ async fn io_is_throttled_told_stored_and_given_back() {
 #[tokio::test]
 async fn the_ceiling_and_the_agent_bound_io_too() {
     let config = "[launcher.ceiling]\nio_read_bps = '100MiB'\n[limits]\nio_write_iops = 1000";
-    let daemon = Daemon::start(Options::default().config(config));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default().config(config)).await;
     let id = api.session("a").await;
     assert_eq!(in_force(&daemon, &id), [Some(100 * MIB), None, None, Some(1000)]);
     let path = format!("/api/sessions/{id}/limits");

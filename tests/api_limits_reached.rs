@@ -7,46 +7,13 @@ use std::time::{Duration, Instant};
 
 use common::api::{Api, text};
 use common::patience::patient;
-use common::{Daemon, Options};
+use common::{Daemon, MIB, Options};
 use serde_json::{Value, json};
-
-const MIB: u64 = 1 << 20;
-
-async fn with(options: Options) -> (Daemon, Api) {
-    let daemon = Daemon::start(options);
-    let api = daemon.api();
-    api.deploy("a").await;
-    (daemon, api)
-}
-
-async fn session(api: &Api, id: &str) -> Value {
-    api.get(&format!("/api/sessions/{id}")).await.expect(200)["session"].clone()
-}
-
-/// Data of the lifecycle events, oldest first.
-async fn lifecycle(api: &Api, id: &str) -> Vec<Value> {
-    let all = api.get(&format!("/api/sessions/{id}/events?type=lifecycle&limit=1000")).await.expect(200);
-    let data = |event: &Value| serde_json::from_str(event["data"].as_str().unwrap()).unwrap();
-    all["events"].as_array().unwrap().iter().map(data).collect()
-}
-
-/// The one event with this action and reason, waited for.
-async fn cause(api: &Api, id: &str, action: &str, reason: &str) -> Value {
-    let start = Instant::now();
-    loop {
-        let all = lifecycle(api, id).await;
-        if let Some(found) = all.iter().find(|e| e["action"] == action && e["reason"] == reason) {
-            return found.clone();
-        }
-        assert!(start.elapsed() < patient(Duration::from_secs(5)), "no {action}/{reason} in {all:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
 
 async fn wait_for(api: &Api, id: &str, status: &str) {
     let start = Instant::now();
-    while session(api, id).await["status"] != status {
-        assert!(start.elapsed() < patient(Duration::from_secs(5)), "not {status}: {}", session(api, id).await);
+    while api.info(id).await["status"] != status {
+        assert!(start.elapsed() < patient(Duration::from_secs(5)), "not {status}: {}", api.info(id).await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -59,7 +26,7 @@ fn on_disk(daemon: &Daemon, id: &str, file: &str) -> u64 {
 
 #[tokio::test]
 async fn a_disk_filler_is_stopped_within_a_second_and_goes_on_when_files_are_deleted() {
-    let (daemon, api) = with(Options::default().config("[limits]\ndisk_bytes = '64MiB'")).await;
+    let (daemon, api) = Daemon::deployed(Options::default().config("[limits]\ndisk_bytes = '64MiB'")).await;
     let id = api.session("a").await;
     // 20 MiB each 100 ms: 64 MiB are passed after 0.3 s, a second later it would be 200 MiB more.
     let fill = r#"@tool Bash {"command": "for n in $(seq 200); do head -c 20971520 /dev/zero >> /workspace/big; sleep 0.1; done"}"#;
@@ -72,12 +39,12 @@ async fn a_disk_filler_is_stopped_within_a_second_and_goes_on_when_files_are_del
     assert!(said.contains("its limit is 64 MiB") && said.contains("DELETE"), "{said}");
     let written = on_disk(&daemon, &id, "big");
     assert!((64 * MIB..264 * MIB).contains(&written), "{} MiB", written / MIB);
-    let now = session(&api, &id).await;
+    let now = api.info(&id).await;
     assert_eq!((&now["status"], now["error"].as_str()), (&json!("paused"), Some(said)));
-    let limited = cause(&api, &id, "limited", "disk").await;
+    let limited = api.cause(&id, "limited", "disk").await;
     assert_eq!((&limited["limit"], &limited["value"]), (&json!("diskBytes"), &json!(64 * MIB)));
     assert!(limited["used"].as_u64().unwrap() > 64 * MIB, "{limited}");
-    assert_eq!(cause(&api, &id, "paused", "disk").await["error"], said);
+    assert_eq!(api.cause(&id, "paused", "disk").await["error"], said);
 
     // It stands still, and cannot be resumed, nor filled through the API.
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -91,13 +58,13 @@ async fn a_disk_filler_is_stopped_within_a_second_and_goes_on_when_files_are_del
     // Room through the API: it goes on by itself, and the rest of the turn is cut.
     api.delete(&format!("/api/sessions/{id}/files/big")).await.expect(200);
     wait_for(&api, &id, "active").await;
-    assert_eq!(session(&api, &id).await["error"], Value::Null);
+    assert_eq!(api.info(&id).await["error"], Value::Null);
     api.post(&format!("/api/sessions/{id}/files"), more).await.expect(200);
 }
 
 #[tokio::test]
 async fn a_raised_limit_lets_it_go_on() {
-    let (_daemon, api) = with(Options::default().config("[limits]\ndisk_files = 200")).await;
+    let (_daemon, api) = Daemon::deployed(Options::default().config("[limits]\ndisk_files = 200")).await;
     let id = api.session("a").await;
     let frames = api.turn(&id, r#"@tool Bash {"command": "cd /workspace; touch $(seq 300); sleep 30"}"#).await;
     let said = frames[frames.len() - 2].data["error"].as_str().unwrap();
@@ -105,9 +72,9 @@ async fn a_raised_limit_lets_it_go_on() {
     wait_for(&api, &id, "paused").await;
     let path = format!("/api/sessions/{id}/limits");
     api.call("PATCH", &path, Some(json!({"diskFiles": 250}))).await.expect(200);
-    assert_eq!(session(&api, &id).await["status"], "paused");
+    assert_eq!(api.info(&id).await["status"], "paused");
     api.call("PATCH", &path, Some(json!({"diskFiles": 1000}))).await.expect(200);
-    assert_eq!(session(&api, &id).await["status"], "active");
+    assert_eq!(api.info(&id).await["status"], "active");
     // And not below what is there.
     let refused = api.call("PATCH", &path, Some(json!({"diskFiles": 250}))).await;
     assert!(refused.status == 400 && refused.text.contains("uses now"), "{}", refused.text);
@@ -115,14 +82,14 @@ async fn a_raised_limit_lets_it_go_on() {
 
 #[tokio::test]
 async fn a_held_session_stays_held_across_a_restart() {
-    let (mut daemon, api) = with(Options::default().config("[limits]\ndisk_bytes = '32MiB'")).await;
+    let (mut daemon, api) = Daemon::deployed(Options::default().config("[limits]\ndisk_bytes = '32MiB'")).await;
     let id = api.session("a").await;
     api.turn(&id, r#"@tool Bash {"command": "head -c 60000000 /dev/zero > /workspace/big; sleep 30"}"#).await;
     wait_for(&api, &id, "paused").await;
     daemon.kill9();
     daemon.restart();
     let api = daemon.api();
-    assert!(session(&api, &id).await["error"].as_str().unwrap().contains("its limit is 32 MiB"));
+    assert!(api.info(&id).await["error"].as_str().unwrap().contains("its limit is 32 MiB"));
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(507);
     api.delete(&format!("/api/sessions/{id}/files/big")).await.expect(200);
     wait_for(&api, &id, "active").await;
@@ -130,15 +97,15 @@ async fn a_held_session_stays_held_across_a_restart() {
 
 #[tokio::test]
 async fn a_fork_bomb_meets_its_limit_and_the_timeline_says_so() {
-    let (_daemon, api) = with(Options::default().config("[limits]\npids = 64")).await;
+    let (_daemon, api) = Daemon::deployed(Options::default().config("[limits]\npids = 64")).await;
     let id = api.session("a").await;
     let said = text(&api.turn(&id, "@fork 200").await);
     let started: u64 = said.split(' ').nth(1).unwrap().parse().unwrap();
     assert!((1..64).contains(&started), "{said}");
-    let limited = cause(&api, &id, "limited", "pids").await;
+    let limited = api.cause(&id, "limited", "pids").await;
     assert_eq!((&limited["limit"], &limited["value"]), (&json!("pids"), &json!(64)));
     assert!(limited["refused"].as_u64().unwrap() >= 1, "{limited}");
-    assert_eq!(session(&api, &id).await["status"], "active");
+    assert_eq!(api.info(&id).await["status"], "active");
     let stats = api.get(&format!("/api/sessions/{id}/stats")).await.expect(200)["stats"].clone();
     assert!(stats["pids"]["refused"].as_u64().unwrap() >= 1, "{stats}");
     assert!(api.get("/metrics").await.text.contains("ash_limited_total{reason=\"pids\"} 1"));
@@ -146,16 +113,17 @@ async fn a_fork_bomb_meets_its_limit_and_the_timeline_says_so() {
 
 #[tokio::test]
 async fn a_memory_hog_is_killed_with_limit_peak_and_process() {
-    let (_daemon, api) = with(Options::default().config("[limits]\nmemory_bytes = '128MiB'\nswap_bytes = 0")).await;
+    let (_daemon, api) =
+        Daemon::deployed(Options::default().config("[limits]\nmemory_bytes = '128MiB'\nswap_bytes = 0")).await;
     let id = api.session("a").await;
     let frames = api.turn(&id, "@alloc 300000000").await;
     let said = frames[frames.len() - 2].data["error"].as_str().unwrap().to_owned();
     assert!(said.contains("memory limit of 128 MiB"), "{said}");
-    let killed = cause(&api, &id, "killed", "oom").await;
+    let killed = api.cause(&id, "killed", "oom").await;
     assert_eq!((&killed["limit"], &killed["value"]), (&json!("memoryBytes"), &json!(128 * MIB)));
     assert!(killed["peakBytes"].as_u64().unwrap() > 100 * MIB, "{killed}");
     assert!(killed["process"].as_str().is_some(), "{killed}");
-    let now = session(&api, &id).await;
+    let now = api.info(&id).await;
     assert_eq!((&now["status"], now["error"].as_str()), (&json!("error"), Some(said.as_str())));
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(200);
     assert_eq!(text(&api.turn(&id, "@text again").await), "again");
@@ -163,14 +131,15 @@ async fn a_memory_hog_is_killed_with_limit_peak_and_process() {
 
 #[tokio::test]
 async fn a_killed_tool_is_told_too() {
-    let (_daemon, api) = with(Options::default().config("[limits]\nmemory_bytes = '128MiB'\nswap_bytes = 0")).await;
+    let (_daemon, api) =
+        Daemon::deployed(Options::default().config("[limits]\nmemory_bytes = '128MiB'\nswap_bytes = 0")).await;
     let id = api.session("a").await;
     let frames = api.turn(&id, "@tool Bash {\"command\": \"tail /dev/zero\"}\n@text went on").await;
-    let killed = cause(&api, &id, "killed", "oom").await;
+    let killed = api.cause(&id, "killed", "oom").await;
     assert_eq!(killed["value"], 128 * MIB, "{killed}");
     // On cgroup v2 the group dies as one; on v1 the kernel takes one process, and claude goes on.
     let v2 = !std::path::Path::new("/sys/fs/cgroup/memory").exists();
-    assert_eq!(session(&api, &id).await["status"], if v2 { "error" } else { "active" });
+    assert_eq!(api.info(&id).await["status"], if v2 { "error" } else { "active" });
     if !v2 {
         assert_eq!(text(&frames), "went on");
         assert_eq!(killed["processes"], 1, "{killed}");
@@ -179,7 +148,7 @@ async fn a_killed_tool_is_told_too() {
 
 #[tokio::test]
 async fn an_endless_turn_is_ended() {
-    let (_daemon, api) = with(Options::default()).await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     api.call("PATCH", &format!("/api/sessions/{id}/limits"), Some(json!({"turnMs": 1000}))).await.expect(200);
     let start = Instant::now();
@@ -191,19 +160,19 @@ async fn an_endless_turn_is_ended() {
     );
     let said = frames[frames.len() - 2].data["error"].as_str().unwrap();
     assert!(said.contains("longer than 1000 ms"), "{said}");
-    let limited = cause(&api, &id, "limited", "turn-time").await;
+    let limited = api.cause(&id, "limited", "turn-time").await;
     assert_eq!((&limited["limit"], &limited["value"]), (&json!("turnMs"), &json!(1000)));
-    assert_eq!(session(&api, &id).await["status"], "active");
+    assert_eq!(api.info(&id).await["status"], "active");
     assert_eq!(text(&api.turn(&id, "@text short").await), "short");
 }
 
 #[tokio::test]
 async fn a_kill_from_outside_is_named() {
-    let (daemon, api) = with(Options::default()).await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let frames = api.turn(&id, "@kill").await;
     assert!(frames[frames.len() - 2].data["error"].as_str().unwrap().contains("SIGKILL"));
-    let killed = cause(&api, &id, "killed", "signal").await;
+    let killed = api.cause(&id, "killed", "signal").await;
     assert_eq!((&killed["signal"], &killed["process"]), (&json!(9), &json!("claude")));
     let logs = daemon.logs();
     assert!(logs.contains("\"ASH_EVENT\":\"killed\"") || logs.contains("ASH_EVENT=\"killed\""), "{logs}");

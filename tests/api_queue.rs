@@ -35,9 +35,7 @@ async fn until(api: &Api, id: &str, status: &str) -> Value {
 
 #[tokio::test]
 async fn prompts_are_answered_each_with_its_own_result() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let mut ids = Vec::new();
     for n in 0..12 {
         ids.push(put(&api, "a", &format!("@text answer {n}"), json!({})).await);
@@ -70,9 +68,7 @@ async fn prompts_are_answered_each_with_its_own_result() {
 
 #[tokio::test]
 async fn failures_are_retried_with_a_delay_or_told_at_once() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let start = Instant::now();
     let id = put(&api, "a", "@exit 3", json!({"maxRetries": 1})).await;
     let failed = until(&api, &id, "failed").await;
@@ -97,9 +93,7 @@ async fn failures_are_retried_with_a_delay_or_told_at_once() {
 
 #[tokio::test]
 async fn only_what_waits_can_be_cancelled_and_nobody_sees_anothers() {
-    let daemon = Daemon::start(Options::default().env("ASH_MAX_SANDBOXES", "1"));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default().env("ASH_MAX_SANDBOXES", "1")).await;
     let running = put(&api, "a", "@wait 4s\n@text done", json!({})).await;
     until(&api, &running, "processing").await;
     let waits = put(&api, "a", "@text never", json!({})).await;
@@ -128,9 +122,7 @@ async fn only_what_waits_can_be_cancelled_and_nobody_sees_anothers() {
 
 #[tokio::test]
 async fn a_killed_daemon_loses_no_prompt_and_sends_none_twice() {
-    let mut daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let session = api.session("a").await;
     let mine = put(&api, "a", "@wait 3s\n@text mine", json!({"sessionId": session})).await;
     let mut own = Vec::new();

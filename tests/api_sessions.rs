@@ -11,9 +11,7 @@ use serde_json::{Value, json};
 
 #[tokio::test]
 async fn a_turn_streams_what_claude_says_in_the_order_of_the_contract() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let frames =
         api.turn(&id, "@think hm\n@text one two\n@tool Bash {\"command\":\"echo out; pwd\"}\n@text three").await;
@@ -38,9 +36,7 @@ async fn a_turn_streams_what_claude_says_in_the_order_of_the_contract() {
 
 #[tokio::test]
 async fn blocks_and_awkward_text_arrive_as_they_were_sent() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let awkward = "quote \" back \\ nul-ish \u{1} line\u{2028}sep\u{85} emoji 🦀 123";
     let frames = api.turn(&id, awkward).await;
@@ -61,9 +57,7 @@ async fn blocks_and_awkward_text_arrive_as_they_were_sent() {
 
 #[tokio::test]
 async fn each_state_allows_what_the_contract_says() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let path = |verb: &str| format!("/api/sessions/{id}/{verb}");
     let say = json!({"content": "hello"});
@@ -98,9 +92,7 @@ async fn each_state_allows_what_the_contract_says() {
 
 #[tokio::test]
 async fn a_second_message_in_mid_turn_is_409_and_harms_nothing() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let mut first =
         api.send(&id, json!({"content": "@delay 20ms\n@repeat 30 word", "includePartialMessages": true})).await;
@@ -112,12 +104,9 @@ async fn a_second_message_in_mid_turn_is_409_and_harms_nothing() {
 
 #[tokio::test]
 async fn an_interrupt_ends_the_turn_and_not_the_session() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
-    let mut stream = api.send(&id, json!({"content": "@text begun\n@wait 60s", "includePartialMessages": true})).await;
-    stream.until("text_delta").await;
+    let (stream, _) = api.waiting_turn(&id).await;
     let start = Instant::now();
     api.call("POST", &format!("/api/sessions/{id}/interrupt"), None).await.expect(200);
     assert_eq!(stream.rest().await.last().unwrap().event, "done");
@@ -127,9 +116,7 @@ async fn an_interrupt_ends_the_turn_and_not_the_session() {
 
 #[tokio::test]
 async fn claude_dying_in_mid_turn_is_an_error_and_done_and_a_session_that_resumes() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     for death in ["@kill", "@exit 7", "@half"] {
         let id = api.session("a").await;
         assert_eq!(text(&api.turn(&id, "@text first").await), "first");
@@ -149,9 +136,7 @@ async fn claude_dying_in_mid_turn_is_an_error_and_done_and_a_session_that_resume
 
 #[tokio::test]
 async fn a_hostile_stdout_harms_its_own_session_only() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let good = api.session("a").await;
     for deed in
         ["@truncate\n@text x", "@raw not json\n@text x", "@raw {\"type\":\"result\"}\n@text x", "@raw {}\n@text x"]
@@ -168,9 +153,7 @@ async fn a_hostile_stdout_harms_its_own_session_only() {
 
 #[tokio::test]
 async fn a_client_that_goes_away_does_not_stop_the_turn() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let mut stream = api
         .send(
@@ -194,17 +177,13 @@ async fn a_client_that_goes_away_does_not_stop_the_turn() {
 
 #[tokio::test]
 async fn at_capacity_the_answer_is_503_and_room_can_be_made() {
-    let daemon = Daemon::start(Options::default().env("ASH_MAX_SANDBOXES", "2"));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (_daemon, api) = Daemon::deployed(Options::default().env("ASH_MAX_SANDBOXES", "2")).await;
     let mut streams = Vec::new();
     let mut ids = Vec::new();
     for _ in 0..2 {
         let id = api.session("a").await;
         // Sessions in mid-turn cannot make room for others.
-        let mut stream = api.send(&id, json!({"content": "@text x\n@wait 30s", "includePartialMessages": true})).await;
-        stream.until("text_delta").await;
-        streams.push(stream);
+        streams.push(api.waiting_turn(&id).await);
         ids.push(id);
     }
     let refused = api.post("/api/sessions", json!({"agent": "a"})).await;
@@ -218,9 +197,7 @@ async fn at_capacity_the_answer_is_503_and_room_can_be_made() {
 
 #[tokio::test]
 async fn sessions_survive_a_killed_daemon_and_streams_go_on_where_they_were() {
-    let mut daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let mut stream = api
         .send(
@@ -260,9 +237,7 @@ async fn sessions_survive_a_killed_daemon_and_streams_go_on_where_they_were() {
 #[tokio::test]
 async fn a_favoured_daemon_does_not_hand_its_priority_on() {
     rustix::process::setpriority_process(None, -5).unwrap();
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     assert_eq!(rustix::process::getpriority_process(None).unwrap(), -5);
     assert_eq!(text(&api.turn(&id, "@text x").await), "x");

@@ -12,9 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn started(options: Options) -> (Daemon, Api) {
-    let daemon = Daemon::start(options);
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(options).await;
     (daemon, api)
 }
 

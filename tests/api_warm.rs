@@ -61,9 +61,7 @@ fn directories(daemon: &Daemon) -> Vec<String> {
 
 #[tokio::test]
 async fn a_session_takes_over_a_warm_sandbox_and_another_is_made() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     assert_eq!(
         api.get("/api/agents/a/warm").await.expect(200)["warm"],
         json!({"count": 0, "own": false, "ready": 0, "warming": false})
@@ -113,9 +111,7 @@ async fn a_session_takes_over_a_warm_sandbox_and_another_is_made() {
 
 #[tokio::test]
 async fn what_a_start_must_say_is_started_cold() {
-    let daemon = Daemon::start(Options::default().config("[pool]\nwarm = 1"));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default().config("[pool]\nwarm = 1")).await;
     within("ready without being asked for", async || ready(&api, "a").await == 1).await;
     let prepared = sandboxes(&daemon);
     for (field, value) in [
@@ -136,9 +132,7 @@ async fn what_a_start_must_say_is_started_cold() {
 
 #[tokio::test]
 async fn no_other_tenant_and_no_former_agent_is_served() {
-    let daemon = Daemon::start(Options::default());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     warm(&api, "a", 1).await;
     let first = sandboxes(&daemon);
     // Another tenant's agent of the same name.
@@ -186,9 +180,7 @@ async fn an_agent_that_is_edited_in_place_is_seen_as_it_is_now() {
 
 #[tokio::test]
 async fn sessions_come_before_warm_ones_and_dead_ones_are_not_handed_out() {
-    let daemon = Daemon::start(Options::default().env("ASH_MAX_SANDBOXES", "2"));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default().env("ASH_MAX_SANDBOXES", "2")).await;
     api.deploy("b").await;
     warm(&api, "a", 2).await;
     // Two of another agent: both warm ones make room; a third finds none.
@@ -211,9 +203,7 @@ async fn sessions_come_before_warm_ones_and_dead_ones_are_not_handed_out() {
 
 #[tokio::test]
 async fn a_restart_destroys_what_was_warm_and_what_is_nobodys() {
-    let mut daemon = Daemon::start(Options::default().config("[sessions]\nkeep_ended = \"2s\""));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(Options::default().config("[sessions]\nkeep_ended = \"2s\"")).await;
     warm(&api, "a", 1).await;
     let id = api.session("a").await;
     api.turn(&id, "@text hello").await;

@@ -10,9 +10,7 @@ use common::{Daemon, Options, procs};
 use serde_json::json;
 
 async fn real() -> (Daemon, common::Api, String) {
-    let daemon = Daemon::start(Options::default().real_claude());
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default().real_claude()).await;
     let id = api.session("a").await;
     (daemon, api, id)
 }

@@ -9,7 +9,7 @@ use common::api::text;
 use common::patience::patient;
 use common::procs::private;
 use common::swap::Swap;
-use common::{Api, Daemon, Options, procs};
+use common::{Api, Daemon, MIB, Options, procs};
 
 /// Bytes of swap that one session fits in.
 const SWAP: u64 = 1 << 30;
@@ -29,14 +29,11 @@ async fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) ->
     start.elapsed()
 }
 
-const MIB: u64 = 1 << 20;
-
 #[tokio::test]
 async fn a_paused_session_of_the_real_claude_keeps_at_most_5_mib_and_goes_on() {
     let swap = Swap::make(SWAP);
-    let daemon = Daemon::start(Options::default().real_claude().config("[pause]\nreclaim_after_ms = 100"));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) =
+        Daemon::deployed(Options::default().real_claude().config("[pause]\nreclaim_after_ms = 100")).await;
     let id = api.session("a").await;
     api.turn(&id, "@text remember me").await;
     let awake = private(&daemon, &id);
@@ -77,9 +74,7 @@ async fn a_paused_session_of_the_real_claude_keeps_at_most_5_mib_and_goes_on() {
 async fn an_idle_session_gives_its_memory_back_too_and_stays_active() {
     let swap = Swap::make(SWAP);
     let config = "[pause]\nfreeze_after_ms = 300\nreclaim_idle_after_ms = 800";
-    let daemon = Daemon::start(Options::default().real_claude().config(config));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default().real_claude().config(config)).await;
     let id = api.session("a").await;
     api.turn(&id, "@text remember me").await;
     assert!(private(&daemon, &id) > 50 * MIB);
@@ -95,9 +90,7 @@ async fn an_idle_session_gives_its_memory_back_too_and_stays_active() {
 #[tokio::test]
 async fn a_resume_in_the_middle_of_it_is_not_held_up_and_ends_it() {
     let swap = Swap::make(SWAP);
-    let daemon = Daemon::start(Options::default().config("[pause]\nreclaim_after_ms = 0"));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default().config("[pause]\nreclaim_after_ms = 0")).await;
     let (id, other) = (api.session("a").await, api.session("a").await);
     for round in 0..10 {
         verb(&api, &id, "pause").await;
@@ -120,9 +113,7 @@ async fn a_resume_in_the_middle_of_it_is_not_held_up_and_ends_it() {
 async fn without_swap_nothing_is_done_and_that_is_said_once() {
     // A host with swap of its own has nothing to say.
     let expected = usize::from(std::fs::read_to_string("/proc/swaps").unwrap().lines().count() == 1);
-    let daemon = Daemon::start(Options::default().config("[pause]\nreclaim_after_ms = 0"));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default().config("[pause]\nreclaim_after_ms = 0")).await;
     for _ in 0..2 {
         let id = api.session("a").await;
         verb(&api, &id, "pause").await;
@@ -133,9 +124,7 @@ async fn without_swap_nothing_is_done_and_that_is_said_once() {
 
 #[tokio::test]
 async fn a_warm_sandbox_of_the_real_claude_answers_at_once() {
-    let daemon = Daemon::start(Options::default().real_claude().config("[pool]\nwarm = 1"));
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (daemon, api) = Daemon::deployed(Options::default().real_claude().config("[pool]\nwarm = 1")).await;
     let ready = async || api.get("/api/agents/a/warm").await.expect(200)["warm"]["ready"] == 1;
     let mut creates = Vec::new();
     for round in 0..4 {

@@ -44,9 +44,7 @@ async fn no_log_and_no_stray_file_holds_a_secret() {
         .env("ANTHROPIC_API_KEY", MODEL_KEY)
         .env("ANTHROPIC_CUSTOM_HEADERS", &format!("x-team: {HEADER}"))
         .env("ASH_CREDENTIAL_KEY", SEAL);
-    let mut daemon = Daemon::start(options);
-    let api = daemon.api();
-    api.deploy("a").await;
+    let (mut daemon, api) = Daemon::deployed(options).await;
     let made = api.post("/api/api-keys", json!({"label": "x", "tenantId": "acme"})).await.expect(201);
     let tenant_key = made["key"].as_str().unwrap().to_owned();
     let body = json!({"type": "anthropic", "key": CREDENTIAL});

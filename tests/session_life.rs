@@ -10,35 +10,8 @@ use common::api::{Api, text};
 use common::{Daemon, Options, procs};
 use serde_json::{Value, json};
 
-async fn with(options: Options) -> (Daemon, Api) {
-    let daemon = Daemon::start(options);
-    let api = daemon.api();
-    api.deploy("a").await;
-    (daemon, api)
-}
-
-async fn verb(api: &Api, id: &str, verb: &str) -> Value {
-    api.call("POST", &format!("/api/sessions/{id}/{verb}"), None).await.expect(200)["session"]["status"].clone()
-}
-
 async fn status(api: &Api, id: &str) -> String {
-    let session = api.get(&format!("/api/sessions/{id}")).await.expect(200);
-    session["session"]["status"].as_str().unwrap().to_owned()
-}
-
-/// The lifecycle events of a session, in order.
-async fn lifecycle(api: &Api, id: &str) -> Vec<Value> {
-    let events = api.get(&format!("/api/sessions/{id}/events?type=lifecycle&limit=1000")).await.expect(200);
-    let data = |event: &Value| serde_json::from_str(event["data"].as_str().unwrap()).unwrap();
-    events["events"].as_array().unwrap().iter().map(data).collect()
-}
-
-/// Whether the kernel says that the session's processes stand still.
-fn frozen(daemon: &Daemon, id: &str) -> bool {
-    let record = std::fs::read(daemon.run().join("sandboxes").join(id).join("sandbox.json")).unwrap();
-    let record: Value = serde_json::from_slice(&record).unwrap();
-    let group = std::path::Path::new(record["cgroup"]["unified"].as_str().unwrap());
-    std::fs::read_to_string(group.join("cgroup.events")).unwrap().contains("frozen 1")
+    api.info(id).await["status"].as_str().unwrap().to_owned()
 }
 
 async fn within(limit: Duration, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
@@ -51,7 +24,7 @@ async fn within(limit: Duration, what: &str, mut is_so: impl AsyncFnMut() -> boo
 
 #[tokio::test]
 async fn a_start_that_fails_says_where_and_why_and_leaves_a_row_only() {
-    let (daemon, api) = with(Options::default()).await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let body = json!({"agent": "a", "extraEnv": {"FAKE_FAIL_START": "1"}});
     let error = api.post("/api/sessions", body).await.expect(500)["error"].as_str().unwrap().to_owned();
     for part in ["initialize", "exited with status 3", "told to fail at its start"] {
@@ -63,7 +36,7 @@ async fn a_start_that_fails_says_where_and_why_and_leaves_a_row_only() {
     let id = session["id"].as_str().unwrap();
     assert!(!daemon.data().join("sessions").join(id).exists());
     assert!(!daemon.run().join("sandboxes").join(id).exists());
-    assert_eq!(lifecycle(&api, id).await.last().unwrap()["reason"], "start");
+    assert_eq!(api.lifecycle(id).await.last().unwrap()["reason"], "start");
     assert_eq!(api.get("/health").await.expect(200)["activeSandboxes"], 0);
     // Its place is free again and its state is a resumable one, though with the same options it fails the same.
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(500);
@@ -73,46 +46,47 @@ async fn a_start_that_fails_says_where_and_why_and_leaves_a_row_only() {
 
 #[tokio::test]
 async fn a_claude_that_takes_too_much_memory_ends_with_that_cause() {
-    let (_daemon, api) = with(Options::default().config("[limits]\nmemory_bytes = '128MiB'\nswap_bytes = 0")).await;
+    let (_daemon, api) =
+        Daemon::deployed(Options::default().config("[limits]\nmemory_bytes = '128MiB'\nswap_bytes = 0")).await;
     let id = api.session("a").await;
     let frames = api.turn(&id, "@alloc 300000000\n@text never").await;
     let error = &frames[frames.len() - 2];
     assert_eq!((error.event.as_str(), frames.last().unwrap().event.as_str()), ("error", "done"));
     assert!(error.data["error"].as_str().unwrap().contains("memory limit of 128 MiB"), "{}", error.data);
     assert_eq!(status(&api, &id).await, "error");
-    assert_eq!(lifecycle(&api, &id).await.last().unwrap()["reason"], "oom");
-    assert_eq!(verb(&api, &id, "resume").await, "active");
+    assert_eq!(api.lifecycle(&id).await.last().unwrap()["reason"], "oom");
+    assert_eq!(api.verb(&id, "resume").await, "active");
     assert_eq!(text(&api.turn(&id, "@text small again").await), "small again");
 }
 
 #[tokio::test]
 async fn the_session_paused_longest_makes_room_and_comes_back() {
-    let (_daemon, api) = with(Options::default().env("ASH_MAX_SANDBOXES", "2")).await;
+    let (_daemon, api) = Daemon::deployed(Options::default().env("ASH_MAX_SANDBOXES", "2")).await;
     let (first, second) = (api.session("a").await, api.session("a").await);
     api.turn(&first, "remember me").await;
     // Active sessions are never taken from their clients.
     api.post("/api/sessions", json!({"agent": "a"})).await.expect(503);
-    verb(&api, &first, "pause").await;
-    verb(&api, &second, "pause").await;
+    api.verb(&first, "pause").await;
+    api.verb(&second, "pause").await;
     let third = api.session("a").await;
-    assert_eq!(lifecycle(&api, &first).await.last().unwrap(), &json!({"action": "parked", "reason": "evicted"}));
-    assert_eq!(lifecycle(&api, &second).await.last().unwrap()["action"], "paused");
+    assert_eq!(api.lifecycle(&first).await.last().unwrap(), &json!({"action": "parked", "reason": "evicted"}));
+    assert_eq!(api.lifecycle(&second).await.last().unwrap()["action"], "paused");
     assert_eq!(status(&api, &first).await, "paused");
     let health = api.get("/health").await.expect(200);
     assert_eq!((&health["pool"]["total"], &health["pool"]["cold"]), (&json!(3), &json!(1)));
     // Its own resume takes the place of the other paused one.
-    assert_eq!(verb(&api, &first, "resume").await, "active");
-    assert_eq!(lifecycle(&api, &second).await.last().unwrap()["reason"], "evicted");
+    assert_eq!(api.verb(&first, "resume").await, "active");
+    assert_eq!(api.lifecycle(&second).await.last().unwrap()["reason"], "evicted");
     assert_eq!(text(&api.turn(&first, "@recall").await), "remember me");
     api.call("POST", &format!("/api/sessions/{second}/resume"), None).await.expect(503);
     api.delete(&format!("/api/sessions/{third}")).await.expect(200);
-    assert_eq!(verb(&api, &second, "resume").await, "active");
+    assert_eq!(api.verb(&second, "resume").await, "active");
 }
 
 #[tokio::test]
 async fn an_active_session_that_is_idle_for_long_makes_room_and_a_turn_never_does() {
     let options = Options::default().env("ASH_MAX_SANDBOXES", "2").config("[pool]\nevict_after_ms = 300");
-    let (_daemon, api) = with(options).await;
+    let (_daemon, api) = Daemon::deployed(options).await;
     let (idle, busy) = (api.session("a").await, api.session("a").await);
     api.turn(&idle, "remember me").await;
     let body = json!({"content": "@text begun\n@wait 3s\n@text over", "includePartialMessages": true});
@@ -120,44 +94,44 @@ async fn an_active_session_that_is_idle_for_long_makes_room_and_a_turn_never_doe
     stream.until("text_delta").await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     let third = api.session("a").await;
-    let last = lifecycle(&api, &idle).await.last().unwrap().clone();
+    let last = api.lifecycle(&idle).await.last().unwrap().clone();
     assert_eq!((&last["action"], &last["reason"]), (&json!("paused"), &json!("evicted")));
     assert_eq!(text(&stream.rest().await), "over", "the turn was not disturbed");
     api.call("POST", &format!("/api/sessions/{third}/pause"), None).await.expect(200);
-    assert_eq!(verb(&api, &idle, "resume").await, "active");
+    assert_eq!(api.verb(&idle, "resume").await, "active");
     assert_eq!(text(&api.turn(&idle, "@recall").await), "remember me");
 }
 
 #[tokio::test]
 async fn an_idle_claude_is_frozen_by_itself_but_not_what_it_left_running() {
-    let (daemon, api) = with(Options::default()).await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let (idle, busy) = (api.session("a").await, api.session("a").await);
     api.turn(&idle, "@text x").await;
     api.turn(&busy, "@fork 1").await;
-    within(Duration::from_secs(10), "the idle one is frozen", async || frozen(&daemon, &idle)).await;
+    within(Duration::from_secs(10), "the idle one is frozen", async || procs::frozen(&daemon, &idle)).await;
     assert_eq!(status(&api, &idle).await, "active", "the client notices nothing");
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(!frozen(&daemon, &busy), "a process of the agent is at work in there");
+    assert!(!procs::frozen(&daemon, &busy), "a process of the agent is at work in there");
     assert_eq!(text(&api.turn(&idle, "@text thawed").await), "thawed");
-    assert!(!frozen(&daemon, &idle));
+    assert!(!procs::frozen(&daemon, &idle));
 }
 
 #[tokio::test]
 async fn after_the_idle_timeout_a_session_is_cold_and_remembers() {
-    let (daemon, api) = with(Options::default().env("ASH_IDLE_TIMEOUT_MS", "1200")).await;
+    let (daemon, api) = Daemon::deployed(Options::default().env("ASH_IDLE_TIMEOUT_MS", "1200")).await;
     let id = api.session("a").await;
     api.turn(&id, "first words").await;
     within(Duration::from_secs(10), "parked", async || status(&api, &id).await == "paused").await;
-    assert_eq!(lifecycle(&api, &id).await.last().unwrap()["reason"], "idle");
+    assert_eq!(api.lifecycle(&id).await.last().unwrap()["reason"], "idle");
     within(Duration::from_secs(5), "no process", async || procs::of_session(&daemon, &id).is_empty()).await;
-    assert_eq!(verb(&api, &id, "resume").await, "active");
-    assert_eq!(lifecycle(&api, &id).await.last().unwrap()["path"], "cold");
+    assert_eq!(api.verb(&id, "resume").await, "active");
+    assert_eq!(api.lifecycle(&id).await.last().unwrap()["path"], "cold");
     assert_eq!(text(&api.turn(&id, "@recall").await), "first words");
 }
 
 #[tokio::test]
 async fn options_of_one_message_hold_for_that_message() {
-    let (daemon, api) = with(Options::default()).await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let flags = || procs::claude(&daemon, &id).read("cmdline");
     api.turn(&id, "first words").await;
@@ -193,22 +167,22 @@ async fn options_of_one_message_hold_for_that_message() {
 
 #[tokio::test]
 async fn paused_in_mid_turn_survives_a_killed_daemon() {
-    let (mut daemon, api) = with(Options::default()).await;
+    let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let body = json!({"content": "@delay 50ms\n@repeat 40 word", "includePartialMessages": true});
     let mut stream = api.send(&id, body).await;
     stream.until("text_delta").await;
-    assert_eq!(verb(&api, &id, "pause").await, "paused");
+    assert_eq!(api.verb(&id, "pause").await, "paused");
     drop(stream);
     daemon.kill9();
     daemon.restart();
     let api = daemon.api();
     assert_eq!(status(&api, &id).await, "paused");
-    within(Duration::from_secs(5), "frozen again", async || frozen(&daemon, &id)).await;
+    within(Duration::from_secs(5), "frozen again", async || procs::frozen(&daemon, &id)).await;
     let start = Instant::now();
-    assert_eq!(verb(&api, &id, "resume").await, "active");
+    assert_eq!(api.verb(&id, "resume").await, "active");
     assert!(start.elapsed() < Duration::from_secs(2), "warm, not {:?}", start.elapsed());
-    assert_eq!(lifecycle(&api, &id).await.last().unwrap()["path"], "warm");
+    assert_eq!(api.lifecycle(&id).await.last().unwrap()["path"], "warm");
     let mut stream =
         common::api::Stream::of(api.open("GET", &format!("/api/sessions/{id}/stream?after=0:0:0"), None).await).await;
     stream.until("done").await;
@@ -222,11 +196,10 @@ async fn paused_in_mid_turn_survives_a_killed_daemon() {
 
 #[tokio::test]
 async fn without_its_sandbox_a_restarted_daemon_says_so_and_loses_nothing() {
-    let (mut daemon, api) = with(Options::default()).await;
+    let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     api.turn(&id, "first words").await;
-    let mut stream = api.send(&id, json!({"content": "@text x\n@wait 60s", "includePartialMessages": true})).await;
-    stream.until("text_delta").await;
+    let _stream = api.waiting_turn(&id).await;
     daemon.kill9();
     for process in procs::of_session(&daemon, &id) {
         let pid = nix::unistd::Pid::from_raw(process.pid);
@@ -235,15 +208,15 @@ async fn without_its_sandbox_a_restarted_daemon_says_so_and_loses_nothing() {
     daemon.restart();
     let api = daemon.api();
     within(Duration::from_secs(5), "the session is not active", async || status(&api, &id).await != "active").await;
-    let last = lifecycle(&api, &id).await.last().unwrap().clone();
+    let last = api.lifecycle(&id).await.last().unwrap().clone();
     assert!(last["error"].is_string() || last["detail"].is_string(), "no cause: {last}");
-    assert_eq!(verb(&api, &id, "resume").await, "active");
+    assert_eq!(api.verb(&id, "resume").await, "active");
     assert_eq!(text(&api.turn(&id, "@recall").await), "first words");
 }
 
 #[tokio::test]
 async fn an_end_overtakes_a_start() {
-    let (daemon, api) = with(Options::default()).await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     // claude waits for its first line for ever when it is stopped before it reads: the start hangs on `initialize`.
     let creating = {
         let api = api.clone();
@@ -269,7 +242,7 @@ async fn an_end_overtakes_a_start() {
 /// Everything at once, on one session: each request gets an answer of the contract, each change of state is a legal one.
 #[tokio::test]
 async fn requests_at_the_same_time_leave_a_state_of_the_contract() {
-    let (daemon, api) = with(Options::default()).await;
+    let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..48_u64 {
@@ -286,7 +259,7 @@ async fn requests_at_the_same_time_leave_a_state_of_the_contract() {
         done.unwrap();
     }
     let mut state = "starting";
-    for event in lifecycle(&api, &id).await {
+    for event in api.lifecycle(&id).await {
         let next = match event["action"].as_str().unwrap() {
             "created" | "resumed" => "active",
             "paused" => "paused",

@@ -111,8 +111,10 @@ fn work(id: Uuid, leaf: &Leaf) {
     };
     let done = alone().and_then(|()| reclaim::page_out(leaf));
     logging::anew(|| match done {
-        Ok(report) => tracing::info!(ASH_SESSION = %id, end = ?report.end, way = ?report.way, resident_before = report.before,
-            resident_after = report.after, ms = report.took.as_millis(), "reclaimed"),
+        Ok(report) => {
+            tracing::info!(ASH_SESSION = %id, end = ?report.end, way = ?report.way, resident_before = report.before,
+            resident_after = report.after, ms = report.took.as_millis(), "reclaimed")
+        }
         Err(error) => tracing::warn!(ASH_SESSION = %id, %error, "its memory is not reclaimed"),
     });
 }

@@ -121,6 +121,45 @@ impl Api {
         made["session"]["id"].as_str().unwrap().to_owned()
     }
 
+    /// The session as the API shows it.
+    pub async fn info(&self, session: &str) -> Value {
+        self.get(&format!("/api/sessions/{session}")).await.expect(200)["session"].clone()
+    }
+
+    /// `pause`, `resume` or `stop`; the state that is answered.
+    pub async fn verb(&self, session: &str, verb: &str) -> Value {
+        self.call("POST", &format!("/api/sessions/{session}/{verb}"), None).await.expect(200)["session"]["status"]
+            .clone()
+    }
+
+    /// Data of the lifecycle events, oldest first.
+    pub async fn lifecycle(&self, session: &str) -> Vec<Value> {
+        let all = self.get(&format!("/api/sessions/{session}/events?type=lifecycle&limit=1000")).await.expect(200);
+        let data = |event: &Value| serde_json::from_str(event["data"].as_str().unwrap()).unwrap();
+        all["events"].as_array().unwrap().iter().map(data).collect()
+    }
+
+    /// The one lifecycle event with this action and reason, waited for.
+    pub async fn cause(&self, session: &str, action: &str, reason: &str) -> Value {
+        let start = Instant::now();
+        loop {
+            let all = self.lifecycle(session).await;
+            if let Some(found) = all.iter().find(|e| e["action"] == action && e["reason"] == reason) {
+                return found.clone();
+            }
+            assert!(start.elapsed() < patient(Duration::from_secs(10)), "no {action}/{reason} in {all:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// A turn that has said `begun` and then waits for a minute; its stream behind that frame.
+    pub async fn waiting_turn(&self, session: &str) -> (Stream, Frame) {
+        let body = json!({"content": "@text begun\n@wait 60s", "includePartialMessages": true});
+        let mut stream = self.send(session, body).await;
+        let begun = stream.until("text_delta").await;
+        (stream, begun)
+    }
+
     /// Sends a message, and the stream of its turn.
     pub async fn send(&self, session: &str, body: Value) -> Stream {
         let path = format!("/api/sessions/{session}/messages");

@@ -12,6 +12,7 @@
 pub mod api;
 pub mod churn;
 pub mod disk;
+pub mod journal;
 pub mod leftovers;
 pub mod patience;
 pub mod procs;
@@ -31,6 +32,8 @@ use patience::patient;
 
 /// Longest wait for the daemon to serve, or to end.
 const SOON_ENOUGH: Duration = Duration::from_secs(20);
+
+pub const MIB: u64 = 1 << 20;
 
 /// How the daemon of a test differs from the default.
 #[derive(Clone, Default)]
@@ -131,6 +134,14 @@ impl Daemon {
         }
         daemon.launch();
         daemon
+    }
+
+    /// One with an agent `a`, and how to speak to it.
+    pub async fn deployed(options: Options) -> (Self, Api) {
+        let daemon = Self::start(options);
+        let api = daemon.api();
+        api.deploy("a").await;
+        (daemon, api)
     }
 
     pub fn data(&self) -> PathBuf {

@@ -67,6 +67,13 @@ impl Proc {
     }
 }
 
+/// Whether the kernel says that the session's processes stand still.
+pub fn frozen(daemon: &Daemon, session: &str) -> bool {
+    let groups = super::leftovers::cgroups(&daemon.cgroup).into_iter().filter(|dir| dir.ends_with(session));
+    let mut events = groups.filter_map(|dir| fs::read_to_string(dir.join("cgroup.events")).ok());
+    events.any(|text| text.contains("frozen 1"))
+}
+
 /// Clock ticks all processes of a session used so far.
 pub fn ticks(daemon: &Daemon, session: &str) -> u64 {
     of_session(daemon, session).iter().map(Proc::ticks).sum()

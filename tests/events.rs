@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// All records of this event in the log, as soon as there is one. Each has what the table says of it.
 fn records(log: &Path, event: &Event) -> Vec<Value> {

@@ -25,7 +25,7 @@ impl FromRequestParts<AppState> for SessionId {
         let caller = Caller::from_request_parts(parts, state).await?;
         let Id(id) = Id::from_request_parts(parts, state).await?;
         let id = id.ok_or(SessionError::NotFound)?;
-        state.sessions.get(&caller.tenant, id).await?;
+        state.sessions.known(&caller.tenant, id).await?;
         Ok(Self(id))
     }
 }

@@ -9,6 +9,11 @@ pub const REST: Duration = Duration::from_secs(60);
 /// The same for a session that has ended: nothing but a look at it can come. A task is about 25 kB, and sessions may come and go by
 /// the thousand.
 pub const REST_ENDED: Duration = Duration::from_secs(1);
+/// From the first line that claude put out to when its files are brought to the disk: it syncs nothing itself.
+pub const SAVE: Duration = Duration::from_secs(1);
+/// The same while a turn runs whose process was saved before: each time the file system's journal is written, and other
+/// sessions' files may have to wait for that.
+pub const SAVE_IN_TURN: Duration = Duration::from_secs(5);
 /// An interrupted claude answers within 0.1 s (measured); one that did not after this long is killed.
 pub const INTERRUPT_GRACE: Duration = Duration::from_secs(10);
 
@@ -16,6 +21,8 @@ pub const INTERRUPT_GRACE: Duration = Duration::from_secs(10);
 pub enum Alarm {
     /// End the task.
     Rest,
+    /// Bring what claude wrote to the disk.
+    Save,
     /// Freeze an idle claude: it burns about 1 % of a core (measured).
     Freeze,
     /// Push the memory of a paused session, or of one that is idle for long, out to swap.
@@ -37,6 +44,10 @@ pub struct Clocks {
     pub starting: bool,
     /// When the session last had something to do: its live process's idle time begins here.
     pub live_idle_since: Option<Instant>,
+    /// Since when claude's files hold what the disk may not have.
+    pub unsaved_since: Option<Instant>,
+    /// This process's files were saved before, so that a power cut no longer takes the whole conversation.
+    pub saved: bool,
     pub frozen: bool,
     /// Its memory was given back since it was frozen.
     pub reclaimed: bool,
@@ -60,6 +71,15 @@ pub fn next(c: &Clocks) -> Option<(Instant, Alarm)> {
     if c.starting {
         return None;
     }
+    let after = if c.saved && c.turn_since.is_some() { SAVE_IN_TURN } else { SAVE };
+    let save = c.unsaved_since.map(|since| (since + after, Alarm::Save));
+    match (save, routine(c)) {
+        (Some(save), Some(other)) => Some(earlier(save, other)),
+        (save, other) => save.or(other),
+    }
+}
+
+fn routine(c: &Clocks) -> Option<(Instant, Alarm)> {
     let Some(idle_since) = c.live_idle_since else {
         let rest = if c.status == SessionStatus::Ended { REST_ENDED } else { REST };
         return Some((c.last_asked + rest, Alarm::Rest));
@@ -105,6 +125,8 @@ mod tests {
             status: SessionStatus::Active,
             starting: false,
             live_idle_since: Some(t),
+            unsaved_since: None,
+            saved: false,
             frozen: false,
             turn_since: None,
             turn_limit: s(3600),
@@ -136,7 +158,12 @@ mod tests {
             (Clocks { interrupted_at: Some(t + s(5)), ..turn }, Some((15, Alarm::InterruptIgnored))),
             (Clocks { live_idle_since: None, ..paused }, Some((60, Alarm::Rest))),
             (Clocks { live_idle_since: None, status: SessionStatus::Ended, ..idle }, Some((1, Alarm::Rest))),
-            (Clocks { starting: true, ..idle }, None),
+            (Clocks { unsaved_since: Some(t), ..idle }, Some((1, Alarm::Save))),
+            (Clocks { unsaved_since: Some(t + s(2)), ..idle }, Some((2, Alarm::Freeze))),
+            (Clocks { unsaved_since: Some(t), ..turn }, Some((1, Alarm::Save))),
+            (Clocks { unsaved_since: Some(t), saved: true, ..turn }, Some((5, Alarm::Save))),
+            (Clocks { unsaved_since: Some(t), saved: true, ..idle }, Some((1, Alarm::Save))),
+            (Clocks { starting: true, unsaved_since: Some(t), ..idle }, None),
         ];
         for (clocks, want) in cases {
             assert_eq!(next(&clocks), want.map(|(secs, alarm)| (t + s(secs), alarm)), "{clocks:?}");

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use memchr::memmem;
@@ -24,24 +24,37 @@ pub fn exists(home: &Path, id: Uuid) -> bool {
     open(home, id).is_ok()
 }
 
-/// Brings the conversation to the disk, which claude does not do. Blocks.
+/// Brings the conversation to the disk, with the directories that claude made for it; claude does neither. Blocks.
 pub fn sync(home: &Path, id: Uuid) -> io::Result<()> {
-    open(home, id)?.sync_data()
+    let dirs = dirs(home)?;
+    record(dirs.last().expect("home at least").as_fd(), id)?.sync_data()?;
+    for dir in dirs {
+        rustix::fs::fsync(dir)?;
+    }
+    Ok(())
+}
+
+/// The home and what is below it up to the record's directory.
+fn dirs(home: &Path) -> io::Result<Vec<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut dirs = vec![rustix::fs::openat(CWD, home, flags, Mode::empty())?];
+    for name in PROJECT {
+        dirs.push(rustix::fs::openat(&dirs[dirs.len() - 1], name, flags, Mode::empty())?);
+    }
+    Ok(dirs)
 }
 
 fn project(home: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut dir = rustix::fs::openat(CWD, home, flags, Mode::empty())?;
-    for name in PROJECT {
-        dir = rustix::fs::openat(dir.as_fd(), name, flags, Mode::empty())?;
-    }
-    Ok(dir)
+    Ok(dirs(home)?.pop().expect("home at least"))
 }
 
 fn open(home: &Path, id: Uuid) -> io::Result<File> {
-    let dir = project(home)?;
+    record(project(home)?.as_fd(), id)
+}
+
+fn record(dir: BorrowedFd<'_>, id: Uuid) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(dir.as_fd(), format!("{id}.jsonl"), flags, Mode::empty())?;
+    let file = rustix::fs::openat(dir, format!("{id}.jsonl"), flags, Mode::empty())?;
     let stat = rustix::fs::fstat(&file)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size == 0 {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file with content"));

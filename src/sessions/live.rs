@@ -43,8 +43,10 @@ pub struct Live {
     pub frozen: bool,
     /// Its memory was pushed out to swap since it was frozen.
     pub reclaimed: bool,
-    /// A turn ended since its files were brought to the disk.
-    pub unsaved: bool,
+    /// When claude put out the first line since its files were brought to the disk; `None`: the disk has all.
+    pub unsaved_since: Option<Instant>,
+    /// Its files were brought to the disk before.
+    pub saved: bool,
     /// The session's options changed since the process was started: the next message gets a new one.
     pub stale: bool,
     /// Watches what the kernel does not bound; `None` while a process is being started.
@@ -98,7 +100,8 @@ impl Live {
             stderr_from: 0,
             frozen: false,
             reclaimed: false,
-            unsaved: false,
+            unsaved_since: None,
+            saved: false,
             stale: false,
             watch: None,
             nameless: false,
@@ -184,7 +187,8 @@ impl Live {
     }
 }
 
-fn in_memory(bytes: &[u8]) -> std::io::Result<File> {
+/// A file without a name that is no disk's, at its beginning.
+pub fn in_memory(bytes: &[u8]) -> std::io::Result<File> {
     let mut file = File::from(rustix::fs::memfd_create("line", MemfdFlags::CLOEXEC)?);
     file.write_all(bytes)?;
     file.seek(SeekFrom::Start(0))?;

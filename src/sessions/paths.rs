@@ -4,7 +4,6 @@
 //! <data dir>/sessions/<id>/
 //!     workspace/      /workspace of the sandbox           seen by the sandbox
 //!     home/           /home/agent of the sandbox          seen by the sandbox
-//!     inbox/          messages on their way to claude     ashd's
 //!     stdout, stderr  what claude prints, append only     ashd's; claude holds them open for writing
 //!     process.json    what a restarted ashd must know     ashd's
 //! ```
@@ -14,6 +13,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
 /// The directory of one session.
@@ -33,9 +33,6 @@ impl SessionDir {
     pub fn home(&self) -> PathBuf {
         self.0.join("home")
     }
-    pub fn inbox(&self) -> PathBuf {
-        self.0.join("inbox")
-    }
     pub fn stdout(&self) -> PathBuf {
         self.0.join("stdout")
     }
@@ -49,8 +46,16 @@ impl SessionDir {
     /// Makes what is missing of the directories, mode 0700, all but the workspace: that one appears whole or not at all.
     pub fn make(&self) -> io::Result<()> {
         make_dir(&self.0)?;
-        make_dir(&self.home())?;
-        make_dir(&self.inbox())
+        make_dir(&self.home())
+    }
+
+    /// A file without a name on the disk of the sessions, at its beginning; its last descriptor is its end.
+    pub fn unnamed(&self, bytes: &[u8]) -> io::Result<File> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::open(&self.0, flags, Mode::RUSR | Mode::WUSR)?);
+        file.write_all(bytes)?;
+        file.seek(SeekFrom::Start(0))?;
+        Ok(file)
     }
 
     /// Opens stdout for a new process. A line that the process before left unfinished is closed, so that it cannot

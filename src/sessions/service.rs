@@ -331,11 +331,20 @@ impl Sessions {
         self.shared.census.of(SessionStatus::Active)
     }
 
-    pub(super) async fn find(&self, tenant: &TenantId, id: Uuid) -> Result<Handle, SessionError> {
-        if let Some(handle) = self.shared.registry.get(id) {
-            return if handle.tenant == *tenant { Ok(handle) } else { Err(SessionError::NotFound) };
+    /// Whether the tenant has this session. One that has a task is not looked up in the database.
+    ///
+    /// # Errors
+    /// [`SessionError::NotFound`]; the database's own.
+    pub async fn known(&self, tenant: &TenantId, id: Uuid) -> Result<(), SessionError> {
+        match self.shared.registry.get(id) {
+            Some(handle) if handle.tenant == *tenant => Ok(()),
+            Some(_) => Err(SessionError::NotFound),
+            None => self.get(tenant, id).await.map(drop),
         }
-        self.get(tenant, id).await?;
+    }
+
+    pub(super) async fn find(&self, tenant: &TenantId, id: Uuid) -> Result<Handle, SessionError> {
+        self.known(tenant, id).await?;
         Ok(self.shared.handle(tenant.clone(), id))
     }
 

@@ -43,100 +43,139 @@ struct Step {
 impl Write for Step {
     type Out = Committed;
     async fn apply(&self, conn: &mut SqliteConnection, counters: &mut Counters) -> Result<Committed, StoreError> {
-        let Self { commit, now } = self;
-        let mut newest = match counters.get(commit.session, &commit.tenant) {
+        let Self { commit, .. } = self;
+        let before = match counters.get(commit.session, &commit.tenant) {
             Some(known) => known,
             None => newest(conn, commit).await?,
         };
-        self.update_session(conn).await?;
-        if let Some(turn) = &commit.turn {
-            put_turn(conn, commit.session, turn).await?;
-        }
-        let messages = commit.messages.iter().map(|(role, content)| (role.as_str(), content.as_str()));
-        newest.message_sequence = self
-            .append(
-                conn,
-                "INSERT INTO messages (session, sequence, id, tenant, role, content, created_at) ",
-                newest.message_sequence,
-                messages,
-            )
-            .await?;
-        let events = commit.events.iter().map(|(kind, data)| (*kind, data.as_str()));
-        newest.event_sequence = self
-            .append(
-                conn,
-                "INSERT INTO events (session, sequence, id, tenant, type, data, created_at) ",
-                newest.event_sequence,
-                events,
-            )
-            .await?;
-        if let Some(usage) = &commit.usage {
-            add_usage(conn, commit, usage, *now).await?;
+        let mut script = Script::default();
+        let newest = self.write(&mut script, before);
+        if script.rows > 0 && script.run(conn).await? == Found::Missing {
+            return Err(StoreError::NoSession(commit.session));
         }
         counters.set(commit.session, &commit.tenant, newest.clone());
         Ok(newest)
     }
 }
 
+/// All statements of a step as one text: each way to SQLite's thread and back costs two changes of threads, and a client waits.
+struct Script {
+    sql: QueryBuilder<Sqlite>,
+    /// Rows that change when the session is there.
+    rows: u64,
+}
+
+#[derive(PartialEq, Eq)]
+enum Found {
+    All,
+    /// The session's row is not there, so nothing refers to it.
+    Missing,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self { sql: QueryBuilder::new(""), rows: 0 }
+    }
+}
+
+impl Script {
+    async fn run(mut self, conn: &mut SqliteConnection) -> Result<Found, StoreError> {
+        match self.sql.build().execute(conn).await {
+            Ok(done) if done.rows_affected() == self.rows => Ok(Found::All),
+            Ok(_) => Ok(Found::Missing),
+            Err(sqlx::Error::Database(e)) if e.is_foreign_key_violation() => Ok(Found::Missing),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
 impl Step {
-    async fn update_session(&self, conn: &mut SqliteConnection) -> Result<(), StoreError> {
+    /// Returns the newest sequence numbers behind it.
+    fn write(&self, script: &mut Script, before: Committed) -> Committed {
         let commit = &self.commit;
-        let mut query = QueryBuilder::<Sqlite>::new("UPDATE sessions SET ");
-        let mut set = query.separated(", ");
-        let mut changes = 0;
-        let mut column = |name: &str, value: Value| {
+        self.update_session(script);
+        if let Some(turn) = &commit.turn {
+            put_turn(script, turn, self.opens(turn).then_some(before.message_sequence + 1));
+        }
+        let messages = commit.messages.iter().map(|(role, content)| (role.as_str(), content.as_str()));
+        let message_sequence = self.append(
+            script,
+            "INSERT INTO messages (session, sequence, id, tenant, role, content, created_at) ",
+            before.message_sequence,
+            messages,
+        );
+        let events = commit.events.iter().map(|(kind, data)| (*kind, data.as_str()));
+        let event_sequence = self.append(
+            script,
+            "INSERT INTO events (session, sequence, id, tenant, type, data, created_at) ",
+            before.event_sequence,
+            events,
+        );
+        if let Some(usage) = &commit.usage {
+            add_usage(script, commit, usage, self.now);
+        }
+        Committed { message_sequence, event_sequence }
+    }
+
+    /// Whether this step is the one that begins the turn, with its message.
+    fn opens(&self, turn: &Turn) -> bool {
+        turn.end.is_none() && !turn.unasked && !turn.delivered && !self.commit.messages.is_empty()
+    }
+
+    fn update_session(&self, script: &mut Script) {
+        let commit = &self.commit;
+        let mut changes: Vec<(&str, Value)> = Vec::new();
+        if let Some((status, error)) = &commit.status {
+            changes.push(("status", Value::Text(Some(status.to_string()))));
+            changes.push(("error", Value::Text(error.clone())));
+        }
+        if let Some(offset) = commit.stdout_offset {
+            changes.push(("stdout_offset", Value::Number(count(offset))));
+        }
+        if let Some(model) = &commit.model {
+            changes.push(("model", Value::Text(model.clone())));
+        }
+        if let Some(config) = &commit.config {
+            changes.push(("config", Value::Text(config.as_ref().map(ToString::to_string))));
+        }
+        if let Some(launch) = &commit.launch {
+            changes.push(("launch", Value::Text(Some(launch.to_string()))));
+        }
+        if let Some(limits) = &commit.limits {
+            changes.push(("limits", Value::Text(Some(limits_text(limits)))));
+        }
+        if commit.touch {
+            changes.push(("last_active_at", Value::Number(self.now)));
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let mut set = script.sql.push("UPDATE sessions SET ").separated(", ");
+        for (name, value) in changes {
             set.push(name).push_unseparated(" = ");
             match value {
                 Value::Text(text) => set.push_bind_unseparated(text),
                 Value::Number(number) => set.push_bind_unseparated(number),
             };
-            changes += 1;
-        };
-        if let Some((status, error)) = &commit.status {
-            column("status", Value::Text(Some(status.to_string())));
-            column("error", Value::Text(error.clone()));
         }
-        if let Some(offset) = commit.stdout_offset {
-            column("stdout_offset", Value::Number(count(offset)));
-        }
-        if let Some(model) = &commit.model {
-            column("model", Value::Text(model.clone()));
-        }
-        if let Some(config) = &commit.config {
-            column("config", Value::Text(config.as_ref().map(ToString::to_string)));
-        }
-        if let Some(launch) = &commit.launch {
-            column("launch", Value::Text(Some(launch.to_string())));
-        }
-        if let Some(limits) = &commit.limits {
-            column("limits", Value::Text(Some(limits_text(limits))));
-        }
-        if commit.touch {
-            column("last_active_at", Value::Number(self.now));
-        }
-        if changes == 0 {
-            return Ok(());
-        }
-        query.push(" WHERE id = ").push_bind(commit.session.to_string());
-        query.push(" AND tenant = ").push_bind(commit.tenant.to_string());
-        let done = query.build().execute(conn).await?;
-        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NoSession(commit.session)) }
+        script.sql.push(" WHERE id = ").push_bind(commit.session.to_string());
+        script.sql.push(" AND tenant = ").push_bind(commit.tenant.to_string()).push("; ");
+        script.rows += 1;
     }
 
     /// Adds rows behind `last` and returns the number of the newest.
-    async fn append<'a>(
+    fn append<'a>(
         &self,
-        conn: &mut SqliteConnection,
+        script: &mut Script,
         insert: &'static str,
         last: i64,
-        rows: impl Iterator<Item = (&'a str, &'a str)> + Send,
-    ) -> Result<i64, StoreError> {
+        rows: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> i64 {
         let session = self.commit.session.to_string();
         let numbered: Vec<(i64, &str, &str)> =
             (last + 1..).zip(rows).map(|(number, (word, text))| (number, word, text)).collect();
         for chunk in numbered.chunks(ROWS) {
-            let mut query = QueryBuilder::<Sqlite>::new(insert);
-            query.push_values(chunk, |mut row, (number, word, text)| {
+            script.sql.push(insert).push_values(chunk, |mut row, (number, word, text)| {
                 row.push_bind(session.clone())
                     .push_bind(*number)
                     .push_bind(Uuid::now_v7().to_string())
@@ -145,9 +184,10 @@ impl Step {
                     .push_bind((*text).to_owned())
                     .push_bind(self.now);
             });
-            query.build().execute(&mut *conn).await?;
+            script.sql.push("; ");
+            script.rows += chunk.len() as u64;
         }
-        Ok(numbered.last().map_or(last, |(number, _, _)| *number))
+        numbered.last().map_or(last, |(number, _, _)| *number)
     }
 }
 
@@ -171,42 +211,52 @@ async fn newest(conn: &mut SqliteConnection, commit: &Commit) -> Result<Committe
     Ok(Committed { message_sequence: row.try_get("message")?, event_sequence: row.try_get("event")? })
 }
 
-async fn put_turn(conn: &mut SqliteConnection, session: Uuid, turn: &Turn) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT OR REPLACE INTO turns (session, number, from_offset, to_offset, error, delivered, unasked, started_at, ended_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-    )
-    .bind(session.to_string())
-    .bind(turn.number)
-    .bind(count(turn.start))
-    .bind(turn.end.map(count))
-    .bind(&turn.error)
-    .bind(turn.delivered)
-    .bind(turn.unasked)
-    .bind(turn.started_at)
-    .bind(turn.ended_at)
-    .execute(conn)
-    .await?;
-    Ok(())
+fn put_turn(script: &mut Script, turn: &Turn, message: Option<i64>) {
+    let mut values = script
+        .sql
+        .push(
+            "INSERT INTO turns (session, number, from_offset, to_offset, error, delivered, unasked, started_at, ended_at, \
+             message) VALUES (",
+        )
+        .separated(", ");
+    values
+        .push_bind(turn.session.to_string())
+        .push_bind(turn.number)
+        .push_bind(count(turn.start))
+        .push_bind(turn.end.map(count))
+        .push_bind(turn.error.clone())
+        .push_bind(turn.delivered)
+        .push_bind(turn.unasked)
+        .push_bind(turn.started_at)
+        .push_bind(turn.ended_at)
+        .push_bind(message);
+    script.sql.push(
+        ") ON CONFLICT (session, number) DO UPDATE SET from_offset = excluded.from_offset, to_offset = excluded.to_offset, \
+         error = excluded.error, delivered = excluded.delivered, unasked = excluded.unasked, \
+         started_at = excluded.started_at, ended_at = excluded.ended_at; ",
+    );
+    script.rows += 1;
 }
 
-async fn add_usage(conn: &mut SqliteConnection, commit: &Commit, usage: &Usage, now: Millis) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO usage (id, session, tenant, agent_name, input_tokens, output_tokens, cache_creation_tokens,
-                            cache_read_tokens, tool_calls, compute_ms, created_at)
-         SELECT ?1, id, tenant, agent_name, ?4, ?5, ?6, ?7, ?8, ?9, ?10 FROM sessions WHERE id = ?2 AND tenant = ?3",
-    )
-    .bind(Uuid::now_v7().to_string())
-    .bind(commit.session.to_string())
-    .bind(commit.tenant.as_str())
-    .bind(count(usage.input_tokens))
-    .bind(count(usage.output_tokens))
-    .bind(count(usage.cache_creation_tokens))
-    .bind(count(usage.cache_read_tokens))
-    .bind(count(usage.tool_calls))
-    .bind(count(usage.compute_ms))
-    .bind(now)
-    .execute(conn)
-    .await?;
-    Ok(())
+fn add_usage(script: &mut Script, commit: &Commit, usage: &Usage, now: Millis) {
+    let mut values = script
+        .sql
+        .push(
+            "INSERT INTO usage (input_tokens, output_tokens, cache_creation_tokens, cache_read_tokens, tool_calls, \
+             compute_ms, created_at, id, session, tenant, agent_name) SELECT ",
+        )
+        .separated(", ");
+    values
+        .push_bind(count(usage.input_tokens))
+        .push_bind(count(usage.output_tokens))
+        .push_bind(count(usage.cache_creation_tokens))
+        .push_bind(count(usage.cache_read_tokens))
+        .push_bind(count(usage.tool_calls))
+        .push_bind(count(usage.compute_ms))
+        .push_bind(now)
+        .push_bind(Uuid::now_v7().to_string())
+        .push("id, tenant, agent_name FROM sessions WHERE id = ");
+    script.sql.push_bind(commit.session.to_string());
+    script.sql.push(" AND tenant = ").push_bind(commit.tenant.to_string()).push("; ");
+    script.rows += 1;
 }

@@ -28,6 +28,19 @@ impl Store {
         row.as_ref().map(turn).transpose()
     }
 
+    /// The message that began this turn, as it is in the history; `None` when claude began it by itself.
+    pub async fn message_of(&self, turn: &Turn) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query(
+            "SELECT content FROM turns JOIN messages ON messages.session = turns.session AND messages.sequence = turns.message
+             WHERE turns.session = ?1 AND turns.number = ?2",
+        )
+        .bind(turn.session.to_string())
+        .bind(turn.number)
+        .fetch_optional(self.reader())
+        .await?;
+        Ok(row.map(|row| row.try_get("content")).transpose()?)
+    }
+
     /// Ascending, `sequence > after`.
     pub async fn messages(
         &self,

@@ -1,9 +1,12 @@
 //! How things end without being asked to: deaths, alarms, and what a restarted ashd finds.
 
+use std::fs::File;
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
+use super::turn::message_file;
 use super::{Driver, Interrupted, Running};
 use crate::launcher::init_protocol::Exit;
 use crate::model::{SessionStatus, now_ms};
@@ -13,12 +16,14 @@ use crate::sandbox::usage::Usage;
 use crate::sessions::adopt::{self, Attached};
 use crate::sessions::alarms::Alarm;
 use crate::sessions::cause::{self, OomCount};
+use crate::sessions::claude;
 use crate::sessions::conversation;
 use crate::sessions::lines::{Tail, TailError};
+use crate::sessions::paths::SessionDir;
 use crate::sessions::process::of_turn;
 use crate::sessions::turns::Turns;
 use crate::sessions::{SessionError, alarms};
-use crate::store::{Commit, Turn};
+use crate::store::{Commit, Store, Turn};
 
 impl Driver {
     pub(super) async fn sandbox_event(&mut self, event: Option<SandboxEvent>) {
@@ -154,16 +159,18 @@ impl Driver {
         }
     }
 
-    /// What claude wrote of its conversation, and its output, to the disk behind everybody's back: a power cut then costs the
-    /// turns of the last seconds, and not those of the half minute that the kernel may keep files in memory.
+    /// What claude wrote of its conversation, and its output, to the disk behind everybody's back: a power cut then costs
+    /// seconds of a conversation, and not all of it or the half minute that the kernel may keep files in memory.
     pub(super) fn save(&mut self) {
-        let Some(live) = self.live.as_mut().filter(|_| self.turn.is_none()) else { return };
-        if !std::mem::take(&mut live.unsaved) {
+        let Some(live) = self.live.as_mut() else { return };
+        if live.unsaved_since.take().is_none() {
             return;
         }
+        live.saved = true;
         let (dir, id) = (self.dir.clone(), self.session.id);
         tokio::task::spawn_blocking(move || {
-            let output = std::fs::File::open(dir.stdout()).and_then(|file| file.sync_data());
+            let output = File::open(dir.stdout()).and_then(|file| file.sync_data());
+            // One that has no conversation yet has nothing to lose.
             if let Err(e) = output.and_then(|()| conversation::sync(&dir.home(), id)) {
                 tracing::debug!(ASH_SESSION = %id, "its files are not on the disk yet: {e}");
             }
@@ -194,6 +201,7 @@ impl Driver {
     pub(super) async fn alarm(&mut self, alarm: Alarm) {
         match alarm {
             Alarm::Rest => {}
+            Alarm::Save => self.save(),
             Alarm::Freeze => {
                 let Some(live) = &mut self.live else { return };
                 if live.has_company() {
@@ -271,8 +279,9 @@ impl Driver {
         if let Some(turn) = self.open_turn_of_before().await? {
             let number = of_turn(turn.number);
             if !turn.unasked && accepted.is_none_or(|accepted| accepted < number) && exited.is_none() {
-                let file = std::fs::File::open(self.dir.inbox().join(format!("{}.jsonl", turn.number)));
-                let file = file.map_err(|e| format!("the message of turn {}: {e}", turn.number))?;
+                let file = message_again(&shared.store, &dir, &turn)
+                    .await
+                    .map_err(|e| format!("the message of turn {}: {e}", turn.number))?;
                 live.numbers.turn(turn.number);
                 live.sandbox.deliver(live.record.child, number, file.into()).await.map_err(|e| e.to_string())?;
             }
@@ -340,4 +349,12 @@ impl Driver {
         change.stdout_offset = Some(self.read_to());
         self.enter(change).await
     }
+}
+
+/// The message of a turn that another ashd began.
+async fn message_again(store: &Store, dir: &SessionDir, turn: &Turn) -> Result<File, String> {
+    let message = store.message_of(turn).await.map_err(|e| e.to_string())?.ok_or("it is not in the history")?;
+    let message: Value = serde_json::from_str(&message).map_err(|e| e.to_string())?;
+    let line = claude::user_line(&message["content"], Uuid::new_v4());
+    message_file(dir, line).await.map_err(|e| e.to_string())
 }

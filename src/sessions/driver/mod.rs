@@ -290,6 +290,8 @@ impl Driver {
             status: self.session.status,
             starting: self.start.is_some(),
             live_idle_since: self.live.as_ref().map(|live| live.idle_since),
+            unsaved_since: self.live.as_ref().and_then(|live| live.unsaved_since),
+            saved: self.live.as_ref().is_some_and(|live| live.saved),
             frozen: self.live.as_ref().is_some_and(|live| live.frozen),
             reclaimed: self.live.as_ref().is_some_and(|live| live.reclaimed),
             turn_since: self.turn.as_ref().map(|turn| turn.since),

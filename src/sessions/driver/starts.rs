@@ -124,10 +124,7 @@ impl Driver {
                 self.shared.went_cold(self.session.status);
                 let _ = reply.send(Err(e));
             }
-            (Err(e), Purpose::Turn(outgoing)) => {
-                outgoing.forget();
-                self.fell(e.to_string(), "start").await;
-            }
+            (Err(e), Purpose::Turn(_)) => self.fell(e.to_string(), "start").await,
         }
         for request in std::mem::take(&mut self.waiting) {
             Box::pin(self.request(request)).await;
@@ -180,7 +177,7 @@ impl Driver {
         match start.purpose {
             Purpose::Create(reply) | Purpose::Resume(reply) => drop(reply.send(Err(cancelled()))),
             // Its turn is closed by the request that overtook it.
-            Purpose::Turn(outgoing) => outgoing.forget(),
+            Purpose::Turn(_) => {}
         }
     }
 

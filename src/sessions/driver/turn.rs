@@ -1,8 +1,7 @@
 //! Turns: a message in, lines out.
 
+use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -15,8 +14,8 @@ use crate::sessions::classify::{Classifier, Kind};
 use crate::sessions::claude::{self, ProcessFlags};
 use crate::sessions::driver::ledger::sum;
 use crate::sessions::lines::Batch;
-use crate::sessions::live::Applied;
-use crate::sessions::paths::write_whole;
+use crate::sessions::live::{Applied, in_memory};
+use crate::sessions::paths::SessionDir;
 use crate::sessions::queue::Accept;
 use crate::sessions::state::Verb;
 use crate::sessions::turns::{Change, error_of};
@@ -27,16 +26,9 @@ use crate::store::{OnDisk, Role, Turn};
 #[derive(Debug)]
 pub struct Outgoing {
     number: i64,
-    file: PathBuf,
+    /// At its beginning.
+    file: File,
     options: TurnOptions,
-}
-
-impl Outgoing {
-    /// Removes the message's file: init holds it open, or nobody will ask for it.
-    pub fn forget(self) {
-        // What is left is removed with the session's directory.
-        let _ = std::fs::remove_file(&self.file);
-    }
 }
 
 /// What a message asks for beside its content, checked.
@@ -128,14 +120,13 @@ impl Driver {
             ended_at: None,
         };
         let uuid = Uuid::new_v4();
-        let file = self.dir.inbox().join(format!("{number}.jsonl"));
-        write_message(file.clone(), claude::user_line(&body.content, uuid)).await?;
+        let file = message_file(&self.dir, claude::user_line(&body.content, uuid)).await?;
 
         let mut change = self.ledger.blank();
         change.turn = Some(turn.clone());
         change.messages.push((Role::User, json!({ "type": "user", "content": body.content }).to_string()));
         change.touch = true;
-        let on_disk = self.ledger.commit_early(change).await.inspect_err(|_| drop(std::fs::remove_file(&file)))?;
+        let on_disk = self.ledger.commit_early(change).await?;
         tracing::info!(ASH_EVENT = "turn-begin", ASH_SESSION = %self.session.id, ASH_TURN = number, "a turn begins");
         self.newest = number;
         self.session.last_active_at = now_ms();
@@ -160,7 +151,7 @@ impl Driver {
 
     /// Hands the message to claude's stdin.
     pub(super) async fn dispatch(&mut self, outgoing: Outgoing) {
-        if let Err(e) = self.hand_over(&outgoing).await {
+        if let Err(e) = self.hand_over(outgoing).await {
             // Mostly because it is ending just now, and then its end is the better reason.
             let ended = match &mut self.live {
                 Some(live) => tokio::time::timeout(ENDING, live.ended()).await.ok(),
@@ -171,10 +162,9 @@ impl Driver {
                 None => self.fell(format!("the message could not be given to claude: {e}"), "deliver").await,
             }
         }
-        outgoing.forget();
     }
 
-    async fn hand_over(&mut self, outgoing: &Outgoing) -> Result<(), LauncherError> {
+    async fn hand_over(&mut self, outgoing: Outgoing) -> Result<(), LauncherError> {
         let Some(live) = &mut self.live else { return Ok(()) };
         live.thaw().await?;
         let wanted = &outgoing.options.applied;
@@ -191,8 +181,7 @@ impl Driver {
         }
         live.applied = wanted.clone();
         let message = live.numbers.turn(outgoing.number);
-        let file = std::fs::File::open(&outgoing.file).map_err(|e| LauncherError::Protocol(format!("inbox: {e}")))?;
-        live.sandbox.deliver(live.record.child, message, OwnedFd::from(file)).await?;
+        live.sandbox.deliver(live.record.child, message, outgoing.file.into()).await?;
         if let Some(running) = &mut self.turn {
             running.turn.delivered = true;
         }
@@ -203,6 +192,7 @@ impl Driver {
     pub(super) async fn ingest(&mut self, batch: &Batch) {
         let mut note = self.ledger.blank();
         let mut answers = Vec::new();
+        let in_turn = self.turn.is_some();
         // For what a process left that is gone.
         let mut spare = Classifier::default();
         for (offset, line) in batch.lines() {
@@ -279,6 +269,10 @@ impl Driver {
                 }
             }
         }
+        // What it says as it starts is no conversation.
+        if let Some(live) = self.live.as_mut().filter(|_| in_turn || self.turn.is_some()) {
+            live.unsaved_since.get_or_insert_with(Instant::now);
+        }
         self.ledger.saw(batch.end());
         self.ledger.trim(&self.dir.stdout());
         // Deltas alone are not worth a transaction: after a restart they are just read again.
@@ -302,7 +296,6 @@ impl Driver {
     async fn turn_over(&mut self, interrupted: Option<super::Interrupted>) {
         if let Some(live) = &mut self.live {
             live.idle_since = Instant::now();
-            live.unsaved = true;
             if self.session.status == crate::model::SessionStatus::Paused
                 && let Err(e) = live.freeze().await
             {
@@ -321,19 +314,19 @@ fn needs_fresh(outgoing: &Outgoing) -> bool {
     outgoing.options.flags.max_budget_usd.is_some()
 }
 
-/// The message as a file: an ashd that starts again finds what init does not have yet.
-async fn write_message(path: PathBuf, line: Vec<u8>) -> Result<(), SessionError> {
-    /// Bytes that are written to the page cache faster than a thread is woken for it.
-    const INLINE: usize = 64 * 1024;
-    let small = line.len() <= INLINE;
-    let write = move || write_whole(&path, &line);
-    let written = if small {
-        write()
+/// The message as a file without a name, for init to read. An ashd that starts again makes it anew from the database.
+pub(super) async fn message_file(dir: &SessionDir, line: Vec<u8>) -> Result<File, SessionError> {
+    /// Bytes of a message that is kept in memory until claude has read it. A larger one is on the disk: a claude that never
+    /// reads must not hold memory of ours.
+    const IN_MEMORY: usize = 64 * 1024;
+    let file = if line.len() <= IN_MEMORY {
+        in_memory(&line)
     } else {
-        let joined = tokio::task::spawn_blocking(write).await;
-        joined.unwrap_or_else(|e| Err(std::io::Error::other(e)))
+        let dir = dir.clone();
+        let written = tokio::task::spawn_blocking(move || dir.unnamed(&line)).await;
+        written.unwrap_or_else(|e| Err(std::io::Error::other(e)))
     };
-    written.map_err(|e| match e.kind() {
+    file.map_err(|e| match e.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             SessionError::Full("the disk that holds the sessions is full; the message was not accepted".to_owned())
         }

@@ -147,12 +147,14 @@ async fn a_commit_changes_what_it_names_and_nothing_else_and_survives_a_reopen()
     };
     let mut commit = Commit::of(&before);
     commit.turn = Some(turn.clone());
+    commit.messages = vec![(Role::User, "begins it".to_owned())];
     commit.stdout_offset = Some(99);
     commit.status = Some((SessionStatus::Error, Some("why".to_owned())));
     store.commit(commit).await.unwrap();
     let mut commit = Commit::of(&before);
     let ended = Turn { end: Some(99), ended_at: Some(4), delivered: true, ..turn };
     commit.turn = Some(ended.clone());
+    commit.messages = vec![(Role::User, "a tool's result".to_owned())];
     commit.model = Some(None);
     commit.usage = Some(Usage { input_tokens: 3, tool_calls: 2, ..Usage::default() });
     commit.touch = true;
@@ -168,6 +170,7 @@ async fn a_commit_changes_what_it_names_and_nothing_else_and_survives_a_reopen()
     assert_eq!((after.parent, after.created_at), (before.parent, before.created_at));
     assert!(after.last_active_at > before.last_active_at);
     assert_eq!(store.last_turn(before.id).await.unwrap(), Some(ended.clone()));
+    assert_eq!(store.message_of(&ended).await.unwrap().as_deref(), Some("begins it"));
     assert_eq!(store.turn(before.id, 1).await.unwrap(), Some(ended));
     assert_eq!(store.turn(before.id, 2).await.unwrap(), None);
     // Sequences go on where they were.

@@ -58,32 +58,25 @@ impl SessionDir {
         Ok(file)
     }
 
-    /// Opens stdout for a new process. A line that the process before left unfinished is closed, so that it cannot
-    /// spoil the first line of the new one. `known` is how far the file was read before: a power cut may have taken its end,
-    /// and then zeros stand for what is gone, so that offsets stay what they are.
+    /// Opens stdout for a new process. A line ends at `known`, which is how far the file was read before and where the new
+    /// process's output is read on from, and one ends at the file's end, where that output begins: what the process before left
+    /// unfinished is closed. A power cut may have taken the file's end, or what is before it, since the kernel writes blocks in any
+    /// order; then zeros stand for what is gone, so that offsets stay what they are.
     pub fn open_stdout(&self, known: u64) -> io::Result<File> {
-        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(self.stdout())?;
-        let length = file.metadata()?.len();
-        if length >= known && known > 0 {
-            // The end is there, what is before it need not be: the kernel writes blocks in any order. The new process's
-            // output is read from `known` on only if a line ends there.
+        // Does not append: such a file is written at its end, whatever the place.
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(self.stdout())?;
+        let end = file.metadata()?.len().max(known);
+        let ends_a_line = |at: u64| -> io::Result<bool> {
             let mut last = [0];
-            file.read_exact_at(&mut last, known - 1)?;
-            if last != *b"\n" {
-                // Not by `file`: a file that appends does so wherever it is told to write.
-                OpenOptions::new().write(true).open(self.stdout())?.write_all_at(b"\n", known - 1)?;
-            }
+            // Nothing is there to read in what a power cut took.
+            Ok(at == 0 || (file.read_at(&mut last, at - 1)? == 1 && last == *b"\n"))
+        };
+        if !ends_a_line(known)? {
+            file.write_all_at(b"\n", known - 1)?;
         }
-        if length < known {
-            file.set_len(known - 1)?;
-            file.write_all(b"\n")?;
-        } else if file.metadata()?.len() > 0 {
-            file.seek(SeekFrom::End(-1))?;
-            let mut last = [0];
-            file.read_exact(&mut last)?;
-            if last != *b"\n" {
-                file.write_all(b"\n")?;
-            }
+        if !ends_a_line(end)? {
+            file.write_all_at(b"\n", end)?;
         }
         // The process gets a descriptor that cannot read what was said before.
         OpenOptions::new().append(true).open(self.stdout())

@@ -12,21 +12,20 @@ use super::AppState;
 use super::auth::Caller;
 use super::error::ApiError;
 use crate::model::TenantId;
-use crate::sessions::SessionError;
+use crate::sessions::{Own, SessionError};
 
-/// The `{id}` of a session's route: a session that the caller's tenant has. Anything else is 404, and as a handler takes
+/// The session of a session's route, which is one that the caller's tenant has. Anything else is 404, and as a handler takes
 /// this before query and body, another tenant does not even learn what a good request looks like.
-#[derive(Clone, Copy, Debug)]
-pub struct SessionId(pub Uuid);
+#[derive(Clone, Debug)]
+pub struct OwnSession(pub Own);
 
-impl FromRequestParts<AppState> for SessionId {
+impl FromRequestParts<AppState> for OwnSession {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let caller = Caller::from_request_parts(parts, state).await?;
         let Id(id) = Id::from_request_parts(parts, state).await?;
         let id = id.ok_or(SessionError::NotFound)?;
-        state.sessions.known(&caller.tenant, id).await?;
-        Ok(Self(id))
+        Ok(Self(state.sessions.own(&caller.tenant, id).await?))
     }
 }
 

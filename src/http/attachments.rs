@@ -17,12 +17,12 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::AppState;
-use super::args::{Id, SessionId};
+use super::args::{Id, OwnSession};
 use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use super::files::{answer, beneath, blocking, content_type, write};
-use crate::model::{TenantId, iso, now_ms};
+use crate::model::{iso, now_ms};
 use crate::store::Attachment;
 
 /// Longest file name, in bytes.
@@ -95,9 +95,9 @@ fn not_found() -> ApiError {
 }
 
 /// `<data dir>/sessions/<id>/attachments`, beside the workspace.
-async fn directory(state: &AppState, tenant: &TenantId, session: Uuid) -> Result<PathBuf, ApiError> {
-    let workspace = state.sessions.workspace(tenant, session).await?;
-    Ok(workspace.parent().map(Path::to_owned).unwrap_or(workspace))
+fn directory(state: &AppState, session: Uuid) -> PathBuf {
+    let workspace = state.sessions.workspace(session);
+    workspace.parent().map(Path::to_owned).unwrap_or(workspace)
 }
 
 /// Keep a file beside a session
@@ -112,8 +112,7 @@ async fn directory(state: &AppState, tenant: &TenantId, session: Uuid) -> Result
 )]
 pub async fn create(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(session): SessionId,
+    OwnSession(session): OwnSession,
     body: JsonBody<NewAttachment, { 140 * MIB }>,
 ) -> Result<(StatusCode, Json<AttachmentBody>), ApiError> {
     let NewAttachment { filename, content, mime_type, message_id } = body.value;
@@ -138,15 +137,15 @@ pub async fn create(
     }
     let attachment = Attachment {
         id: Uuid::new_v4(),
-        session,
-        tenant: caller.tenant.clone(),
+        session: session.id(),
+        tenant: session.tenant().clone(),
         filename,
         mime_type,
         size: bytes.len() as u64,
         message_id,
         created_at: now_ms(),
     };
-    let (id, directory) = (attachment.id, directory(&state, &caller.tenant, session).await?);
+    let (id, directory) = (attachment.id, directory(&state, session.id()));
     let parent = directory.clone();
     blocking(move || {
         let failed = |cause: io::Error| ApiError::disk("the attachment could not be stored", &cause);
@@ -197,10 +196,9 @@ fn check_name(name: &str) -> Result<(), ApiError> {
 )]
 pub async fn list(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(session): SessionId,
+    OwnSession(session): OwnSession,
 ) -> Result<Json<AttachmentsBody>, ApiError> {
-    let attachments = state.store.attachments(&caller.tenant, session).await?;
+    let attachments = state.store.attachments(session.tenant(), session.id()).await?;
     Ok(Json(AttachmentsBody { attachments: attachments.into_iter().map(Into::into).collect() }))
 }
 
@@ -224,7 +222,7 @@ pub async fn download(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let attachment = find(&state, &caller, id).await?;
-    let directory = directory(&state, &caller.tenant, attachment.session).await?;
+    let directory = directory(&state, attachment.session);
     let (file, size) = blocking(move || {
         let root = beneath::root(&directory)
             .map_err(|cause| ApiError::internal("the session's directory could not be opened", &cause))?;
@@ -253,6 +251,6 @@ pub async fn delete(State(state): State<AppState>, caller: Caller, id: Id) -> Re
     if !state.store.attachment_delete(&caller.tenant, attachment.id).await? {
         return Err(not_found());
     }
-    remove(directory(&state, &caller.tenant, attachment.session).await?, attachment.id).await;
+    remove(directory(&state, attachment.session), attachment.id).await;
     Ok(StatusCode::NO_CONTENT)
 }

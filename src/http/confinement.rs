@@ -6,8 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::args::SessionId;
-use super::auth::Caller;
+use super::args::OwnSession;
 use super::error::{ApiError, ErrorBody};
 use crate::sessions::Confinement;
 
@@ -31,8 +30,7 @@ pub struct ConfinementBody {
 )]
 pub async fn get(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
 ) -> Result<Json<ConfinementBody>, ApiError> {
-    Ok(Json(ConfinementBody { confinement: state.sessions.confinement(&caller.tenant, id).await? }))
+    Ok(Json(ConfinementBody { confinement: state.sessions.confinement(&session).await? }))
 }

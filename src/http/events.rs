@@ -7,8 +7,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::AppState;
-use super::args::{Args, SessionId};
-use super::auth::Caller;
+use super::args::{Args, OwnSession};
 use super::error::{ApiError, ErrorBody};
 use crate::model::iso;
 use crate::store;
@@ -74,12 +73,11 @@ pub struct EventsBody {
 )]
 pub async fn list(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     args: Args,
 ) -> Result<Json<EventsBody>, ApiError> {
     let (limit, after) = args.page(200)?;
     let kind = args.one_of("type", &TYPES)?;
-    let events = state.store.events(&caller.tenant, id, limit, after, kind).await?;
+    let events = state.store.events(session.tenant(), session.id(), limit, after, kind).await?;
     Ok(Json(EventsBody { events: events.into_iter().map(Into::into).collect() }))
 }

@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::args::SessionId;
-use super::auth::Caller;
+use super::args::OwnSession;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use crate::sessions::exec::{DEFAULT_TIMEOUT_MS, ExecResult, MAX_TIMEOUT_MS};
@@ -66,12 +65,11 @@ impl From<ExecResult> for ExecBody {
 )]
 pub async fn exec(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     body: JsonBody<ExecCommand, MIB>,
 ) -> Result<Json<ExecBody>, ApiError> {
     let timeout = timeout(body.value.timeout)?;
-    let result = state.sessions.exec(&caller.tenant, id, &body.value.command, timeout).await?;
+    let result = state.sessions.exec(&session, &body.value.command, timeout).await?;
     Ok(Json(result.into()))
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::args::{AgentName, SessionId, TenantName};
+use super::args::{AgentName, OwnSession, TenantName};
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
@@ -78,9 +78,9 @@ fn change(body: &Map<String, Value>) -> Result<Change, ApiError> {
 pub async fn session(
     State(state): State<AppState>,
     caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
 ) -> Result<Json<LimitsBody>, ApiError> {
-    Ok(body(state.sessions.limits(&caller.tenant, id, caller.admin).await?))
+    Ok(body(state.sessions.limits(&session, caller.admin).await?))
 }
 
 /// Change a session's limits, at once and for good
@@ -99,11 +99,11 @@ pub async fn session(
 pub async fn patch_session(
     State(state): State<AppState>,
     caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     given: JsonBody<Map<String, Value>>,
 ) -> Result<Json<LimitsBody>, ApiError> {
     let change = change(&given.value)?;
-    Ok(body(state.sessions.change_limits(&caller.tenant, id, change, caller.admin).await?))
+    Ok(body(state.sessions.change_limits(&session, change, caller.admin).await?))
 }
 
 /// What a session uses of memory, CPU, processes and disk
@@ -115,10 +115,9 @@ pub async fn patch_session(
 )]
 pub async fn stats(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
 ) -> Result<Json<StatsBody>, ApiError> {
-    Ok(Json(StatsBody { stats: state.sessions.stats(&caller.tenant, id).await? }))
+    Ok(Json(StatsBody { stats: state.sessions.stats(&session).await? }))
 }
 
 /// What each session of an agent may use

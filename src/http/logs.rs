@@ -13,8 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::args::{Args, SessionId};
-use super::auth::Caller;
+use super::args::{Args, OwnSession};
 use super::error::{ApiError, ErrorBody};
 use super::files::{beneath, blocking};
 use crate::model::iso;
@@ -58,12 +57,11 @@ pub struct LogsBody {
 )]
 pub async fn logs(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     args: Args,
 ) -> Result<Json<LogsBody>, ApiError> {
     let after = args.int("after", -1..=i64::MAX)?.unwrap_or(-1);
-    let workspace = state.sessions.workspace(&caller.tenant, id).await?;
+    let workspace = state.sessions.workspace(session.id());
     let logs = blocking(move || {
         let failed = |cause: io::Error| ApiError::internal("the log could not be read", &cause);
         let directory = workspace.parent().unwrap_or(&workspace);

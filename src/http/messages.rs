@@ -11,8 +11,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::AppState;
-use super::args::{Args, SessionId};
-use super::auth::Caller;
+use super::args::{Args, OwnSession};
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use super::idempotency::{self, Once};
@@ -79,26 +78,26 @@ pub struct MessagesBody {
 )]
 pub async fn send(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     once: Option<Extension<Once>>,
     body: JsonBody<SendMessage, { 50 * MIB }>,
 ) -> Result<Response, ApiError> {
     check(&body.value)?;
     let Some(Extension(once)) = once else {
-        return Ok(event_stream(state.sessions.send(&caller.tenant, id, body.value).await?));
+        return Ok(event_stream(state.sessions.send(&session, body.value).await?));
     };
-    if let Some((session, turn)) = once.turn {
+    // Of this session: the same key with another path is refused before.
+    if let Some((_, turn)) = once.turn {
         let partial = body.value.include_partial_messages;
-        if let Some(frames) = state.sessions.turn(&caller.tenant, session, turn, partial).await? {
+        if let Some(frames) = state.sessions.turn(&session, turn, partial).await? {
             let mut response = event_stream(frames);
             idempotency::mark(&mut response);
             return Ok(response);
         }
         // The daemon was killed before it was sent.
     }
-    let begun = |turn| state.store.idempotency_turn(&caller.tenant, &once.key, id, turn);
-    Ok(event_stream(state.sessions.send_noting(&caller.tenant, id, body.value, begun).await?))
+    let begun = |turn| state.store.idempotency_turn(session.tenant(), &once.key, session.id(), turn);
+    Ok(event_stream(state.sessions.send_noting(&session, body.value, begun).await?))
 }
 
 /// Follow a session (SSE)
@@ -121,8 +120,7 @@ pub async fn send(
 )]
 pub async fn stream(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     args: Args,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -135,7 +133,7 @@ pub async fn stream(
         .map(|(name, text)| text.parse::<EventId>().map_err(|why| ApiError::bad_request(format!("{name}: {why}"))))
         .transpose()?;
     let partial = args.flag("includePartialMessages", false)?;
-    Ok(event_stream(state.sessions.stream(&caller.tenant, id, from, partial).await?))
+    Ok(event_stream(state.sessions.stream(&session, from, partial).await?))
 }
 
 /// Frames that are ready, on their way as they are.
@@ -204,12 +202,11 @@ fn check(body: &SendMessage) -> Result<(), ApiError> {
 )]
 pub async fn list(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     args: Args,
 ) -> Result<Json<MessagesBody>, ApiError> {
     let (limit, after) = args.page(100)?;
-    let messages = state.store.messages(&caller.tenant, id, limit, after).await?;
+    let messages = state.store.messages(session.tenant(), session.id(), limit, after).await?;
     Ok(Json(MessagesBody { messages: messages.into_iter().map(Into::into).collect() }))
 }
 

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::AppState;
-use super::args::{Args, SessionId};
+use super::args::{Args, OwnSession};
 use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
@@ -180,10 +180,9 @@ pub async fn list(State(state): State<AppState>, caller: Caller, args: Args) -> 
 )]
 pub async fn get(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
 ) -> Result<Json<SessionBody>, ApiError> {
-    Ok(SessionBody::json(state.sessions.get(&caller.tenant, id).await?))
+    Ok(SessionBody::json(state.sessions.row(&session).await?))
 }
 
 /// Freeze a session; nothing is lost
@@ -197,10 +196,9 @@ pub async fn get(
 )]
 pub async fn pause(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
 ) -> Result<Json<SessionBody>, ApiError> {
-    Ok(SessionBody::json(state.sessions.pause(&caller.tenant, id).await?))
+    Ok(SessionBody::json(state.sessions.pause(&session).await?))
 }
 
 /// Go on with a paused, stopped or failed session
@@ -215,10 +213,9 @@ pub async fn pause(
 )]
 pub async fn resume(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
 ) -> Result<Json<SessionBody>, ApiError> {
-    Ok(SessionBody::json(state.sessions.resume(&caller.tenant, id).await?))
+    Ok(SessionBody::json(state.sessions.resume(&session).await?))
 }
 
 /// End a session's processes and keep its files and conversation
@@ -232,10 +229,9 @@ pub async fn resume(
 )]
 pub async fn stop(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
 ) -> Result<Json<SessionBody>, ApiError> {
-    Ok(SessionBody::json(state.sessions.stop(&caller.tenant, id).await?))
+    Ok(SessionBody::json(state.sessions.stop(&session).await?))
 }
 
 /// Copy a session with its messages, files and conversation; the copy is paused
@@ -245,11 +241,9 @@ pub async fn stop(
 )]
 pub async fn fork(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
 ) -> Result<(StatusCode, Json<SessionBody>), ApiError> {
-    let session = state.sessions.fork(&caller.tenant, id).await?;
-    Ok((StatusCode::CREATED, SessionBody::json(session)))
+    Ok((StatusCode::CREATED, SessionBody::json(state.sessions.fork(&session).await?)))
 }
 
 /// End the running turn cleanly; the session stays active
@@ -259,10 +253,9 @@ pub async fn fork(
 )]
 pub async fn interrupt(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
 ) -> Result<Json<SessionBody>, ApiError> {
-    Ok(SessionBody::json(state.sessions.interrupt(&caller.tenant, id).await?))
+    Ok(SessionBody::json(state.sessions.interrupt(&session).await?))
 }
 
 /// Change model or tools from the next turn on
@@ -277,14 +270,13 @@ pub async fn interrupt(
 )]
 pub async fn patch_config(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     body: JsonBody<PatchConfig>,
 ) -> Result<Json<SessionBody>, ApiError> {
     if body.value.subagents.as_ref().is_some_and(|value| !value.is_object()) {
         return Err(ApiError::bad_request("subagents must be an object of agent definitions"));
     }
-    Ok(SessionBody::json(state.sessions.patch_config(&caller.tenant, id, body.value).await?))
+    Ok(SessionBody::json(state.sessions.patch_config(&session, body.value).await?))
 }
 
 /// End a session for good
@@ -296,10 +288,9 @@ pub async fn patch_config(
 )]
 pub async fn end(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
 ) -> Result<Json<SessionBody>, ApiError> {
-    Ok(SessionBody::json(state.sessions.end(&caller.tenant, id).await?))
+    Ok(SessionBody::json(state.sessions.end(&session).await?))
 }
 
 #[cfg(test)]

@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 
-use crate::model::{TenantId, iso, now_ms};
+use crate::model::{iso, now_ms};
 use crate::observe::events::{self, event};
 use crate::sandbox::confinement::{Floor, Report};
 use crate::sandbox::measure::{self, MeasureError};
 use crate::sandbox::{Sandbox, SandboxEvent};
+use crate::sessions::own::Own;
 use crate::sessions::shared::Shared;
 use crate::sessions::{SessionError, Sessions};
 
@@ -115,10 +116,9 @@ impl Sessions {
     /// else at the last time, with the limits as they are now while it lives.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for a session that was never started; `Unavailable` without the launcher.
-    pub async fn confinement(&self, tenant: &TenantId, id: Uuid) -> Result<Report, SessionError> {
-        self.get(tenant, id).await?;
-        let shared = &self.shared;
+    /// `Invalid` for a session that was never started; `Unavailable` without the launcher.
+    pub async fn confinement(&self, own: &Own) -> Result<Report, SessionError> {
+        let (id, shared) = (own.id(), &self.shared);
         let sandbox = shared.launcher.attach(id).await.ok();
         if let Some(sandbox) = &sandbox
             && !shared.measured_just_now(id).await

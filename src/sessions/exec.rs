@@ -20,16 +20,16 @@ use rustix::fs::{Mode, fchmod};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use uuid::Uuid;
 
 use crate::launcher::init_protocol::{Exit, SpawnSpec};
-use crate::model::{SessionStatus, TenantId};
+use crate::model::SessionStatus;
 use crate::sandbox::{LauncherError, Sandbox, Watched};
 use crate::sessions::cause::OomCount;
 use crate::sessions::claude::MAX_ARG_BYTES;
 use crate::sessions::drain::Drain;
 use crate::sessions::driver::Request;
 use crate::sessions::launch::launcher_error;
+use crate::sessions::own::Own;
 use crate::sessions::process::FIRST_EXEC_CHILD;
 use crate::sessions::{SessionError, Sessions};
 
@@ -98,31 +98,24 @@ impl Sessions {
     /// # Errors
     /// `NotActive`, also when the session is stopped meanwhile; `Invalid` for a command no shell can be given;
     /// `Unavailable` when too many run; `Failed` when it cannot be started.
-    pub async fn exec(
-        &self,
-        tenant: &TenantId,
-        id: Uuid,
-        command: &str,
-        timeout_ms: u64,
-    ) -> Result<ExecResult, SessionError> {
-        // First whose it is: another tenant learns nothing, not even that a command is missing.
-        self.get(tenant, id).await?;
+    pub async fn exec(&self, own: &Own, command: &str, timeout_ms: u64) -> Result<ExecResult, SessionError> {
         check(command)?;
         let execs = &self.shared.execs;
         let _running = execs.running.try_acquire().map_err(|_| {
             SessionError::Unavailable(format!("{MAX_RUNNING} commands run already on this host; try again"))
         })?;
-        let place = self.ask(tenant, id, |reply| Request::Exec { reply }).await?;
+        let place = self.ask(own, |reply| Request::Exec { reply }).await?;
         let kills = OomCount::read(&place.sandbox.info.cgroup);
         let child = || execs.next.fetch_add(1, Ordering::Relaxed);
         match run(&place, child, command, Duration::from_millis(timeout_ms)).await {
-            Err(ExecError::Gone) => Err(self.lost(tenant, id).await?),
+            Err(ExecError::Gone) => Err(self.lost(own).await?),
             Err(ExecError::Session(error)) => Err(error),
             Ok(mut result) => {
                 let more = OomCount::read(&place.sandbox.info.cgroup).0.saturating_sub(kills.0);
                 if more > 0 {
-                    let limits = self.get(tenant, id).await?.limits;
-                    let oom = self.shared.oom(id, &limits, more).await;
+                    // They may have been changed while it ran.
+                    let limits = self.get(own.tenant(), own.id()).await?.limits;
+                    let oom = self.shared.oom(own.id(), &limits, more).await;
                     result.say(&format!("memory: while the command ran, {}", oom.words()));
                 }
                 Ok(result)
@@ -131,11 +124,11 @@ impl Sessions {
     }
 
     /// What became of a command whose sandbox is gone: the session's own task learns it at the same time as this one.
-    async fn lost(&self, tenant: &TenantId, id: Uuid) -> Result<SessionError, SessionError> {
+    async fn lost(&self, own: &Own) -> Result<SessionError, SessionError> {
         const TRIES: u32 = 20;
         for _ in 0..TRIES {
-            let session = self.get(tenant, id).await?;
-            match (session.status, session.error) {
+            let now = self.get(own.tenant(), own.id()).await?;
+            match (now.status, now.error) {
                 (SessionStatus::Active, _) => tokio::time::sleep(Duration::from_millis(50)).await,
                 (SessionStatus::Error, Some(why)) => {
                     return Ok(SessionError::Failed(format!("the command was lost with its session: {why}")));

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::model::{SessionStatus, TenantId, now_ms};
 use crate::sessions::driver::Request;
+use crate::sessions::own::Own;
 use crate::sessions::{CreateSession, SendMessage, SessionError, Sessions};
 use crate::store::{QueueChange, QueueItem, QueueStatus, Turn};
 
@@ -179,23 +180,22 @@ impl Sessions {
     /// Finds or makes the session and sends the prompt; which turn of it the prompt became.
     async fn begin(&self, item: &QueueItem) -> Result<(Uuid, i64), SessionError> {
         let tenant = &item.tenant;
-        let id = match item.wanted {
+        let session = match item.wanted {
             Some(id) => {
-                if self.get(tenant, id).await?.status != SessionStatus::Active {
-                    self.resume(tenant, id).await?;
-                }
-                id
+                let session = self.get(tenant, id).await?;
+                if session.status == SessionStatus::Active { session } else { self.resume(&session.into()).await? }
             }
             None => {
                 let body = CreateSession { agent: item.agent_name.clone(), ..CreateSession::default() };
-                self.create(tenant, body).await?.id
+                self.create(tenant, body).await?
             }
         };
+        let (id, own) = (session.id, Own::from(session));
         let sent = async {
             let newest = self.shared.store.last_turn(id).await?.map_or(0, |turn| turn.number);
             self.shared.store.queue_change(item.id, QueueChange::Bound { session: id, turn: newest + 1 }).await?;
             let body = SendMessage { content: Value::String(item.prompt.clone()), ..SendMessage::default() };
-            let turn = self.ask(tenant, id, |reply| Request::Send { body: Box::new(body), reply }).await?;
+            let turn = self.ask(&own, |reply| Request::Send { body: Box::new(body), reply }).await?;
             if turn.number != newest + 1 {
                 // Somebody else's message came in between.
                 let bound = QueueChange::Bound { session: id, turn: turn.number };
@@ -275,8 +275,11 @@ impl Sessions {
     /// A session that the queue made: its processes are not needed any more. One whose try failed is over; the others can be
     /// resumed and go on with the conversation.
     async fn put_away(&self, tenant: &TenantId, session: Uuid, end: bool) {
-        let done = if end { self.end(tenant, session).await } else { self.stop(tenant, session).await };
-        match done {
+        let done = async {
+            let own = self.own(tenant, session).await?;
+            if end { self.end(&own).await } else { self.stop(&own).await }
+        };
+        match done.await {
             Ok(_) | Err(SessionError::Transition { .. } | SessionError::NotFound) => {}
             Err(e) => tracing::warn!(ASH_SESSION = %session, "a session of the queue was left as it is: {e}"),
         }

@@ -18,6 +18,7 @@ use crate::sessions::cause::Oom;
 use crate::sessions::disk::DiskUse;
 use crate::sessions::driver::{Looked, Request};
 use crate::sessions::limits::{Change, Level, Levels};
+use crate::sessions::own::Own;
 use crate::sessions::shared::Shared;
 use crate::sessions::warden::bound;
 use crate::sessions::{SessionError, Sessions};
@@ -185,22 +186,16 @@ impl Sessions {
         tokio::spawn(self.shared.warden.clone().run(tell));
     }
 
-    pub async fn limits(&self, tenant: &TenantId, id: Uuid, admin: bool) -> Result<LimitsReport, SessionError> {
-        let session = self.get(tenant, id).await?;
-        let levels = self.shared.levels(&session).await?;
-        let cgroup = self.look(id).await.cgroup.unwrap_or_else(|| usage::host(&self.shared.config.now().data_dir));
+    pub async fn limits(&self, own: &Own, admin: bool) -> Result<LimitsReport, SessionError> {
+        let levels = self.shared.levels(&self.row(own).await?).await?;
+        let cgroup =
+            self.look(own.id()).await.cgroup.unwrap_or_else(|| usage::host(&self.shared.config.now().data_dir));
         Ok(report(&levels, Level::Session, admin, |limit| usage::enforced(&cgroup, limit)))
     }
 
-    pub async fn change_limits(
-        &self,
-        tenant: &TenantId,
-        id: Uuid,
-        change: Change,
-        admin: bool,
-    ) -> Result<LimitsReport, SessionError> {
-        self.ask(tenant, id, |reply| Request::Limits { change, admin, reply }).await?;
-        self.limits(tenant, id, admin).await
+    pub async fn change_limits(&self, own: &Own, change: Change, admin: bool) -> Result<LimitsReport, SessionError> {
+        self.ask(own, |reply| Request::Limits { change, admin, reply }).await?;
+        self.limits(own, admin).await
     }
 
     /// Of an agent, or without one of the tenant itself.
@@ -262,9 +257,12 @@ impl Sessions {
         Ok((self.limits_above(tenant, agent, admin).await?, not_followed))
     }
 
-    pub async fn stats(&self, tenant: &TenantId, id: Uuid) -> Result<SessionStats, SessionError> {
-        let session = self.get(tenant, id).await?;
-        let looked = self.look(id).await;
+    pub async fn stats(&self, own: &Own) -> Result<SessionStats, SessionError> {
+        let looked = self.look(own.id()).await;
+        let limits = match looked.cgroup {
+            Some(_) => looked.limits,
+            None => self.shared.levels(&self.row(own).await?).await?.effective(),
+        };
         let disk = match looked.disk {
             Some(seen) => {
                 let age = u64::try_from(seen.at.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -272,12 +270,9 @@ impl Sessions {
             }
             // Nobody watches a session without processes: it is counted now.
             None => {
-                self.measured(&session).await.map(|used| DiskStats { bytes: used.bytes, files: used.files, age_ms: 0 })
+                let used = self.measured(own.id(), &limits).await;
+                used.map(|used| DiskStats { bytes: used.bytes, files: used.files, age_ms: 0 })
             }
-        };
-        let limits = match looked.cgroup {
-            Some(_) => looked.limits,
-            None => self.shared.levels(&session).await?.effective(),
         };
         Ok(SessionStats {
             live: looked.cgroup.is_some(),
@@ -292,9 +287,9 @@ impl Sessions {
         })
     }
 
-    async fn measured(&self, session: &Session) -> Option<DiskUse> {
-        let root: PathBuf = self.shared.dir(session.id).root().to_owned();
-        self.shared.warden.measure(&root, bound(&session.limits)).await.ok()
+    async fn measured(&self, id: Uuid, limits: &Limits) -> Option<DiskUse> {
+        let root: PathBuf = self.shared.dir(id).root().to_owned();
+        self.shared.warden.measure(&root, bound(limits)).await.ok()
     }
 
     /// Asks the task, where there is one; a session without a task has no sandbox.
@@ -315,17 +310,16 @@ impl Sessions {
         self.shared.check_reserve()
     }
 
-    /// Whether so many bytes more fit into what the session may have on the disk.
+    /// Whether so many bytes more fit into what the session may have on the disk, and what that is now (bytes).
     ///
     /// # Errors
     /// `Full` names what is used and the limit.
-    pub async fn check_room(&self, tenant: &TenantId, id: Uuid, bytes: u64) -> Result<(), SessionError> {
+    pub async fn check_room(&self, own: &Own, bytes: u64) -> Result<u64, SessionError> {
         self.shared.check_reserve()?;
-        let session = self.get(tenant, id).await?;
-        let limits = self.shared.levels(&session).await?.effective();
-        let Some(used) = self.measured(&Session { limits, ..session }).await else { return Ok(()) };
+        let limits = self.shared.levels(&self.row(own).await?).await?.effective();
+        let Some(used) = self.measured(own.id(), &limits).await else { return Ok(limits.disk_bytes) };
         if used.bytes.saturating_add(bytes) <= limits.disk_bytes && used.files < limits.disk_files && !used.hidden {
-            return Ok(());
+            return Ok(limits.disk_bytes);
         }
         Err(SessionError::Full(format!(
             "the session has {} MiB in {} files, and {} MiB more would be above its limit of {} MiB in {} files: delete files, \

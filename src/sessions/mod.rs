@@ -51,6 +51,7 @@ pub mod limits;
 pub mod lines;
 pub mod live;
 pub mod options;
+pub mod own;
 pub mod paths;
 pub mod piece;
 pub mod process;
@@ -71,4 +72,5 @@ pub mod warm;
 
 pub use crate::sandbox::confinement::Report as Confinement;
 pub use api::*;
+pub use own::Own;
 pub use service::Sessions;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -21,6 +21,8 @@ use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
 use crate::sessions::jobs::Jobs;
 use crate::sessions::limiting::Tally;
+use crate::sessions::own::Own;
+use crate::sessions::published::Published;
 use crate::sessions::reader::{self, ReaderError};
 use crate::sessions::registry::{Handle, Registry};
 use crate::sessions::shared::Shared;
@@ -30,7 +32,7 @@ use crate::sessions::{
     CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SendMessage, SessionError, WarmCount, adopt, options,
     warm,
 };
-use crate::store::{Session, Store, StoreError};
+use crate::store::{Session, Store, StoreError, Turn};
 use crate::vault::Vault;
 
 /// All sessions of this daemon. Cheap to clone.
@@ -141,26 +143,26 @@ impl Sessions {
         if body.credential_id.is_none()
             && let Some(warm) = shared.claim(&agent, &session, &launch).await
         {
-            return self.create_warm(tenant, warm, session).await;
+            return self.create_warm(warm, session).await;
         }
         let id = session.id;
         shared.check_memory()?;
         let slot = shared.admit(id).await?;
         shared.store.session_insert(&session).await?;
         shared.moved(None, SessionStatus::Starting, true);
-        self.ask(tenant, id, |reply| Request::Create { slot, reply }).await
+        self.ask(&session.into(), |reply| Request::Create { slot, reply }).await
     }
 
     /// The session takes over a sandbox that is ready, and with it its id.
-    async fn create_warm(&self, tenant: &TenantId, warm: Warm, session: Session) -> Result<Session, SessionError> {
-        let id = warm.session.id;
-        if let Err(e) = self.shared.store.session_insert(&Session { id, ..session }).await {
+    async fn create_warm(&self, warm: Warm, session: Session) -> Result<Session, SessionError> {
+        let session = Session { id: warm.session.id, ..session };
+        if let Err(e) = self.shared.store.session_insert(&session).await {
             self.shared.discard(warm).await;
             return Err(e.into());
         }
         self.shared.moved(None, SessionStatus::Starting, true);
         let live = Box::new(warm.live);
-        self.ask(tenant, id, |reply| Request::Claim { live, reply }).await
+        self.ask(&session.into(), |reply| Request::Claim { live, reply }).await
     }
 
     /// How many warm sandboxes are kept of this agent, and how many are ready now.
@@ -194,105 +196,93 @@ impl Sessions {
         self.shared.warm.look_again();
     }
 
+    /// The row of the tenant's session as it is now.
+    ///
+    /// # Errors
+    /// `NotFound`, also for another tenant's.
     pub async fn get(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
         self.shared.store.session(tenant, id).await?.ok_or(SessionError::NotFound)
     }
 
     /// Accepts the message (durably) and returns the turn's frames.
-    pub async fn send(&self, tenant: &TenantId, id: Uuid, body: SendMessage) -> Result<FrameStream, SessionError> {
+    pub async fn send(&self, own: &Own, body: SendMessage) -> Result<FrameStream, SessionError> {
         self.shared.check_accepting()?;
         self.shared.check_reserve()?;
-        let handle = self.find(tenant, id).await?;
-        let (published, partial) = (handle.published.clone(), body.include_partial_messages);
-        let turn = self.ask(tenant, id, |reply| Request::Send { body: Box::new(body), reply }).await?;
-        let stdout = self.shared.dir(id).stdout();
-        let frames = reader::turn_stream(stdout, id, self.shared.store.clone(), turn, published, partial);
-        Ok(reader::until(&self.shared.stopping, frames))
+        let (published, partial) = (self.handle(own).published, body.include_partial_messages);
+        let turn = self.ask(own, |reply| Request::Send { body: Box::new(body), reply }).await?;
+        Ok(self.frames_of(own, turn, published, partial))
     }
 
     /// The same, and `begun` is told which turn the message becomes before it is sent (and again, should somebody else's
     /// have come in between): a caller who writes that down can find out later whether it was sent.
     pub async fn send_noting<F: Future<Output = Result<(), StoreError>>>(
         &self,
-        tenant: &TenantId,
-        id: Uuid,
+        own: &Own,
         body: SendMessage,
         begun: impl Fn(i64) -> F,
     ) -> Result<FrameStream, SessionError> {
         self.shared.check_accepting()?;
-        let handle = self.find(tenant, id).await?;
-        let (published, partial) = (handle.published.clone(), body.include_partial_messages);
-        let next = self.shared.store.last_turn(id).await?.map_or(0, |turn| turn.number) + 1;
+        let (published, partial) = (self.handle(own).published, body.include_partial_messages);
+        let next = self.shared.store.last_turn(own.id()).await?.map_or(0, |turn| turn.number) + 1;
         begun(next).await?;
-        let turn = self.ask(tenant, id, |reply| Request::Send { body: Box::new(body), reply }).await?;
+        let turn = self.ask(own, |reply| Request::Send { body: Box::new(body), reply }).await?;
         if turn.number != next {
             begun(turn.number).await?;
         }
-        let stdout = self.shared.dir(id).stdout();
-        let frames = reader::turn_stream(stdout, id, self.shared.store.clone(), turn, published, partial);
-        Ok(reader::until(&self.shared.stopping, frames))
+        Ok(self.frames_of(own, turn, published, partial))
     }
 
     /// A turn's frames from its beginning, live if it still runs; `None` when there is no such turn.
-    pub async fn turn(
-        &self,
-        tenant: &TenantId,
-        id: Uuid,
-        number: i64,
-        partial: bool,
-    ) -> Result<Option<FrameStream>, SessionError> {
-        let handle = self.find(tenant, id).await?;
-        let Some(turn) = self.shared.store.turn(id, number).await? else { return Ok(None) };
-        let stdout = self.shared.dir(id).stdout();
-        let store = self.shared.store.clone();
-        let frames = reader::turn_stream(stdout, id, store, turn, handle.published, partial);
-        Ok(Some(reader::until(&self.shared.stopping, frames)))
+    pub async fn turn(&self, own: &Own, number: i64, partial: bool) -> Result<Option<FrameStream>, SessionError> {
+        let published = self.handle(own).published;
+        let turn = self.shared.store.turn(own.id(), number).await?;
+        Ok(turn.map(|turn| self.frames_of(own, turn, published, partial)))
+    }
+
+    fn frames_of(&self, own: &Own, turn: Turn, published: watch::Receiver<Published>, partial: bool) -> FrameStream {
+        let stdout = self.shared.dir(own.id()).stdout();
+        let frames = reader::turn_stream(stdout, own.id(), self.shared.store.clone(), turn, published, partial);
+        reader::until(&self.shared.stopping, frames)
     }
 
     /// Frames after `from` (or from now on), then live, for ever.
-    pub async fn stream(
-        &self,
-        tenant: &TenantId,
-        id: Uuid,
-        from: Option<EventId>,
-        partial: bool,
-    ) -> Result<FrameStream, SessionError> {
-        let handle = self.find(tenant, id).await?;
+    pub async fn stream(&self, own: &Own, from: Option<EventId>, partial: bool) -> Result<FrameStream, SessionError> {
+        let (id, published) = (own.id(), self.handle(own).published);
         let stdout = self.shared.dir(id).stdout();
         let store = self.shared.store.clone();
-        match reader::session_stream(stdout, id, store, from, handle.published, partial).await {
+        match reader::session_stream(stdout, id, store, from, published, partial).await {
             Ok(frames) => Ok(reader::until(&self.shared.stopping, frames)),
             Err(e @ ReaderError::NotAPlace { .. }) => Err(SessionError::Invalid(e.to_string())),
             Err(ReaderError::Unavailable(why)) => Err(SessionError::Unavailable(why)),
         }
     }
 
-    pub async fn pause(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
-        self.ask(tenant, id, |reply| Request::Pause { reply }).await
+    pub async fn pause(&self, own: &Own) -> Result<Session, SessionError> {
+        self.ask(own, |reply| Request::Pause { reply }).await
     }
-    pub async fn resume(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
+    pub async fn resume(&self, own: &Own) -> Result<Session, SessionError> {
         self.shared.check_accepting()?;
-        self.ask(tenant, id, |reply| Request::Resume { reply }).await
+        self.ask(own, |reply| Request::Resume { reply }).await
     }
-    pub async fn stop(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
-        self.ask(tenant, id, |reply| Request::Stop { reply }).await
+    pub async fn stop(&self, own: &Own) -> Result<Session, SessionError> {
+        self.ask(own, |reply| Request::Stop { reply }).await
     }
-    pub async fn end(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
-        self.ask(tenant, id, |reply| Request::End { reply }).await
+    pub async fn end(&self, own: &Own) -> Result<Session, SessionError> {
+        self.ask(own, |reply| Request::End { reply }).await
     }
-    pub async fn interrupt(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
-        self.ask(tenant, id, |reply| Request::Interrupt { reply }).await
+    pub async fn interrupt(&self, own: &Own) -> Result<Session, SessionError> {
+        self.ask(own, |reply| Request::Interrupt { reply }).await
     }
-    pub async fn patch_config(&self, tenant: &TenantId, id: Uuid, body: PatchConfig) -> Result<Session, SessionError> {
-        self.ask(tenant, id, |reply| Request::Patch { body: Box::new(body), reply }).await
+    pub async fn patch_config(&self, own: &Own, body: PatchConfig) -> Result<Session, SessionError> {
+        self.ask(own, |reply| Request::Patch { body: Box::new(body), reply }).await
     }
 
     /// A new paused session with the files, the messages and the conversation of this one.
-    pub async fn fork(&self, tenant: &TenantId, id: Uuid) -> Result<Session, SessionError> {
+    pub async fn fork(&self, own: &Own) -> Result<Session, SessionError> {
         self.shared.check_accepting()?;
         self.shared.check_reserve()?;
         let new = Uuid::new_v4();
-        let parent = self.ask(tenant, id, |reply| Request::Fork { to: new, reply }).await;
+        let parent = self.ask(own, |reply| Request::Fork { to: new, reply }).await;
         let forked = match parent {
             Ok(parent) => self.shared.insert_fork(&parent, new).await,
             Err(e) => Err(e),
@@ -304,9 +294,8 @@ impl Sessions {
     }
 
     /// The session's workspace directory on the host, for the files API (live, paused or ended).
-    pub async fn workspace(&self, tenant: &TenantId, id: Uuid) -> Result<PathBuf, SessionError> {
-        self.get(tenant, id).await?;
-        Ok(self.shared.dir(id).workspace())
+    pub fn workspace(&self, id: Uuid) -> PathBuf {
+        self.shared.dir(id).workspace()
     }
 
     /// Constant time.
@@ -331,32 +320,13 @@ impl Sessions {
         self.shared.census.of(SessionStatus::Active)
     }
 
-    /// Whether the tenant has this session. One that has a task is not looked up in the database.
-    ///
-    /// # Errors
-    /// [`SessionError::NotFound`]; the database's own.
-    pub async fn known(&self, tenant: &TenantId, id: Uuid) -> Result<(), SessionError> {
-        match self.shared.registry.get(id) {
-            Some(handle) if handle.tenant == *tenant => Ok(()),
-            Some(_) => Err(SessionError::NotFound),
-            None => self.get(tenant, id).await.map(drop),
-        }
+    fn handle(&self, own: &Own) -> Handle {
+        self.shared.handle(own.tenant().clone(), own.id())
     }
 
-    pub(super) async fn find(&self, tenant: &TenantId, id: Uuid) -> Result<Handle, SessionError> {
-        self.known(tenant, id).await?;
-        Ok(self.shared.handle(tenant.clone(), id))
-    }
-
-    pub(super) async fn ask<T>(
-        &self,
-        tenant: &TenantId,
-        id: Uuid,
-        make: impl FnOnce(Reply<T>) -> Request,
-    ) -> Result<T, SessionError> {
-        self.find(tenant, id).await?;
+    pub(super) async fn ask<T>(&self, own: &Own, make: impl FnOnce(Reply<T>) -> Request) -> Result<T, SessionError> {
         let (reply, answer) = oneshot::channel();
-        self.shared.pass_on(tenant.clone(), id, make(reply)).await;
+        self.shared.pass_on(own.tenant().clone(), own.id(), make(reply)).await;
         answer.await.unwrap_or_else(|_| {
             Err(SessionError::Failed("the session's task failed; its reason is in the journal of ashd".to_owned()))
         })

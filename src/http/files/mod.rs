@@ -17,7 +17,6 @@ pub mod workspace;
 pub mod write;
 
 use std::fs::File;
-use std::path::PathBuf;
 
 use axum::Json;
 use axum::extract::State;
@@ -25,13 +24,12 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use super::AppState;
-use super::args::{Args, FilePath, SessionId};
-use super::auth::Caller;
+use super::args::{Args, FilePath, OwnSession};
 use super::error::{ApiError, ErrorBody};
 use crate::model::SessionStatus;
+use crate::sessions::Own;
 
 pub use listing::FileEntry;
 
@@ -63,22 +61,18 @@ pub struct FileBody {
 struct Workspace {
     root: File,
     source: &'static str,
-    /// What the session may have on disk.
-    disk_bytes: u64,
 }
 
-async fn open(state: &AppState, caller: &Caller, id: Uuid) -> Result<Workspace, ApiError> {
-    let session = state.sessions.get(&caller.tenant, id).await?;
-    let source = match session.status {
+async fn open(state: &AppState, session: &Own) -> Result<Workspace, ApiError> {
+    let source = match state.sessions.row(session).await?.status {
         SessionStatus::Ended | SessionStatus::Stopped | SessionStatus::Error => "snapshot",
         SessionStatus::Starting | SessionStatus::Active | SessionStatus::Paused => "sandbox",
     };
-    let directory: PathBuf = state.sessions.workspace(&caller.tenant, id).await?;
-    let root = beneath::root(&directory).map_err(|cause| match cause.kind() {
+    let root = beneath::root(&state.sessions.workspace(session.id())).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::NotFound => ApiError::not_found("The files of this session are no longer kept"),
         _ => ApiError::internal("the workspace could not be opened", &cause),
     })?;
-    Ok(Workspace { root, source, disk_bytes: session.limits.disk_bytes })
+    Ok(Workspace { root, source })
 }
 
 /// Work on descriptors, off the async threads.
@@ -101,12 +95,11 @@ pub async fn blocking<T: Send + 'static>(
 )]
 pub async fn list(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     args: Args,
 ) -> Result<Json<FilesBody>, ApiError> {
     let hidden = args.flag("includeHidden", true)?;
-    let Workspace { root, source, .. } = open(&state, &caller, id).await?;
+    let Workspace { root, source } = open(&state, &session).await?;
     let listing = blocking(move || {
         listing::list(&root, hidden).map_err(|cause| ApiError::internal("the workspace could not be listed", &cause))
     })
@@ -136,15 +129,14 @@ pub async fn list(
 )]
 pub async fn read(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     FilePath(path): FilePath,
     args: Args,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let format = args.one_of("format", &["raw", "json"])?.unwrap_or("raw");
     let relative = path::relative(&path).map_err(|why| ApiError::bad_request(format!("path: {why}")))?;
-    let Workspace { root, source, .. } = open(&state, &caller, id).await?;
+    let Workspace { root, source } = open(&state, &session).await?;
     let name = path.clone();
     let (file, size) = blocking(move || beneath::read(&root, &relative).map_err(|why| why.for_client(&name))).await?;
     if format == "json" {

@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::AppState;
-use super::super::args::{FilePath, SessionId};
-use super::super::auth::Caller;
+use super::super::args::{FilePath, OwnSession};
 use super::super::body::{JsonBody, MIB};
 use super::super::error::{ApiError, ErrorBody};
 use super::beneath::Refused;
@@ -85,17 +84,16 @@ pub struct DeletedBody {
 )]
 pub async fn upload(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     body: JsonBody<UploadFiles, { 140 * MIB }>,
 ) -> Result<Json<UploadedBody>, ApiError> {
     let UploadFiles { files, target_path } = body.value;
     let target = path::directory(target_path.as_deref().unwrap_or("."))
         .map_err(|why| ApiError::bad_request(format!("targetPath: {why}")))?;
     let files = decode(files)?;
-    let Workspace { root, .. } = open(&state, &caller, id).await?;
+    let Workspace { root, .. } = open(&state, &session).await?;
     let bytes = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-    state.sessions.check_room(&caller.tenant, id, bytes).await?;
+    state.sessions.check_room(&session, bytes).await?;
     let files = blocking(move || {
         Ok(files
             .into_iter()
@@ -163,15 +161,14 @@ fn decode(files: Vec<NewFile>) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
 )]
 pub async fn delete(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     FilePath(path): FilePath,
 ) -> Result<Json<DeletedBody>, ApiError> {
     let relative = path::relative(&path).map_err(|why| ApiError::bad_request(format!("path: {why}")))?;
-    let Workspace { root, .. } = open(&state, &caller, id).await?;
+    let Workspace { root, .. } = open(&state, &session).await?;
     let name = path.clone();
     blocking(move || write::delete(&root, &relative).map_err(|why| why.for_client(&name))).await?;
-    state.sessions.files_changed(id).await;
+    state.sessions.files_changed(session.id()).await;
     Ok(Json(DeletedBody { path, deleted: true }))
 }
 

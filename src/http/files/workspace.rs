@@ -13,8 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::AppState;
-use super::super::args::SessionId;
-use super::super::auth::Caller;
+use super::super::args::OwnSession;
 use super::super::body::{JsonBody, MIB};
 use super::super::error::{ApiError, ErrorBody};
 use super::{Workspace, blocking, bundle, open, unbundle};
@@ -50,16 +49,12 @@ pub struct MessageBody {
         (status = 503, description = "Too many downloads at once; see Retry-After", body = ErrorBody),
     )
 )]
-pub async fn download(
-    State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
-) -> Result<Response, ApiError> {
-    let Workspace { root, source, .. } = open(&state, &caller, id).await?;
+pub async fn download(State(state): State<AppState>, OwnSession(session): OwnSession) -> Result<Response, ApiError> {
+    let Workspace { root, source } = open(&state, &session).await?;
     let permit = Arc::clone(&state.bundles)
         .try_acquire_owned()
         .map_err(|_| ApiError::unavailable("too many workspaces are being downloaded at once; try again", 5))?;
-    let name = format!("attachment; filename=\"workspace-{id}.tar.gz\"");
+    let name = format!("attachment; filename=\"workspace-{}.tar.gz\"", session.id());
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("application/gzip")),
         (header::CONTENT_DISPOSITION, HeaderValue::try_from(name).expect("an id is ASCII")),
@@ -87,8 +82,7 @@ pub async fn download(
 )]
 pub async fn restore(
     State(state): State<AppState>,
-    caller: Caller,
-    SessionId(id): SessionId,
+    OwnSession(session): OwnSession,
     body: JsonBody<NewWorkspace, { 140 * MIB }>,
 ) -> Result<Json<MessageBody>, ApiError> {
     if body.value.bundle.is_empty() {
@@ -100,8 +94,8 @@ pub async fn restore(
     if archive.len() > MAX_BUNDLE {
         return Err(ApiError::too_large(format!("bundle has {} bytes; the limit is {MAX_BUNDLE}", archive.len())));
     }
-    let Workspace { root, disk_bytes, .. } = open(&state, &caller, id).await?;
-    state.sessions.check_room(&caller.tenant, id, archive.len() as u64).await?;
+    let Workspace { root, .. } = open(&state, &session).await?;
+    let disk_bytes = state.sessions.check_room(&session, archive.len() as u64).await?;
     let report = blocking(move || unbundle::unpack(&root, &archive, disk_bytes)).await?;
     Ok(Json(MessageBody { message: report.in_words() }))
 }

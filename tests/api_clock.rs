@@ -47,7 +47,7 @@ async fn a_jump_of_the_clock_ends_nothing_and_delays_nothing() {
 
     clock(DAY_MS);
     for id in [&id, &idle] {
-        assert_eq!(api.info(&id).await["status"], "active", "no time-out has passed");
+        assert_eq!(api.info(id).await["status"], "active", "no time-out has passed");
     }
     assert_eq!(text(&api.turn(&idle, "@recall").await), "remember me");
     assert!(day(&api, &idle).await > today);

@@ -197,7 +197,13 @@ async fn looking_wakes_nothing() {
     assert_eq!((&cold["live"], &cold["memory"]), (&json!(false), &Value::Null), "{cold}");
     assert!(cold["disk"]["files"].as_u64().unwrap() > 3, "{cold}");
     let metrics = api.get("/metrics").await.text;
-    for name in ["ash_limited_total{reason=\"disk\"} 0", "ash_sandboxes_memory_bytes ", "ash_disk_free_bytes "] {
+    for name in [
+        "ash_limited_total{reason=\"disk\"} 0",
+        "ash_sandboxes_memory_bytes ",
+        "ash_sandboxes_memory_peak_bytes ",
+        "ash_sandboxes_stalled_seconds_total{resource=\"cpu\"} ",
+        "ash_disk_free_bytes ",
+    ] {
         assert!(metrics.contains(name), "{name}\n{metrics}");
     }
 }

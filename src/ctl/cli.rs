@@ -285,7 +285,8 @@ pub enum LimitsCommand {
     Set {
         #[command(flatten)]
         level: Level,
-        /// memory, swap, cpu (cores), weight, pids, disk, files or turn, as NAME=VALUE.
+        /// memory, swap, cpu (cores), weight, pids, io-read, io-write, io-read-ops, io-write-ops (a second), disk, files or turn,
+        /// as NAME=VALUE.
         #[arg(required = true, value_name = "NAME=VALUE", value_parser = super::limits::parse)]
         limits: Vec<(crate::model::Limit, Option<u64>)>,
     },

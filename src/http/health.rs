@@ -59,6 +59,8 @@ fn live(pool: &PoolStats) -> usize {
 pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
     let pool = state.sessions.pool_stats();
     let used = state.sessions.total_usage();
+    let pressure = used.map(|used| used.pressure).unwrap_or_default();
+    let stalled = [("cpu", pressure.cpu), ("memory", pressure.memory), ("io", pressure.io)];
     let now = metrics::Snapshot {
         uptime_seconds: state.started.elapsed().as_secs_f64(),
         active_sessions: state.sessions.active(),
@@ -74,8 +76,10 @@ pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
         resume_prewarm: pool.pre_warm_hits,
         limited: state.sessions.limited().to_vec(),
         memory_bytes: used.and_then(|used| used.memory.current_bytes),
+        memory_peak_bytes: used.and_then(|used| used.memory.peak_bytes),
         cpu_us: used.and_then(|used| used.cpu.usage_us),
         pids: used.and_then(|used| used.pids.current),
+        stalled_us: stalled.into_iter().filter_map(|(of, now)| Some((of, now?.some_total_us))).collect(),
         disk_free_bytes: state.sessions.disk_free(),
     };
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&now))

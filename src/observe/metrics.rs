@@ -25,8 +25,11 @@ pub struct Snapshot {
     pub limited: Vec<(&'static str, u64)>,
     /// All sandboxes together, as the cgroup above them counts; `None` where it does not.
     pub memory_bytes: Option<u64>,
+    pub memory_peak_bytes: Option<u64>,
     pub cpu_us: Option<u64>,
     pub pids: Option<u64>,
+    /// Microseconds in which some process waited, by what it waited for (psi(7)).
+    pub stalled_us: Vec<(&'static str, u64)>,
     pub disk_free_bytes: Option<u64>,
 }
 
@@ -84,14 +87,17 @@ pub fn render(now: &Snapshot) -> String {
         "Cold resumes by where the workspace came from.",
         &[("{source=\"local\"}", total(now.resume_cold)), ("{source=\"cloud\"}", 0.0), ("{source=\"fresh\"}", 0.0)],
     );
-    let limited: Vec<(String, f64)> =
-        now.limited.iter().map(|(reason, n)| (format!("{{reason=\"{reason}\"}}"), total(*n))).collect();
-    let limited: Vec<(&str, f64)> = limited.iter().map(|(labels, n)| (labels.as_str(), *n)).collect();
     let help = "How often a session was killed or stopped, by cause.";
-    family(&mut out, "ash_limited_total", "counter", help, &limited);
+    labelled(&mut out, "ash_limited_total", help, "reason", &now.limited, total);
     let cpu = now.cpu_us.map(|us| us as f64 / 1e6);
     for (name, kind, help, value) in [
         ("ash_sandboxes_memory_bytes", "gauge", "Memory of all sandboxes.", now.memory_bytes.map(total)),
+        (
+            "ash_sandboxes_memory_peak_bytes",
+            "gauge",
+            "Most memory of all sandboxes since the host started.",
+            now.memory_peak_bytes.map(total),
+        ),
         ("ash_sandboxes_cpu_seconds_total", "counter", "CPU time of all sandboxes.", cpu),
         ("ash_sandboxes_pids", "gauge", "Processes and threads of all sandboxes.", now.pids.map(total)),
         ("ash_disk_free_bytes", "gauge", "Room on the data directory's disk.", now.disk_free_bytes.map(total)),
@@ -100,6 +106,12 @@ pub fn render(now: &Snapshot) -> String {
         if let Some(value) = value {
             family(&mut out, name, kind, help, &[("", value)]);
         }
+    }
+    if !now.stalled_us.is_empty() {
+        let help = "Time in which some process of a sandbox waited, by what it waited for.";
+        labelled(&mut out, "ash_sandboxes_stalled_seconds_total", help, "resource", &now.stalled_us, |us| {
+            us as f64 / 1e6
+        });
     }
     out
 }
@@ -111,6 +123,21 @@ fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: &[(&str
     for (labels, value) in samples {
         put(format_args!("{name}{labels} {value}\n"));
     }
+}
+
+/// A family of counters, one for each value of a label.
+fn labelled(
+    out: &mut String,
+    name: &str,
+    help: &str,
+    label: &str,
+    counts: &[(&'static str, u64)],
+    unit: impl Fn(u64) -> f64,
+) {
+    let samples: Vec<(String, f64)> =
+        counts.iter().map(|(value, n)| (format!("{{{label}=\"{value}\"}}"), unit(*n))).collect();
+    let samples: Vec<(&str, f64)> = samples.iter().map(|(labels, n)| (labels.as_str(), *n)).collect();
+    family(out, name, "counter", help, &samples);
 }
 
 fn count(n: usize) -> f64 {
@@ -135,6 +162,8 @@ mod tests {
             resume_cold: 2,
             limited: vec![("disk", 3)],
             memory_bytes: Some(7),
+            memory_peak_bytes: Some(9),
+            stalled_us: vec![("io", 1_500_000)],
             ..Snapshot::default()
         };
         let text = render(&now);
@@ -151,6 +180,8 @@ mod tests {
             "ash_resume_cold_total{source=\"local\"} 2",
             "ash_limited_total{reason=\"disk\"} 3",
             "ash_sandboxes_memory_bytes 7",
+            "ash_sandboxes_memory_peak_bytes 9",
+            "ash_sandboxes_stalled_seconds_total{resource=\"io\"} 1.5",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

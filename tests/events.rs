@@ -168,7 +168,8 @@ fn processes(daemon: &Daemon, name: &str) -> [Pid; 2] {
 async fn a_launcher_and_a_gateway_that_do_not_answer_are_said_once_each() {
     let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let log = daemon.dir.join("ashd-1.log");
-    let paths = [api.session("a").await, api.session("a").await].map(|id| format!("/api/sessions/{id}/limits"));
+    let ids = [api.session("a").await, api.session("a").await];
+    let paths = ids.each_ref().map(|id| format!("/api/sessions/{id}/limits"));
     let change = |pids: u64| {
         let [one, two] = paths.each_ref().map(|path| api.call("PATCH", path, Some(json!({"pids": pids}))));
         futures_util::future::join(one, two)
@@ -179,6 +180,14 @@ async fn a_launcher_and_a_gateway_that_do_not_answer_are_said_once_each() {
     let (one, two) = change(100).await;
     kill(launcher, Signal::SIGCONT).unwrap();
     assert_eq!((one.status, two.status), (500, 500), "{} {}", one.text, two.text);
+    // What a request logs is part of its session's story.
+    let text = std::fs::read_to_string(&log).unwrap();
+    let failed: Vec<&str> = text.lines().filter(|line| line.contains("a request to a session failed")).collect();
+    assert_eq!(failed.len(), 2, "{text}");
+    for id in &ids {
+        let mut own = failed.iter().filter(|line| line.contains(&format!("\"ASH_SESSION\":\"{id}\"")));
+        assert!(own.next().is_some_and(|line| line.contains("\"ASH_TENANT\":\"default\"")), "{failed:?}");
+    }
     let lost = once(&log, &events::LAUNCHER_LOST);
     assert!(lost["error"].as_str().unwrap().contains("no answer to set limits within 10 s"), "{lost}");
     let (one, two) = change(101).await;

@@ -25,7 +25,9 @@ impl FromRequestParts<AppState> for OwnSession {
         let caller = Caller::from_request_parts(parts, state).await?;
         let Id(id) = Id::from_request_parts(parts, state).await?;
         let id = id.ok_or(SessionError::NotFound)?;
-        Ok(Self(state.sessions.own(&caller.tenant, id).await?))
+        let own = state.sessions.own(&caller.tenant, id).await?;
+        tracing::Span::current().record("ASH_SESSION", tracing::field::display(id));
+        Ok(Self(own))
     }
 }
 

@@ -19,6 +19,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tracing::Instrument as _;
 
 use super::error::ApiError;
 use super::local::LocalPeer;
@@ -101,8 +102,10 @@ pub async fn authenticate(
     } else {
         authenticator.check(request.headers()).await?
     };
+    // Every line that is logged on the way bears them; which session it is, its extractor adds.
+    let span = tracing::error_span!("request", ASH_TENANT = %caller.tenant, ASH_SESSION = tracing::field::Empty);
     request.extensions_mut().insert(caller);
-    Ok(next.run(request).await)
+    Ok(next.run(request).instrument(span).await)
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {

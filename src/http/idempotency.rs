@@ -21,6 +21,7 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest, Sha256};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::AppState;
@@ -128,13 +129,14 @@ pub async fn once(State(state): State<AppState>, request: Request, next: Next) -
     }
     let request = Request::from_parts(parts, Body::from(bytes));
     // A task of its own: a client that goes away does not leave it half done, with nobody to write down the answer.
-    let carried_out = tokio::spawn(async move {
+    let carry_out = async move {
         let _share = share;
         let answer = next.run(request).await;
         let answer = keep(&state, &tenant, &key, answer).await;
         drop(flight);
         answer
-    });
+    };
+    let carried_out = tokio::spawn(carry_out.in_current_span());
     carried_out.await.unwrap_or_else(|_| Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error")))
 }
 

@@ -74,8 +74,8 @@ impl Shared {
     pub fn handle(self: &Arc<Self>, tenant: TenantId, id: Uuid) -> Handle {
         self.registry.get_or_insert(id, || {
             let (handle, ends) = registry::channel(tenant, Published { loading: true, ..Published::default() });
-            // Every line that is logged on the way bears them.
-            let span = tracing::error_span!("session", ASH_SESSION = %id, ASH_TENANT = %handle.tenant,
+            // Every line that is logged on the way bears them. Not those of the request that happens to come first.
+            let span = tracing::error_span!(parent: None, "session", ASH_SESSION = %id, ASH_TENANT = %handle.tenant,
                 ASH_AGENT = tracing::field::Empty);
             tokio::spawn(Driver::run(Arc::clone(self), id, ends).instrument(span));
             handle

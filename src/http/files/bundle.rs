@@ -39,7 +39,7 @@ pub async fn stream(root: File, permit: OwnedSemaphorePermit) -> io::Result<Body
     let (sender, mut chunks) = mpsc::channel::<Bytes>(4);
     let (done, result) = oneshot::channel();
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || {
+    let work = move || {
         let _permit = permit;
         let packed = pack(&root, Chunks { sender, runtime, buffer: Vec::with_capacity(CHUNK) });
         if let Err(cause) = &packed
@@ -49,7 +49,9 @@ pub async fn stream(root: File, permit: OwnedSemaphorePermit) -> io::Result<Body
         }
         // Nobody listens when the client is gone.
         let _ = done.send(packed);
-    });
+    };
+    let request = tracing::Span::current();
+    tokio::task::spawn_blocking(move || request.in_scope(work));
     let end = async {
         let result = result.await.unwrap_or_else(|_| Err(io::Error::other("the archiving thread died")));
         // A pending body lets hyper send what it holds; an error makes it close at once.

@@ -79,7 +79,8 @@ async fn open(state: &AppState, session: &Own) -> Result<Workspace, ApiError> {
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work)
+    let request = tracing::Span::current();
+    tokio::task::spawn_blocking(move || request.in_scope(work))
         .await
         .map_err(|cause| ApiError::internal("work on files was cut short", &cause))?
 }

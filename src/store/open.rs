@@ -20,6 +20,9 @@ const READERS: u32 = 4;
 const BUSY: Duration = Duration::from_secs(10);
 /// How long a starting ashd waits for an ending one to let go of the database.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
+/// KiB of pages that a connection keeps, written as SQLite wants it (its own default is 2000). All of the database that is in use is in the
+/// kernel's page cache as well; what is kept here twice would only let ashd grow with its age.
+const CACHE: &str = "-256";
 /// Bytes to which the WAL file is cut back after a checkpoint.
 const WAL_BYTES: &str = "16777216";
 
@@ -48,6 +51,7 @@ pub(super) async fn open(data_dir: &Path) -> Result<Opened, StoreError> {
         .journal_mode(SqliteJournalMode::Wal)
         // COMMIT does not wait for the disk: `durable` does.
         .synchronous(SqliteSynchronous::Normal)
+        .pragma("cache_size", CACHE)
         .pragma("journal_size_limit", WAL_BYTES)
         .log_slow_statements(tracing::log::LevelFilter::Off, Duration::MAX)
         .log_statements(tracing::log::LevelFilter::Off);

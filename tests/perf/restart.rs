@@ -14,14 +14,24 @@ use crate::figures::{Figure, Form, Samples};
 use crate::link::{Link, Stream};
 
 const SESSIONS: usize = 50;
+/// So many of them in mid-turn leave a machine of two cores time for its work; all of them do not.
+const FEW: usize = 10;
 /// Milliseconds from the start of the new ashd to its first answer (issue 4).
 const SERVING_MS: f64 = 1000.0;
-/// Milliseconds between the last frame of the old ashd and the first of the new one, beyond the silence of a turn without a
-/// restart (issue 4).
+/// Milliseconds between the last frame of the old ashd and the first of the new one (issue 4). With all sessions in mid-turn it
+/// is what comes on top of the silence of a turn without a restart.
 const GAP_MS: f64 = 1500.0;
 /// A delta each 100 ms for six seconds.
 const DELTAS: usize = 60;
 const TEXT: &str = "@delay 100ms\n@repeat 60 word";
+
+/// What one round does to ashd in the middle of its turns.
+#[derive(Clone, Copy)]
+enum Blow {
+    None,
+    Kill,
+    Restart,
+}
 
 /// The short form has the fake claude, of which fifty cost a small machine nothing.
 pub async fn measure(form: Form) -> Vec<Figure> {
@@ -41,24 +51,59 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     for id in &ids {
         client(Arc::clone(&link), id.clone(), "@text ready").await;
     }
-    let (mut serving, mut gaps, mut silences) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..form.rounds(3, 9) {
-        let mut clients = JoinSet::new();
-        for id in &ids {
-            clients.spawn(client(Arc::clone(&link), id.clone(), TEXT));
+    let (mut serving, mut gaps, mut silences) = (Vec::new(), [vec![], vec![]], Vec::new());
+    for _ in 0..form.rounds(1, 3) {
+        for (which, streams) in [FEW, SESSIONS].into_iter().enumerate() {
+            for blow in [Blow::None, Blow::Kill, Blow::Restart] {
+                let (back, served, seen) = round(daemon, &link, &ids[..streams], blow).await;
+                daemon = back;
+                serving.extend(served);
+                match blow {
+                    Blow::None if streams == SESSIONS => silences.extend(seen.iter().map(|silence| silence.longest)),
+                    Blow::None => {}
+                    Blow::Kill | Blow::Restart => gaps[which].extend(seen.iter().map(|silence| silence.cut)),
+                }
+            }
         }
-        if round % 3 == 0 {
-            silences.extend(clients.join_all().await.into_iter().map(|silence| silence.longest));
-            continue;
-        }
+    }
+    let api = daemon.api();
+    for id in &ids {
+        api.delete(&format!("/api/sessions/{id}")).await.expect(200);
+    }
+    daemon.stop();
+    let (few, all) = (Samples::of(gaps[0].clone()), Samples::of(gaps[1].clone()));
+    let silences = Samples::of(silences);
+    let added = all.at(0.99) - silences.at(0.99);
+    vec![
+        Figure::times("restart with 50 live sessions: serving again", &Samples::of(serving))
+            .at_most(SERVING_MS)
+            .p99_at_most(SERVING_MS),
+        Figure::times("restart, 10 of 50 sessions in mid-turn: gap of a client that rejoins", &few).p99_at_most(GAP_MS),
+        Figure::times("no restart, 50 in mid-turn: longest silence of a turn", &silences),
+        Figure::times("restart, 50 in mid-turn: gap of a client that rejoins", &all).at_most(GAP_MS),
+        Figure::single("restart, 50 in mid-turn: gap, p99, beyond that silence", "ms", added).noisy().at_most(GAP_MS),
+    ]
+}
+
+/// A turn of each session, with or without a restart in its middle: until the new ashd served, and what the clients saw.
+async fn round(
+    mut daemon: Daemon,
+    link: &Arc<Link>,
+    ids: &[String],
+    blow: Blow,
+) -> (Daemon, Option<Duration>, Vec<Silence>) {
+    let mut clients = JoinSet::new();
+    for id in ids {
+        clients.spawn(client(Arc::clone(link), id.clone(), TEXT));
+    }
+    let mut served = None;
+    if !matches!(blow, Blow::None) {
         tokio::time::sleep(Duration::from_millis(2500)).await;
-        let moved = Arc::clone(&link);
+        let moved = Arc::clone(link);
         let back = tokio::task::spawn_blocking(move || {
-            // Every other time it is a planned restart.
-            if round % 3 == 1 {
-                daemon.kill9()
-            } else {
-                _ = daemon.terminate();
+            match blow {
+                Blow::Restart => _ = daemon.terminate(),
+                _ => daemon.kill9(),
             }
             let start = Instant::now();
             daemon.restart();
@@ -68,26 +113,10 @@ pub async fn measure(form: Form) -> Vec<Figure> {
         let start;
         (daemon, start) = back.await.unwrap();
         daemon.api().get("/health").await.expect(200);
-        serving.push(start.elapsed());
-        gaps.extend(clients.join_all().await.into_iter().map(|silence| silence.cut));
+        served = Some(start.elapsed());
     }
-    let api = daemon.api();
-    for id in &ids {
-        api.delete(&format!("/api/sessions/{id}")).await.expect(200);
-    }
-    daemon.stop();
-    let (serving, gaps, silences) = (Samples::of(serving), Samples::of(gaps), Samples::of(silences));
-    let added = gaps.at(0.99) - silences.at(0.99);
-    vec![
-        Figure::times("restart with 50 live sessions: serving again", &serving)
-            .at_most(SERVING_MS)
-            .p99_at_most(SERVING_MS),
-        Figure::times("50 live sessions: longest silence of a turn without a restart", &silences),
-        Figure::times("restart with 50 live sessions: gap of a client that rejoins", &gaps),
-        Figure::single("restart with 50 live sessions: gap, p99, beyond that silence", "ms", added)
-            .noisy()
-            .at_most(GAP_MS),
-    ]
+    let seen = clients.join_all().await;
+    (daemon, served, seen)
 }
 
 /// How long a client saw nothing.

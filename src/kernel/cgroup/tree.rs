@@ -240,12 +240,21 @@ fn only_process_in(dir: &Path) -> Result<bool, CgroupError> {
 
 /// Enables each controller for the children of `dir`; answers which ones are on.
 fn enable_at(dir: &Path) -> Vec<&'static str> {
-    for controller in V2_CONTROLLERS {
-        // A missing controller is told by what is on afterwards.
-        write(&dir.join("cgroup.subtree_control"), &format!("+{controller}")).ok();
+    let file = dir.join("cgroup.subtree_control");
+    let on = || -> Vec<&'static str> {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        V2_CONTROLLERS.into_iter().filter(|c| text.split_whitespace().any(|word| word == *c)).collect()
+    };
+    // At most starts all are on already. A write takes a lock of all cgroups, even when it changes nothing.
+    let before = on();
+    if before.len() == V2_CONTROLLERS.len() {
+        return before;
     }
-    let on = std::fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
-    V2_CONTROLLERS.into_iter().filter(|c| on.split_whitespace().any(|word| word == *c)).collect()
+    for controller in V2_CONTROLLERS.into_iter().filter(|c| !before.contains(c)) {
+        // A missing controller is told by what is on afterwards.
+        write(&file, &format!("+{controller}")).ok();
+    }
+    on()
 }
 
 /// The same below the root, where what the root has must also be: a leaf without its limit would be silent.

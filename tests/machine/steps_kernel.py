@@ -106,7 +106,7 @@ def reclaim_v2(g: Guest) -> str:
         # In mid-way: some has gone, most has not.
         g.wait_until(f"[ $(cat {group}/memory.swap.current) -gt {16 * MIB} ]", 60, "memory begins to go to swap")
         g.ok("POST", f"/api/sessions/{s}/resume", {}, 60)
-        told = lambda end: f"journalctl -q -o cat -u ash-launcher --since -20min | grep ' reclaimed ' | grep {s} | grep MemoryReclaim | grep -q {end}"
+        told = lambda end: f"journalctl -q -o json --since -20min ASH_SESSION={s} | grep '\"MESSAGE\":\"reclaimed\"' | grep MemoryReclaim | grep -q {end}"
         g.wait_until(told("Thawed"), 60, "the worker says that the thaw ended it")
         stopped = value("memory.swap.current")
         must(stopped < 350 * MIB, f"{stopped} bytes were pushed out before a resume was heard")

@@ -147,13 +147,17 @@ impl Leaf {
         Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
     }
 
-    /// Sends SIGKILL to every process in it, frozen ones too, and to those being forked.
+    /// Sends SIGKILL to every process in it, frozen ones too, and to those being forked, and takes its bounds of the disk away: one
+    /// that waits for its turn there cannot die before, and on cgroup v2 the files it wrote last would keep to these bounds
+    /// after the group is gone, whoever writes them then (seen on 6.12).
     ///
     /// # Errors
     /// `NotFound` on kernels before 5.14, which have no `cgroup.kill`.
     pub fn kill(&self) -> io::Result<()> {
         let file = self.open_file(c"cgroup.kill", OFlags::WRONLY)?;
         rustix::io::write(&file, b"1")?;
+        // One that cannot be taken away delays this end, and is no reason against it.
+        super::limits::lift_io(&self.paths).ok();
         Ok(())
     }
 

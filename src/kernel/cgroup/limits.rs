@@ -127,15 +127,26 @@ pub fn apply(paths: &CgroupPaths, limits: &Limits) -> Result<Vec<String>, Cgroup
         None => missing.push("pids: the host has no pids controller for sandboxes".to_owned()),
     }
     match (&paths.io, &paths.io_device) {
-        (Some(dir), Some(device)) => io(dir, device, &values, paths.v1)?,
+        (Some(dir), Some(device)) => io(dir, device, values.io, paths.v1)?,
         (None, _) => missing.push("io: the host has no io controller for sandboxes".to_owned()),
         (_, None) => missing.push("io: the data directory is on no disk that can be throttled".to_owned()),
     }
     Ok(missing)
 }
 
+/// Takes the bounds of the disk away, of a group that is about to go.
+///
+/// # Errors
+/// The file that refused.
+pub fn lift_io(paths: &CgroupPaths) -> Result<(), CgroupError> {
+    match (&paths.io, &paths.io_device) {
+        (Some(dir), Some(device)) => io(dir, device, [None; 4], paths.v1),
+        _ => Ok(()),
+    }
+}
+
 /// Own code: the crate's calls know neither `max` nor a device by its text.
-fn io(dir: &Path, device: &str, values: &Values, v1: bool) -> Result<(), CgroupError> {
+fn io(dir: &Path, device: &str, values: [Option<u64>; 4], v1: bool) -> Result<(), CgroupError> {
     // The first value of a disk makes the kernel stop its queue for a moment: what bounds nothing, and did not before, is left
     // alone.
     let said = |file: &str| {
@@ -143,7 +154,7 @@ fn io(dir: &Path, device: &str, values: &Values, v1: bool) -> Result<(), CgroupE
         text.lines().any(|line| line.split(' ').next() == Some(device))
     };
     if v1 {
-        for (file, value) in V1_IO.into_iter().zip(values.io) {
+        for (file, value) in V1_IO.into_iter().zip(values) {
             if value.is_some() || said(file) {
                 // 0 takes the bound away.
                 super::write(&dir.join(file), &format!("{device} {}", value.unwrap_or(0)))?;
@@ -151,10 +162,10 @@ fn io(dir: &Path, device: &str, values: &Values, v1: bool) -> Result<(), CgroupE
         }
         return Ok(());
     }
-    if values.io == [None; 4] && !said("io.max") {
+    if values == [None; 4] && !said("io.max") {
         return Ok(());
     }
-    let words = V2_IO.into_iter().zip(values.io);
+    let words = V2_IO.into_iter().zip(values);
     let words: String =
         words.map(|(word, value)| format!(" {word}={}", value.map_or("max".to_owned(), |n| n.to_string()))).collect();
     super::write(&dir.join("io.max"), &format!("{device}{words}"))
@@ -221,7 +232,7 @@ mod tests {
             for name in V1_IO.into_iter().chain(["io.max"]) {
                 std::fs::write(at(name), "").unwrap();
             }
-            let put = |limits: &Limits| io(dir.path(), "8:0", &values(limits).unwrap(), v1).unwrap();
+            let put = |limits: &Limits| io(dir.path(), "8:0", values(limits).unwrap().io, v1).unwrap();
             let read = |name: &str| std::fs::read_to_string(at(name)).unwrap();
             put(&Limits::default());
             assert_eq!((read(V1_IO[0]), read("io.max")), (String::new(), String::new()), "nothing to say");

@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::clone::{Side, clone_into, exit_now};
 use super::pidfd;
@@ -34,9 +34,31 @@ fn lines(entries: &[Entry]) -> String {
     entries.iter().map(|e| format!("{} {} 1\n", e.inside, e.outside)).collect()
 }
 
-/// A user namespace with these maps and no process in it, for `MOUNT_ATTR_IDMAP`. It goes with the descriptor and the
-/// mounts that use it.
-pub fn mapping_namespace(uid: Entry, gid: Entry) -> io::Result<OwnedFd> {
+/// A user namespace with no living process in it, for `MOUNT_ATTR_IDMAP`. It goes with this and the mounts that use it.
+#[derive(Debug)]
+pub struct Mapping {
+    namespace: OwnedFd,
+    /// The process it was born with. Killed already; its end takes a part of a millisecond, which nobody waits for but the drop.
+    maker: OwnedFd,
+}
+
+impl AsFd for Mapping {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        pidfd::kill_and_reap(self.maker.as_fd());
+    }
+}
+
+/// A [`Mapping`] with these maps.
+///
+/// # Errors
+/// Those of [`write_maps`], and of clone3(2).
+pub fn mapping_namespace(uid: Entry, gid: Entry) -> io::Result<Mapping> {
     let child = match clone_into(libc::CLONE_NEWUSER as u64, None)? {
         Side::Child => {
             // Lives until the parent has opened its namespace and kills it; dies with the parent in any case.
@@ -51,8 +73,16 @@ pub fn mapping_namespace(uid: Entry, gid: Entry) -> io::Result<OwnedFd> {
         Side::Parent(child) => child,
     };
     let made = write_maps(child.pid, &[uid], &[gid]).and_then(|()| File::open(format!("/proc/{}/ns/user", child.pid)));
-    pidfd::kill_and_reap(child.pidfd.as_fd());
-    made.map(OwnedFd::from)
+    match made {
+        Ok(namespace) => {
+            pidfd::kill(child.pidfd.as_fd());
+            Ok(Mapping { namespace: namespace.into(), maker: child.pidfd })
+        }
+        Err(error) => {
+            pidfd::kill_and_reap(child.pidfd.as_fd());
+            Err(error)
+        }
+    }
 }
 
 #[cfg(test)]

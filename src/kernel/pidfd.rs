@@ -6,9 +6,14 @@ use std::time::Duration;
 
 use rustix::process::{Signal, WaitIdOptions, pidfd_send_signal};
 
-/// Kills the process and, as its parent, waits for it. One that is gone already is no error.
-pub fn kill_and_reap(pidfd: BorrowedFd<'_>) {
+/// Sends SIGKILL. One that is gone already is no error.
+pub fn kill(pidfd: BorrowedFd<'_>) {
     pidfd_send_signal(pidfd, Signal::KILL).ok();
+}
+
+/// [`kill`], and, as its parent, waits for it.
+pub fn kill_and_reap(pidfd: BorrowedFd<'_>) {
+    kill(pidfd);
     while let Err(rustix::io::Errno::INTR) =
         rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd), WaitIdOptions::EXITED)
     {}

@@ -90,8 +90,11 @@ pub fn start(spec: &SetupSpec<'_>, policies: &Policies) -> Result<Started, Failu
         }
         Side::Parent(child) => child,
     };
-    drop((gate_in, report_out, trees, idmap));
-    match accompany(spec, &child, gate_out, report_in, &mut steps) {
+    drop((gate_in, report_out, trees));
+    let accompanied = accompany(spec, &child, gate_out, report_in, &mut steps);
+    // Not before: the process that made it may not have ended yet, and the child would wait for that too.
+    drop(idmap);
+    match accompanied {
         Ok(()) => Ok(Started { pid: child.pid, pidfd: child.pidfd, steps: steps.done }),
         Err(failure) => {
             pidfd::kill_and_reap(child.pidfd.as_fd());

@@ -316,6 +316,11 @@ impl Server {
         drop(packet.fds);
         let request = serde_json::from_slice::<Request>(&self.buffer[..packet.len]);
         let answer = match request {
+            // Its client has given up, and tells others that nothing was changed.
+            Ok(Request::Create(_) | Request::SetLimits { .. }) if seqpacket::hung_up(connection.socket.as_fd()) => {
+                self.connections.remove(&number);
+                return;
+            }
             Ok(request) => self.handle(number, request),
             Err(error) => Some(Err(failure("read request", error))),
         };

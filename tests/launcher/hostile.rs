@@ -5,10 +5,11 @@ use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
 use ashd::kernel::seqpacket;
-use ashd::launcher::protocol::{Failure, MAX_PACKET, Reply};
+use ashd::launcher::protocol::{Failure, MAX_PACKET, Reply, Request};
 use ashd::model::Limits;
+use nix::sys::signal::Signal;
 
-use crate::host::{CLIENT, Host, patient};
+use crate::host::{CLIENT, Host, patient, request};
 
 fn connect(host: &Host) -> OwnedFd {
     seqpacket::connect(&host.run_dir().join("launcher.sock"), false).expect("connected")
@@ -137,6 +138,27 @@ async fn a_client_that_leaves_while_it_waits_changes_nothing() {
     drop(socket);
     crate::host::wait_for("the end", || host.leftovers().is_empty());
     launcher.list().await.expect("it serves on");
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_is_not_done() {
+    let host = Host::start("late");
+    let launcher = host.client().await;
+    let sandbox = host.sandbox(&launcher, Limits::default()).await;
+    // The launcher hangs for longer than its clients wait.
+    host.signal(Signal::SIGSTOP);
+    let limits = Limits { pids: 99, ..Limits::default() };
+    let late =
+        [Request::SetLimits { id: sandbox.id(), limits }, Request::Create(request(host.session(), Limits::default()))];
+    for late in late {
+        seqpacket::send(connect(&host).as_fd(), &serde_json::to_vec(&late).expect("JSON"), &[]).expect("sent");
+    }
+    host.signal(Signal::SIGCONT);
+    // Connections are served in their order.
+    assert!(matches!(ask(&connect(&host), b"{\"op\":\"hello\"}"), Some(Reply::Hello { .. })));
+    let listed = launcher.list().await.expect("listed");
+    let found: Vec<_> = listed.iter().map(|info| (info.id, info.limits.pids)).collect();
+    assert_eq!(found, [(sandbox.id(), Limits::default().pids)]);
 }
 
 /// Runs in a process of another user, started by the test below.

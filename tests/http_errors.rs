@@ -154,6 +154,26 @@ async fn headers_that_go_with_a_code() {
 }
 
 #[tokio::test]
+async fn a_tenant_that_asks_too_often_is_told_when_to_ask_again() {
+    let api = Api::with(|config| config.server.requests_per_minute = 2).await;
+    for _ in 0..2 {
+        assert_eq!(api.own("GET /api/agents", "").await.status, 200);
+    }
+    let refused = api.own("GET /api/agents", "").await;
+    assert_eq!(refused.status, 429);
+    // Two a minute: one each 30 s.
+    assert!(["29", "30"].contains(&refused.headers["retry-after"].to_str().unwrap()), "{:?}", refused.headers);
+    let text = "tenant default has made the 2 requests it may make in a minute (server.requests_per_minute)";
+    assert_eq!(refused.json(), json!({"error": text, "statusCode": 429}));
+    // Nobody else is; and what is public is not counted.
+    assert_eq!(api.other("GET /api/agents", "").await.status, 200);
+    for _ in 0..5 {
+        assert_eq!(api.own("GET /health", "").await.status, 200);
+    }
+    assert_eq!(api.own("GET /api/agents", "").await.status, 429);
+}
+
+#[tokio::test]
 async fn a_body_above_its_limit_is_413_announced_or_not() {
     let api = Api::start().await;
     let large = format!(r#"{{"agent":"{}"}}"#, "x".repeat(5 << 20));

@@ -214,6 +214,10 @@ static OTHERS: &[Key] = &[
         d.config.server.cors_origins = g.list()?;
         Some(())
     }),
+    key("server.requests_per_minute", None, "a whole number of requests (0: any number)", |d, g| {
+        d.config.server.requests_per_minute = g.integer()?;
+        Some(())
+    }),
     secret("auth.api_key", Some("ASH_API_KEY"), "a text", |d, g| {
         d.config.auth.api_key = Some(g.text().filter(|key| !key.trim().is_empty())?);
         Some(())

@@ -69,6 +69,8 @@ pub struct ServerConfig {
     pub port: u16,
     /// Origins that browsers may call from; none by default.
     pub cors_origins: Vec<String>,
+    /// Requests that one tenant may make in a minute; 0, the default: any number.
+    pub requests_per_minute: u32,
 }
 
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -203,7 +205,12 @@ pub struct LauncherConfig {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            server: ServerConfig { host: IpAddr::V4(Ipv4Addr::UNSPECIFIED), port: 4100, cors_origins: Vec::new() },
+            server: ServerConfig {
+                host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                port: 4100,
+                cors_origins: Vec::new(),
+                requests_per_minute: 0,
+            },
             data_dir: "/var/lib/ashd".into(),
             run_dir: "/run/ashd".into(),
             auth: AuthConfig::default(),

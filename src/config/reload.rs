@@ -17,11 +17,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::load::{self, ConfigErrors, DEFAULT_FILE};
-use super::{ClaudeConfig, Config, check, keys};
+use super::{ClaudeConfig, Config, ServerConfig, check, keys};
 
 /// Keys (or, with a dot at the end, sections) that are used once, at the start: sockets, directories, keys that are
 /// derived from, and what belongs to the other processes.
-const FIXED: [&str; 7] = ["data_dir", "run_dir", "server.", "auth.", "claude.binary", "gateway.", "launcher."];
+const FIXED: [&str; 9] = [
+    "data_dir",
+    "run_dir",
+    "server.host",
+    "server.port",
+    "server.cors_origins",
+    "auth.",
+    "claude.binary",
+    "gateway.",
+    "launcher.",
+];
 
 /// In the environment of a [`Source`] in place of what only the gateway may have: that there was one still decides
 /// which upstream is the default.
@@ -96,7 +106,7 @@ pub fn compare(now: &Config, read: Config) -> Result<Reload, ConfigErrors> {
     let config = Config {
         data_dir: now.data_dir.clone(),
         run_dir: now.run_dir.clone(),
-        server: now.server.clone(),
+        server: ServerConfig { requests_per_minute: read.server.requests_per_minute, ..now.server.clone() },
         auth: now.auth.clone(),
         claude: ClaudeConfig { binary: now.claude.binary.clone(), ..read.claude },
         gateway: now.gateway.clone(),

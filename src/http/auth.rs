@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tracing::Instrument as _;
 
+use super::AppState;
 use super::error::ApiError;
 use super::local::LocalPeer;
 use crate::config::AuthConfig;
@@ -90,9 +91,9 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
         .ok_or_else(|| ApiError::unauthorized("Invalid Authorization header format"))
 }
 
-/// Middleware of every route below `/api`.
+/// Middleware of every route below `/api`: who it is, and whether it may ask more now.
 pub async fn authenticate(
-    State(authenticator): State<Authenticator>,
+    State(state): State<AppState>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
@@ -100,7 +101,9 @@ pub async fn authenticate(
     let caller = if local && !request.headers().contains_key(AUTHORIZATION) {
         Caller { tenant: TenantId::default_tenant(), admin: true }
     } else {
-        authenticator.check(request.headers()).await?
+        let caller = state.auth.check(request.headers()).await?;
+        state.rates.count(&caller.tenant, state.config.now().server.requests_per_minute)?;
+        caller
     };
     // Every line that is logged on the way bears them; which session it is, its extractor adds.
     let span = tracing::error_span!("request", ASH_TENANT = %caller.tenant, ASH_SESSION = tracing::field::Empty);

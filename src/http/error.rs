@@ -61,6 +61,10 @@ impl ApiError {
     pub fn unavailable(text: impl Into<String>, retry_after_s: u64) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, text).with(RETRY_AFTER, HeaderValue::from(retry_after_s))
     }
+    /// 429; the client may try again after `retry_after_s` seconds.
+    pub fn too_many(text: impl Into<String>, retry_after_s: u64) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, text).with(RETRY_AFTER, HeaderValue::from(retry_after_s))
+    }
     /// 409; the client may try again after `retry_after_s` seconds.
     pub fn conflict(text: impl Into<String>, retry_after_s: u64) -> Self {
         Self::new(StatusCode::CONFLICT, text).with(RETRY_AFTER, HeaderValue::from(retry_after_s))
@@ -126,9 +130,7 @@ impl From<SessionError> for ApiError {
             E::TurnRunning => Self::new(StatusCode::CONFLICT, text),
             E::Capacity { retry_after_s, .. } => Self::unavailable(text, retry_after_s),
             E::Unavailable(_) => Self::unavailable(text, RETRY_AFTER_S),
-            E::TooMany(_) => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, text).with(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S))
-            }
+            E::TooMany(_) => Self::too_many(text, RETRY_AFTER_S),
             E::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, text),
             E::Failed(_) => {
                 tracing::error!(error = %text, "a request to a session failed");

@@ -30,6 +30,7 @@ mod logs;
 mod messages;
 mod openapi;
 mod queue;
+mod rate;
 mod sessions;
 mod usage;
 
@@ -62,6 +63,7 @@ pub struct AppState {
     auth: Authenticator,
     bodies: body::BodyBudget,
     in_flight: idempotency::InFlight,
+    rates: rate::Rates,
     /// Held while an agent's directory is put in place and recorded, so that two deployments of one name cannot mix.
     publishing: Arc<tokio::sync::Mutex<()>>,
     /// Workspaces that may be downloaded at once: each holds a thread while it is sent.
@@ -83,6 +85,7 @@ impl AppState {
             auth,
             bodies: body::BodyBudget::default(),
             in_flight: idempotency::InFlight::default(),
+            rates: rate::Rates::default(),
             publishing: Arc::default(),
             bundles: Arc::new(tokio::sync::Semaphore::new(MAX_BUNDLES)),
         }
@@ -156,7 +159,7 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(keys::revoke))
         // The layer below is the outer one: it knows the caller first.
         .route_layer(axum::middleware::from_fn_with_state(state.clone(), idempotency::once))
-        .route_layer(axum::middleware::from_fn_with_state(state.auth.clone(), auth::authenticate));
+        .route_layer(axum::middleware::from_fn_with_state(state.clone(), auth::authenticate));
     public.merge(api)
 }
 

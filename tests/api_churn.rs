@@ -10,7 +10,7 @@ use common::{Daemon, Options};
 async fn fifty_sessions_leave_nothing_and_nothing_grows() {
     let daemon = Daemon::start(Options::default());
     daemon.api().deploy("a").await;
-    let grown = churn(&daemon, 50).await;
+    let grown = churn(&daemon, 25, 50).await;
     println!("{grown:?}");
     assert_eq!((Growth::descriptors(grown.ashd), Growth::descriptors(grown.launcher)), (0, 0), "{grown:?}");
     // An unoptimised build: what allocators keep is larger. A leak of 100 kB a session would be 5 MB.

@@ -6,8 +6,6 @@ use super::{Daemon, leftovers};
 
 /// Sessions that live at the same time.
 const AT_ONCE: usize = 5;
-/// Sessions before the first look: what is made once is made by then.
-const FIRST: usize = 25;
 /// What is freed late is freed by then: the task of a session that has ended rests after a second.
 const SETTLE: Duration = Duration::from_secs(4);
 
@@ -49,13 +47,13 @@ impl Growth {
     }
 }
 
-/// Creates and ends so many sessions of agent `a`.
+/// Creates and ends so many sessions of agent `a`, after `first` ones by which what is made once is made.
 ///
 /// # Panics
 /// When a process or a group of one of them is left.
-pub async fn churn(daemon: &Daemon, sessions: usize) -> Growth {
+pub async fn churn(daemon: &Daemon, first: usize, sessions: usize) -> Growth {
     let launcher = launcher(daemon);
-    rounds(daemon, FIRST).await;
+    rounds(daemon, first).await;
     let ashd = i32::try_from(daemon.pid()).expect("a pid");
     let before = [Size::of(ashd), Size::of(launcher)];
     rounds(daemon, sessions).await;

@@ -1,8 +1,14 @@
 //! A turn of the real claude with a model that answers at once: through ashd over HTTP, and over a bare pipe, in turns.
+//!
+//! Both are read the same way, from one descriptor by the task that looks at the clock: a client library's own tasks would be
+//! counted as ashd's. A turn takes 30 to 50 ms from one to the next, so it takes many to tell a millisecond.
 
 use std::time::{Duration, Instant};
 
+use memchr::memmem;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::common::{Api, Daemon, Options};
 use crate::figures::{Figure, Form, Samples};
@@ -18,6 +24,8 @@ pub struct Times {
 /// As `Api::deploy` writes it.
 const CLAUDE_MD: &str = "You are a test.\n";
 const TEXT: &str = "@text Hello there, this is an answer of a few words.";
+/// Longest silence.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Turns until both have everything loaded.
 const WARM_UP: usize = 3;
 /// Added to a turn, whichever is more: milliseconds, and a part of what the pipe takes (issue 2).
@@ -29,17 +37,18 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     let api = daemon.api();
     api.deploy("perf").await;
     let session = api.session("perf").await;
+    let mut wire = Wire::open(&daemon, &session).await;
     let mut pipe = Pipe::start(CLAUDE_MD).await;
-    let rounds = form.rounds(12, 60);
+    let rounds = form.rounds(12, 300);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for round in 0..WARM_UP + rounds {
         // Each goes first every other time, since the second finds the caches warm.
         let (a, b) = if round % 2 == 0 {
-            let a = over_http(&api, &session, TEXT).await;
+            let a = wire.turn(TEXT).await;
             (a, pipe.turn(TEXT).await)
         } else {
             let b = pipe.turn(TEXT).await;
-            (over_http(&api, &session, TEXT).await, b)
+            (wire.turn(TEXT).await, b)
         };
         if round >= WARM_UP {
             ours.push(a);
@@ -75,6 +84,46 @@ fn first(times: &Times) -> Duration {
 
 fn whole(times: &Times) -> Duration {
     times.whole
+}
+
+/// One kept connection.
+struct Wire {
+    stream: TcpStream,
+    head: String,
+}
+
+impl Wire {
+    async fn open(daemon: &Daemon, session: &str) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", daemon.port)).await.expect("it listens");
+        stream.set_nodelay(true).unwrap();
+        let head = format!(
+            "POST /api/sessions/{session}/messages HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\n\
+             content-type: application/json\r\ncontent-length: ",
+            daemon.key
+        );
+        Self { stream, head }
+    }
+
+    async fn turn(&mut self, text: &str) -> Times {
+        let body = json!({"content": text, "includePartialMessages": true}).to_string();
+        let request = format!("{}{}\r\n\r\n{body}", self.head, body.len());
+        let start = Instant::now();
+        self.stream.write_all(request.as_bytes()).await.unwrap();
+        let (mut read, mut first, mut whole) = (Vec::with_capacity(1 << 16), None, None);
+        // The last chunk of the answer is empty; then the connection is free for the next.
+        while !read.ends_with(b"\r\n0\r\n\r\n") {
+            let more = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut read)).await;
+            assert_ne!(more.expect("an answer in time").unwrap(), 0, "{}", String::from_utf8_lossy(&read));
+            let has = |what: &str| memmem::find(&read, what.as_bytes()).is_some();
+            if first.is_none() && has("event: text_delta") {
+                first = Some(start.elapsed());
+            }
+            if whole.is_none() && has("event: done") {
+                whole = Some(start.elapsed());
+            }
+        }
+        Times { first: first.expect("a delta"), whole: whole.expect("done") }
+    }
 }
 
 pub async fn over_http(api: &Api, session: &str, text: &str) -> Times {

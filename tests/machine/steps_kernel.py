@@ -1,7 +1,7 @@
 """Steps of the full form that show the kernel layer on pure cgroup v2: this repository's own tests inside the machine, the
 time of a start beside bwrap's, and memory.reclaim.
 
-    host: cargo test --no-run --> debug/deps/* (stripped), debug/ash*, debug/examples/*  --> the machine: the same paths, by a bind mount
+    host: cargo test --no-run --> the tests, our programs, fake claude and hostile payload (stripped) --> the machine: the same paths, by a bind mount
 
 A test knows the programs it starts by the absolute path they were built at, so the machine has them there while a step
 runs. Each test is a process of its own, as with nextest, in the cgroup of the machine's agent: one that it shares with others, so that every
@@ -30,10 +30,16 @@ LIMIT = 3600
 NOT_HERE = {"policy::cargo_and_job_control_work"}
 
 
+def directory() -> str:
+    """Of cargo's profile, the package's own: ASHD_PROFILE."""
+    profile = os.environ.get("ASHD_PROFILE", "dev")
+    return "debug" if profile == "dev" else profile
+
+
 @contextmanager
-def placed(g: Guest, profile: str):
+def placed(g: Guest):
     """The programs at the paths they were built at."""
-    at, files = g.kept["target"] / profile, f"/opt/machine/{profile}"
+    at, files = g.kept["target"] / directory(), f"/opt/machine/{directory()}"
     g.run(f"mkdir -p {at} && mount --bind {files} {at}")
     claude = f"/opt/claude-{g.run('cat /opt/machine/claude-version').strip()}"
     g.run(f"mkdir -p {claude} && ln -f /opt/machine/claude {claude}/claude")
@@ -51,7 +57,7 @@ def kernel_tests(g: Guest) -> str:
     """The tests of cgroups, launcher, sandbox, limits, pause ladder and hostile payload, each one in the machine."""
     only = re.compile(os.environ.get("ASHD_MACHINE_TESTS", ""))
     failed, passed = [], 0
-    with placed(g, "debug") as at:
+    with placed(g) as at:
         for binary in TESTS:
             program = f"{at}/tests/{binary}"
             for name in names(g.run(f"{program} --list --format terse", 120)):
@@ -68,14 +74,14 @@ def kernel_tests(g: Guest) -> str:
                 print("\n".join(out.splitlines()[-60:]), flush=True)
     must(passed + len(failed) > 0, "no test was chosen")
     must(not failed, f"{len(failed)} of {passed + len(failed)} failed: {', '.join(failed)}")
-    left = g.run("find /sys/fs/cgroup -name 'ashd-test-*'; pgrep -fa 'ashd-test|ashd-launcher-'; true")
+    left = g.run("find /sys/fs/cgroup -name 'ashd-test-*'; pgrep -fa '[a]shd-test|[a]shd-launcher-'; true")
     must(not left.strip(), f"left of the tests: {left}")
     return f"{passed} tests"
 
 
 def start_v2(g: Guest) -> str:
     """A sandbox with every layer and all limits, from the request to `/bin/true`, beside bwrap: what the ratio is on pure cgroup v2."""
-    with placed(g, "release") as at:
+    with placed(g) as at:
         _, out = g.status(f"cd {at} && {at}/tests/perf start", 1200)
     try:
         figures = {f["name"]: f for f in json.loads(out.strip().splitlines()[-1 if out.strip().endswith("}") else -2])["figures"]}

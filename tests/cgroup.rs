@@ -176,15 +176,19 @@ fn a_live_group_is_not_taken_over_and_a_dead_one_is_made_anew() {
     assert!(grove.tree.find(id).expect("listed").is_none());
 }
 
-/// The files that a group wrote last keep to its bounds on cgroup v2, also when it is gone: they end with its processes.
+/// A killed process that waits for its turn at the processor or the disk would not end before. And the files that a group wrote last
+/// keep to its bounds on cgroup v2, also when it is gone.
 #[test]
-fn a_killed_group_bounds_no_disk() {
+fn a_killed_group_bounds_nothing() {
     let mut grove = Grove::plant("lifted");
     grove.tree = grove.tree.clone().with_disk_of(std::path::Path::new("/var/tmp"));
     let leaf = grove.leaf(&Limits { io_write_bps: 1 << 20, ..Limits::default() });
     let file = if leaf.paths().v1 { "blkio.throttle.write_bps_device" } else { "io.max" };
     assert!(value(&leaf.paths().io, file).contains("1048576"), "{}", value(&leaf.paths().io, file));
     leaf.kill().expect("killed");
+    let quota = if leaf.paths().v1 { "cpu.cfs_quota_us" } else { "cpu.max" };
+    let quota = value(&leaf.paths().cpu, quota);
+    assert!(quota == "-1" || quota.starts_with("max "), "{quota}");
     assert!(!value(&leaf.paths().io, file).contains("1048576"), "{}", value(&leaf.paths().io, file));
     leaf.remove().expect("removed");
 }

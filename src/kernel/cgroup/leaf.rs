@@ -147,8 +147,8 @@ impl Leaf {
         Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
     }
 
-    /// Sends SIGKILL to every process in it, frozen ones too, and to those being forked, and takes its bounds of the disk away: one
-    /// that waits for its turn there cannot die before, and on cgroup v2 the files it wrote last would keep to these bounds
+    /// Sends SIGKILL to every process in it, frozen ones too, and to those being forked, and takes its bounds of processor and disk
+    /// away: one that waits for its turn there cannot die before, and on cgroup v2 the files it wrote last would keep to these bounds
     /// after the group is gone, whoever writes them then (seen on 6.12).
     ///
     /// # Errors
@@ -157,7 +157,7 @@ impl Leaf {
         let file = self.open_file(c"cgroup.kill", OFlags::WRONLY)?;
         rustix::io::write(&file, b"1")?;
         // One that cannot be taken away delays this end, and is no reason against it.
-        super::limits::lift_io(&self.paths).ok();
+        super::limits::lift(&self.paths).ok();
         Ok(())
     }
 

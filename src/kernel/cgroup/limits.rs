@@ -134,11 +134,16 @@ pub fn apply(paths: &CgroupPaths, limits: &Limits) -> Result<Vec<String>, Cgroup
     Ok(missing)
 }
 
-/// Takes the bounds of the disk away, of a group that is about to go.
+/// Takes the bounds of processor and disk away, of a group that is about to go: what was killed gives its memory back no faster
+/// than they allow.
 ///
 /// # Errors
 /// The file that refused.
-pub fn lift_io(paths: &CgroupPaths) -> Result<(), CgroupError> {
+pub fn lift(paths: &CgroupPaths) -> Result<(), CgroupError> {
+    if let Some(dir) = &paths.cpu {
+        let (file, none) = if paths.v1 { ("cpu.cfs_quota_us", "-1") } else { ("cpu.max", "max") };
+        super::write(&dir.join(file), none)?;
+    }
     match (&paths.io, &paths.io_device) {
         (Some(dir), Some(device)) => io(dir, device, [None; 4], paths.v1),
         _ => Ok(()),

@@ -39,7 +39,7 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     let session = api.session("perf").await;
     let mut wire = Wire::open(&daemon, &session).await;
     let mut pipe = Pipe::start(CLAUDE_MD).await;
-    let rounds = form.rounds(12, 300);
+    let rounds = form.rounds(60, 300);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for round in 0..WARM_UP + rounds {
         // Each goes first every other time, since the second finds the caches warm.

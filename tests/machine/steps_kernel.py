@@ -74,7 +74,7 @@ def kernel_tests(g: Guest) -> str:
                 print("\n".join(out.splitlines()[-60:]), flush=True)
     must(passed + len(failed) > 0, "no test was chosen")
     must(not failed, f"{len(failed)} of {passed + len(failed)} failed: {', '.join(failed)}")
-    left = g.run("find /sys/fs/cgroup -name 'ashd-test-*'; pgrep -fa '[a]shd-test|[a]shd-launcher-'; true")
+    left = g.run("find /sys/fs/cgroup -name '[a]shd-test-*'; pgrep -fa '[a]shd-test|[a]shd-launcher-'; true")
     must(not left.strip(), f"left of the tests: {left}")
     return f"{passed} tests"
 

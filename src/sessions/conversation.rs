@@ -24,11 +24,12 @@ pub fn exists(home: &Path, id: Uuid) -> bool {
     open(home, id).is_ok()
 }
 
-/// Brings the conversation to the disk, with the directories that claude made for it; claude does neither. Blocks.
-pub fn sync(home: &Path, id: Uuid) -> io::Result<()> {
+/// Brings the conversation to the disk, which claude does not do; `first`: with the directories that it made for it. Blocks.
+pub fn sync(home: &Path, id: Uuid, first: bool) -> io::Result<()> {
     let dirs = dirs(home)?;
     record(dirs.last().expect("home at least").as_fd(), id)?.sync_data()?;
-    for dir in dirs {
+    // Later nothing in them changes, and a sync of what is clean still makes the disk empty its cache.
+    for dir in dirs.iter().filter(|_| first) {
         rustix::fs::fsync(dir)?;
     }
     Ok(())

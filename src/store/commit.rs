@@ -50,9 +50,7 @@ impl Write for Step {
         };
         let mut script = Script::default();
         let newest = self.write(&mut script, before);
-        if script.rows > 0 && script.run(conn).await? == Found::Missing {
-            return Err(StoreError::NoSession(commit.session));
-        }
+        script.run(conn, commit.session).await?;
         counters.set(commit.session, &commit.tenant, newest.clone());
         Ok(newest)
     }
@@ -65,13 +63,6 @@ struct Script {
     rows: u64,
 }
 
-#[derive(PartialEq, Eq)]
-enum Found {
-    All,
-    /// The session's row is not there, so nothing refers to it.
-    Missing,
-}
-
 impl Default for Script {
     fn default() -> Self {
         Self { sql: QueryBuilder::new(""), rows: 0 }
@@ -79,11 +70,19 @@ impl Default for Script {
 }
 
 impl Script {
-    async fn run(mut self, conn: &mut SqliteConnection) -> Result<Found, StoreError> {
-        match self.sql.build().execute(conn).await {
-            Ok(done) if done.rows_affected() == self.rows => Ok(Found::All),
-            Ok(_) => Ok(Found::Missing),
-            Err(sqlx::Error::Database(e)) if e.is_foreign_key_violation() => Ok(Found::Missing),
+    /// Rows up to which it is kept as prepared. Larger ones hardly ever have the same shape again, and each kept one has its statements'
+    /// memory.
+    const KEPT: u64 = 8;
+
+    /// [`StoreError::NoSession`] when the session's row is not there: nothing refers to it then, and what names it changes no row.
+    async fn run(mut self, conn: &mut SqliteConnection, session: Uuid) -> Result<(), StoreError> {
+        if self.rows == 0 {
+            return Ok(());
+        }
+        match self.sql.build().persistent(self.rows <= Self::KEPT).execute(conn).await {
+            Ok(done) if done.rows_affected() == self.rows => Ok(()),
+            Ok(_) => Err(StoreError::NoSession(session)),
+            Err(sqlx::Error::Database(e)) if e.is_foreign_key_violation() => Err(StoreError::NoSession(session)),
             Err(e) => Err(e.into()),
         }
     }

@@ -166,12 +166,12 @@ impl Driver {
         if live.unsaved_since.take().is_none() {
             return;
         }
-        live.saved = true;
+        let first = !std::mem::replace(&mut live.saved, true);
         let (dir, id) = (self.dir.clone(), self.session.id);
         tokio::task::spawn_blocking(move || {
             let output = File::open(dir.stdout()).and_then(|file| file.sync_data());
             // One that has no conversation yet has nothing to lose.
-            if let Err(e) = output.and_then(|()| conversation::sync(&dir.home(), id)) {
+            if let Err(e) = output.and_then(|()| conversation::sync(&dir.home(), id, first)) {
                 tracing::debug!(ASH_SESSION = %id, "its files are not on the disk yet: {e}");
             }
         });

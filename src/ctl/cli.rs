@@ -80,6 +80,12 @@ pub enum Command {
         #[command(subcommand)]
         command: KeysCommand,
     },
+    /// Tenants: whose keys, agents and sessions are kept apart. One begins with its first key (`ashctl keys create --tenant`).
+    #[command(after_help = "Example: ashctl keys create laptop --tenant acme; ashctl tenant delete acme --yes")]
+    Tenant {
+        #[command(subcommand)]
+        command: TenantCommand,
+    },
     /// Who uses what, live: state, memory, cpu, pressure, turn, tokens.
     Top(super::top::TopArgs),
     /// Prompts that are worked on when there is room.
@@ -305,6 +311,19 @@ pub enum KeysCommand {
     /// The key stops working at once.
     Revoke {
         id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// Deletes a tenant with everything it has: keys, agents, sessions with their files and messages (needs the admin).
+    ///
+    /// What it used stays on record. The default tenant cannot be deleted.
+    Delete {
+        name: String,
+        /// Really: nothing of it can be brought back but from a backup.
+        #[arg(long)]
+        yes: bool,
     },
 }
 

@@ -26,6 +26,7 @@ mod queue;
 pub mod render;
 mod sessions;
 pub mod sse;
+mod tenants;
 mod top;
 mod turn;
 pub mod unix;
@@ -70,6 +71,7 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Queue { command } => queue::run(&client, &out, command).await,
         Command::Credentials { command } => credentials::run(&client, &out, command).await,
         Command::Keys { command } => keys::run(&client, &out, command).await,
+        Command::Tenant { command } => tenants::run(&client, &out, command).await,
         // Answered before: they need no daemon.
         Command::Claude { .. }
         | Command::Doctor { .. }

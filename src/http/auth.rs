@@ -44,6 +44,18 @@ pub struct Caller {
     pub admin: bool,
 }
 
+impl Caller {
+    /// # Errors
+    /// 403, in the words "only a key with the admin role <does>".
+    pub fn check_admin(&self, does: &str) -> Result<(), ApiError> {
+        if self.admin {
+            return Ok(());
+        }
+        let text = format!("only a key with the admin role {does}; ask whoever runs this ashd");
+        Err(ApiError::new(StatusCode::FORBIDDEN, text))
+    }
+}
+
 impl Authenticator {
     pub fn new(config: &AuthConfig, store: Store) -> Self {
         let single = config.api_key.as_ref().map(|key| Arc::new(digest(key)));
@@ -107,8 +119,13 @@ pub async fn authenticate(
     };
     // Every line that is logged on the way bears them; which session it is, its extractor adds.
     let span = tracing::error_span!("request", ASH_TENANT = %caller.tenant, ASH_SESSION = tracing::field::Empty);
+    // Held until the answer's head is known: a tenant is not removed under a request of its own.
+    let visit = Arc::new(state.sessions.enter(&caller.tenant)?);
+    request.extensions_mut().insert(Arc::clone(&visit));
     request.extensions_mut().insert(caller);
-    Ok(next.run(request).instrument(span).await)
+    let answer = next.run(request).instrument(span).await;
+    drop(visit);
+    Ok(answer)
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {

@@ -29,6 +29,7 @@ use super::auth::Caller;
 use super::body::{self, MIB};
 use super::error::ApiError;
 use crate::model::TenantId;
+use crate::sessions::Visit;
 use crate::store::Earlier;
 
 const HEADER: &str = "idempotency-key";
@@ -127,10 +128,11 @@ pub async fn once(State(state): State<AppState>, request: Request, next: Next) -
     if is_message {
         parts.extensions.insert(Once { key: key.clone(), turn });
     }
+    let visit = parts.extensions.get::<Arc<Visit>>().cloned();
     let request = Request::from_parts(parts, Body::from(bytes));
     // A task of its own: a client that goes away does not leave it half done, with nobody to write down the answer.
     let carry_out = async move {
-        let _share = share;
+        let (_share, _visit) = (share, visit);
         let answer = next.run(request).await;
         let answer = keep(&state, &tenant, &key, answer).await;
         drop(flight);

@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -195,7 +194,7 @@ pub async fn tenant(
     TenantName(tenant): TenantName,
 ) -> Result<Json<LimitsBody>, ApiError> {
     if tenant != caller.tenant {
-        check_admin(&caller)?;
+        caller.check_admin("says what a tenant may use")?;
     }
     Ok(body(state.sessions.limits_above(&tenant, None, caller.admin).await?))
 }
@@ -226,17 +225,7 @@ async fn change_tenant(
     tenant: &TenantId,
     given: &Map<String, Value>,
 ) -> Result<Json<LimitsBody>, ApiError> {
-    check_admin(caller)?;
+    caller.check_admin("says what a tenant may use")?;
     let (limits, not_followed) = state.sessions.change_limits_above(tenant, None, &change(given)?, true).await?;
     Ok(Json(LimitsBody { limits, not_followed }))
-}
-
-fn check_admin(caller: &Caller) -> Result<(), ApiError> {
-    if caller.admin {
-        return Ok(());
-    }
-    Err(ApiError::new(
-        StatusCode::FORBIDDEN,
-        "only a key with the admin role says what a tenant may use; ask whoever runs this ashd",
-    ))
 }

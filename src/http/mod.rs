@@ -32,6 +32,7 @@ mod openapi;
 mod queue;
 mod rate;
 mod sessions;
+mod tenants;
 mod usage;
 
 use std::sync::Arc;
@@ -138,6 +139,7 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(limits::agent, limits::patch_agent))
         .routes(routes!(limits::own_tenant, limits::patch_own_tenant))
         .routes(routes!(limits::tenant, limits::patch_tenant))
+        .routes(routes!(tenants::delete))
         .routes(routes!(messages::send, messages::list))
         .routes(routes!(events::list))
         .routes(routes!(files::list, files::upload::upload))

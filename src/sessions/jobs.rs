@@ -118,7 +118,11 @@ impl Sessions {
                 Ok(begun) => {
                     for item in begun {
                         let sessions = sessions.clone();
-                        tokio::spawn(async move { sessions.conclude(&item, sessions.go_on(&item).await).await });
+                        let Ok(visit) = sessions.enter(&item.tenant) else { continue };
+                        tokio::spawn(async move {
+                            sessions.conclude(&item, sessions.go_on(&item).await).await;
+                            drop(visit);
+                        });
                     }
                 }
                 Err(e) => tracing::error!("the queue's begun items cannot be read: {e}"),
@@ -137,10 +141,12 @@ impl Sessions {
             match self.shared.store.queue_claim().await {
                 Ok(Some(item)) => {
                     let sessions = self.clone();
+                    // Its row goes with its tenant.
+                    let Ok(visit) = self.enter(&item.tenant) else { continue };
                     tokio::spawn(async move {
                         let outcome = sessions.process(&item).await;
                         sessions.conclude(&item, outcome).await;
-                        drop(place);
+                        drop((place, visit));
                     });
                     continue;
                 }

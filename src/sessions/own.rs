@@ -6,7 +6,8 @@ use crate::model::TenantId;
 use crate::sessions::{SessionError, Sessions};
 use crate::store::Session;
 
-/// A session that a tenant was found to have. That stays true: no row is ever removed, or given to another tenant.
+/// A session that a tenant was found to have. That stays true: no row is ever given to another tenant, and none is removed while a
+/// request of its tenant is under way ([`tenants`](super::tenants)).
 #[derive(Clone, Debug)]
 pub struct Own {
     tenant: TenantId,

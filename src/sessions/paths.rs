@@ -16,9 +16,16 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
+use crate::model::TenantId;
+
 /// The directory of one session.
 #[derive(Clone, Debug)]
 pub struct SessionDir(PathBuf);
+
+/// Where a tenant's uploaded agents are.
+pub fn agents_of(data_dir: &Path, tenant: &TenantId) -> PathBuf {
+    data_dir.join("agents").join(tenant.as_str())
+}
 
 impl SessionDir {
     pub fn new(data_dir: &Path, id: Uuid) -> Self {

@@ -26,6 +26,7 @@ use crate::sessions::published::Published;
 use crate::sessions::reader::{self, ReaderError};
 use crate::sessions::registry::{Handle, Registry};
 use crate::sessions::shared::Shared;
+use crate::sessions::tenants::Tenants;
 use crate::sessions::warden::Warden;
 use crate::sessions::warm::{Key, Stock, Warm};
 use crate::sessions::{
@@ -94,6 +95,7 @@ impl Sessions {
             warm: Stock::default(),
             no_swap: AtomicBool::new(false),
             census: Census::default(),
+            tenants: Tenants::default(),
             stopping: CancellationToken::new(),
         });
         Ok(Self { shared })

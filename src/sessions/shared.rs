@@ -27,6 +27,7 @@ use crate::sessions::limiting::Tally;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::published::Published;
 use crate::sessions::registry::{self, Handle, Registry};
+use crate::sessions::tenants::Tenants;
 use crate::sessions::warden::Warden;
 use crate::sessions::warm::Stock;
 use crate::store::{Commit, LimitScope, Role, Session, Store};
@@ -61,6 +62,7 @@ pub struct Shared {
     /// Said already that there is no swap to reclaim memory to.
     pub(super) no_swap: AtomicBool,
     pub(super) census: Census,
+    pub(super) tenants: Tenants,
     /// No new session or turn is begun, and streams end.
     pub(super) stopping: CancellationToken,
 }

@@ -50,11 +50,15 @@ impl KeyCache {
         });
     }
 
-    fn forget(&self, id: Uuid) {
+    fn forget(&self, gone: impl Fn(&ApiKey) -> bool) {
         self.with(|cached| {
             cached.generation += 1;
-            cached.keys.retain(|_, key| key.id != id);
+            cached.keys.retain(|_, key| !gone(key));
         });
+    }
+
+    pub fn forget_tenant(&self, tenant: &TenantId) {
+        self.forget(|key| key.tenant == *tenant);
     }
 }
 
@@ -90,7 +94,7 @@ impl Store {
     pub async fn key_delete(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
         let deleted = self.write(DeleteOwned { table: OwnedTable::ApiKeys, tenant: tenant.clone(), id }).await?;
         if deleted {
-            self.inner.keys.forget(id);
+            self.inner.keys.forget(|key| key.id == id);
         }
         Ok(deleted)
     }

@@ -27,6 +27,7 @@ mod owned;
 mod queue;
 mod rows;
 mod sessions;
+mod tenants;
 mod usage;
 mod versions;
 mod warm;
@@ -45,6 +46,7 @@ pub use idempotency::{Earlier, KEEP_MS};
 pub use limits::{LimitScope, StoredLimits};
 pub use queue::{LATEST_MS, QueueChange, QueueItem, QueueStatus};
 pub use rows::*;
+pub use tenants::Forgotten;
 pub use usage::{UsageFilter, UsageRow, UsageTotals};
 pub use versions::{AgentVersion, VersionDelete, VersionFields};
 

@@ -59,6 +59,10 @@ impl Counters {
         }
         self.of.insert((session, tenant.clone()), newest);
     }
+
+    pub fn forget(&mut self, session: Uuid, tenant: &TenantId) {
+        self.of.remove(&(session, tenant.clone()));
+    }
 }
 
 #[derive(Clone, Debug)]

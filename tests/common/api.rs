@@ -93,7 +93,16 @@ impl Api {
 
     /// The same as `get`, where an answer may rightly be cut: a file that shrinks while it is read.
     pub async fn try_get(&self, path: &str) -> Option<Answer> {
-        whole(self.try_open("GET", path, None).await.ok()?).await.ok()
+        self.try_call("GET", path).await
+    }
+
+    /// The same, where the daemon may be killed meanwhile.
+    pub async fn try_call(&self, method: &str, path: &str) -> Option<Answer> {
+        whole(self.try_open(method, path, None).await.ok()?).await.ok()
+    }
+
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
     }
 
     pub async fn get(&self, path: &str) -> Answer {

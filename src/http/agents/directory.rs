@@ -15,11 +15,12 @@ use super::super::error::ApiError;
 use super::check::Tree;
 use crate::config::Config;
 use crate::model::TenantId;
+use crate::sessions::paths::agents_of;
 use crate::store::{Agent, NewAgent};
 
 /// Where the versions of one agent are.
 pub fn home(config: &Config, tenant: &TenantId, name: &str) -> PathBuf {
-    config.data_dir.join("agents").join(tenant.as_str()).join(name)
+    agents_of(&config.data_dir, tenant).join(name)
 }
 
 /// Writes the tree, records it, and removes what it replaces.

@@ -123,6 +123,10 @@ pub enum Request {
     },
     /// The gateway's process was replaced and knows no session.
     RegisterAgain,
+    /// End the session if it has not ended, and this task: what it had is about to be removed.
+    Retire {
+        reply: Reply<()>,
+    },
 }
 
 #[derive(Debug)]
@@ -144,6 +148,8 @@ pub struct Driver {
     newest: i64,
     paused_since: Option<Instant>,
     last_asked: Instant,
+    /// Said to leave; nobody asks for this session any more.
+    retired: bool,
 }
 
 /// The turn that runs.
@@ -229,6 +235,7 @@ impl Driver {
             newest,
             paused_since: None,
             last_asked: Instant::now(),
+            retired: false,
         })
     }
 
@@ -241,6 +248,9 @@ impl Driver {
                 Wake::Request(Some(request)) => {
                     self.last_asked = Instant::now();
                     self.request(request).await;
+                    if self.retired {
+                        return;
+                    }
                 }
                 // Every handle is gone with the registry, and that with the daemon.
                 Wake::Request(None) => return,

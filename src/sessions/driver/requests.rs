@@ -37,6 +37,7 @@ impl Driver {
             | Request::FoundCold
             | Request::Park { .. }
             | Request::RegisterAgain
+            | Request::Retire { .. }
             | Request::LimitsMoved { .. }
             | Request::Found(_)
             | Request::FilesChanged
@@ -103,6 +104,7 @@ impl Driver {
             }
             Request::LimitsMoved { .. } if self.start.is_some() => self.waiting.push(request),
             Request::LimitsMoved { reply } => answer(reply, self.follow_limits().await),
+            Request::Retire { reply } => answer(reply, self.retire().await),
             Request::Found(finding) => self.found(finding).await,
             Request::FilesChanged => self.release().await,
             Request::Look { reply } => drop(reply.send(self.look())),
@@ -210,6 +212,14 @@ impl Driver {
             self.ledger.close(Some(why.to_owned()));
         }
         Ok(self.session.clone())
+    }
+
+    /// The undo of this task. Out of the registry before anybody is told.
+    async fn retire(&mut self) -> Result<(), SessionError> {
+        self.overtake().await;
+        self.finish(SessionStatus::Ended, "ended", "the session was ended").await?;
+        self.retired = self.shared.registry.remove_if(self.session.id, || true);
+        Ok(())
     }
 
     /// Ends the running turn cleanly; without one there is nothing to do. `why` is for the turn's readers when it was

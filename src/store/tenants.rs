@@ -1,0 +1,124 @@
+//! What the database has of a tenant as a whole.
+
+use sqlx::SqliteConnection;
+use uuid::Uuid;
+
+use super::columns::unreadable;
+use super::writer::{Counters, Write};
+use super::{Store, StoreError};
+use crate::model::TenantId;
+
+/// How much [`Store::tenant_forget`] removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    pub keys: u64,
+    pub agents: u64,
+    /// Rows of credentials, queue, limits and repeated requests.
+    pub others: u64,
+}
+
+impl Store {
+    /// Removes everything of a tenant but its sessions and what it used (which is what was paid for): keys, agents with their
+    /// versions, credentials, queue, limits, answers kept for repeated requests. Its keys are refused from the moment this
+    /// returns. Nothing to remove is no error.
+    pub async fn tenant_forget(&self, tenant: &TenantId) -> Result<Forgotten, StoreError> {
+        let forgotten = self.write(Forget(tenant.clone())).await?;
+        self.inner.keys.forget_tenant(tenant);
+        Ok(forgotten)
+    }
+
+    /// Every session of a tenant, in any state.
+    pub async fn session_ids(&self, tenant: &TenantId) -> Result<Vec<Uuid>, StoreError> {
+        let ids: Vec<String> =
+            sqlx::query_scalar("SELECT id FROM sessions WHERE tenant = ?1 ORDER BY created_at, rowid")
+                .bind(tenant.as_str())
+                .fetch_all(self.reader())
+                .await?;
+        ids.iter().map(|id| Uuid::try_parse(id).map_err(|e| unreadable("id of a session", e))).collect()
+    }
+
+    /// Removes a session's row, and with it its turns, messages, events, attachments and limits. What it used stays. `true` when
+    /// the tenant had that session. Nobody may be at work on it.
+    pub async fn session_remove(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
+        self.write(Remove { tenant: tenant.clone(), id }).await
+    }
+}
+
+struct Forget(TenantId);
+
+impl Write for Forget {
+    type Out = Forgotten;
+    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<Forgotten, StoreError> {
+        let mut removed = [0; 6];
+        for (count, statement) in removed.iter_mut().zip([
+            "DELETE FROM api_keys WHERE tenant = ?1",
+            "DELETE FROM agents WHERE tenant = ?1",
+            "DELETE FROM credentials WHERE tenant = ?1",
+            "DELETE FROM queue WHERE tenant = ?1",
+            "DELETE FROM limits WHERE tenant = ?1",
+            "DELETE FROM idempotency WHERE tenant = ?1",
+        ]) {
+            *count = sqlx::query(statement).bind(self.0.as_str()).execute(&mut *conn).await?.rows_affected();
+        }
+        let [keys, agents, others @ ..] = removed;
+        Ok(Forgotten { keys, agents, others: others.iter().sum() })
+    }
+}
+
+struct Remove {
+    tenant: TenantId,
+    id: Uuid,
+}
+
+impl Write for Remove {
+    type Out = bool;
+    async fn apply(&self, conn: &mut SqliteConnection, counters: &mut Counters) -> Result<bool, StoreError> {
+        let (tenant, id) = (self.tenant.as_str(), self.id.to_string());
+        sqlx::query("DELETE FROM limits WHERE tenant = ?1 AND scope = 'session' AND name = ?2")
+            .bind(tenant)
+            .bind(&id)
+            .execute(&mut *conn)
+            .await?;
+        let done = sqlx::query("DELETE FROM sessions WHERE tenant = ?1 AND id = ?2").bind(tenant).bind(&id);
+        let removed = done.execute(&mut *conn).await?.rows_affected() > 0;
+        counters.forget(self.id, &self.tenant);
+        Ok(removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{a_session, fresh, tenant};
+    use super::super::{Commit, Role, StoreError, Usage};
+
+    #[tokio::test]
+    async fn a_session_goes_with_all_that_hangs_on_it_but_its_usage() {
+        let (_dir, store) = fresh().await;
+        let (acme, other) = (tenant("acme"), tenant("other"));
+        let [gone, kept] = [a_session(&acme, "a", 1), a_session(&other, "a", 2)];
+        let said = |session| Commit {
+            messages: vec![(Role::User, "m".to_owned())],
+            events: vec![("lifecycle", "{}".to_owned())],
+            usage: Some(Usage { input_tokens: 7, ..Usage::default() }),
+            ..Commit::of(session)
+        };
+        for session in [&gone, &kept] {
+            store.session_insert(session).await.unwrap();
+            store.commit(said(session)).await.unwrap();
+        }
+        assert!(!store.session_remove(&other, gone.id).await.unwrap(), "another tenant's");
+        assert_eq!(store.session_ids(&acme).await.unwrap(), [gone.id]);
+        assert!(store.session_remove(&acme, gone.id).await.unwrap());
+        assert!(!store.session_remove(&acme, gone.id).await.unwrap());
+        let count = async |table: &str| {
+            let sql = format!("SELECT COUNT(*) FROM {table}");
+            sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(sql)).fetch_one(store.reader()).await.unwrap()
+        };
+        for (table, rows) in [("sessions", 1), ("messages", 1), ("events", 1), ("usage", 2)] {
+            assert_eq!(count(table).await, rows, "{table}");
+        }
+        // Its numbers are not remembered either: a step of it is refused.
+        assert!(matches!(store.commit(said(&gone)).await, Err(StoreError::NoSession(id)) if id == gone.id));
+        assert_eq!(store.commit(said(&kept)).await.unwrap().message_sequence, 2);
+    }
+}

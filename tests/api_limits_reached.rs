@@ -177,3 +177,31 @@ async fn a_kill_from_outside_is_named() {
     let logs = daemon.logs();
     assert!(logs.contains("\"ASH_EVENT\":\"killed\"") || logs.contains("ASH_EVENT=\"killed\""), "{logs}");
 }
+
+#[tokio::test]
+async fn what_the_limit_of_the_processor_stopped_is_counted_for_one_and_for_all() {
+    let (_daemon, api) = Daemon::deployed(Options::default()).await;
+    let [one, other] = [api.session("a").await, api.session("a").await];
+    let all = async || {
+        let metrics = api.get("/metrics").await.text;
+        let line = metrics.lines().find(|line| line.starts_with("ash_cpu_throttled_seconds_total ")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let throttled = async |id: &String| {
+        let stats = api.get(&format!("/api/sessions/{id}/stats")).await.expect(200);
+        stats["stats"]["cpu"]["throttledUs"].as_u64().unwrap() as f64 / 1e6
+    };
+    let little = json!({"cpuMillis": 20});
+    api.call("PATCH", &format!("/api/sessions/{one}/limits"), Some(little)).await.expect(200);
+    // Whatever their starts were stopped for is told a second later at most.
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    let (before, mut own) = (all().await, throttled(&one).await + throttled(&other).await);
+    api.turn(&one, "@busy 2s").await;
+    own = throttled(&one).await + throttled(&other).await - own;
+    assert!(own > 0.5, "a fiftieth of a core for 2 s: {own}");
+    // What has ended stays counted.
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    api.delete(&format!("/api/sessions/{one}")).await.expect(200);
+    let counted = all().await - before;
+    assert!((own - 0.2..own + 0.2).contains(&counted), "{counted} of {own}");
+}

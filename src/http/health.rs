@@ -78,6 +78,7 @@ pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
         memory_bytes: used.and_then(|used| used.memory.current_bytes),
         memory_peak_bytes: used.and_then(|used| used.memory.peak_bytes),
         cpu_us: used.and_then(|used| used.cpu.usage_us),
+        throttled_us: state.sessions.throttled_us(),
         pids: used.and_then(|used| used.pids.current),
         stalled_us: stalled.into_iter().filter_map(|(of, now)| Some((of, now?.some_total_us))).collect(),
         disk_free_bytes: state.sessions.disk_free(),

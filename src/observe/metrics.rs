@@ -27,6 +27,7 @@ pub struct Snapshot {
     pub memory_bytes: Option<u64>,
     pub memory_peak_bytes: Option<u64>,
     pub cpu_us: Option<u64>,
+    pub throttled_us: u64,
     pub pids: Option<u64>,
     /// Microseconds in which some process waited, by what it waited for (psi(7)).
     pub stalled_us: Vec<(&'static str, u64)>,
@@ -89,6 +90,8 @@ pub fn render(now: &Snapshot) -> String {
     );
     let help = "How often a session was killed or stopped, by cause.";
     labelled(&mut out, "ash_limited_total", help, "reason", &now.limited, total);
+    let help = "Time in which sessions were stopped by their limit of the processor.";
+    family(&mut out, "ash_cpu_throttled_seconds_total", "counter", help, &[("", now.throttled_us as f64 / 1e6)]);
     let cpu = now.cpu_us.map(|us| us as f64 / 1e6);
     for (name, kind, help, value) in [
         ("ash_sandboxes_memory_bytes", "gauge", "Memory of all sandboxes.", now.memory_bytes.map(total)),
@@ -163,6 +166,7 @@ mod tests {
             limited: vec![("disk", 3)],
             memory_bytes: Some(7),
             memory_peak_bytes: Some(9),
+            throttled_us: 250_000,
             stalled_us: vec![("io", 1_500_000)],
             ..Snapshot::default()
         };
@@ -179,6 +183,7 @@ mod tests {
             "ash_resume_total{path=\"prewarm\"} 0",
             "ash_resume_cold_total{source=\"local\"} 2",
             "ash_limited_total{reason=\"disk\"} 3",
+            "ash_cpu_throttled_seconds_total 0.25",
             "ash_sandboxes_memory_bytes 7",
             "ash_sandboxes_memory_peak_bytes 9",
             "ash_sandboxes_stalled_seconds_total{resource=\"io\"} 1.5",

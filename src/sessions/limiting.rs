@@ -350,6 +350,11 @@ impl Sessions {
         self.shared.tally.counts()
     }
 
+    /// Microseconds that sessions were stopped by their limits of the processor.
+    pub fn throttled_us(&self) -> u64 {
+        self.shared.warden.throttled_us()
+    }
+
     /// What all sandboxes together use; `None` before the first one.
     pub fn total_usage(&self) -> Option<Usage> {
         self.shared.warden.root().map(|root| Usage::read(&root))

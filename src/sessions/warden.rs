@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,8 @@ struct Inner {
     /// The groups above all sandboxes, known from the first one.
     root: OnceLock<CgroupPaths>,
     walks: Semaphore,
+    /// Microseconds that sessions were stopped by their limit of the processor. The groups above them do not count those.
+    throttled_us: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -86,12 +88,19 @@ struct State {
     oom_kills: u64,
     refused: u64,
     told_refused: Option<Instant>,
+    throttled_us: u64,
 }
 
 impl Watched {
     fn state(&self) -> MutexGuard<'_, State> {
         // Whole between any two statements, so a panic elsewhere cannot have spoilt it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Microseconds that it was stopped by its limit of the processor since this was read last.
+    fn throttled(&self) -> u64 {
+        let throttled_us = CpuUsage::read(&self.cgroup).throttled_us.unwrap_or(0);
+        throttled_us.saturating_sub(std::mem::replace(&mut self.state().throttled_us, throttled_us))
     }
 
     /// What the cgroups counted since they were read last.
@@ -159,20 +168,6 @@ impl Watch {
     }
 }
 
-/// `<root>/tenants` of a sandbox at `<root>/tenants/<tenant>/<id>`.
-fn above(cgroup: &CgroupPaths) -> CgroupPaths {
-    let up = |dir: &PathBuf| dir.ancestors().nth(2).unwrap_or(dir).to_owned();
-    CgroupPaths {
-        unified: up(&cgroup.unified),
-        memory: cgroup.memory.as_ref().map(up),
-        cpu: cgroup.cpu.as_ref().map(up),
-        pids: cgroup.pids.as_ref().map(up),
-        io: cgroup.io.as_ref().map(up),
-        io_device: cgroup.io_device.clone(),
-        v1: cgroup.v1,
-    }
-}
-
 /// The disk's part of the limits.
 pub fn bound(limits: &Limits) -> Bound {
     Bound { bytes: limits.disk_bytes, files: limits.disk_files }
@@ -187,6 +182,7 @@ impl Warden {
             wake: Notify::new(),
             root: OnceLock::new(),
             walks: Semaphore::new(WALKS),
+            throttled_us: AtomicU64::new(0),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -212,12 +208,20 @@ impl Warden {
                 oom_kills: MemoryUsage::read(cgroup).oom_kills.unwrap_or(0),
                 refused: PidsUsage::read(cgroup).refused.unwrap_or(0),
                 told_refused: None,
+                throttled_us: CpuUsage::read(cgroup).throttled_us.unwrap_or(0),
             }),
         });
-        self.inner.root.get_or_init(|| above(cgroup));
+        // `<root>/tenants` of a sandbox at `<root>/tenants/<tenant>/<id>`.
+        self.inner.root.get_or_init(|| cgroup.above(2));
         self.all().insert(id, Arc::clone(&watched));
         self.inner.wake.notify_one();
         Watch { warden: self.clone(), watched }
+    }
+
+    /// Microseconds that all sessions together were stopped by their limits of the processor since this daemon started, to within the
+    /// last second of each.
+    pub fn throttled_us(&self) -> u64 {
+        self.inner.throttled_us.load(Ordering::Relaxed)
     }
 
     /// Where all sandboxes together are counted; `None` before the first one.
@@ -258,6 +262,7 @@ impl Warden {
             let free = self.free().unwrap_or_default();
             for watched in running {
                 if count.is_multiple_of(COUNTERS) {
+                    self.inner.throttled_us.fetch_add(watched.throttled(), Ordering::Relaxed);
                     for finding in watched.counters(now) {
                         tell(watched.id, finding);
                     }

@@ -67,13 +67,21 @@ impl CgroupPaths {
 
     /// The same place, one level deeper.
     pub(crate) fn join(&self, name: &str) -> Self {
-        let deeper = |dir: &Option<PathBuf>| dir.as_ref().map(|dir| dir.join(name));
+        self.map(|dir| dir.join(name))
+    }
+
+    /// The same place, so many levels higher; the top stays where it is.
+    pub(crate) fn above(&self, levels: usize) -> Self {
+        self.map(|dir| dir.ancestors().nth(levels).unwrap_or(dir).to_owned())
+    }
+
+    fn map(&self, to: impl Fn(&PathBuf) -> PathBuf) -> Self {
         Self {
-            unified: self.unified.join(name),
-            memory: deeper(&self.memory),
-            cpu: deeper(&self.cpu),
-            pids: deeper(&self.pids),
-            io: deeper(&self.io),
+            unified: to(&self.unified),
+            memory: self.memory.as_ref().map(&to),
+            cpu: self.cpu.as_ref().map(&to),
+            pids: self.pids.as_ref().map(&to),
+            io: self.io.as_ref().map(&to),
             io_device: self.io_device.clone(),
             v1: self.v1,
         }

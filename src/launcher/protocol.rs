@@ -148,3 +148,30 @@ pub struct Failure {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
+
+/// What [`ClaudeBinary::Version`] may hold: it is a part of a path.
+pub fn is_version(version: &str) -> bool {
+    (1..=64).contains(&version.len())
+        && !version.starts_with('.')
+        && version.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_no_paths() {
+        for (version, fits) in [
+            ("2.1.330", true),
+            ("a_b-1", true),
+            ("", false),
+            (".", false),
+            ("..", false),
+            (".x", false),
+            ("a/b", false),
+        ] {
+            assert_eq!(is_version(version), fits, "{version}");
+        }
+    }
+}

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::ending::Ending;
 use super::holding::Holdings;
 use super::policy::Policies;
-use super::protocol::{ClaudeBinary, Create, Failure, MAX_PACKET, Reply, SandboxInfo};
+use super::protocol::{self, ClaudeBinary, Create, Failure, MAX_PACKET, Reply, SandboxInfo};
 use super::reclaiming::Reclaims;
 use super::rundir::RunDir;
 use super::settings::Settings;
@@ -24,6 +24,7 @@ use super::setup::{self, SetupSpec, Started};
 use super::victims::Victims;
 use crate::kernel::beneath::{self, Refused};
 use crate::kernel::cgroup::{CgroupError, Leaf, Tree};
+use crate::kernel::idmap::Mappings;
 use crate::kernel::kmsg::KernelLog;
 use crate::kernel::procfs;
 use crate::model::{Limits, now_ms};
@@ -60,6 +61,7 @@ pub struct Sandboxes {
     pub(super) victims: Victims,
     pub(super) holdings: Holdings,
     policies: Policies,
+    mappings: Mappings,
 }
 
 /// A failure without a hint.
@@ -79,7 +81,8 @@ impl Sandboxes {
     pub fn recover(settings: Settings, tree: Tree, run: RunDir, policies: Policies) -> anyhow::Result<Self> {
         let (table, endings, reclaims) = (BTreeMap::new(), BTreeMap::new(), Reclaims::default());
         let (victims, holdings) = (Victims::default(), Holdings::default());
-        let mut all = Self { settings, tree, run, table, endings, reclaims, victims, holdings, policies };
+        let mappings = Mappings::default();
+        let mut all = Self { settings, tree, run, table, endings, reclaims, victims, holdings, policies, mappings };
         for id in all.run.ids()? {
             match all.run.recorded(id) {
                 Some(mut info) if info.pid != 0 => {
@@ -158,7 +161,7 @@ impl Sandboxes {
 
     /// The part of `create` that leaves something behind; on an error, with the init if it was started.
     fn build(
-        &self,
+        &mut self,
         info: &mut SandboxInfo,
         workspace: OwnedFd,
         home: OwnedFd,
@@ -181,7 +184,7 @@ impl Sandboxes {
             leaf: &leaf,
             floor: &self.settings.floor,
         };
-        let started = setup::start(&spec, &self.policies).map_err(|error| (error, None))?;
+        let started = setup::start(&spec, &self.policies, &mut self.mappings).map_err(|error| (error, None))?;
         match self.finish(info, &started, &leaf) {
             Ok(answer) => Ok((started.pidfd, answer)),
             Err(error) => Err((error, Some(started.pidfd))),
@@ -339,7 +342,7 @@ impl Sandboxes {
                 (path.clone(), open.and_then(|file| beneath::regular(&file).map(|()| file)))
             }
             ClaudeBinary::Version(version) => {
-                if !is_version(version) {
+                if !protocol::is_version(version) {
                     let message = format!("\"{}\" is not a version", version.escape_debug());
                     return Err(hinted(step, message, "1 to 64 of 0-9 A-Z a-z . _ -, not starting with a dot"));
                 }
@@ -363,12 +366,6 @@ fn free_slot(base: u32, count: u32, used: &BTreeSet<u32>) -> Option<(u32, u32)> 
     (0..count / 2).map(|slot| base + 2 * slot).find(|uid| !used.contains(uid)).map(|uid| (uid, uid + 1))
 }
 
-fn is_version(version: &str) -> bool {
-    (1..=64).contains(&version.len())
-        && !version.starts_with('.')
-        && version.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -381,20 +378,5 @@ mod tests {
         assert_eq!(free_slot(1000, 4, &used(&[1002])), Some((1000, 1001)));
         assert_eq!(free_slot(1000, 4, &used(&[1000, 1002])), None);
         assert_eq!(free_slot(1000, 3, &used(&[1000])), None, "half a pair is none");
-    }
-
-    #[test]
-    fn versions_are_no_paths() {
-        for (version, fits) in [
-            ("2.1.330", true),
-            ("a_b-1", true),
-            ("", false),
-            (".", false),
-            ("..", false),
-            (".x", false),
-            ("a/b", false),
-        ] {
-            assert_eq!(is_version(version), fits, "{version}");
-        }
     }
 }

@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::kernel::cgroup::Leaf;
 use crate::kernel::clone::{self, Child, Side};
-use crate::kernel::idmap::{self, Entry};
+use crate::kernel::idmap::{self, Entry, Mappings};
 use crate::kernel::pidfd;
 use crate::launcher::init_protocol::{INIT_UID, PAYLOAD_UID};
 use crate::launcher::policy::{Floor, Policies};
@@ -73,13 +73,13 @@ pub struct Started {
 ///
 /// # Errors
 /// The step that failed, why, and the way out where one is known; nothing is left behind.
-pub fn start(spec: &SetupSpec<'_>, policies: &Policies) -> Result<Started, Failure> {
+pub fn start(spec: &SetupSpec<'_>, policies: &Policies, mappings: &mut Mappings) -> Result<Started, Failure> {
     let mut steps = Steps::new();
     spec.floor.check(policies)?;
     steps.run("check threads", clone::require_single_thread)?;
     let uid = Entry { inside: spec.disk_uid, outside: spec.uid };
     let gid = Entry { inside: spec.disk_gid, outside: spec.uid };
-    let idmap = steps.run("map disk ids", || idmap::mapping_namespace(uid, gid))?;
+    let idmap = steps.run("map disk ids", || mappings.get(uid, gid))?;
     let trees = Trees::open(spec, idmap.as_fd(), &mut steps)?;
     let (gate_in, gate_out) = steps.run("pipes", pipe)?;
     let (report_in, report_out) = steps.run("pipes", pipe)?;
@@ -93,7 +93,7 @@ pub fn start(spec: &SetupSpec<'_>, policies: &Policies) -> Result<Started, Failu
     drop((gate_in, report_out, trees));
     let accompanied = accompany(spec, &child, gate_out, report_in, &mut steps);
     // Not before: the process that made it may not have ended yet, and the child would wait for that too.
-    drop(idmap);
+    idmap.settle();
     match accompanied {
         Ok(()) => Ok(Started { pid: child.pid, pidfd: child.pidfd, steps: steps.done }),
         Err(failure) => {

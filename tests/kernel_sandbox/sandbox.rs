@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ashd::kernel::cgroup::{Leaf, Tree};
+use ashd::kernel::idmap::Mappings;
 use ashd::kernel::{pidfd, seqpacket};
 use ashd::launcher::init_protocol::{Exit, FromInit, InitEvent, InitReply, InitRequest, Numbered, SpawnSpec};
 use ashd::launcher::policy::{Floor, Policies};
@@ -78,7 +79,7 @@ impl Ground {
             leaf: self.leaf.as_ref().unwrap(),
             floor: &self.floor,
         };
-        setup::start(&spec, policies).map(|started| (started, socket))
+        setup::start(&spec, policies, &mut Mappings::default()).map(|started| (started, socket))
     }
 }
 

@@ -27,6 +27,8 @@ async fn a_killed_launcher_is_replaced_and_nothing_is_lost() {
     // Dies while nobody looks; its process id may be anybody's afterwards.
     let pid = nix::unistd::Pid::from_raw(dead.info.pid);
     nix::sys::signal::kill(pid, Signal::SIGKILL).expect("killed");
+    let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    wait_for("its end, which takes a moment on a busy machine", || stat().is_empty() || stat().contains(") Z "));
     // A creation that was interrupted before its record was complete.
     let torn = Uuid::now_v7();
     std::fs::create_dir(host.run_dir().join("sandboxes").join(torn.to_string())).expect("made");

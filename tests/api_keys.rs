@@ -138,12 +138,17 @@ fn over_unix(daemon: &Daemon, head: &str, body: &str) -> (u16, Value) {
 
 #[tokio::test]
 async fn root_needs_no_key_on_the_unix_socket_and_makes_keys_for_tenants() {
-    let daemon = Daemon::start(Options::default());
+    let daemon = Daemon::start(Options::default().config("[server]\nrequests_per_minute = 1"));
     let body = r#"{"label":"ci","tenantId":"acme"}"#;
     let (status, minted) = over_unix(&daemon, "POST /api/internal/api-keys HTTP/1.1", body);
     assert_eq!(status, 201, "{minted}");
     let acme = daemon.api().with_key(minted["key"].as_str());
     assert_eq!(acme.get("/api/agents").await.expect(200)["agents"], json!([]));
+    assert_eq!(acme.get("/api/agents").await.status, 429, "one a minute");
+    // An admin gets through.
+    for _ in 0..3 {
+        assert_eq!(over_unix(&daemon, "GET /api/agents HTTP/1.1", "").0, 200);
+    }
     // A key that is shown is checked, there as everywhere; and the port asks everybody for one.
     let (status, error) = over_unix(&daemon, "GET /api/agents HTTP/1.1\r\nauthorization: Bearer nonsense", "");
     assert_eq!((status, &error["error"]), (401, &json!("Invalid API key")));

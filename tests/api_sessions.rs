@@ -53,6 +53,9 @@ async fn blocks_and_awkward_text_arrive_as_they_were_sent() {
         .filter(|c: &Value| c["type"] == "user" && c.get("message").is_none())
         .collect();
     assert_eq!(users, [json!({"type": "user", "content": awkward}), json!({"type": "user", "content": blocks})]);
+    // One that is too large to be kept in memory on its way.
+    let large = "0123456789".repeat(200_000);
+    assert!(text(&api.turn(&id, &large).await) == format!("You said: {large}"));
 }
 
 #[tokio::test]

@@ -202,6 +202,14 @@ async fn a_reload_takes_over_what_can_change_and_names_the_rest() {
     let refused = api.post("/api/agents", json!({"name": "b", "path": "/etc"})).await;
     assert!(refused.status == 400 && refused.text.contains("/srv"), "{}", refused.text);
     logged(&daemon, "\"level\":\"DEBUG\"");
+
+    // Of the server's keys only this one: from the next request on.
+    fs::write(drop_ins.join("20.toml"), "[server]\nrequests_per_minute = 1\ncors_origins = [\"*\"]\n").unwrap();
+    signal(&daemon, Signal::SIGHUP);
+    systemd.until("READY", SOON, says("READY=1"));
+    logged(&daemon, "needs a restart: server.cors_origins");
+    api.get("/api/agents").await.expect(200);
+    assert_eq!(api.get("/api/agents").await.status, 429);
     daemon.stop();
 }
 

@@ -248,6 +248,10 @@ static OTHERS: &[Key] = &[
         d.config.pool.warm = g.integer().filter(|n| *n <= 100)?;
         Some(())
     }),
+    key("pool.parked", None, "a whole number from 0 to 100", |d, g| {
+        d.config.pool.parked = g.integer().filter(|n| *n <= 100)?;
+        Some(())
+    }),
     key("pool.evict_after_ms", None, TIME, |d, g| {
         d.config.pool.evict_after_ms = g.number(units::millis)?;
         Some(())

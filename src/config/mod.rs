@@ -104,6 +104,8 @@ pub struct PoolConfig {
     pub idle_timeout_ms: u64,
     /// Warm sandboxes of each agent that says nothing else (`PATCH /api/agents/:name/warm`), default 0, at most 100.
     pub warm: u32,
+    /// Sandboxes kept ready for whatever session comes next, confined and empty, default 1, at most 100; 0: none.
+    pub parked: u32,
     /// Milliseconds without a turn after which an active session's sandbox may be given up for another session when
     /// there is no room, default 60000.
     pub evict_after_ms: u64,
@@ -219,6 +221,7 @@ impl Default for Config {
                 max_sandboxes: 1000,
                 idle_timeout_ms: 1_800_000,
                 warm: 0,
+                parked: 1,
                 evict_after_ms: 60_000,
                 min_available_bytes: 128 << 20,
                 max_stalled_percent: 50,

@@ -91,8 +91,10 @@ fn errors_name_the_place_the_key_and_the_way_out() {
         ("port = 1", "0.toml:1: unknown key \"port\"; the nearest valid key is \"server.port\""),
         (
             "[pool]\ncolour = 1",
-            "0.toml:2: unknown key \"pool.colour\"; [pool] knows pool.max_sandboxes, pool.idle_timeout_ms, pool.warm",
+            "0.toml:2: unknown key \"pool.colour\"; [pool] knows pool.max_sandboxes, pool.idle_timeout_ms, pool.warm, pool.parked",
         ),
+        ("[pool]\nparked = 101", "0.toml:2: pool.parked: expected a whole number from 0 to 100, found 101"),
+        ("[pool]\nparked = '2'", "pool.parked: expected a whole number from 0 to 100, found \"2\""),
         (
             "[server]\nport = 'x'",
             "0.toml:2: server.port: expected a port from 0 to 65535 (0 picks a free one), found \"x\"",

@@ -74,6 +74,7 @@ pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
         resume_warm: pool.resume_warm_hits,
         resume_cold: pool.resume_cold_hits,
         resume_prewarm: pool.pre_warm_hits,
+        created: state.sessions.created().to_vec(),
         limited: state.sessions.limited().to_vec(),
         memory_bytes: used.and_then(|used| used.memory.current_bytes),
         memory_peak_bytes: used.and_then(|used| used.memory.peak_bytes),

@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub resume_warm: u64,
     pub resume_cold: u64,
     pub resume_prewarm: u64,
+    /// Sessions created, by what they began with.
+    pub created: Vec<(&'static str, u64)>,
     /// How often each limit (or a signal from outside) struck.
     pub limited: Vec<(&'static str, u64)>,
     /// All sandboxes together, as the cgroup above them counts; `None` where it does not.
@@ -88,6 +90,8 @@ pub fn render(now: &Snapshot) -> String {
         "Cold resumes by where the workspace came from.",
         &[("{source=\"local\"}", total(now.resume_cold)), ("{source=\"cloud\"}", 0.0), ("{source=\"fresh\"}", 0.0)],
     );
+    let help = "Sessions created: prewarm found its claude ready, parked an empty sandbox, cold nothing.";
+    labelled(&mut out, "ash_created_total", help, "path", &now.created, total);
     let help = "How often a session was killed or stopped, by cause.";
     labelled(&mut out, "ash_limited_total", help, "reason", &now.limited, total);
     let help = "Time in which sessions were stopped by their limit of the processor.";
@@ -163,6 +167,7 @@ mod tests {
             waiting: 3,
             max_capacity: 1000,
             resume_cold: 2,
+            created: vec![("prewarm", 0), ("parked", 4)],
             limited: vec![("disk", 3)],
             memory_bytes: Some(7),
             memory_peak_bytes: Some(9),
@@ -182,6 +187,7 @@ mod tests {
             "ash_resume_total{path=\"cold\"} 2",
             "ash_resume_total{path=\"prewarm\"} 0",
             "ash_resume_cold_total{source=\"local\"} 2",
+            "ash_created_total{path=\"parked\"} 4",
             "ash_limited_total{reason=\"disk\"} 3",
             "ash_cpu_throttled_seconds_total 0.25",
             "ash_sandboxes_memory_bytes 7",

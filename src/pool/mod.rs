@@ -1,7 +1,7 @@
 //! The pool: how many sandboxes may live, and whose turn it is to make room.
 //!
 //! ```text
-//!         admit_spare [ warming ] --> [ warm ] --- claimed ---+
+//!         admit_spare [ warming ] --> [ warm ] --- claimed ---+      (a parked one: to [ warming ], its claude is to start)
 //!                                                             v
 //!            admit                    ready                       turn begins
 //!   (cold) ---------> [ warming ] ----------------------> [ waiting ] <------> [ running ]
@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::model::SandboxState;
 
-pub use victim::Occupant;
+pub use victim::{Occupant, Spare};
 
 /// Cheap to clone; all clones count together.
 #[derive(Clone, Debug)]
@@ -48,13 +48,15 @@ struct Shared {
     resumed_warm: AtomicU64,
     resumed_cold: AtomicU64,
     pre_warmed: AtomicU64,
+    created_parked: AtomicU64,
+    created_cold: AtomicU64,
 }
 
 /// What a request for a slot comes to.
 #[derive(Debug)]
 pub enum Admission {
     Granted(Slot),
-    /// Full, but this warm sandbox, or this idle session's, may be given up: do that and ask again.
+    /// Full, but this sandbox that is nobody's, or this idle session's, may be given up: do that and ask again.
     MakeRoom(Uuid),
     /// Full, and nothing may go.
     Full,
@@ -73,6 +75,9 @@ pub struct Census {
     pub resumed_cold: u64,
     /// Sessions that were created from a warm sandbox.
     pub pre_warmed: u64,
+    /// ... from a parked one, and from nothing.
+    pub created_parked: u64,
+    pub created_cold: u64,
 }
 
 impl Pool {
@@ -92,6 +97,8 @@ impl Pool {
                 resumed_warm: AtomicU64::new(0),
                 resumed_cold: AtomicU64::new(0),
                 pre_warmed: AtomicU64::new(0),
+                created_parked: AtomicU64::new(0),
+                created_cold: AtomicU64::new(0),
             }),
         }
     }
@@ -110,7 +117,7 @@ impl Pool {
     pub fn admit(&self, session: Uuid) -> Admission {
         let mut slots = self.shared.slots();
         if slots.len() < self.max() {
-            return Admission::Granted(self.occupy(&mut slots, session, SandboxState::Warming, false));
+            return Admission::Granted(self.occupy(&mut slots, session, SandboxState::Warming, None));
         }
         let evict_after = *self.shared.evict_after.lock().unwrap_or_else(PoisonError::into_inner);
         match victim::choose(&slots, evict_after) {
@@ -125,20 +132,26 @@ impl Pool {
         }
     }
 
-    /// A slot for a warm sandbox, which is nobody's: only where there is room, and the first to be given up again.
-    pub fn admit_spare(&self, id: Uuid) -> Option<Slot> {
+    /// A slot for a sandbox that is nobody's yet: only where there is room, and the first to be given up again.
+    pub fn admit_spare(&self, id: Uuid, kind: Spare) -> Option<Slot> {
         let mut slots = self.shared.slots();
-        (slots.len() < self.max()).then(|| self.occupy(&mut slots, id, SandboxState::Warming, true))
+        (slots.len() < self.max()).then(|| self.occupy(&mut slots, id, SandboxState::Warming, Some(kind)))
     }
 
     /// A slot for a sandbox that lives already (found at the start of the daemon). Given even above the maximum, which
     /// may have been lowered meanwhile: what lives is counted, not killed.
     pub fn adopt(&self, session: Uuid) -> Slot {
         let mut slots = self.shared.slots();
-        self.occupy(&mut slots, session, SandboxState::Waiting, false)
+        self.occupy(&mut slots, session, SandboxState::Waiting, None)
     }
 
-    fn occupy(&self, slots: &mut HashMap<Uuid, Occupant>, session: Uuid, state: SandboxState, spare: bool) -> Slot {
+    fn occupy(
+        &self,
+        slots: &mut HashMap<Uuid, Occupant>,
+        session: Uuid,
+        state: SandboxState,
+        spare: Option<Spare>,
+    ) -> Slot {
         slots.insert(session, Occupant { state, spare, parkable: false, leaving: false, since: Instant::now() });
         self.shared.gauge(state, 1);
         Slot { shared: Arc::clone(&self.shared), session }
@@ -160,6 +173,12 @@ impl Pool {
         self.shared.pre_warmed.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A session was created from a parked sandbox, or from nothing.
+    pub fn created(&self, parked: bool) {
+        let counter = if parked { &self.shared.created_parked } else { &self.shared.created_cold };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Constant time.
     pub fn census(&self) -> Census {
         let gauge = |g: &AtomicI64| usize::try_from(g.load(Ordering::Relaxed)).unwrap_or(0);
@@ -174,6 +193,8 @@ impl Pool {
             resumed_warm: s.resumed_warm.load(Ordering::Relaxed),
             resumed_cold: s.resumed_cold.load(Ordering::Relaxed),
             pre_warmed: s.pre_warmed.load(Ordering::Relaxed),
+            created_parked: s.created_parked.load(Ordering::Relaxed),
+            created_cold: s.created_cold.load(Ordering::Relaxed),
         }
     }
 }
@@ -204,13 +225,14 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// `parkable`: the sandbox may be destroyed to make room for another session's (a paused session between turns).
+    /// `parkable`: the sandbox may be destroyed to make room for another session's (a paused session between turns). In any
+    /// state but `Warm` it is a session's.
     pub fn set(&self, state: SandboxState, parkable: bool) {
         let mut slots = self.shared.slots();
         if let Some(occupant) = slots.get_mut(&self.session) {
             self.shared.gauge(occupant.state, -1);
             self.shared.gauge(state, 1);
-            let spare = state == SandboxState::Warm;
+            let spare = occupant.spare.filter(|_| state == SandboxState::Warm);
             *occupant = Occupant { state, spare, parkable, leaving: false, since: Instant::now() };
         }
     }
@@ -274,8 +296,8 @@ mod tests {
         let pool = Pool::new(2, Duration::MAX);
         let paused = granted(&pool);
         paused.set(SandboxState::Waiting, true);
-        let warm = pool.admit_spare(Uuid::new_v4()).expect("there is room");
-        assert!(pool.admit_spare(Uuid::new_v4()).is_none(), "never at the cost of another");
+        let warm = pool.admit_spare(Uuid::new_v4(), Spare::Warm).expect("there is room");
+        assert!(pool.admit_spare(Uuid::new_v4(), Spare::Parked).is_none(), "never at the cost of another");
         assert!(
             matches!(pool.admit(Uuid::new_v4()), Admission::MakeRoom(id) if id == warm.session),
             "while it is made"
@@ -288,6 +310,19 @@ mod tests {
         );
         warm.set(SandboxState::Waiting, false);
         assert!(matches!(pool.admit(Uuid::new_v4()), Admission::MakeRoom(id) if id == paused.session), "it is claimed");
+    }
+
+    #[test]
+    fn a_parked_one_that_was_taken_is_a_sessions_while_it_starts() {
+        let pool = Pool::new(1, Duration::ZERO);
+        let slot = pool.admit_spare(Uuid::new_v4(), Spare::Parked).expect("there is room");
+        slot.set(SandboxState::Warm, false);
+        assert_eq!((pool.census().warm, pool.census().warming), (1, 0));
+        slot.set(SandboxState::Warming, false);
+        assert_eq!((pool.census().warm, pool.census().warming), (0, 1));
+        assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full));
+        pool.created(true);
+        assert_eq!((pool.census().created_parked, pool.census().created_cold, pool.census().pre_warmed), (1, 0, 0));
     }
 
     #[test]

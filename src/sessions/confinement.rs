@@ -3,7 +3,7 @@
 //! ```text
 //!   start:  sandbox -> probe -> judge --below the floor--> no session (error, journal)
 //!                                 |
-//!                                 +--> <session>/confinement.json --> claude is started
+//!                                 +--> <session>/confinement.json --> claude is started, or the sandbox is parked
 //!   GET:    awake -> probe again;  frozen or gone -> the last report (asking wakes nothing)
 //! ```
 
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 
+use crate::launcher::protocol::SandboxInfo;
 use crate::model::{iso, now_ms};
 use crate::observe::events::{self, event};
 use crate::sandbox::confinement::{Floor, Report};
@@ -35,7 +36,7 @@ static MEASURING: Semaphore = Semaphore::const_new(4);
 const FIRST_CHILD: u32 = 0xC000_0000;
 
 impl Shared {
-    /// Measures a sandbox and compares it with the floor of the configuration.
+    /// Measures the sandbox of a session that starts, and compares it with the floor of the configuration.
     ///
     /// # Errors
     /// `Failed` with every layer that is missing, why, and the way out; also when the measuring itself failed.
@@ -45,27 +46,47 @@ impl Shared {
         sandbox: &Sandbox,
         events: &mut mpsc::UnboundedReceiver<SandboxEvent>,
     ) -> Result<(), SessionError> {
-        let refused = |why: String| {
+        let proof = self.proof(session, sandbox, events).await;
+        proof.map(drop).map_err(|why| {
             event!(&events::NOT_CONFINED, ASH_SESSION = %session, "{why}");
             SessionError::Failed(format!("the session is not started, since its confinement is not proven: {why}"))
-        };
+        })
+    }
+
+    /// The report of a sandbox that is confined as the floor asks, which is kept beside it; else why it is not.
+    pub async fn proof(
+        &self,
+        id: Uuid,
+        sandbox: &Sandbox,
+        events: &mut mpsc::UnboundedReceiver<SandboxEvent>,
+    ) -> Result<Report, String> {
         let report = self.measure(sandbox, events).await.map_err(|error| {
-            refused(format!(
-                "the probe failed: {error}. Is ash-probe installed beside ash-launcher? `ashctl doctor` checks it"
-            ))
+            format!("the probe failed: {error}. Is ash-probe installed beside ash-launcher? `ashctl doctor` checks it")
         })?;
+        self.accept(id, &report).await?;
+        Ok(report)
+    }
+
+    /// The proof of before, with the limits as they are now.
+    pub async fn judge_again(&self, id: Uuid, info: &SandboxInfo, proof: Report) -> Result<(), String> {
+        let report =
+            Report::new(proof.inside, measure::outside(info), &self.floor(), proof.measured_at, proof.took_micros);
+        self.accept(id, &report).await
+    }
+
+    async fn accept(&self, id: Uuid, report: &Report) -> Result<(), String> {
         if let Some(missing) = report.missing() {
-            return Err(refused(missing));
+            return Err(missing);
         }
         for verdict in report.layers.iter().filter(|verdict| !verdict.in_force) {
-            tracing::warn!(ASH_SESSION = %session, ASH_EVENT = "layer-missing", layer = %verdict.layer,
+            tracing::warn!(ASH_SESSION = %id, ASH_EVENT = "layer-missing", layer = %verdict.layer,
                 "below the full confinement, as the floor allows: {}", verdict.evidence);
         }
         for broken in report.broken() {
-            tracing::warn!(ASH_SESSION = %session, ASH_EVENT = "probe-failed", "does not work in the sandbox: {broken}");
+            tracing::warn!(ASH_SESSION = %id, ASH_EVENT = "probe-failed", "does not work in the sandbox: {broken}");
         }
-        if let Err(error) = self.keep(session, &report).await {
-            tracing::warn!(ASH_SESSION = %session, "the report of the confinement could not be kept: {error}");
+        if let Err(error) = self.keep(id, report).await {
+            tracing::warn!(ASH_SESSION = %id, "the report of the confinement could not be kept: {error}");
         }
         Ok(())
     }
@@ -81,7 +102,7 @@ impl Shared {
         Ok(Report::new(inside, measure::outside(&sandbox.info), &self.floor(), iso(now_ms()), took))
     }
 
-    fn floor(&self) -> Floor {
+    pub(super) fn floor(&self) -> Floor {
         let config = self.config.now();
         let asked = &config.confinement;
         Floor { layers: asked.floor.clone(), landlock_abi: asked.landlock_abi }

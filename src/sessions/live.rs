@@ -41,6 +41,8 @@ pub struct Live {
     /// Where the newest process's part of stderr begins.
     pub stderr_from: u64,
     pub frozen: bool,
+    /// Its sandbox was there before the session.
+    pub parked: bool,
     /// Its memory was pushed out to swap since it was frozen.
     pub reclaimed: bool,
     /// When claude put out the first line since its files were brought to the disk; `None`: the disk has all.
@@ -99,6 +101,7 @@ impl Live {
             oom,
             stderr_from: 0,
             frozen: false,
+            parked: false,
             reclaimed: false,
             unsaved_since: None,
             saved: false,
@@ -113,6 +116,11 @@ impl Live {
 
     pub fn slot(&self) -> &Slot {
         &self.slot
+    }
+
+    /// For another sandbox of the session, when this one is destroyed.
+    pub fn into_slot(self) -> Slot {
+        self.slot
     }
 
     /// Tells the pool. A paused session between turns may be parked to make room.

@@ -3,6 +3,7 @@
 //! ```text
 //! <data dir>/sessions/<id>/
 //!     workspace/      /workspace of the sandbox           seen by the sandbox
+//!     workspace.partial/   while it is there, workspace/ is not whole
 //!     home/           /home/agent of the sandbox          seen by the sandbox
 //!     stdout, stderr  what claude prints, append only     ashd's; claude holds them open for writing
 //!     process.json    what a restarted ashd must know     ashd's
@@ -37,6 +38,11 @@ impl SessionDir {
     pub fn workspace(&self) -> PathBuf {
         self.0.join("workspace")
     }
+    /// While this directory is there, the workspace is not whole: it is copied here first, or an empty one waits in a parked
+    /// sandbox for the files of an agent.
+    pub fn partial(&self) -> PathBuf {
+        self.0.join("workspace.partial")
+    }
     pub fn home(&self) -> PathBuf {
         self.0.join("home")
     }
@@ -54,6 +60,18 @@ impl SessionDir {
     pub fn make(&self) -> io::Result<()> {
         make_dir(&self.0)?;
         make_dir(&self.home())
+    }
+
+    /// Whether the agent's files are all there.
+    pub fn is_whole(&self) -> bool {
+        self.workspace().is_dir() && !self.partial().exists()
+    }
+
+    /// For a sandbox that is nobody's yet: an empty workspace, and the mark that it is not whole.
+    pub fn make_empty(&self) -> io::Result<()> {
+        self.make()?;
+        make_dir(&self.partial())?;
+        make_dir(&self.workspace())
     }
 
     /// A file without a name on the disk of the sessions, at its beginning; its last descriptor is its end.
@@ -129,6 +147,18 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_workspace_is_not_whole() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = SessionDir::new(temp.path(), Uuid::new_v4());
+        dir.make().unwrap();
+        assert!(!dir.is_whole() && !dir.workspace().exists());
+        dir.make_empty().unwrap();
+        assert!(!dir.is_whole() && dir.workspace().is_dir() && dir.home().is_dir());
+        std::fs::remove_dir(dir.partial()).unwrap();
+        assert!(dir.is_whole());
+    }
 
     #[test]
     fn an_unfinished_line_is_closed_once() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::config::Live;
@@ -16,10 +17,12 @@ use crate::model::{SessionStatus, TenantId};
 use crate::pool::Pool;
 use crate::sandbox::Launcher;
 use crate::sessions::census::Census;
+use crate::sessions::claude::LaunchOptions;
 use crate::sessions::driver::{Reply, Request};
 use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
 use crate::sessions::jobs::Jobs;
+use crate::sessions::launch::Room;
 use crate::sessions::limiting::Tally;
 use crate::sessions::own::Own;
 use crate::sessions::published::Published;
@@ -33,7 +36,7 @@ use crate::sessions::{
     CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SendMessage, SessionError, WarmCount, adopt, options,
     warm,
 };
-use crate::store::{Session, Store, StoreError, Turn};
+use crate::store::{Agent, Session, Store, StoreError, Turn};
 use crate::vault::Vault;
 
 /// All sessions of this daemon. Cheap to clone.
@@ -142,17 +145,42 @@ impl Sessions {
         options::use_credential(&mut launch, &body, credential);
         let mut session = shared.row(Uuid::new_v4(), &agent, &launch).await?;
         session.config = config;
-        if body.credential_id.is_none()
-            && let Some(warm) = shared.claim(&agent, &session, &launch).await
-        {
+        let (sessions, own_key) = (self.clone(), body.credential_id.is_some());
+        // A task of its own: a client that hangs up in this moment leaves no sandbox behind that is nobody's.
+        let begun = tokio::spawn(
+            async move { sessions.begin_session(agent, session, launch, own_key).await }.in_current_span(),
+        );
+        begun.await.unwrap_or_else(|e| Err(SessionError::Failed(format!("the session could not be started: {e}"))))
+    }
+
+    /// In a warm sandbox, a parked one, or none.
+    async fn begin_session(
+        self,
+        agent: Agent,
+        mut session: Session,
+        launch: LaunchOptions,
+        own_key: bool,
+    ) -> Result<Session, SessionError> {
+        let shared = &self.shared;
+        if !own_key && let Some(warm) = shared.claim(&agent, &session, &launch).await {
             return self.create_warm(warm, session).await;
         }
-        let id = session.id;
         shared.check_memory()?;
-        let slot = shared.admit(id).await?;
-        shared.store.session_insert(&session).await?;
+        let room = match shared.claim_parked(&session.tenant).await {
+            Some(parked) => {
+                session.id = parked.id;
+                Room::Parked(Box::new(parked))
+            }
+            None => Room::Empty(shared.admit(session.id).await?),
+        };
+        if let Err(e) = shared.store.session_insert(&session).await {
+            if let Room::Parked(parked) = room {
+                shared.unpark(*parked).await;
+            }
+            return Err(e.into());
+        }
         shared.moved(None, SessionStatus::Starting, true);
-        self.ask(&session.into(), |reply| Request::Create { slot, reply }).await
+        self.ask(&session.into(), |reply| Request::Create { room, reply }).await
     }
 
     /// The session takes over a sandbox that is ready, and with it its id.
@@ -172,7 +200,7 @@ impl Sessions {
         let missing = || SessionError::AgentNotFound(agent.to_owned());
         let row = self.shared.store.agent(tenant, agent).await?.ok_or_else(missing)?;
         let own = self.shared.store.agent_warm(tenant, agent).await?.ok_or_else(missing)?;
-        let (ready, warming) = self.shared.warm.count(&Key::of(&row));
+        let (ready, warming) = self.shared.warm.warm.count(&Key::of(&row));
         Ok(WarmCount { count: own.unwrap_or(self.shared.config.now().pool.warm), own: own.is_some(), ready, warming })
     }
 
@@ -315,6 +343,12 @@ impl Sessions {
             resume_cold_hits: census.resumed_cold,
             pre_warm_hits: census.pre_warmed,
         }
+    }
+
+    /// Sessions created since the daemon's start, by what they began with. Constant time.
+    pub fn created(&self) -> [(&'static str, u64); 3] {
+        let census = self.shared.pool.census();
+        [("prewarm", census.pre_warmed), ("parked", census.created_parked), ("cold", census.created_cold)]
     }
 
     /// Sessions that are `active`. Constant time.

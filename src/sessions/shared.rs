@@ -152,12 +152,17 @@ impl Shared {
     /// # Errors
     /// `Unavailable` when the host is short of memory: one more claude would make the others swap or die.
     pub fn check_memory(&self) -> Result<(), SessionError> {
-        let Some(why) = shortage(pressure::memory(), &self.config.now().pool) else { return Ok(()) };
+        let Some(why) = self.short_of_memory() else { return Ok(()) };
         let why = format!("the host is short of memory: {why}; no new sandbox is started now");
         if NO_ROOM.now() {
             event!(&events::NO_ROOM, "{why}");
         }
         Err(SessionError::Unavailable(why))
+    }
+
+    /// What the host is short of, in words.
+    pub fn short_of_memory(&self) -> Option<String> {
+        shortage(pressure::memory(), &self.config.now().pool)
     }
 
     pub fn full(&self) -> SessionError {
@@ -188,7 +193,7 @@ impl Shared {
         Err(self.full())
     }
 
-    /// Gives up a warm sandbox, or asks a paused session to give up its own, and waits until it did or declined.
+    /// Gives up a sandbox that is nobody's, or asks a paused session to give up its own, and waits until it did or declined.
     pub async fn make_room(&self, victim: Uuid) {
         if self.warm.evict(self, victim).await {
             return;

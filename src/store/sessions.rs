@@ -45,6 +45,12 @@ impl Store {
         rows.iter().map(|row| Ok((id_of(row, "id")?, tenant_of(row)?, status_of(row)?))).collect()
     }
 
+    /// Whose the session is that was made last.
+    pub async fn newest_tenant(&self) -> Result<Option<TenantId>, StoreError> {
+        let row = sqlx::query("SELECT tenant FROM sessions ORDER BY rowid DESC LIMIT 1").fetch_optional(self.reader());
+        row.await?.as_ref().map(tenant_of).transpose()
+    }
+
     /// How many sessions of all tenants there are of each state that occurs.
     pub async fn session_statuses(&self) -> Result<Vec<(SessionStatus, u64)>, StoreError> {
         let rows = sqlx::query("SELECT status, COUNT(*) AS n FROM sessions GROUP BY status").fetch_all(self.reader());

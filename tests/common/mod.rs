@@ -52,6 +52,9 @@ pub struct Options {
     pub skewed: bool,
     /// Most descriptors each process of it may have open.
     pub descriptors: Option<u32>,
+    /// Sandboxes that are kept parked; none where a test says nothing, so that it can count what it made itself.
+    /// `ASH_TEST_PARKED` is the number for all of those.
+    pub parked: Option<u32>,
     /// Lines of shell that run before ashd, in the same process and in a mount namespace of its own.
     pub prelude: Option<String>,
 }
@@ -65,6 +68,11 @@ impl Options {
     pub fn config(mut self, lines: &str) -> Self {
         self.config.push_str(lines);
         self.config.push('\n');
+        self
+    }
+
+    pub fn parked(mut self, count: u32) -> Self {
+        self.parked = Some(count);
         self
     }
 
@@ -110,6 +118,11 @@ impl Daemon {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         let config = format!("{}\n[launcher]\ncgroup = \"{name}\"\n", options.config);
         fs::write(dir.join("ashd.toml"), config).unwrap();
+        let parked = options.parked.unwrap_or_else(|| match std::env::var("ASH_TEST_PARKED") {
+            Ok(text) => text.parse().unwrap_or_else(|_| panic!("ASH_TEST_PARKED={text} is no whole number")),
+            Err(_) => 0,
+        });
+        park(&dir, parked);
         let skew = options.skewed.then(|| skew::Skew::make(&dir));
         let mut daemon = Self {
             dir,
@@ -146,6 +159,13 @@ impl Daemon {
 
     pub fn data(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    /// Keeps so many parked from now on.
+    pub fn park(&self, count: u32) {
+        park(&self.dir, count);
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
     }
 
     /// Descriptors ashd has open.
@@ -371,6 +391,13 @@ impl Drop for Daemon {
             self.end();
         }
     }
+}
+
+/// In a drop-in: a test's own lines may have a section `[pool]` already.
+fn park(dir: &Path, count: u32) {
+    let drop_ins = dir.join("ashd.toml.d");
+    fs::create_dir_all(&drop_ins).unwrap();
+    fs::write(drop_ins.join("parked.toml"), format!("[pool]\nparked = {count}\n")).unwrap();
 }
 
 /// The fake, which `cargo build --examples` puts beside the daemon.

@@ -1,4 +1,5 @@
-//! A session from a warm sandbox of its agent: until it is there, and until the first delta of its first answer.
+//! A session from a warm sandbox of its agent: until it is there, and until the first delta of its first answer. And one that
+//! starts claude itself: in a parked sandbox, and beside it from nothing.
 
 use std::time::{Duration, Instant};
 
@@ -37,8 +38,60 @@ pub async fn measure(form: Form) -> Vec<Figure> {
         }
     }
     daemon.stop();
-    vec![
+    let mut figures = vec![
         Figure::times("create from a warm sandbox", &Samples::of(creates)).at_most(CREATE_MS),
         Figure::times("create from a warm sandbox to the first delta", &Samples::of(deltas)).at_most(FIRST_DELTA_MS),
+    ];
+    figures.extend(cold(form).await);
+    figures
+}
+
+/// Two daemons that differ in `[pool] parked`, in turns.
+async fn cold(form: Form) -> [Figure; 4] {
+    let daemons = [0, 1].map(|parked| Daemon::start(Options::default().real_claude().parked(parked)));
+    let mut created: [Vec<Duration>; 2] = Default::default();
+    let mut spawned: [Vec<Duration>; 2] = Default::default();
+    for daemon in &daemons {
+        daemon.api().deploy("perf").await;
+    }
+    for round in 0..form.rounds(5, 30) {
+        for (which, daemon) in daemons.iter().enumerate() {
+            let api = daemon.api();
+            let start = Instant::now();
+            while api.get("/health").await.expect(200)["pool"]["warm"] != which {
+                assert!(start.elapsed() < Duration::from_secs(30), "none is parked\n{}", daemon.logs());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let start = Instant::now();
+            let id = api.session("perf").await;
+            let took = start.elapsed();
+            assert_eq!(api.lifecycle(&id).await[0]["path"] == "parked", which == 1, "{}", daemon.logs());
+            let before_claude = until_spawned(&daemon.logs(), &id);
+            api.delete(&format!("/api/sessions/{id}")).await.expect(200);
+            // The first ones find nothing cached.
+            if round > 0 {
+                created[which].push(took);
+                spawned[which].push(before_claude);
+            }
+        }
+    }
+    daemons.map(Daemon::stop);
+    let [nothing, parked] = created.map(Samples::of);
+    let [nothing_spawned, parked_spawned] = spawned.map(Samples::of);
+    [
+        Figure::times("create from nothing", &nothing),
+        Figure::times("create in a parked sandbox", &parked),
+        Figure::times("create from nothing: until claude is spawned", &nothing_spawned),
+        Figure::times("create in a parked sandbox: until claude is spawned", &parked_spawned)
+            .at_most(nothing_spawned.at(0.5)),
     ]
+}
+
+/// What the journal's line about the start says of the steps before claude's own.
+fn until_spawned(logs: &str, id: &str) -> Duration {
+    let line = logs.lines().rfind(|line| line.contains("claude is ready") && line.contains(id));
+    let line = line.unwrap_or_else(|| panic!("no start of {id} in\n{logs}"));
+    let (before, _) = line.split_once("initialize=").unwrap_or_else(|| panic!("no steps in {line}"));
+    let took = |part: &str| part.split_once("ms").and_then(|(number, _)| number.parse::<f64>().ok());
+    Duration::from_secs_f64(before.split('=').filter_map(took).sum::<f64>() / 1000.0)
 }

@@ -53,7 +53,7 @@ pub type Reply<T> = oneshot::Sender<Result<T, SessionError>>;
 pub enum Request {
     /// The first start, of a session that was just inserted.
     Create {
-        slot: crate::pool::Slot,
+        room: crate::sessions::launch::Room,
         reply: Reply<Session>,
     },
     /// The same for a session that took over a warm sandbox: its claude is ready.

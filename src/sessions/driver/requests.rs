@@ -11,7 +11,7 @@ use crate::model::SessionStatus;
 use crate::sessions::conversation;
 use crate::sessions::copy_tree::{Bounds, copy_tree};
 use crate::sessions::exec::Place;
-use crate::sessions::launch::launcher_error;
+use crate::sessions::launch::{Room, launcher_error};
 use crate::sessions::live::Live;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::queue::Accept;
@@ -73,7 +73,7 @@ impl Driver {
 
     async fn internal(&mut self, request: Request) {
         match request {
-            Request::Create { slot, reply } => self.start_cold(slot, Purpose::Create(reply)),
+            Request::Create { room, reply } => self.start_cold(room, Purpose::Create(reply)),
             Request::Claim { live, reply } => self.claimed(*live, reply).await,
             Request::Adopt { slot } => self.adopt(slot).await,
             Request::FoundCold => self.found_cold("ashd was restarted and the sandbox was gone").await,
@@ -158,7 +158,7 @@ impl Driver {
             return answer(reply, Err(e));
         }
         match self.shared.admit_now(self.session.id) {
-            Ok(slot) => self.start_cold(slot, Purpose::Resume(reply)),
+            Ok(slot) => self.start_cold(Room::Empty(slot), Purpose::Resume(reply)),
             Err(None) => answer(reply, Err(self.shared.full())),
             // Room must be made, by another session's task: not waited for here, or two full ones wait for each other.
             Err(Some(victim)) => {
@@ -282,7 +282,7 @@ impl Driver {
     /// Copies what makes the session to the directory of another one. The sandbox stands still meanwhile.
     async fn copy_to(&mut self, to: Uuid) -> Result<Session, SessionError> {
         self.ledger.commit(self.ledger.blank()).await?;
-        if self.live.is_none() && !self.dir.workspace().is_dir() {
+        if self.live.is_none() && !self.dir.is_whole() {
             let why = "The files of this session are no longer kept, so there is nothing to fork; create a new session";
             return Err(SessionError::Invalid(why.to_owned()));
         }

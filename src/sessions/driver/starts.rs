@@ -11,10 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Driver, Reply};
 use crate::model::SessionStatus;
 use crate::observe::events::{self, event};
-use crate::pool::Slot;
 use crate::sessions::SessionError;
 use crate::sessions::claude::ProcessFlags;
-use crate::sessions::launch::{Plan, cancelled};
+use crate::sessions::launch::{Plan, Room, cancelled};
 use crate::sessions::live::Live;
 use crate::store::Session;
 
@@ -63,12 +62,12 @@ impl Driver {
         }
     }
 
-    /// A new sandbox and a new process.
-    pub(super) fn start_cold(&mut self, slot: Slot, purpose: Purpose) {
+    /// A new process, in a new sandbox or in one that was parked.
+    pub(super) fn start_cold(&mut self, room: Room, purpose: Purpose) {
         self.shared.went_live(self.session.status);
         let cancel = CancellationToken::new();
         let plan = self.plan(ProcessFlags::default(), cancel.clone());
-        self.start = Some(Start { future: Box::pin(plan.cold(slot)), cancel, purpose });
+        self.start = Some(Start { future: Box::pin(plan.cold(room)), cancel, purpose });
     }
 
     /// A new process in the sandbox that is there.
@@ -84,9 +83,13 @@ impl Driver {
         let Some(start) = self.start.take() else { return };
         match (result, start.purpose) {
             (Ok(live), Purpose::Create(reply)) => {
+                let mut data = json!({ "agent": self.session.agent_name });
+                if live.parked {
+                    data["path"] = json!("parked");
+                }
+                self.shared.pool.created(live.parked);
                 self.came_up(live);
-                let change =
-                    self.change(SessionStatus::Active, None, "created", json!({ "agent": self.session.agent_name }));
+                let change = self.change(SessionStatus::Active, None, "created", data);
                 self.answer_start(change, reply).await;
             }
             (Ok(live), Purpose::Resume(reply)) => {

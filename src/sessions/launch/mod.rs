@@ -1,14 +1,15 @@
 //! From a directory to a claude that answered `initialize`.
 //!
 //! ```text
-//!   cold:  prepare -> sandbox -> probe -> gateway --+
-//!                                                   +--> spawn -> initialize -> Live
-//!   again: end the process before ------------------+
+//!   cold:   prepare -> sandbox -> probe -> gateway --+
+//!   parked: limits -> prepare, gateway --------------+--> spawn -> initialize -> Live
+//!   again:  end the process before ------------------+
 //! ```
 //!
 //! Each step is timed and named in its error. Whatever fails (or is cancelled) takes the whole sandbox with it, so a
 //! failed start leaves a directory and nothing else.
 
+mod parked;
 mod prepare;
 mod steps;
 mod wire;
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::launcher::init_protocol::SpawnSpec;
-use crate::launcher::protocol::{ClaudeBinary, Create};
+use crate::launcher::protocol::Create;
 use crate::observe::events::{self, event};
 use crate::pool::Slot;
 use crate::sessions::cause::{self, Oom, OomCount};
@@ -35,9 +36,12 @@ use crate::sessions::shared::Shared;
 use crate::sessions::{SessionError, conversation};
 use crate::store::Session;
 
+pub use parked::{Basis, Parked, Program, Room};
 use steps::{StepError, Steps, failed};
 pub use wire::{cancelled, launcher_error};
 
+/// The step in which claude runs.
+const INITIALIZE: &str = "initialize";
 /// Path of the binary inside every sandbox.
 const CLAUDE: &str = "/opt/claude/claude";
 /// Seconds claude has from its start to its answer to `initialize`.
@@ -61,10 +65,26 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Starts a sandbox and claude in it.
-    pub async fn cold(self, slot: Slot) -> Result<Live, SessionError> {
-        let (mut slot, mut live, mut steps) = (Some(slot), None, Steps::default());
-        let result = self.cold_steps(&mut slot, &mut live, &mut steps).await;
+    /// Starts a sandbox and claude in it. A parked one in which claude cannot even be started costs time, not the session.
+    pub async fn cold(self, room: Room) -> Result<Live, SessionError> {
+        let (mut slot, mut live, mut steps) = (None, None, Steps::default());
+        let result = match room {
+            Room::Empty(free) => {
+                slot = Some(free);
+                self.cold_steps(&mut slot, &mut live, &mut steps).await
+            }
+            Room::Parked(parked) => match self.parked_steps(*parked, &mut slot, &mut live, &mut steps).await {
+                Err(failure) if failure.step != INITIALIZE && !self.cancel.is_cancelled() => {
+                    tracing::warn!(ASH_SESSION = %self.session.id, ASH_EVENT = "parked-failed", %steps,
+                        "the parked sandbox is given up, and the session starts from nothing: {failure}");
+                    self.undo().await;
+                    slot = live.take().map(Live::into_slot).or(slot);
+                    steps.done("given up");
+                    self.cold_steps(&mut slot, &mut live, &mut steps).await
+                }
+                other => other,
+            },
+        };
         self.conclude(result, live, &steps).await
     }
 
@@ -110,7 +130,7 @@ impl Plan {
         live: &mut Option<Live>,
         steps: &mut Steps,
     ) -> Result<(), StepError> {
-        self.prepare().await?;
+        self.prepare(false).await?;
         steps.done("prepare");
         self.check_cancelled("prepare")?;
 
@@ -118,7 +138,7 @@ impl Plan {
             id: self.session.id,
             tenant: self.session.tenant.clone(),
             limits: self.session.limits,
-            claude: self.binary(),
+            claude: self.shared.program().binary,
         };
         let sandbox = self
             .shared
@@ -170,13 +190,6 @@ impl Plan {
         self.start_claude(live, steps).await
     }
 
-    fn binary(&self) -> ClaudeBinary {
-        match &self.shared.config.now().claude.binary {
-            Some(_) => ClaudeBinary::Configured,
-            None => ClaudeBinary::Version(self.shared.config.now().claude.version.clone()),
-        }
-    }
-
     fn check_cancelled(&self, step: &'static str) -> Result<(), StepError> {
         if self.cancel.is_cancelled() { Err(StepError { step, error: cancelled() }) } else { Ok(()) }
     }
@@ -214,21 +227,21 @@ impl Plan {
         if let Err(e) = live.deliver_line(&line).await {
             // Its stdin is closed: it has ended already, and its end says more than that.
             let why = tokio::time::timeout(LEAVE_WITHIN, how_it_ended(live)).await.unwrap_or_else(|_| e.to_string());
-            return Err(failed("initialize")(self.with_stderr(why, stderr_from)));
+            return Err(failed(INITIALIZE)(self.with_stderr(why, stderr_from)));
         }
         let answer = tokio::select! {
             answer = tokio::time::timeout(READY_WITHIN, ready(live, &mut tail, &request)) => answer,
-            () = self.cancel.cancelled() => return Err(StepError { step: "initialize", error: cancelled() }),
+            () = self.cancel.cancelled() => return Err(StepError { step: INITIALIZE, error: cancelled() }),
         };
         let offset = match answer {
             Ok(Ok(offset)) => offset,
-            Ok(Err(why)) => return Err(failed("initialize")(self.with_stderr(why, stderr_from))),
+            Ok(Err(why)) => return Err(failed(INITIALIZE)(self.with_stderr(why, stderr_from))),
             Err(_) => {
                 let why = format!("claude did not answer within {} s", READY_WITHIN.as_secs());
-                return Err(failed("initialize")(self.with_stderr(why, stderr_from)));
+                return Err(failed(INITIALIZE)(self.with_stderr(why, stderr_from)));
             }
         };
-        steps.done("initialize");
+        steps.done(INITIALIZE);
         live.read_to = offset;
         live.tail = Some(tail);
         Ok(())

@@ -6,12 +6,13 @@ use crate::sessions::copy_tree::{Bounds, copy_tree};
 use crate::sessions::paths::make_dir;
 
 impl Plan {
-    /// Directories, and the agent's files when the session does not have them yet.
-    pub(super) async fn prepare(&self) -> Result<(), StepError> {
+    /// Directories, and the agent's files when the session does not have them yet. `mounted`: the workspace is that of a
+    /// parked sandbox, empty and in its place.
+    pub(super) async fn prepare(&self, mounted: bool) -> Result<(), StepError> {
         let fail = failed("prepare");
         let dir = self.dir.clone();
-        let workspace = dir.workspace();
-        let made = tokio::task::spawn_blocking(move || dir.make().map(|()| dir.workspace().is_dir()));
+        let (workspace, partial) = (dir.workspace(), dir.partial());
+        let made = tokio::task::spawn_blocking(move || dir.make().map(|()| dir.is_whole()));
         let present = made
             .await
             .map_err(|e| fail(e.to_string()))?
@@ -32,16 +33,25 @@ impl Plan {
         let bounds = Bounds { bytes: self.session.limits.disk_bytes.min(Bounds::default().bytes), ..Bounds::default() };
         let path = agent.path.clone();
         let copied = tokio::task::spawn_blocking(move || -> Result<_, SessionError> {
-            // Beside its place first: a workspace is whole or not there.
-            let partial = workspace.with_extension("partial");
             let trouble = |e: &dyn std::fmt::Display| SessionError::Failed(format!("the session's workspace: {e}"));
-            match std::fs::remove_dir_all(&partial) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(trouble(&e)),
-                _ => make_dir(&partial).map_err(|e| trouble(&e))?,
+            let refused = |e| SessionError::Failed(format!("the agent's directory {path} could not be copied: {e}"));
+            if mounted {
+                let copied = copy_tree(path.as_ref(), &workspace, bounds).map_err(refused)?;
+                std::fs::remove_dir(&partial).map_err(|e| trouble(&e))?;
+                return Ok(copied);
             }
+            // Beside its place first: a workspace is whole, or not there, or (a start in a parked sandbox was cut short) has
+            // this beside it.
+            for old in [&workspace, &partial] {
+                match std::fs::remove_dir_all(old) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(trouble(&e)),
+                    _ => {}
+                }
+            }
+            make_dir(&partial).map_err(|e| trouble(&e))?;
             let copied = copy_tree(path.as_ref(), &partial, bounds).map_err(|e| {
                 let _ = std::fs::remove_dir_all(&partial);
-                SessionError::Failed(format!("the agent's directory {path} could not be copied: {e}"))
+                refused(e)
             })?;
             std::fs::rename(&partial, &workspace).map_err(|e| trouble(&e))?;
             Ok(copied)

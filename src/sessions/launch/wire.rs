@@ -67,6 +67,11 @@ impl Shared {
         if let Err(e) = self.gateway.unregister(id).await {
             tracing::warn!(ASH_SESSION = %id, "the gateway still serves a sandbox that is going: {e}");
         }
+        self.destroy_sandbox(id).await;
+    }
+
+    /// The same for one that the gateway was never told of.
+    pub async fn destroy_sandbox(&self, id: Uuid) {
         if let Err(e) = self.launcher.destroy(id).await {
             tracing::error!(ASH_SESSION = %id, "the sandbox could not be destroyed: {e}");
         }

@@ -1,5 +1,5 @@
 //! The background task that keeps the stock as it should be: gives up what is not wanted, makes what is missing, one at a
-//! time, and never at the cost of a session.
+//! time, and never at the cost of a session. Warm ones first; what is parked is in [`super::parking`].
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::parking::Rest;
 use super::{Key, Warm, fit};
 use crate::model::{Limits, SandboxState, SessionStatus};
+use crate::pool::{Slot, Spare};
 use crate::sessions::claude::{LaunchOptions, ProcessFlags};
-use crate::sessions::launch::Plan;
+use crate::sessions::launch::{Plan, Program, Room};
 use crate::sessions::shared::Shared;
 use crate::sessions::{CreateSession, SessionError, options};
 use crate::store::{Agent, Session};
@@ -29,11 +31,13 @@ struct Mould {
     options: LaunchOptions,
     limits: Limits,
     print: u64,
+    program: Program,
 }
 
 impl Warm {
     fn mould(&self) -> Mould {
-        Mould { options: self.options.clone(), limits: self.session.limits, print: self.print }
+        let (options, program) = (self.options.clone(), self.program.clone());
+        Mould { options, limits: self.session.limits, print: self.print, program }
     }
 }
 
@@ -42,9 +46,14 @@ impl Shared {
     pub fn keep_warm(self: &Arc<Self>) {
         let shared = Arc::clone(self);
         tokio::spawn(async move {
-            let mut failed = HashMap::new();
+            let (mut failed, mut rest) = (HashMap::new(), Rest::default());
+            match shared.store.newest_tenant().await {
+                Ok(tenant) => shared.warm.started_cold_before(tenant),
+                Err(e) => tracing::warn!("whose session was made last cannot be read: {e}"),
+            }
             loop {
                 while shared.warm_step(&mut failed).await {}
+                while shared.park_step(&mut rest).await {}
                 let _ = tokio::time::timeout(LOOK_AGAIN, shared.warm.changed()).await;
                 if shared.warm.was_taken() {
                     tokio::time::sleep(REFILL_AFTER).await;
@@ -73,15 +82,18 @@ impl Shared {
         let keep = |warm: &Warm| {
             wanted.get(&warm.key).filter(|(mould, _)| mould.as_ref() == Some(&warm.mould())).map_or(0, |w| w.1)
         };
-        for warm in self.warm.sweep(keep) {
+        for warm in self.warm.warm.sweep(keep) {
             self.discard(warm).await;
         }
         failed.retain(|key, since| wanted.contains_key(key) && since.elapsed() < REST);
         let missing = agents.into_iter().find(|(agent, count)| {
             let key = Key::of(agent);
-            !failed.contains_key(&key) && self.warm.count(&key).0 < *count as usize
+            !failed.contains_key(&key) && self.warm.warm.count(&key).0 < *count as usize
         });
         let Some((agent, _)) = missing else { return false };
+        if self.short_of_memory().is_some() {
+            return false;
+        }
         match self.make_warm(&agent).await {
             Ok(made) => made,
             Err(e) => {
@@ -95,12 +107,12 @@ impl Shared {
 
     /// `Ok(false)` when there is no room, or somebody needed it meanwhile.
     async fn make_warm(self: &Arc<Self>, agent: &Agent) -> Result<bool, SessionError> {
-        let Mould { options, print, .. } = self.mould(agent).await?;
+        let Mould { options, print, program, .. } = self.mould(agent).await?;
         let id = Uuid::new_v4();
         let session = self.row(id, agent, &options).await?;
-        let Some(slot) = self.pool.admit_spare(id) else { return Ok(false) };
+        let Some(slot) = self.admit_warm(id).await else { return Ok(false) };
         let key = Key::of(agent);
-        let cancel = self.warm.making(id, key.clone());
+        let cancel = self.warm.warm.making(id, key.clone());
         let plan = Plan {
             shared: Arc::clone(self),
             dir: self.dir(id),
@@ -111,11 +123,11 @@ impl Shared {
             offset: 0,
             cancel: cancel.clone(),
         };
-        let made = match plan.cold(slot).await {
+        let made = match plan.cold(Room::Empty(slot)).await {
             Ok(mut live) => match live.freeze().await {
                 Ok(()) => {
                     live.spare();
-                    Ok(Warm { key, session, options, print, live })
+                    Ok(Warm { key, session, options, print, program, live })
                 }
                 Err(e) => {
                     self.remove_sandbox(id).await;
@@ -129,12 +141,22 @@ impl Shared {
         }
         match made {
             Ok(warm) => {
-                self.warm.made(Some(warm));
+                self.warm.warm.made(Some(warm));
                 Ok(true)
             }
             Err(e) => {
-                self.warm.made(None);
+                self.warm.warm.made(None);
                 if cancel.is_cancelled() { Ok(false) } else { Err(e) }
+            }
+        }
+    }
+
+    /// A slot for a warm one; parked ones make room for it.
+    async fn admit_warm(&self, id: Uuid) -> Option<Slot> {
+        loop {
+            match self.pool.admit_spare(id, Spare::Warm) {
+                None if self.give_up_parked().await => {}
+                admitted => return admitted,
             }
         }
     }
@@ -143,7 +165,7 @@ impl Shared {
     async fn mould(&self, agent: &Agent) -> Result<Mould, SessionError> {
         let (options, _) = options::create(agent, &CreateSession::default()).map_err(SessionError::Invalid)?;
         let limits = self.levels_of(&agent.tenant, Some(&agent.name), None).await?.effective();
-        Ok(Mould { options, limits, print: self.agent_print(agent).await? })
+        Ok(Mould { options, limits, print: self.agent_print(agent).await?, program: self.program() })
     }
 
     /// A new session of this agent, as a row that nobody has seen.
@@ -171,12 +193,20 @@ impl Shared {
     /// A warm sandbox for this new session, if one fits. It is nobody else's from here on.
     pub async fn claim(self: &Arc<Self>, agent: &Agent, session: &Session, options: &LaunchOptions) -> Option<Warm> {
         let key = Key::of(agent);
-        if self.warm.count(&key).0 == 0 {
+        if self.warm.warm.count(&key).0 == 0 {
             return None;
         }
         // A directory that cannot be looked at is told of by the cold start.
         let print = self.agent_print(agent).await.ok()?;
-        let (found, dead) = self.warm.take(&key, options, &session.limits, print);
+        let program = self.program();
+        let serves = |warm: &Warm| {
+            warm.key == key
+                && warm.print == print
+                && warm.program == program
+                && warm.session.limits == session.limits
+                && fit::fits(&warm.options, options)
+        };
+        let (found, dead) = self.warm.warm.take(serves);
         for warm in dead {
             // Waited for: the session that starts cold instead may need its place.
             self.discard(warm).await;
@@ -198,9 +228,9 @@ impl Shared {
 
     /// A new gateway knows none of them.
     pub async fn register_warm_again(&self) {
-        for warm in self.warm.take_all() {
+        for warm in self.warm.warm.take_all() {
             match self.register(&warm.session, &warm.live.listener, &warm.live.record.token, &warm.options).await {
-                Ok(()) => self.warm.put(warm),
+                Ok(()) => self.warm.warm.put(warm),
                 Err(e) => {
                     tracing::warn!(ASH_SESSION = %warm.session.id, "a warm sandbox is given up: {e}");
                     self.discard(warm).await;

@@ -1,20 +1,20 @@
-//! What is ready, what is being made, and how it is handed out or given up.
+//! Everything that is kept ready: warm sandboxes and parked ones.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::model::{Limits, Millis, TenantId};
+use crate::model::{Millis, TenantId};
 use crate::sandbox::SandboxEvent;
 use crate::sessions::claude::LaunchOptions;
+use crate::sessions::launch::{Basis, Parked, Program};
 use crate::sessions::live::Live;
 use crate::sessions::shared::Shared;
 use crate::store::{Agent, Session};
 
-use super::fit::fits;
+use super::shelf::{Keepable, Shelf};
 
 /// One state of one agent of one tenant. A redeployment raises the version, a PATCH the time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,10 +40,22 @@ pub struct Warm {
     pub options: LaunchOptions,
     /// Of the agent's directory when it was copied; 0 for an uploaded one, which never changes.
     pub print: u64,
+    /// The claude that runs in it.
+    pub program: Program,
     pub live: Live,
 }
 
-impl Warm {
+impl Keepable for Warm {
+    type Key = Key;
+
+    fn id(&self) -> Uuid {
+        self.session.id
+    }
+
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
     /// Whether its claude still runs. Heard from init, and counted: a frozen init cannot tell of a claude that was killed
     /// (by the host's own want of memory, say), but the dead one is no longer in the group.
     fn lives(&mut self) -> bool {
@@ -59,25 +71,28 @@ impl Warm {
     }
 }
 
-/// The one that is being started.
-#[derive(Debug)]
-struct Making {
-    id: Uuid,
-    key: Key,
-    cancel: CancellationToken,
-    /// Cancelled when it is over in any way: its slot is free or it is in the stock.
-    over: CancellationToken,
-}
+impl Keepable for Parked {
+    type Key = Basis;
 
-#[derive(Debug, Default)]
-struct Inner {
-    ready: Vec<Warm>,
-    making: Option<Making>,
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn key(&self) -> &Basis {
+        &self.basis
+    }
+
+    fn lives(&mut self) -> bool {
+        self.lives()
+    }
 }
 
 #[derive(Debug, Default)]
 pub struct Stock {
-    inner: Mutex<Inner>,
+    pub warm: Shelf<Warm>,
+    pub parked: Shelf<Parked>,
+    /// Whose session started cold last: the next one is likely to be of the same.
+    newest: Mutex<Option<TenantId>>,
     /// Something may have to be made or given up.
     changed: Notify,
     /// One was taken since the keeper looked.
@@ -85,18 +100,15 @@ pub struct Stock {
 }
 
 impl Stock {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Whole between any two statements, so a panic elsewhere cannot have spoilt it.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Agents were changed, or one was taken: the keeper looks again.
     pub fn look_again(&self) {
         self.changed.notify_one();
     }
 
+    /// A session starts now, and what is made ready for the next one can wait.
     pub(super) fn taken(&self) {
         self.taken.store(true, Ordering::Relaxed);
+        self.look_again();
     }
 
     pub(super) fn was_taken(&self) -> bool {
@@ -107,87 +119,58 @@ impl Stock {
         self.changed.notified().await;
     }
 
-    /// Ready ones of this agent as it is now, and whether another one is being made.
-    pub fn count(&self, key: &Key) -> (usize, bool) {
-        let inner = self.inner();
-        let ready = inner.ready.iter().filter(|warm| warm.key == *key).count();
-        (ready, inner.making.as_ref().is_some_and(|making| making.key == *key))
+    fn newest(&self) -> MutexGuard<'_, Option<TenantId>> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes one out for a session: the oldest that fits and lives. Dead ones on the way are left to the caller.
-    pub fn take(&self, key: &Key, wanted: &LaunchOptions, limits: &Limits, print: u64) -> (Option<Warm>, Vec<Warm>) {
-        let mut inner = self.inner();
-        let mut dead = Vec::new();
-        let serves = |warm: &Warm| {
-            warm.key == *key && warm.print == print && warm.session.limits == *limits && fits(&warm.options, wanted)
-        };
-        while let Some(at) = inner.ready.iter().position(serves) {
-            let mut warm = inner.ready.remove(at);
-            if warm.lives() {
-                return (Some(warm), dead);
-            }
-            dead.push(warm);
+    /// For whom sandboxes are parked.
+    pub(super) fn parked_for(&self) -> TenantId {
+        self.newest().clone().unwrap_or_else(TenantId::default_tenant)
+    }
+
+    /// A session of this tenant is not served by a warm one.
+    pub(super) fn starts_cold(&self, tenant: &TenantId) {
+        let mut newest = self.newest();
+        if newest.as_ref() != Some(tenant) {
+            *newest = Some(tenant.clone());
         }
-        (None, dead)
     }
 
-    /// Takes out every one that is not wanted any more: `wanted` says how many of its kind are.
-    pub(super) fn sweep(&self, wanted: impl Fn(&Warm) -> usize) -> Vec<Warm> {
-        let mut inner = self.inner();
-        let mut kept: Vec<Warm> = Vec::with_capacity(inner.ready.len());
-        let mut gone = Vec::new();
-        for mut warm in std::mem::take(&mut inner.ready) {
-            let same = kept.iter().filter(|other| other.key == warm.key).count();
-            if same < wanted(&warm) && warm.lives() { kept.push(warm) } else { gone.push(warm) }
-        }
-        inner.ready = kept;
-        gone
-    }
-
-    /// All of them, to be put back one by one.
-    pub(super) fn take_all(&self) -> Vec<Warm> {
-        std::mem::take(&mut self.inner().ready)
-    }
-
-    pub(super) fn put(&self, warm: Warm) {
-        self.inner().ready.push(warm);
-    }
-
-    /// Announces a start. The first token stops it, the second is cancelled by [`Stock::made`].
-    pub(super) fn making(&self, id: Uuid, key: Key) -> CancellationToken {
-        let cancel = CancellationToken::new();
-        self.inner().making = Some(Making { id, key, cancel: cancel.clone(), over: CancellationToken::new() });
-        cancel
-    }
-
-    /// The start that was announced is over.
-    pub(super) fn made(&self, warm: Option<Warm>) {
-        let mut inner = self.inner();
-        inner.ready.extend(warm);
-        if let Some(making) = inner.making.take() {
-            making.over.cancel();
+    /// What the database knows when the daemon starts; a session that came meanwhile knows better.
+    pub(super) fn started_cold_before(&self, tenant: Option<TenantId>) {
+        let mut newest = self.newest();
+        if newest.is_none() {
+            *newest = tenant;
         }
     }
 
     /// Gives up this one for somebody who needs its place, and waits until it is gone. `false`: there is none of that id.
     pub async fn evict(&self, shared: &Shared, id: Uuid) -> bool {
-        if let Some(over) = self.stop_making(id) {
-            over.cancelled().await;
+        if let Some(parked) = self.parked.remove(id).await {
+            tracing::debug!(ASH_SESSION = %id, ASH_EVENT = "parked-evicted", "a parked sandbox makes room");
+            shared.unpark(parked).await;
+            return true;
         }
-        let found = {
-            let mut inner = self.inner();
-            inner.ready.iter().position(|warm| warm.session.id == id).map(|at| inner.ready.remove(at))
-        };
-        let Some(warm) = found else { return false };
+        let Some(warm) = self.warm.remove(id).await else { return false };
         tracing::info!(ASH_SESSION = %id, ASH_EVENT = "warm-evicted", "a warm sandbox makes room");
         shared.discard(warm).await;
         true
     }
+}
 
-    fn stop_making(&self, id: Uuid) -> Option<CancellationToken> {
-        let inner = self.inner();
-        let making = inner.making.as_ref().filter(|making| making.id == id)?;
-        making.cancel.cancel();
-        Some(making.over.clone())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_parked_for_the_tenant_that_started_cold_last() {
+        let tenant = |name: &str| TenantId::try_from(name.to_owned()).unwrap();
+        let stock = Stock::default();
+        assert_eq!(stock.parked_for(), TenantId::default_tenant());
+        stock.started_cold_before(Some(tenant("before")));
+        assert_eq!(stock.parked_for(), tenant("before"));
+        stock.starts_cold(&tenant("now"));
+        stock.started_cold_before(Some(tenant("before")));
+        assert_eq!(stock.parked_for(), tenant("now"));
     }
 }

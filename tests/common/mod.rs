@@ -14,8 +14,10 @@ pub mod churn;
 pub mod disk;
 pub mod journal;
 pub mod leftovers;
+pub mod parked;
 pub mod patience;
 pub mod procs;
+pub mod programs;
 pub mod skew;
 pub mod swap;
 pub mod wire;
@@ -29,6 +31,7 @@ use std::time::{Duration, Instant};
 
 pub use api::Api;
 use patience::patient;
+pub use programs::{fake_claude, real_claude};
 
 /// Longest wait for the daemon to serve, or to end.
 const SOON_ENOUGH: Duration = Duration::from_secs(20);
@@ -52,8 +55,7 @@ pub struct Options {
     pub skewed: bool,
     /// Most descriptors each process of it may have open.
     pub descriptors: Option<u32>,
-    /// Sandboxes that are kept parked; none where a test says nothing, so that it can count what it made itself.
-    /// `ASH_TEST_PARKED` is the number for all of those.
+    /// Sandboxes that are kept parked, see [`parked`].
     pub parked: Option<u32>,
     /// Lines of shell that run before ashd, in the same process and in a mount namespace of its own.
     pub prelude: Option<String>,
@@ -118,11 +120,7 @@ impl Daemon {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         let config = format!("{}\n[launcher]\ncgroup = \"{name}\"\n", options.config);
         fs::write(dir.join("ashd.toml"), config).unwrap();
-        let parked = options.parked.unwrap_or_else(|| match std::env::var("ASH_TEST_PARKED") {
-            Ok(text) => text.parse().unwrap_or_else(|_| panic!("ASH_TEST_PARKED={text} is no whole number")),
-            Err(_) => 0,
-        });
-        park(&dir, parked);
+        parked::configure(&dir, options.parked);
         let skew = options.skewed.then(|| skew::Skew::make(&dir));
         let mut daemon = Self {
             dir,
@@ -159,13 +157,6 @@ impl Daemon {
 
     pub fn data(&self) -> PathBuf {
         self.dir.join("data")
-    }
-
-    /// Keeps so many parked from now on.
-    pub fn park(&self, count: u32) {
-        park(&self.dir, count);
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
     }
 
     /// Descriptors ashd has open.
@@ -391,29 +382,4 @@ impl Drop for Daemon {
             self.end();
         }
     }
-}
-
-/// In a drop-in: a test's own lines may have a section `[pool]` already.
-fn park(dir: &Path, count: u32) {
-    let drop_ins = dir.join("ashd.toml.d");
-    fs::create_dir_all(&drop_ins).unwrap();
-    fs::write(drop_ins.join("parked.toml"), format!("[pool]\nparked = {count}\n")).unwrap();
-}
-
-/// The fake, which `cargo build --examples` puts beside the daemon.
-pub fn fake_claude() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_ashd")).with_file_name("examples").join("fake-claude");
-    assert!(path.is_file(), "{} is missing: cargo build --example fake-claude", path.display());
-    path
-}
-
-/// The pinned Claude Code: `ASH_TEST_CLAUDE`, else where `scripts/setup` installs it.
-pub fn real_claude() -> PathBuf {
-    if let Some(path) = std::env::var_os("ASH_TEST_CLAUDE") {
-        return PathBuf::from(path);
-    }
-    let version = ashd::ctl::claude_install::PINNED;
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/ashd/claude").join(version).join("claude");
-    let found = [own, PathBuf::from(format!("/opt/claude-{version}/claude"))].into_iter().find(|path| path.is_file());
-    found.expect("Claude Code is not installed: run sudo ./scripts/setup, or set ASH_TEST_CLAUDE")
 }

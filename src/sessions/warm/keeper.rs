@@ -1,5 +1,5 @@
 //! The background task that keeps the stock as it should be: gives up what is not wanted, makes what is missing, one at a
-//! time, and never at the cost of a session. Warm ones first; what is parked is in [`super::parking`].
+//! time, and never at the cost of a session. What is parked has a task of its own, [`super::parking`].
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::parking::Rest;
 use super::{Key, Warm, fit};
 use crate::model::{Limits, SandboxState, SessionStatus};
 use crate::pool::{Slot, Spare};
@@ -19,9 +18,9 @@ use crate::sessions::{CreateSession, SessionError, options};
 use crate::store::{Agent, Session};
 
 /// Looks by itself this often: for one that died, and for room that came free.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// After one was taken: its session has its first turn now, and the start of the next one costs half a second of a core.
-const REFILL_AFTER: Duration = Duration::from_secs(1);
+pub(super) const REFILL_AFTER: Duration = Duration::from_secs(1);
 /// After a start that failed: an agent whose claude cannot start is not tried all the time.
 const REST: Duration = Duration::from_secs(60);
 
@@ -44,16 +43,12 @@ impl Warm {
 impl Shared {
     /// Starts the keeper. It ends with the daemon; what it made is destroyed by the next start.
     pub fn keep_warm(self: &Arc<Self>) {
+        self.keep_parked();
         let shared = Arc::clone(self);
         tokio::spawn(async move {
-            let (mut failed, mut rest) = (HashMap::new(), Rest::default());
-            match shared.store.newest_tenant().await {
-                Ok(tenant) => shared.warm.started_cold_before(tenant),
-                Err(e) => tracing::warn!("whose session was made last cannot be read: {e}"),
-            }
+            let mut failed = HashMap::new();
             loop {
                 while shared.warm_step(&mut failed).await {}
-                while shared.park_step(&mut rest).await {}
                 let _ = tokio::time::timeout(LOOK_AGAIN, shared.warm.changed()).await;
                 if shared.warm.was_taken() {
                     tokio::time::sleep(REFILL_AFTER).await;

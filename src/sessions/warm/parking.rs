@@ -1,10 +1,11 @@
-//! What keeps sandboxes parked: the keeper's second half.
+//! What keeps sandboxes parked: a task beside the keeper of the warm ones, whose starts of claude take half a second.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::keeper::{LOOK_AGAIN, REFILL_AFTER};
 use crate::model::TenantId;
 use crate::pool::Spare;
 use crate::sessions::launch::Parked;
@@ -40,8 +41,27 @@ fn rest_after(failures: u32) -> Duration {
 }
 
 impl Shared {
+    /// Ends with the daemon.
+    pub(super) fn keep_parked(self: &Arc<Self>) {
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            match shared.store.newest_tenant().await {
+                Ok(tenant) => shared.warm.started_cold_before(tenant),
+                Err(e) => tracing::warn!("whose session was made last cannot be read: {e}"),
+            }
+            let mut rest = Rest::default();
+            loop {
+                while shared.park_step(&mut rest).await {}
+                if tokio::time::timeout(LOOK_AGAIN, shared.warm.parking()).await.is_ok() {
+                    // Not beside the start of the session that took one.
+                    tokio::time::sleep(REFILL_AFTER).await;
+                }
+            }
+        });
+    }
+
     /// One sandbox more or less; `false` when as many are parked as should be (or can be, now).
-    pub(super) async fn park_step(self: &Arc<Self>, rest: &mut Rest) -> bool {
+    async fn park_step(self: &Arc<Self>, rest: &mut Rest) -> bool {
         if self.stopping.is_cancelled() {
             return false;
         }
@@ -82,8 +102,7 @@ impl Shared {
     /// A parked sandbox for a new session of this tenant, if there is one. It is nobody else's from here on.
     pub async fn claim_parked(&self, tenant: &TenantId) -> Option<Parked> {
         self.warm.starts_cold(tenant);
-        // Also where there is none: the next one is not made beside this start.
-        self.warm.taken();
+        self.warm.park_again();
         let basis = self.basis(tenant.clone());
         let (found, dead) = self.warm.parked.take(|parked| parked.basis == basis);
         for parked in dead {

@@ -95,6 +95,8 @@ pub struct Stock {
     newest: Mutex<Option<TenantId>>,
     /// Something may have to be made or given up.
     changed: Notify,
+    /// The same of what is parked.
+    parking: Notify,
     /// One was taken since the keeper looked.
     taken: AtomicBool,
 }
@@ -103,12 +105,19 @@ impl Stock {
     /// Agents were changed, or one was taken: the keeper looks again.
     pub fn look_again(&self) {
         self.changed.notify_one();
+        self.park_again();
     }
 
-    /// A session starts now, and what is made ready for the next one can wait.
+    pub(super) fn park_again(&self) {
+        self.parking.notify_one();
+    }
+
+    pub(super) async fn parking(&self) {
+        self.parking.notified().await;
+    }
+
     pub(super) fn taken(&self) {
         self.taken.store(true, Ordering::Relaxed);
-        self.look_again();
     }
 
     pub(super) fn was_taken(&self) -> bool {

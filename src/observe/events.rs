@@ -100,7 +100,7 @@ events! {
     KEY_REFUSED = "5fe64d5143bd4abfb070333b9c2f6554", "upstream-refused", Error,
         "The model's API refuses the key",
         "The upstream answered 401 or 403: the key is wrong, expired or has no rights. For a session with a credential of its own it is that one.",
-        "Put a valid key into /etc/ashd/anthropic_api_key and: systemctl reload ash-gateway. A tenant's: POST /api/credentials. Said once a minute at most.";
+        "Put a valid key into /etc/ashd/anthropic_api_key and: systemctl restart ash-gateway. A tenant's: POST /api/credentials. Said once a minute at most.";
     RATE_LIMITED = "bebcc0cf2676495dbdb24fe915033920", "upstream-limited", Warning,
         "The model's API limits the rate of requests",
         "The upstream answered 429. claude waits and asks again by itself, so turns become slow.",

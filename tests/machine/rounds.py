@@ -1,8 +1,11 @@
 """Which steps run on which machine, in this order."""
 
 import steps_host as host
+import steps_installed as installed
+import steps_journal as journal
 import steps_kernel as kernel
 import steps_limits as limits
+import steps_operator as operator
 import steps_package as package
 import steps_short as basic
 
@@ -15,8 +18,16 @@ FULL = {
         basic.install,
         basic.privileges,
         host.units,
+        installed.installed,
+        installed.completions,
         basic.session,
+        installed.units_running,
+        installed.apparmor,
         basic.confinement,
+        operator.ashctl,
+        operator.doctor,
+        operator.check_config,
+        journal.story,
         basic.restart,
         package.reload,
         package.launcher_reload,
@@ -30,15 +41,56 @@ FULL = {
         limits.cpu_limit,
         limits.io_limit,
         limits.slice_limit,
-        kernel.reclaim_v2,
-        kernel.start_v2,
-        kernel.kernel_tests,
         host.first_hour,
+        journal.model_key,
+        operator.backup,
         host.reboot,
         host.powercut,
         package.reinstall,
         basic.remove,
     ],
-    "stock": [basic.install, basic.session, basic.confinement, basic.restart, limits.landlock_floor, kernel.reclaim_v2,
-              kernel.kernel_tests, basic.remove],
+    "stock": [
+        basic.install,
+        basic.privileges,
+        host.units,
+        basic.session,
+        installed.units_running,
+        installed.apparmor,
+        basic.confinement,
+        basic.restart,
+        package.upgrade,
+        journal.story,
+        limits.landlock_floor,
+        host.reboot,
+        host.powercut,
+        basic.remove,
+    ],
+    "trixie": [
+        basic.install,
+        basic.privileges,
+        host.units,
+        installed.installed,
+        basic.session,
+        installed.units_running,
+        installed.apparmor,
+        basic.confinement,
+        basic.restart,
+        package.reload,
+        package.launcher_reload,
+        package.upgrade,
+        host.kills,
+        journal.story,
+        basic.remove,
+    ],
 }
+
+#: This repository's own tests of the kernel layer, on pure cgroup v2: hours under emulation, so a form of their own.
+KERNEL = {
+    "backports": [basic.install, kernel.reclaim_v2, kernel.start_v2, kernel.kernel_tests],
+    "stock": [basic.install, kernel.reclaim_v2, kernel.kernel_tests],
+}
+
+FORMS = {"full": FULL, "kernel": KERNEL}
+
+#: What a form needs in its image beside the packages of every one.
+PACKAGES = {"short": [], "full": ["man-db", "bash-completion", "zsh", "fish", "apparmor"], "kernel": kernel.PACKAGES}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import contextmanager
 
 from guest_api import Guest, must
 
@@ -21,11 +22,20 @@ def units(g: Guest) -> str:
     return ", ".join(f"{unit} {score}" for unit, score in scores.items())
 
 
-def first_hour(g: Guest) -> str:
-    """What an operator does first, with the real Claude Code and the offline model: each line of it as it would be typed."""
+@contextmanager
+def real_claude(g: Guest):
+    """The real Claude Code where the fake one was; processes that run keep the one they have."""
     real = "/var/lib/ashd/claude/$(cat /opt/machine/claude-version)/claude"
     g.run(f"mv {real} /opt/machine/fake-installed; install -m755 /opt/machine/claude {real}")
     try:
+        yield
+    finally:
+        g.run(f"install -m755 /opt/machine/fake-installed {real}")
+
+
+def first_hour(g: Guest) -> str:
+    """What an operator does first, with the real Claude Code and the offline model: each line of it as it would be typed."""
+    with real_claude(g):
         g.run("mkdir -p /root/my-agent && echo '# A helper for the first hour' > /root/my-agent/CLAUDE.md && ashctl agent deploy /root/my-agent")
         begin = g.now()
         s = g.run("ashctl session create my-agent", 150).split()[-1]
@@ -56,8 +66,6 @@ def first_hour(g: Guest) -> str:
         must(len(story) >= 3, f"journalctl ASH_SESSION= tells {len(story)} lines")
         g.run(f"ashctl session end {s}")
         return f"claude started in {started:.1f} s, first turn {answered:.1f} s, doctor status {status}, {len(story)} lines of journal"
-    finally:
-        g.run(f"install -m755 /opt/machine/fake-installed {real}")
 
 
 def watchdog(g: Guest) -> str:

@@ -35,7 +35,7 @@ macro_rules! events {
 events! {
     OOM_KILLED = "ec71f07a18af46fdb8cf3b2ad2942e0c", "killed", Warning,
         "A session reached its memory limit",
-        "The kernel killed processes of session @ASH_SESSION@ (tenant @ASH_TENANT@) because its sandbox reached memoryBytes.",
+        "The kernel killed processes of session @ASH_SESSION@ (tenant @ASH_TENANT@) because its sandbox reached memoryBytes, or because ash.slice or the host had no memory left; the message says which.",
         "The session can be resumed, its conversation is kept: ashctl session resume ID. More memory: ashctl limits set --session ID memory=4GiB.";
     KILLED_BY_SIGNAL = "0a7c5b71405c4901bc73bff9eda31fcf", "killed", Warning,
         "A session's claude was killed by a signal",

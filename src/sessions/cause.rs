@@ -6,41 +6,58 @@ use crate::launcher::init_protocol::Exit;
 use crate::launcher::protocol::{CgroupPaths, Victim};
 use crate::model::Limit;
 
-/// Kills by the out-of-memory killer in a sandbox's cgroup so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct OomCount(pub u64);
+/// What a sandbox's cgroup has counted of memory so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OomCount {
+    /// Processes that the kernel killed.
+    kills: u64,
+    /// How often the group came to a limit of its own or of one below it; `None` on v1, which does not count that.
+    reached: Option<u64>,
+}
+
+/// Kills between two looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kills {
+    pub number: u64,
+    /// None of the sandbox's own limits was reached meanwhile: one above it was, such as that of `ash.slice`, or the host had none left.
+    pub above: bool,
+}
 
 impl OomCount {
     /// Reads `memory.events` (v2) or `memory.oom_control` (v1). Zero where the host has no such controller.
     pub fn read(cgroup: &CgroupPaths) -> Self {
-        let Some(dir) = &cgroup.memory else { return Self(0) };
+        let Some(dir) = &cgroup.memory else { return Self::default() };
         let file = if cgroup.v1 { "memory.oom_control" } else { "memory.events" };
         // A file that cannot be read (the group is gone) gives no cause; the exit status is told all the same.
-        Self(std::fs::read_to_string(dir.join(file)).map_or(0, |text| parse(&text)))
+        std::fs::read_to_string(dir.join(file)).map_or_else(|_| Self::default(), |text| Self::parse(&text))
+    }
+
+    /// `oom_kill` is in both files. `oom` counts for the group whose limit was reached, `oom_kill` for that of the process
+    /// (Documentation/admin-guide/cgroup-v2.rst, memory.events): a kill without the former has its cause above.
+    fn parse(text: &str) -> Self {
+        let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        Self { kills: number("oom_kill ").unwrap_or(0), reached: number("oom ") }
+    }
+
+    pub fn since(self, before: Self) -> Kills {
+        let above = self.reached.is_some() && self.reached == before.reached;
+        Kills { number: self.kills.saturating_sub(before.kills), above }
     }
 }
 
-/// The number behind `oom_kill` (both files have that line).
-fn parse(text: &str) -> u64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix("oom_kill "))
-        .and_then(|number| number.trim().parse().ok())
-        .unwrap_or(0)
-}
-
 /// Kills for want of memory, and whom they met.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Oom {
     limit_bytes: u64,
-    kills: u64,
+    kills: Kills,
     /// Empty where nobody can tell.
     victims: Vec<Victim>,
 }
 
 impl Oom {
     /// `limit_bytes` was in force; `all` are those ever met in this sandbox, oldest first, of which the newest `kills` count.
-    pub fn new(limit_bytes: u64, kills: u64, mut all: Vec<Victim>) -> Self {
-        let old = all.len().saturating_sub(usize::try_from(kills).unwrap_or(usize::MAX));
+    pub fn new(limit_bytes: u64, kills: Kills, mut all: Vec<Victim>) -> Self {
+        let old = all.len().saturating_sub(usize::try_from(kills.number).unwrap_or(usize::MAX));
         all.drain(..old);
         Self { limit_bytes, kills, victims: all }
     }
@@ -61,22 +78,24 @@ impl Oom {
     }
 
     fn why(&self) -> String {
-        match self.of_host() {
-            true => "the host ran out of memory".to_owned(),
-            false => format!("the sandbox reached its memory limit of {} MiB", self.limit_bytes >> 20),
+        match (self.of_host(), self.kills.above) {
+            (true, _) => "the host ran out of memory".to_owned(),
+            (false, true) => "a memory limit above the sandbox's own was reached: all sandboxes together had no more".to_owned(),
+            (false, false) => format!("the sandbox reached its memory limit of {} MiB", self.limit_bytes >> 20),
         }
     }
 
     fn way_out(&self) -> &'static str {
-        match self.of_host() {
-            true => "give the host more memory or swap, or let it run fewer sessions",
-            false => "raise memoryBytes (PATCH .../limits) or let the agent use less",
+        match (self.of_host(), self.kills.above) {
+            (true, _) => "give the host more memory or swap, or let it run fewer sessions",
+            (false, true) => "raise MemoryMax= of ash.slice (systemctl set-property), or run fewer sessions",
+            (false, false) => "raise memoryBytes (PATCH .../limits) or let the agent use less",
         }
     }
 
     /// The words for processes beside claude.
     pub fn words(&self) -> String {
-        let whom = self.names().unwrap_or_else(|| format!("{} of its processes", self.kills));
+        let whom = self.names().unwrap_or_else(|| format!("{} of its processes", self.kills.number));
         format!("{}: the kernel killed {whom}", self.why())
     }
 
@@ -90,6 +109,8 @@ impl Oom {
         }
         if self.of_host() {
             data["hostOutOfMemory"] = json!(true);
+        } else if self.kills.above {
+            data["limitAbove"] = json!(true);
         } else {
             data["limit"] = json!(Limit::MemoryBytes);
             data["value"] = json!(self.limit_bytes);
@@ -171,14 +192,31 @@ mod tests {
 
     #[test]
     fn both_formats_are_read() {
-        for (text, want) in [
-            ("low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 1\n", 2),
-            ("oom_kill_disable 0\nunder_oom 0\noom_kill 7\n", 7),
-            ("", 0),
-            ("oom_kill x\n", 0),
+        for (text, kills, reached) in [
+            ("low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 1\n", 2, Some(3)),
+            ("oom_kill_disable 0\nunder_oom 0\noom_kill 7\n", 7, None),
+            ("", 0, None),
+            ("oom_kill x\n", 0, None),
         ] {
-            assert_eq!(parse(text), want, "{text:?}");
+            assert_eq!(OomCount::parse(text), OomCount { kills, reached }, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_kill_without_a_limit_of_its_own_comes_from_above() {
+        let count = |kills, reached| OomCount { kills, reached };
+        for (before, now, number, above) in [
+            (count(0, Some(0)), count(1, Some(1)), 1, false),
+            (count(2, Some(1)), count(5, Some(1)), 3, true),
+            (count(0, Some(0)), count(1, Some(0)), 1, true),
+            (count(0, None), count(1, None), 1, false),
+        ] {
+            assert_eq!(now.since(before), Kills { number, above }, "{before:?} {now:?}");
+        }
+    }
+
+    fn kills(number: u64) -> Kills {
+        Kills { number, above: false }
     }
 
     fn victim(process: &str, of_host: bool) -> Victim {
@@ -187,9 +225,9 @@ mod tests {
 
     #[test]
     fn the_words() {
-        let none = Oom::new(64 << 20, 1, Vec::new());
-        let hog = Oom::new(64 << 20, 1, vec![victim("old", false), victim("hog", false)]);
-        let host = Oom::new(64 << 20, 1, vec![victim("claude", true)]);
+        let none = Oom::new(64 << 20, kills(1), Vec::new());
+        let hog = Oom::new(64 << 20, kills(1), vec![victim("old", false), victim("hog", false)]);
+        let host = Oom::new(64 << 20, kills(1), vec![victim("claude", true)]);
         assert_eq!(exited(Exit::Code(1), None, ""), "claude exited with status 1");
         assert_eq!(exited(Exit::Code(1), None, "boom"), "claude exited with status 1: boom");
         assert_eq!(exited(Exit::Signal(9), None, ""), "claude was killed by signal 9 (SIGKILL)");
@@ -200,26 +238,31 @@ mod tests {
         assert!(exited(Exit::Code(3), Some(&hog), "").contains("exited with status 3 because"));
         assert!(exited(Exit::Signal(9), Some(&host), "").contains("because the host ran out of memory"));
         assert_eq!(hog.words(), "the sandbox reached its memory limit of 64 MiB: the kernel killed hog (50 MiB)");
-        assert!(Oom::new(1, 3, Vec::new()).words().ends_with("killed 3 of its processes"));
+        assert!(Oom::new(1, kills(3), Vec::new()).words().ends_with("killed 3 of its processes"));
         assert!(sandbox_died(Some(&hog)).contains("the kernel chose hog (50 MiB)"));
-        let many = Oom::new(1, 9, vec![victim("x", false); 9]);
+        let many = Oom::new(1, kills(9), vec![victim("x", false); 9]);
         assert!(many.words().ends_with("x (50 MiB), 5 more"), "{}", many.words());
     }
 
     #[test]
     fn the_fields() {
-        let hog = Oom::new(64 << 20, 1, vec![victim("hog", false)]);
+        let hog = Oom::new(64 << 20, kills(1), vec![victim("hog", false)]);
         assert_eq!(reason(true, Some(Exit::Signal(9))), "oom");
         assert_eq!(killed(None, Some(Exit::Code(1)), None), None);
         assert_eq!(killed(None, Some(Exit::Signal(15)), None).unwrap()["signal"], 15);
         let data = killed(Some(&hog), Some(Exit::Signal(9)), Some(7)).unwrap();
         assert_eq!((&data["process"], &data["peakBytes"], &data["pid"]), (&json!("hog"), &json!(7), &json!(7)));
         assert_eq!((&data["limit"], &data["value"]), (&json!("memoryBytes"), &json!(64 << 20)));
-        let unknown = Oom::new(64 << 20, 1, Vec::new());
+        let unknown = Oom::new(64 << 20, kills(1), Vec::new());
         assert_eq!(killed(Some(&unknown), Some(Exit::Signal(9)), None).unwrap()["process"], "claude");
         assert_eq!(killed(Some(&unknown), None, None).unwrap()["process"], "every process of the sandbox");
-        let host = Oom::new(64 << 20, 1, vec![victim("claude", true)]);
+        let host = Oom::new(64 << 20, kills(1), vec![victim("claude", true)]);
         let data = killed(Some(&host), Some(Exit::Signal(9)), None).unwrap();
         assert_eq!((&data["hostOutOfMemory"], data.get("limit")), (&json!(true), None));
+        let above = Oom::new(64 << 20, Kills { number: 1, above: true }, vec![victim("claude", false)]);
+        let data = killed(Some(&above), None, None).unwrap();
+        assert_eq!((&data["limitAbove"], data.get("limit")), (&json!(true), None));
+        let said = sandbox_died(Some(&above));
+        assert!(said.contains("limit above the sandbox's own") && said.contains("ash.slice") && !said.contains("64"), "{said}");
     }
 }

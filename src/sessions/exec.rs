@@ -111,8 +111,8 @@ impl Sessions {
             Err(ExecError::Gone) => Err(self.lost(own).await?),
             Err(ExecError::Session(error)) => Err(error),
             Ok(mut result) => {
-                let more = OomCount::read(&place.sandbox.info.cgroup).0.saturating_sub(kills.0);
-                if more > 0 {
+                let more = OomCount::read(&place.sandbox.info.cgroup).since(kills);
+                if more.number > 0 {
                     // They may have been changed while it ran.
                     let limits = self.get(own.tenant(), own.id()).await?.limits;
                     let oom = self.shared.oom(own.id(), &limits, more).await;

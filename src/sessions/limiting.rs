@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::model::{Limit, Limits, TenantId, UNLIMITED};
 use crate::observe::events::{self, OncePerMinute, event};
 use crate::sandbox::usage::{self, Usage};
-use crate::sessions::cause::Oom;
+use crate::sessions::cause::{Kills, Oom};
 use crate::sessions::disk::DiskUse;
 use crate::sessions::driver::{Looked, Request};
 use crate::sessions::limits::{Change, Level, Levels};
@@ -131,7 +131,7 @@ impl Shared {
     }
 
     /// Whom the kernel killed for want of memory: the newest `kills` of this sandbox. Without names where the launcher cannot tell.
-    pub async fn oom(&self, id: Uuid, limits: &Limits, kills: u64) -> Oom {
+    pub async fn oom(&self, id: Uuid, limits: &Limits, kills: Kills) -> Oom {
         let known = self.launcher.victims(id).await.ok().flatten().unwrap_or_default();
         Oom::new(limits.memory_bytes, kills, known)
     }

@@ -151,6 +151,8 @@ class Guest:
 
     def log_tail(self) -> str:
         """For a step that failed; never fails itself."""
+        if not self.machine.process:
+            return "the machine is gone"
         try:
             _, out = self.machine.status(
                 "systemctl --failed --no-pager --no-legend; systemctl status --no-pager -n0 ashd ash-launcher ash-gateway; "

@@ -58,7 +58,6 @@ FULL = {
         installed.apparmor,
         basic.confinement,
         basic.restart,
-        package.upgrade,
         journal.story,
         limits.landlock_floor,
         host.reboot,

@@ -77,9 +77,11 @@ def model_key(g: Guest) -> str:
             g.run("echo ANTHROPIC_BASE_URL=http://127.0.0.1:4999 > /etc/ashd/gateway.env; systemctl restart ash-gateway", 100)
             credential = g.run(f"echo {TENANT} | ashctl credentials add anthropic --label planted").strip()
             s = g.session()
-            must("exit=" not in g.status(f"ashctl session send {s} hello; echo exit=$?", 200)[1].split("exit=0")[0], "the turn's failure has another exit code than 0 or 1")
-            errors = g.run("sort -u /run/machine-keys").split()
-            must(errors == [FIRST], f"the model was asked with {errors}")
+            status, out = g.status(f"ashctl session send {s} hello", 200)
+            must(status == 1, f"a turn whose key is refused: exit code {status}\n{out}")
+            told = out.strip().splitlines()[-1]
+            asked = g.run("sort -u /run/machine-keys").split()
+            must(asked == [FIRST], f"the model was asked with {asked}")
             shown = catalog(g, KEY_REFUSED)
             must("The model's API refuses the key" in shown and "/etc/ashd/anthropic_api_key" in shown, f"journalctl -x:\n{shown}")
             remedy = "systemctl restart ash-gateway"
@@ -106,4 +108,4 @@ def model_key(g: Guest) -> str:
         count = g.run(f"grep -acF -e {secret} /run/machine-journal; true").strip()
         must(count == "0", f"{count} lines of the journal hold {secret[:14]}...")
     size = g.run("stat -c %s /run/machine-journal; rm /run/machine-journal").strip()
-    return f"{remedy}: the new key is in use; {len(secrets)} secrets in none of {int(size) >> 10} KiB of journal, nor in any process's arguments or variables"
+    return f"told: {told}; after {remedy} the new key; {len(secrets)} secrets in none of {int(size) >> 10} KiB of journal, nor in any process's arguments or variables"

@@ -44,8 +44,8 @@ impl Driver {
         self.catch_up().await;
         let Some(live) = &self.live else { return };
         let (shared, limits) = (self.shared.clone(), self.session.limits);
-        let kills = OomCount::read(&live.sandbox.info.cgroup).0.saturating_sub(live.oom.0);
-        let oom = if kills > 0 { Some(shared.oom(self.session.id, &limits, kills).await) } else { None };
+        let kills = OomCount::read(&live.sandbox.info.cgroup).since(live.oom);
+        let oom = if kills.number > 0 { Some(shared.oom(self.session.id, &limits, kills).await) } else { None };
         let Some(live) = &self.live else { return };
         let usage = Usage::read(&live.sandbox.info.cgroup);
         let mut why = match status {

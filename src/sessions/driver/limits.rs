@@ -17,7 +17,7 @@ use crate::observe::events::{self, event};
 use crate::sandbox::LauncherError;
 use crate::sandbox::usage::Usage;
 use crate::sessions::SessionError;
-use crate::sessions::cause::OomCount;
+use crate::sessions::cause::{Kills, OomCount};
 use crate::sessions::classify::TurnResult;
 use crate::sessions::disk::{DiskUse, Seen};
 use crate::sessions::launch::launcher_error;
@@ -211,9 +211,11 @@ impl Driver {
             return;
         }
         let cgroup = &live.sandbox.info.cgroup;
-        live.oom = OomCount::read(cgroup);
+        let now = OomCount::read(cgroup);
+        let kills = Kills { number: processes, ..now.since(live.oom) };
+        live.oom = now;
         let peak = Usage::read(cgroup).memory.peak_bytes;
-        let oom = self.shared.oom(self.session.id, &self.session.limits, processes).await;
+        let oom = self.shared.oom(self.session.id, &self.session.limits, kills).await;
         let why = oom.words();
         self.shared.tally.count("oom");
         let mut data = oom.data(peak);

@@ -312,9 +312,9 @@ async fn ready(live: &mut Live, tail: &mut Tail, request: &str) -> Result<u64, S
 async fn how_it_ended(live: &mut Live) -> String {
     let status = live.ended().await;
     let memory = live.sandbox.info.limits.memory_bytes;
-    let kills = OomCount::read(&live.sandbox.info.cgroup).0.saturating_sub(live.oom.0);
+    let kills = OomCount::read(&live.sandbox.info.cgroup).since(live.oom);
     // Nothing but claude ran yet, so nobody has to be named.
-    let oom = (kills > 0).then(|| Oom::new(memory, kills, Vec::new()));
+    let oom = (kills.number > 0).then(|| Oom::new(memory, kills, Vec::new()));
     match status {
         Some(status) => cause::exited(status, oom.as_ref(), ""),
         None => cause::sandbox_died(oom.as_ref()),

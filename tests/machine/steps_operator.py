@@ -89,22 +89,22 @@ def doctor(g: Guest) -> str:
     odd = [f"{f['check']}: {f['found']}" for f in findings(out).values() if f["status"] != "ok"]
     must(status == (1 if odd else 0), f"status {status} with {odd}")
     must(not any(f["status"] == "failure" for f in findings(out).values()), f"{odd}")
-    # What it warns of is mended as it says, as far as a machine without a network can be.
+    # What it warns of on a machine of this size is mended: swap, and room for as many processes.
     swap = "/var/swap-doctor"
-    g.run(f"fallocate -l 3G {swap} && chmod 600 {swap} && mkswap -q {swap} && swapon {swap}", 120)
+    g.run(f"fallocate -l 256M {swap} && chmod 600 {swap} && mkswap -q {swap} && swapon {swap}; sysctl -q -w kernel.threads-max=60000", 120)
     try:
         mended, out = g.status("ashctl doctor --json", 150)
     finally:
         g.run(f"swapoff {swap}; rm -f {swap}", 120)
     left = [f"{f['check']}: {f['found']}" for f in findings(out).values() if f["status"] != "ok"]
-    must(mended == (1 if left else 0), f"status {mended} with {left}")
+    must(mended == 0 and not left, f"status {mended} with {left}")
     g.run("printf '[disk]\\nreserve_byte = 1\\n' > /etc/ashd/ashd.toml.d/50-machine.toml")
     try:
         broken, out = g.status("ashctl doctor", 150)
     finally:
         g.run("rm -f /etc/ashd/ashd.toml.d/50-machine.toml")
     must(broken == 2 and "reserve_byte" in out, f"status {broken} of a faulty configuration:\n{out}")
-    return f"status {status} ({'; '.join(odd) or 'all well'}), {mended} with swap ({'; '.join(left) or 'all well'}), {broken} with a faulty configuration"
+    return f"status {status} ({'; '.join(odd) or 'all well'}), {mended} when that is mended, {broken} with a faulty configuration"
 
 
 def check_config(g: Guest) -> str:

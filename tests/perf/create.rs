@@ -75,7 +75,7 @@ async fn cold(form: Form) -> [Figure; 4] {
             }
         }
     }
-    daemons.map(Daemon::stop);
+    daemons.into_iter().for_each(Daemon::stop);
     let [nothing, parked] = created.map(Samples::of);
     let [nothing_spawned, parked_spawned] = spawned.map(Samples::of);
     [

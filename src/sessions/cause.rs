@@ -80,7 +80,9 @@ impl Oom {
     fn why(&self) -> String {
         match (self.of_host(), self.kills.above) {
             (true, _) => "the host ran out of memory".to_owned(),
-            (false, true) => "a memory limit above the sandbox's own was reached: all sandboxes together had no more".to_owned(),
+            (false, true) => {
+                "a memory limit above the sandbox's own was reached: all sandboxes together had no more".to_owned()
+            }
             (false, false) => format!("the sandbox reached its memory limit of {} MiB", self.limit_bytes >> 20),
         }
     }
@@ -263,6 +265,9 @@ mod tests {
         let data = killed(Some(&above), None, None).unwrap();
         assert_eq!((&data["limitAbove"], data.get("limit")), (&json!(true), None));
         let said = sandbox_died(Some(&above));
-        assert!(said.contains("limit above the sandbox's own") && said.contains("ash.slice") && !said.contains("64"), "{said}");
+        assert!(
+            said.contains("limit above the sandbox's own") && said.contains("ash.slice") && !said.contains("64"),
+            "{said}"
+        );
     }
 }

@@ -119,7 +119,7 @@ def check_config(g: Guest) -> str:
             must(status == 1 and text in out, f"check-config: status {status}, no {text!r} in\n{out}")
         status, out = g.status("systemctl reload ashd", 60)
         must(status != 0, "systemctl reload says that it took a faulty configuration over")
-        must(g.pid("ashd") == pid and '"status":"ok"' in g.run("curl -s --max-time 20 http://127.0.0.1:4100/health"), "the refused reload hurt the service")
+        must(g.pid("ashd") == pid and '"status":"ok"' in g.run("curl -s --max-time 55 http://127.0.0.1:4100/health"), "the refused reload hurt the service")
         # Past systemd's guard, ashd guards itself, and says so to whoever is on call.
         g.run("systemctl kill -s HUP --kill-who=main ashd")
         g.wait_until(f"journalctl -q --no-pager --since -1min MESSAGE_ID={RELOAD_FAILED} | grep -q max_sandboxez", 40, "the refusal is in the journal")

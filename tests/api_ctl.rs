@@ -189,6 +189,15 @@ fn a_backup_is_made_while_ashd_runs_and_comes_back() {
     let refused = ashctl(&daemon, &["restore", &file]);
     assert!(refused.code == 2 && refused.err.contains("systemctl stop"), "{} {}", refused.code, refused.err);
     works(&daemon, &["session", "send", &id, "@write notes.txt lost\n@text forgotten"]);
+    daemon.terminate();
+    let refused = ashctl(&daemon, &["restore", &file]);
+    assert!(
+        refused.code == 2 && refused.err.contains("sessions (1) still run") && refused.err.contains("ash-launcher"),
+        "under a sandbox that outlives ashd: {} {}",
+        refused.code,
+        refused.err
+    );
+    daemon.restart();
     works(&daemon, &["session", "stop", &id]);
     daemon.terminate();
     works(&daemon, &["restore", &file]);

@@ -74,7 +74,7 @@ pub async fn backup(args: BackupArgs, data_dir: &Path, out: &Output) -> Result<(
 }
 
 /// # Errors
-/// [`CtlError::Answer`] names the first entry that is not as it was written; [`CtlError::Usage`] while ashd runs.
+/// [`CtlError::Answer`] names the first entry that is not as it was written; [`CtlError::Usage`] while ashd or sessions run.
 pub async fn restore(args: RestoreArgs, data_dir: &Path, out: &Output) -> Result<(), CtlError> {
     let found = read::verify(&args.file).await?;
     if !args.verify {

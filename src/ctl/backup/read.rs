@@ -1,5 +1,6 @@
 //! Checking a backup, and putting it back.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -132,10 +133,17 @@ impl Drop for Temporary {
 /// Unpacks a verified archive in place of what is below `data_dir`. Answers where the old data is.
 ///
 /// # Errors
-/// [`CtlError::Usage`] while ashd runs; otherwise what failed, with the old data in its place.
+/// [`CtlError::Usage`] while ashd or a session's processes run; otherwise what failed, with the old data in its place.
 pub fn restore(file: &Path, data_dir: &Path) -> Result<PathBuf, CtlError> {
     let own = std::fs::metadata(data_dir).map_err(CtlError::file(data_dir))?;
     let _lock = lock(data_dir)?;
+    let live = running(&data_dir.join("sessions"), Path::new("/proc"));
+    if live > 0 {
+        let (what, end) = ("still run, with the files that would be put aside", "systemctl stop ash-launcher");
+        return Err(CtlError::Usage(format!(
+            "processes of sessions ({live}) {what}; end them first: {end} (or `ashd stop`)"
+        )));
+    }
     let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
     // On the same file system, so that the exchange is one rename an entry.
     let (new, old) = (data_dir.join(".restoring"), data_dir.join(format!("before-restore-{stamp}")));
@@ -185,6 +193,22 @@ fn lock(data_dir: &Path) -> Result<Flock<File>, CtlError> {
     Flock::lock(file.map_err(CtlError::file(&path))?, FlockArg::LockExclusiveNonblock).map_err(|_| {
         CtlError::Usage("ashd runs; end it first: systemctl stop ashd.socket ashd (or `ashd stop`)".to_owned())
     })
+}
+
+/// How many sessions of `sessions` have processes: sandboxes outlive ashd, and their cgroups bear the names of their sessions.
+fn running(sessions: &Path, proc: &Path) -> usize {
+    let names = |dir: &Path| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<BTreeSet<String>>()
+    };
+    let known = names(sessions);
+    let mut live = BTreeSet::new();
+    for process in names(proc).iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
+        // One that ended meanwhile runs no more.
+        let groups = std::fs::read_to_string(proc.join(process).join("cgroup")).unwrap_or_default();
+        live.extend(groups.split(['/', '\n']).filter(|part| known.contains(*part)).map(str::to_owned));
+    }
+    live.len()
 }
 
 fn unpack(file: &Path, to: &Path, owner: (u32, u32)) -> Result<(), CtlError> {

@@ -70,6 +70,8 @@ class Machine:
         disk = self.directory / "disk.img"
         if not disk.exists():
             subprocess.run(["cp", "--sparse=always", "--reflink=auto", self.image / "root.img", disk], check=True)
+            # Room behind the file system, for a step that lets it grow.
+            os.truncate(disk, 12 << 30)
         (self.directory / "agent").unlink(missing_ok=True)
         arguments = [
             "qemu-system-x86_64", "-name", "ashd-machine", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",

@@ -4,7 +4,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::api::text;
@@ -101,15 +101,16 @@ async fn deleting_a_tenant_while_its_clients_go_on_wedges_nobody() {
     for _ in 0..3 {
         let acme = tenant(&admin, "acme").await;
         acme.deploy("a").await;
-        let over = Arc::new(AtomicBool::new(false));
+        let (over, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let clients: Vec<_> = (0..4)
             .map(|n| {
-                let (acme, over) = (acme.clone(), Arc::clone(&over));
+                let (acme, over, done) = (acme.clone(), Arc::clone(&over), Arc::clone(&done));
                 tokio::spawn(async move {
                     let mut statuses = Vec::new();
                     while !over.load(Ordering::Relaxed) {
                         let made = acme.post("/api/sessions", json!({"agent": "a"})).await;
                         statuses.push(made.status);
+                        done.fetch_add(usize::from(made.status == 201), Ordering::Relaxed);
                         let id = made.json["session"]["id"].as_str().unwrap_or_default().to_owned();
                         for verb in [&["pause", "fork", "resume"][..], &["stop", "resume"], &["fork", "pause"]][n % 3] {
                             statuses.push(acme.call("POST", &format!("/api/sessions/{id}/{verb}"), None).await.status);
@@ -125,15 +126,18 @@ async fn deleting_a_tenant_while_its_clients_go_on_wedges_nobody() {
                 })
             })
             .collect();
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        let start = Instant::now();
+        while done.load(Ordering::Relaxed) < 6 {
+            assert!(start.elapsed() < Duration::from_secs(60), "no sessions");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         let start = Instant::now();
         admin.delete("/api/tenants/acme").await.expect(200);
         assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
         over.store(true, Ordering::Relaxed);
         for client in clients {
             let statuses = client.await.unwrap();
-            assert!(statuses.iter().any(|status| *status == 201 || *status == 200), "{statuses:?}");
-            assert!(!statuses.contains(&500), "{statuses:?}");
+            assert!(statuses.last() == Some(&401) && !statuses.contains(&500), "{statuses:?}");
         }
         assert_eq!(names(&daemon, "sessions"), [""; 0]);
         let health = admin.get("/health").await.expect(200);
@@ -170,4 +174,30 @@ async fn who_may_not_delete_a_tenant_is_told_why() {
     assert_eq!(said(admin.delete("/api/tenants/nobody").await.expect(404)), "Tenant \"nobody\" not found");
     admin.delete("/api/tenants/a..b").await.expect(400);
     acme.get("/api/sessions").await.expect(200);
+}
+
+#[tokio::test]
+async fn what_is_parked_for_a_tenant_goes_with_it() {
+    let daemon = Daemon::start(Options::default().parked(1));
+    let admin = daemon.api();
+    let acme = tenant(&admin, "acme").await;
+    acme.deploy("a").await;
+    let session = acme.session("a").await;
+    // The session's own, and one that is parked where the next of its tenant would be.
+    let groups = || {
+        let all = leftovers::cgroups(&daemon.cgroup);
+        let mut ids: Vec<_> =
+            all.iter().filter(|dir| dir.parent().is_some_and(|above| above.ends_with("tenants/acme"))).collect();
+        ids.sort_by_key(|dir| dir.file_name());
+        ids.dedup_by_key(|dir| dir.file_name());
+        ids.len()
+    };
+    let start = Instant::now();
+    while groups() < 2 {
+        assert!(start.elapsed() < Duration::from_secs(20), "nothing is parked for the tenant\n{}", daemon.logs());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    admin.delete("/api/tenants/acme").await.expect(200);
+    assert_eq!(groups(), 0, "{}", daemon.logs());
+    assert!(!names(&daemon, "sessions").contains(&session));
 }

@@ -186,7 +186,7 @@ async fn a_reload_takes_over_what_can_change_and_names_the_rest() {
     )
     .unwrap();
     let drop_ins = daemon.dir.join("ashd.toml.d");
-    fs::create_dir(&drop_ins).unwrap();
+    fs::create_dir_all(&drop_ins).unwrap();
     fs::write(drop_ins.join("10.toml"), "[limits]\ndisk_files = 1234\n[attachments]\nmax_bytes = 10\n").unwrap();
     signal(&daemon, Signal::SIGHUP);
     systemd.until("READY", SOON, says("READY=1"));

@@ -178,6 +178,7 @@ impl Sessions {
         forgotten.agents += rest.agents;
         forgotten.others += rest.others;
         self.agents_changed();
+        self.shared.unpark_all_of(tenant).await;
         let agents = agents_of(&self.shared.config.now().data_dir, tenant);
         let gone = tokio::task::spawn_blocking({
             let agents = agents.clone();

@@ -65,6 +65,7 @@ impl Shared {
         if self.stopping.is_cancelled() {
             return false;
         }
+        let _tending = self.warm.tending.lock().await;
         let wanted = self.config.now().pool.parked as usize;
         let basis = self.basis(self.warm.parked_for());
         for parked in self.warm.parked.sweep(|parked| if parked.basis == basis { wanted } else { 0 }) {
@@ -110,6 +111,17 @@ impl Shared {
             self.unpark(parked).await;
         }
         found.inspect(Parked::taken)
+    }
+
+    /// A tenant is gone: nothing is parked for it.
+    pub async fn unpark_all_of(&self, tenant: &TenantId) {
+        self.warm.starts_no_more(tenant);
+        // Behind the keeper's step, which may be making one for it, or giving one up.
+        let _tending = self.warm.tending.lock().await;
+        for parked in self.warm.parked.sweep(|one| if one.basis.tenant == *tenant { 0 } else { usize::MAX }) {
+            self.unpark(parked).await;
+        }
+        self.warm.park_again();
     }
 
     /// Gives up one for a warm sandbox, which is worth more. `false`: there is none.

@@ -91,6 +91,8 @@ impl Keepable for Parked {
 pub struct Stock {
     pub warm: Shelf<Warm>,
     pub parked: Shelf<Parked>,
+    /// Held while something is parked, or given up because it is not wanted any more.
+    pub(super) tending: tokio::sync::Mutex<()>,
     /// Whose session started cold last: the next one is likely to be of the same.
     newest: Mutex<Option<TenantId>>,
     /// Something may have to be made or given up.
@@ -135,6 +137,11 @@ impl Stock {
     /// For whom sandboxes are parked.
     pub(super) fn parked_for(&self) -> TenantId {
         self.newest().clone().unwrap_or_else(TenantId::default_tenant)
+    }
+
+    /// This tenant is gone.
+    pub(super) fn starts_no_more(&self, tenant: &TenantId) {
+        self.newest().take_if(|newest| newest == tenant);
     }
 
     /// A session of this tenant is not served by a warm one.

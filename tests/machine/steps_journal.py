@@ -79,10 +79,10 @@ def model_key(g: Guest) -> str:
             s = g.session()
             # claude asks again and again, for minutes.
             turn = g.machine.start_script(f"ashctl session send {s} hello", 500)
-            took = g.wait_until(f"journalctl -q --no-pager MESSAGE_ID={KEY_REFUSED} | grep -q .", 200, "the refused key is in the journal")
+            took = g.wait_until(f"journalctl -q --no-pager MESSAGE_ID={KEY_REFUSED} ASH_SESSION={s} | grep -q .", 200, "the refused key is in the journal")
             asked = g.run("sort -u /run/machine-keys").split()
             must(asked == [FIRST], f"the model was asked with {asked}")
-            shown = catalog(g, KEY_REFUSED)
+            shown = catalog(g, KEY_REFUSED, f"ASH_SESSION={s}")
             must("The model's API refuses the key" in shown and "/etc/ashd/anthropic_api_key" in shown, f"journalctl -x:\n{shown}")
             remedy = "systemctl restart ash-gateway"
             must(remedy in shown, f"the remedy is not `{remedy}`:\n{shown}")

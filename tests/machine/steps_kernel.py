@@ -30,10 +30,13 @@ LIMIT = 3600
 NOT_HERE = {"policy::cargo_and_job_control_work"}
 
 
+def profile() -> str:
+    """Cargo's, of the tests and of what they start: ASHD_TESTS_PROFILE, else the package's own."""
+    return os.environ.get("ASHD_TESTS_PROFILE") or os.environ.get("ASHD_PROFILE", "dev")
+
+
 def directory() -> str:
-    """Of cargo's profile, the package's own: ASHD_PROFILE."""
-    profile = os.environ.get("ASHD_PROFILE", "dev")
-    return "debug" if profile == "dev" else profile
+    return "debug" if profile() == "dev" else profile()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 //! From the request to `/bin/true`: our sandbox with every layer and limits, and bwrap with every namespace and nothing
 //! else, in turns. That a command was executed is told by init, which waits for it; of bwrap only the end is seen.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,9 +27,10 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     let rounds = form.rounds(20, 100);
     let mut hybrid = false;
     let (mut ours, mut theirs, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+    let mut steps = BTreeMap::new();
     for round in 0..rounds + 2 {
-        let (start, v1) = one(&host, &launcher, dir.path()).await;
-        hybrid = v1;
+        let (start, made) = one(&host, &launcher, dir.path()).await;
+        hybrid = made.info.cgroup.v1;
         tokio::time::sleep(PAUSE).await;
         let bwrap = run(&mut bwrap(dir.path()));
         tokio::time::sleep(PAUSE).await;
@@ -36,6 +38,9 @@ pub async fn measure(form: Form) -> Vec<Figure> {
         // The first ones find nothing cached.
         if round >= 2 {
             ours.push(start);
+            for (at, (name, us)) in made.info.steps.iter().enumerate() {
+                steps.entry((at, name.clone())).or_insert_with(Vec::new).push(Duration::from_micros(*us));
+            }
             theirs.push(bwrap);
             bare.push(plain);
         }
@@ -44,6 +49,13 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     drop(launcher);
     drop(host);
 
+    eprintln!(
+        "steps of the set-up, p50 in microseconds; those behind \"wait for init\" are the child's, beside the launcher's:"
+    );
+    for ((_, name), took) in steps {
+        eprint!("  {name} {:.0}", Samples::of(took).at(0.5) * 1000.0);
+    }
+    eprintln!();
     let theirs = Samples::of(theirs);
     let bound = if hybrid { HYBRID_MS } else { theirs.at(0.5) };
     let of = |pick: fn(&Start) -> Duration| Samples::of(ours.iter().map(pick));
@@ -65,8 +77,8 @@ struct Start {
     parked: Duration,
 }
 
-/// One sandbox from its request to its end, and whether it has v1 cgroups.
-async fn one(host: &Host, launcher: &Launcher, dir: &Path) -> (Start, bool) {
+/// One sandbox from its request to its end, and what was known of it.
+async fn one(host: &Host, launcher: &Launcher, dir: &Path) -> (Start, Sandbox) {
     let id = host.session();
     let start = Instant::now();
     let sandbox = launcher.create(host::request(id, Limits::default())).await.expect("a sandbox");
@@ -83,7 +95,7 @@ async fn one(host: &Host, launcher: &Launcher, dir: &Path) -> (Start, bool) {
     assert_eq!(host::exit_of(&mut events, 2).await, Exit::Code(0));
     launcher.destroy(id).await.expect("gone");
     tokio::time::sleep(PAUSE).await;
-    (Start { ready, executed, ended, parked }, sandbox.info.cgroup.v1)
+    (Start { ready, executed, ended, parked }, sandbox)
 }
 
 /// Returns when the command was executed.

@@ -259,15 +259,16 @@ async fn the_number_follows_the_configuration_and_none_is_none() {
     let id = api.session("a").await;
     assert_eq!(path(&api, &id).await, Value::Null);
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(sandboxes(&daemon), [id.clone()]);
+    let alone = vec![id.clone()];
+    assert_eq!(sandboxes(&daemon), alone);
     daemon.park(3);
     let three = parked(&daemon, &api, 3, &[&id]).await;
     daemon.park(1);
     let one = parked(&daemon, &api, 1, &[&id]).await;
     assert!(one.len() == 1 && three.contains(&one[0]));
     daemon.park(0);
-    within(&daemon, "given up", async || sandboxes(&daemon) == [id.clone()]).await;
-    within(&daemon, "with their directories", async || names(&daemon.data().join("sessions")) == [id.clone()]).await;
+    within(&daemon, "given up", async || sandboxes(&daemon) == alone).await;
+    within(&daemon, "with their directories", async || names(&daemon.data().join("sessions")) == alone).await;
     assert_eq!((pool(&api, "warm").await, pool(&api, "total").await), (0, 1));
     // One that cannot be believed changes nothing.
     daemon.park(101);

@@ -136,7 +136,7 @@ def check_config(g: Guest) -> str:
     finally:
         g.run(f"rm -f {drop_in}")
     # Nothing else is done: systemd tries again and again.
-    took = g.serving(60)
+    took = g.serving()
     g.end_turn(turn, 320)
     g.units_active()
     must("ok" in g.run("ashd check-config").lower(), "check-config of a good configuration")

@@ -74,7 +74,7 @@ def reinstall(g: Guest) -> str:
     g.run("apt-get remove -y ashd", 300)
     must(not g.run("pgrep -a 'ash-|ashd'; true").strip(), "processes left after remove")
     g.run("apt-get install -y /opt/machine/ashd-next.deb </dev/null", 600)
-    g.serving(60)
+    g.serving()
     g.units_active()
     must(g.run("cat /var/lib/ashd/initial-api-key") == key, "another key")
     must('"maxCapacity":77' in g.run("curl -s http://127.0.0.1:4100/health"), "the drop-in is gone")

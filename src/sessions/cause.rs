@@ -96,6 +96,11 @@ impl Oom {
     }
 
     /// The words for processes beside claude.
+    /// Whether the process of that name was among them, as far as anybody can tell.
+    pub fn may_have_killed(&self, process: &str) -> bool {
+        self.victims.is_empty() || self.victims.iter().any(|victim| victim.process == process)
+    }
+
     pub fn words(&self) -> String {
         let whom = self.names().unwrap_or_else(|| format!("{} of its processes", self.kills.number));
         format!("{}: the kernel killed {whom}", self.why())
@@ -240,6 +245,7 @@ mod tests {
         assert!(exited(Exit::Code(3), Some(&hog), "").contains("exited with status 3 because"));
         assert!(exited(Exit::Signal(9), Some(&host), "").contains("because the host ran out of memory"));
         assert_eq!(hog.words(), "the sandbox reached its memory limit of 64 MiB: the kernel killed hog (50 MiB)");
+        assert!(none.may_have_killed("claude") && host.may_have_killed("claude") && !hog.may_have_killed("claude"));
         assert!(Oom::new(1, kills(3), Vec::new()).words().ends_with("killed 3 of its processes"));
         assert!(sandbox_died(Some(&hog)).contains("the kernel chose hog (50 MiB)"));
         let many = Oom::new(1, kills(9), vec![victim("x", false); 9]);

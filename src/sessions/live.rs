@@ -14,7 +14,7 @@ use crate::launcher::init_protocol::Exit;
 use crate::model::SandboxState;
 use crate::pool::Slot;
 use crate::sandbox::{LauncherError, Sandbox, SandboxEvent};
-use crate::sessions::cause::OomCount;
+use crate::sessions::cause::{Oom, OomCount};
 use crate::sessions::classify::Classifier;
 use crate::sessions::lines::Tail;
 use crate::sessions::process::{MessageNumbers, ProcessRecord};
@@ -38,6 +38,9 @@ pub struct Live {
     pub read_to: u64,
     /// Kills for want of memory that are told already.
     pub oom: OomCount,
+    /// The newest kill that was told while claude was still counted among the living: it may have been claude's, whose memory
+    /// takes a while to be given back.
+    pub told_oom: Option<(Instant, Oom)>,
     /// Where the newest process's part of stderr begins.
     pub stderr_from: u64,
     pub frozen: bool,
@@ -99,6 +102,7 @@ impl Live {
             tail: None,
             read_to: 0,
             oom,
+            told_oom: None,
             stderr_from: 0,
             frozen: false,
             parked: false,

@@ -146,11 +146,16 @@ impl Sessions {
         let mut session = shared.row(Uuid::new_v4(), &agent, &launch).await?;
         session.config = config;
         let (sessions, own_key) = (self.clone(), body.credential_id.is_some());
-        // A task of its own: a client that hangs up in this moment leaves no sandbox behind that is nobody's.
-        let begun = tokio::spawn(
-            async move { sessions.begin_session(agent, session, launch, own_key).await }.in_current_span(),
-        );
-        begun.await.unwrap_or_else(|e| Err(SessionError::Failed(format!("the session could not be started: {e}"))))
+        // A task of its own: a client that hangs up in this moment leaves no sandbox behind that is nobody's. Its tenant stays as long.
+        let visit = self.enter(tenant)?;
+        let begin = async move {
+            let begun = sessions.begin_session(agent, session, launch, own_key).await;
+            drop(visit);
+            begun
+        };
+        tokio::spawn(begin.in_current_span())
+            .await
+            .unwrap_or_else(|e| Err(SessionError::Failed(format!("the session could not be started: {e}"))))
     }
 
     /// In a warm sandbox, a parked one, or none.

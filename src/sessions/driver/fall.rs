@@ -1,8 +1,9 @@
 //! How things end without being asked to: deaths, alarms, and what a restarted ashd finds.
 
 use std::fs::File;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use nix::libc::SIGKILL;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -25,6 +26,11 @@ use crate::sessions::turns::Turns;
 use crate::sessions::{SessionError, alarms};
 use crate::store::{Commit, Store, Turn};
 
+/// What claude calls itself.
+const NAME: &str = "claude";
+/// Longest time from the kernel's choice of a process to its end: gigabytes are given back meanwhile.
+const DYING: Duration = Duration::from_secs(5);
+
 impl Driver {
     pub(super) async fn sandbox_event(&mut self, event: Option<SandboxEvent>) {
         let status = match event {
@@ -42,10 +48,15 @@ impl Driver {
     /// claude (with its status) or the whole sandbox is gone.
     pub(super) async fn died(&mut self, status: Option<Exit>) {
         self.catch_up().await;
-        let Some(live) = &self.live else { return };
+        let Some(live) = &mut self.live else { return };
         let (shared, limits) = (self.shared.clone(), self.session.limits);
         let kills = OomCount::read(&live.sandbox.info.cgroup).since(live.oom);
-        let oom = if kills.number > 0 { Some(shared.oom(self.session.id, &limits, kills).await) } else { None };
+        let killed = matches!(status, None | Some(Exit::Signal(SIGKILL)));
+        let told = live.told_oom.take().filter(|(at, oom)| killed && at.elapsed() < DYING && oom.may_have_killed(NAME));
+        let told = told.map(|(_, oom)| oom);
+        let new = if kills.number > 0 { Some(shared.oom(self.session.id, &limits, kills).await) } else { None };
+        let told_already = new.is_none() && told.is_some();
+        let oom = new.or(told);
         let Some(live) = &self.live else { return };
         let usage = Usage::read(&live.sandbox.info.cgroup);
         let mut why = match status {
@@ -58,7 +69,7 @@ impl Driver {
             why.push_str(&format!(" (before, {refused} forks were refused: the limit is {} pids)", limits.pids));
         }
         let reason = cause::reason(oom.is_some(), status);
-        if let Some(data) = cause::killed(oom.as_ref(), status, usage.memory.peak_bytes) {
+        if let Some(data) = cause::killed(oom.as_ref(), status, usage.memory.peak_bytes).filter(|_| !told_already) {
             self.shared.tally.count(reason);
             self.cause("killed", reason, data, &why);
         }

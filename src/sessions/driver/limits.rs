@@ -221,6 +221,9 @@ impl Driver {
         let mut data = oom.data(peak);
         data["processes"] = json!(processes);
         self.cause("killed", "oom", data, &why);
+        if let Some(live) = &mut self.live {
+            live.told_oom = Some((Instant::now(), oom));
+        }
     }
 
     pub(super) fn turn_too_long(&mut self, why: &str) {

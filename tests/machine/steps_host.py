@@ -159,7 +159,7 @@ def reboot(g: Guest) -> str:
     g.ok("POST", f"/api/sessions/{s}/resume", {}, 150)
     must("remember the tide" in g.said(s, "@recall"), "the conversation is lost")
     must("over the reboot" in g.run(f"curl -sS --unix-socket /run/ashd/ashd.sock http://ashd/api/sessions/{s}/files/kept.txt"), "the file is lost")
-    g.ok("POST", f"/api/sessions/{g.kept['session']}/resume", {}, 150)
+    g.live()
     g.ok("DELETE", f"/api/sessions/{s}")
     return f"{len(before)} messages kept, serving {took:.1f} s after the agent"
 
@@ -189,5 +189,5 @@ def powercut(g: Guest) -> str:
     g.ok("POST", f"/api/sessions/{s}/resume", {}, 150)
     must("first light" not in g.said(s, "@text second light"), "an old answer came again")
     g.ok("DELETE", f"/api/sessions/{s}")
-    g.ok("POST", f"/api/sessions/{g.kept['session']}/resume", {}, 150)
+    g.live()
     return f"{len(after)} messages after the cut, {len(before)} of finished turns before; integrity ok"

@@ -180,6 +180,5 @@ def backup(g: Guest) -> str:
     must("remember the lighthouse" in g.said(s, "@recall"), "the conversation is lost")
     for session in (s, busy):
         g.ok("DELETE", f"/api/sessions/{session}")
-    g.kept.pop("session", None)
     g.run("rm -rf /root/ashd.tar.gz /root/cut.tar.gz /var/lib/ashd/before-restore-*")
     return f"{verified.splitlines()[-1]}; {restored.splitlines()[-1]}"

@@ -87,11 +87,8 @@ async fn mint(state: &AppState, caller: &Caller, body: NewKey) -> Result<(Minted
         None => caller.tenant.clone(),
         Some(name) => name.parse().map_err(|why| ApiError::bad_request(format!("tenantId: {why}")))?,
     };
-    if tenant != caller.tenant && !caller.admin {
-        return Err(ApiError::new(
-            StatusCode::FORBIDDEN,
-            "tenantId: only a key with the admin role makes keys for another tenant",
-        ));
+    if tenant != caller.tenant {
+        caller.check_admin("makes keys for another tenant")?;
     }
     let token = mint_token()?;
     let key = ApiKey {
@@ -142,9 +139,7 @@ pub async fn create_for_tenant(
     caller: Caller,
     body: JsonBody<NewKey>,
 ) -> Result<(StatusCode, Json<MintedTenantKey>), ApiError> {
-    if !caller.admin {
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "this route needs a key with the admin role"));
-    }
+    caller.check_admin("makes keys for any tenant")?;
     if body.value.tenant_id.is_none() {
         return Err(ApiError::bad_request("tenantId is required: the tenant the key is for"));
     }

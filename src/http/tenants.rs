@@ -9,20 +9,12 @@ use super::AppState;
 use super::args::TenantName;
 use super::auth::Caller;
 use super::error::{ApiError, ErrorBody};
+use crate::sessions::TenantRemoved;
 
 /// What a deletion removed.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TenantDeleted {
-    pub deleted: TenantCounts,
-}
-
-/// How much of each.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct TenantCounts {
-    pub keys: u64,
-    pub agents: u64,
-    /// With their files, messages and timelines.
-    pub sessions: u64,
+    pub deleted: TenantRemoved,
 }
 
 /// Delete a tenant with everything it has (admin)
@@ -56,7 +48,6 @@ pub async fn delete(
     let name = tenant.clone();
     let removed = tokio::spawn(async move { sessions.delete_tenant(&name).await }).await;
     let removed = removed.map_err(|cause| ApiError::internal("the tenant could not be deleted", &cause))??;
-    let removed = removed.ok_or_else(|| ApiError::not_found(format!("Tenant \"{tenant}\" not found")))?;
-    let (keys, agents, sessions) = (removed.keys, removed.agents, removed.sessions);
-    Ok(Json(TenantDeleted { deleted: TenantCounts { keys, agents, sessions } }))
+    let deleted = removed.ok_or_else(|| ApiError::not_found(format!("Tenant \"{tenant}\" not found")))?;
+    Ok(Json(TenantDeleted { deleted }))
 }

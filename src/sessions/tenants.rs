@@ -22,7 +22,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use serde::Serialize;
 use tokio::sync::Notify;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::driver::Request;
@@ -128,10 +130,11 @@ impl Closed {
 }
 
 /// What a deletion removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct TenantRemoved {
     pub keys: u64,
     pub agents: u64,
+    /// With their files, messages and timelines.
     pub sessions: u64,
 }
 

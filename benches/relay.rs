@@ -64,12 +64,14 @@ fn write_turn(path: &Path, events: usize) -> watch::Sender<Published> {
     assert_eq!(end, events as u64 * 200);
     let turn = Turn {
         session: Uuid::nil(),
+        id: Uuid::nil(),
         number: 1,
         start: 0,
         end: Some(end),
         error: None,
         delivered: true,
         unasked: false,
+        partial: false,
         started_at: 0,
         ended_at: Some(0),
     };

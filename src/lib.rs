@@ -27,8 +27,10 @@
 //! Dependencies go one way, `http -> sessions -> pool -> sandbox -> kernel`, and `tests/layers.rs` checks it.
 //! `store`, `gateway`, `observe`, `config`, `vault`, `systemd` stand beside; `model` holds the words all of them share.
 
+pub mod archive;
 pub mod boot;
 pub mod config;
+pub mod confine;
 pub mod ctl;
 pub mod doctor;
 pub mod gateway;

@@ -1,7 +1,13 @@
 //! The words every layer shares: states, identifiers, limits. Pure data, no I/O.
 
+pub mod bounded;
+mod clear;
 mod layer;
 mod limits;
+pub mod names;
+pub mod raw;
+pub mod skipped;
+pub mod variables;
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,8 +17,16 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use clear::sends_in_clear;
 pub use layer::{Layer, floor};
 pub use limits::{Limit, Limits, PartialLimits, UNLIMITED};
+pub use raw::RawJson;
+pub use skipped::Skipped;
+pub use variables::{VariableError, Variables};
+
+/// Where versions of Claude Code are installed, `<dir>/<version>/claude`, unless the admin names another place. Only root
+/// may write there: root and the launcher use what is in it.
+pub const CLAUDE_DIR: &str = "/var/lib/ash-claude";
 
 /// State of a session, as the API, SQLite, metrics and logs all spell it (contract §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]

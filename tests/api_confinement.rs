@@ -27,11 +27,8 @@ async fn a_session_tells_what_was_measured_of_it() {
     assert!(inside["probes"].as_array().unwrap().len() >= 60);
     assert_eq!(inside["uid"], 1000);
     assert_eq!(inside["interfaces"], json!(["lo"]));
-    let listeners = inside["listeners"].as_array().unwrap();
-    assert!(
-        listeners.contains(&json!("127.0.0.1:4180")) && listeners.contains(&json!("127.0.0.1:4181")),
-        "{listeners:?}"
-    );
+    // A port on which nobody accepts would hold whoever connects to it.
+    assert_eq!(inside["listeners"], json!(["127.0.0.1:4180"]));
     // Checked against the kernel's own word for the test's process: no namespace is the host's.
     for (name, inode) in inside["namespaces"].as_object().unwrap() {
         let host = std::fs::metadata(format!("/proc/self/ns/{name}")).map(|m| std::os::unix::fs::MetadataExt::ino(&m));

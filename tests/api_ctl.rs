@@ -124,7 +124,8 @@ fn each_kind_of_failure_has_its_exit_code_and_a_next_step() {
     // Without npm: what is missing, how to get it, and nothing left of the attempt.
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().display().to_string();
-    let said = run(&["--data-dir", &data, "claude", "install"], &[("PATH", "/nonexistent")]);
+    let claude = dir.path().join("claude").display().to_string();
+    let said = run(&["--data-dir", &data, "--claude-dir", &claude, "claude", "install"], &[("PATH", "/nonexistent")]);
     assert!(said.code == 1 && said.err.contains("apt install npm"), "{} {}", said.code, said.err);
     assert_eq!(std::fs::read_dir(dir.path().join("claude")).unwrap().count(), 0);
 }
@@ -150,7 +151,8 @@ fn top_queue_credentials_and_logs() {
     assert!(line(&paused).contains("paused"), "{table}");
     assert!(table.lines().position(|l| l.contains(&id)) < table.lines().position(|l| l.contains(&paused)), "{table}");
     let row = json["sessions"].as_array().unwrap().iter().find(|row| row["id"] == id.as_str()).unwrap();
-    assert!(row["cpuPercent"].as_f64().unwrap() > 20.0 && row["turn"]["number"] == 1, "{row}");
+    // A session that rests has less than 1; a busy one shares the cores with other tests.
+    assert!(row["cpuPercent"].as_f64().unwrap() > 5.0 && row["turn"]["number"] == 1, "{row}");
     works(&daemon, &["session", "exec", &id, "true"]);
     assert_eq!(works(&daemon, &["session", "logs", &id]), "");
 
@@ -236,6 +238,10 @@ fn exec_is_the_command_itself_to_whoever_calls_it() {
     let said = ashctl(&daemon, &["session", "exec", &id, "echo out; echo err >&2; exit 5"]);
     assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (5, "out\n", "err\n"));
     assert!(works(&daemon, &["session", "exec", &id, "--", "ls", "-a"]).contains("CLAUDE.md"));
+    // As `docker exec`, `kubectl exec` and `incus exec` have it (review C; docker/cli#docker-exec): words stay apart.
+    let echo = ["session", "exec", &id, "--", "bash", "-c", "echo \"$# $1\"; exit 3", "x", "a  b", "$HOME"];
+    let said = ashctl(&daemon, &echo);
+    assert_eq!((said.code, said.out.as_str()), (3, "2 a  b\n"), "{}", said.err);
     let said = ashctl(&daemon, &["session", "exec", "--timeout", "300", &id, "sleep 60"]);
     assert_eq!(said.code, 124);
     assert!(said.err.contains("timeout"), "{}", said.err);

@@ -46,7 +46,11 @@ async fn a_command_answers_with_its_own_output_and_code() {
         ("printf 'a\\xffb'", 0, "a\u{fffd}b"),
         ("echo made > f.txt; cat CLAUDE.md f.txt", 0, "You are a test.\nmade\n"),
         // claude's environment, the placeholder of the model's key included, and nothing of the daemon's.
-        ("echo $ANTHROPIC_BASE_URL $HOME; env | grep -c '^ASH_'", 1, "http://127.0.0.1:4180 /home/agent\n0\n"),
+        (
+            "echo $ANTHROPIC_BASE_URL $HOME $ASH_WORKSPACE_DIR; env | grep -c '^ASH_'",
+            0,
+            "http://127.0.0.1:4180 /home/agent /workspace\n3\n",
+        ),
         // Answered when the command ends, not when the last holder of its output does.
         ("sleep 5 & echo quick", 0, "quick\n"),
     ] {
@@ -69,12 +73,12 @@ async fn bad_commands_and_sessions_that_do_not_run_are_refused() {
     for (body, part) in [
         (json!({}), "command is required"),
         (json!({"command": ""}), "command is required"),
-        (json!({"command": 5}), "command:"),
+        (json!({"command": 5}), "command must be a string"),
         (json!({"command": "a\u{0}b"}), "NUL"),
         (json!({"command": "x".repeat(200_000)}), "too long"),
         (json!({"command": "true", "timeout": 0}), "timeout must be milliseconds from 1 to 300000, not 0"),
         (json!({"command": "true", "timeout": 300_001}), "300001"),
-        (json!({"command": "true", "timeout": "1"}), "timeout:"),
+        (json!({"command": "true", "timeout": "1"}), "timeout must be"),
     ] {
         let error = ask(&api, &id, body.clone()).await.expect(400);
         assert!(error["error"].as_str().unwrap().contains(part), "{body}: {error}");

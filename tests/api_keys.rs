@@ -64,8 +64,8 @@ async fn a_session_uses_its_credential_and_never_sees_it() {
     assert!(!listed.text.contains(secret));
     let listed = &listed.expect(200)["credentials"][0];
     assert_eq!(
-        (listed["id"].as_str().unwrap(), &listed["type"], &listed["active"]),
-        (id.as_str(), &json!("anthropic"), &json!(true))
+        (listed["id"].as_str().unwrap(), &listed["type"], &listed["active"], &listed["lastUsedAt"]),
+        (id.as_str(), &json!("anthropic"), &json!(true), &Value::Null)
     );
 
     // Which key a session's requests arrive with, and what the sandbox knows of it.
@@ -85,8 +85,15 @@ async fn a_session_uses_its_credential_and_never_sees_it() {
         assert_eq!(told.recv_timeout(std::time::Duration::from_secs(10)).unwrap(), key, "{body}");
         sessions.push(session);
     }
+    for (kind, part) in
+        [("openai", "store a key of type anthropic"), ("bedrock", "run a proxy"), ("azure", "one of anthropic, custom")]
+    {
+        let error = api.post("/api/credentials", json!({"type": kind, "key": "sk-planted"})).await.expect(400);
+        let error = error["error"].as_str().unwrap();
+        assert!(error.contains(part) && !error.contains("planted"), "{error}");
+    }
+    assert_eq!(api.get("/api/credentials").await.expect(200)["credentials"].as_array().unwrap().len(), 1);
     for (credential, part) in [
-        (add(&api, "openai", "sk-openai").await.as_str(), "of type openai"),
         ("00000000-0000-4000-8000-000000000000", "there is no credential"),
         ("nonsense", "there is no credential \"nonsense\""),
     ] {
@@ -140,17 +147,17 @@ fn over_unix(daemon: &Daemon, head: &str, body: &str) -> (u16, Value) {
 async fn root_needs_no_key_on_the_unix_socket_and_makes_keys_for_tenants() {
     let daemon = Daemon::start(Options::default().config("[server]\nrequests_per_minute = 1"));
     let body = r#"{"label":"ci","tenantId":"acme"}"#;
-    let (status, minted) = over_unix(&daemon, "POST /api/internal/api-keys HTTP/1.1", body);
+    let (status, minted) = over_unix(&daemon, "POST /api/internal/api-keys HTTP/1.0", body);
     assert_eq!(status, 201, "{minted}");
     let acme = daemon.api().with_key(minted["key"].as_str());
     assert_eq!(acme.get("/api/agents").await.expect(200)["agents"], json!([]));
     assert_eq!(acme.get("/api/agents").await.status, 429, "one a minute");
     // An admin gets through.
     for _ in 0..3 {
-        assert_eq!(over_unix(&daemon, "GET /api/agents HTTP/1.1", "").0, 200);
+        assert_eq!(over_unix(&daemon, "GET /api/agents HTTP/1.0", "").0, 200);
     }
     // A key that is shown is checked, there as everywhere; and the port asks everybody for one.
-    let (status, error) = over_unix(&daemon, "GET /api/agents HTTP/1.1\r\nauthorization: Bearer nonsense", "");
+    let (status, error) = over_unix(&daemon, "GET /api/agents HTTP/1.0\r\nauthorization: Bearer nonsense", "");
     assert_eq!((status, &error["error"]), (401, &json!("Invalid API key")));
     daemon.api().with_key(None).get("/api/agents").await.expect(401);
 }

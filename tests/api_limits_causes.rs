@@ -120,7 +120,7 @@ async fn a_deleted_open_file_is_bounded_within_a_second() {
     let frames = api.turn(&id, fill).await;
     assert!(start.elapsed() < patient(Duration::from_secs(10)), "{:?}", start.elapsed());
     let said = frames[frames.len() - 2].data["error"].as_str().unwrap();
-    assert!(said.contains("deleted and are still open") && said.contains("limit is 256 MiB"), "{said}");
+    assert!(said.contains("in deleted files that are still open") && said.contains("of 256 MiB"), "{said}");
     let limited = api.cause(&id, "limited", "disk").await;
     let used = limited["used"].as_u64().unwrap();
     // A second later it would be 200 MiB more.

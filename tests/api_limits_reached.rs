@@ -36,7 +36,12 @@ async fn a_disk_filler_is_stopped_within_a_second_and_goes_on_when_files_are_del
     let [.., error, done] = &frames[..] else { panic!("{frames:?}") };
     assert_eq!((error.event.as_str(), done.event.as_str()), ("error", "done"));
     let said = error.data["error"].as_str().unwrap();
-    assert!(said.contains("its limit is 64 MiB") && said.contains("DELETE"), "{said}");
+    assert!(
+        said.starts_with("Session paused: disk limit exceeded (")
+            && said.contains("of 64 MiB)")
+            && said.contains("DELETE"),
+        "{said}"
+    );
     let written = on_disk(&daemon, &id, "big");
     assert!((64 * MIB..264 * MIB).contains(&written), "{} MiB", written / MIB);
     let now = api.info(&id).await;
@@ -68,7 +73,7 @@ async fn a_raised_limit_lets_it_go_on() {
     let id = api.session("a").await;
     let frames = api.turn(&id, r#"@tool Bash {"command": "cd /workspace; touch $(seq 300); sleep 30"}"#).await;
     let said = frames[frames.len() - 2].data["error"].as_str().unwrap();
-    assert!(said.contains("its limit is 200"), "{said}");
+    assert!(said.contains("of 200 files)"), "{said}");
     wait_for(&api, &id, "paused").await;
     let path = format!("/api/sessions/{id}/limits");
     api.call("PATCH", &path, Some(json!({"diskFiles": 250}))).await.expect(200);
@@ -89,7 +94,7 @@ async fn a_held_session_stays_held_across_a_restart() {
     daemon.kill9();
     daemon.restart();
     let api = daemon.api();
-    assert!(api.info(&id).await["error"].as_str().unwrap().contains("its limit is 32 MiB"));
+    assert!(api.info(&id).await["error"].as_str().unwrap().contains("of 32 MiB)"));
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(507);
     api.delete(&format!("/api/sessions/{id}/files/big")).await.expect(200);
     wait_for(&api, &id, "active").await;

@@ -113,6 +113,8 @@ async fn any_new_session_takes_the_parked_sandbox_and_another_is_made() {
     assert!(!directory(&daemon, &id).join("workspace.partial").exists());
     let said = text(&api.turn(&id, "@tool Bash {\"command\":\"cat CLAUDE.md; pwd; ls -A $HOME\"}\n@env").await);
     assert!(said.contains("told late"), "{said}");
+    let records = names(&directory(&daemon, &id).join("home/.claude/projects/-workspace"));
+    assert_eq!(records, [format!("{id}.jsonl")], "one id for the session and its conversation");
     assert_eq!(api.get(&format!("/api/sessions/{id}/files/CLAUDE.md")).await.text, "You are a test.\n");
     let report = api.get(&format!("/api/sessions/{id}/confinement")).await.expect(200)["confinement"].clone();
     assert_eq!(report["confined"], true, "{report:#}");

@@ -45,6 +45,7 @@ async fn furnish(api: &Api) {
     api.call("PATCH", &format!("/api/sessions/{idle}/limits"), Some(limits.clone())).await.expect(200);
     api.call("PATCH", "/api/agents/a/limits", Some(limits)).await.expect(200);
     api.post("/api/credentials", json!({"type": "anthropic", "key": "sk-ant-x", "label": "c"})).await.expect(201);
+    api.post("/api/agents/a/eval-cases", json!({"question": "q"})).await.expect(201);
 }
 
 #[tokio::test]
@@ -60,7 +61,7 @@ async fn a_tenant_goes_with_everything_it_has_and_nothing_else_does() {
     let (stream, _) = acme.waiting_turn(&busy).await;
     acme.post("/api/queue", json!({"agentName": "a", "prompt": "@text begun\n@wait 60s"})).await.expect(201);
     let used = acme.get("/api/usage/stats").await.expect(200);
-    assert_ne!(used["stats"]["inputTokens"], json!(0), "{used}");
+    assert_ne!(used["stats"]["totalMessages"], json!(0), "{used}");
 
     let start = Instant::now();
     let gone = admin.delete("/api/tenants/acme").await.expect(200);
@@ -90,6 +91,7 @@ async fn a_tenant_goes_with_everything_it_has_and_nothing_else_does() {
         assert_eq!(again.get(&format!("/api/{path}")).await.expect(200)[field], json!([]), "{path}");
     }
     again.deploy("a").await;
+    assert_eq!(again.get("/api/agents/a/eval-cases").await.expect(200)["cases"], json!([]));
     let limits = again.get("/api/agents/a/limits").await.expect(200);
     assert_eq!(limits["limits"]["pids"]["value"], json!(512), "{limits}");
     assert_eq!(again.get("/api/usage/stats").await.expect(200), used);

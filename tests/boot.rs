@@ -85,6 +85,111 @@ fn the_daemon_has_no_privilege_and_no_key() {
     daemon.stop();
 }
 
+#[test]
+fn each_daemon_confines_itself_without_systemd() {
+    let mut daemon = Daemon::start(Options::default());
+    daemon.restart();
+    for name in ["ashd", "ash-launcher", "ash-gateway"] {
+        let pids = if name == "ashd" { vec![daemon.pid()] } else { named(&daemon, name) };
+        assert_eq!(pids.len(), 1, "{name}");
+        let facts = ashd::confine::facts_of(pids[0]).unwrap();
+        assert_eq!(ashd::confine::missing(&facts), [], "{name}");
+        // What root's own process is cannot be seen from outside, so each says what it found.
+        assert!(facts.status.contains("Seccomp_filters:"), "{name}");
+    }
+    // A daemon that works under it: a request goes through all three.
+    std::net::TcpStream::connect(("127.0.0.1", daemon.port)).unwrap();
+    let logs = daemon.logs();
+    assert!(logs.matches("confined itself").count() >= 3, "{logs}");
+    // ashd twice and the gateway; the launcher cannot have a domain and mount.
+    assert!(logs.matches("\"landlock\":\"ABI ").count() >= 3, "{logs}");
+    daemon.stop();
+}
+
+/// What the shell or the container that starts ashd has open is root's.
+#[test]
+fn descriptors_of_the_starter_do_not_pass_to_the_daemons() {
+    let prelude = "exec 7</etc/shadow 8>/dev/full".to_owned();
+    let daemon = Daemon::start(Options { prelude: Some(prelude), ..Options::default() });
+    let open = |pid: u32| -> Vec<PathBuf> {
+        let all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        all.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect()
+    };
+    let mut pids = vec![daemon.pid()];
+    for (name, count) in [("ash-launcher", 1), ("ash-gateway", 1), ("ash-keeper", 2)] {
+        let found = named(&daemon, name);
+        assert_eq!(found.len(), count, "{name}");
+        pids.extend(found);
+    }
+    for pid in pids {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        for path in ["/etc/shadow", "/dev/full"] {
+            assert!(!open(pid).contains(&PathBuf::from(path)), "{} has {path} open", name.trim());
+        }
+    }
+    daemon.stop();
+}
+
+/// Whoever can open a file or a directory can lock it. Keepers and launcher tell by locks whether another one lives: a user who
+/// holds one keeps them from starting.
+#[test]
+fn no_other_user_can_hold_a_lock_in_the_run_directory() {
+    let daemon = Daemon::start(Options::default());
+    let ashd = fs::metadata(daemon.data()).map(|data| std::os::unix::fs::MetadataExt::uid(&data)).unwrap();
+    let run = daemon.run();
+    let mut paths: Vec<PathBuf> = fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.extend(fs::read_dir(run.join("sandboxes")).unwrap().map(|entry| entry.unwrap().path()));
+    for name in ["sandboxes", "launcher.keeper", "gateway.keeper", "start.lock"] {
+        assert!(paths.contains(&run.join(name)), "{name} is not among {paths:?}");
+    }
+    // ashd itself, a member of its group (who may use the API's socket), and anybody.
+    for (uid, gid) in [(ashd, ashd), (65_534, ashd), (65_534, 65_534)] {
+        for path in &paths {
+            let mut shell = Command::new("/bin/sh");
+            std::os::unix::process::CommandExt::gid(&mut shell, gid);
+            std::os::unix::process::CommandExt::uid(&mut shell, uid);
+            let opened = shell.args(["-c", "exec 2>/dev/null; exec 3<\"$0\""]).arg(path).status().unwrap().success();
+            // Read by whoever looks for the daemon; nothing locks them.
+            let public = ["port", "launcher.toml"].iter().any(|name| path.ends_with(name));
+            assert_eq!(opened, public, "{} by uid {uid}, gid {gid}", path.display());
+        }
+    }
+    daemon.stop();
+}
+
+/// An upgrade exchanges programs one after the other; one that crashes just then comes back.
+#[test]
+fn a_program_that_is_away_for_a_moment_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let program = at("program");
+    fs::write(at("away"), "#!/bin/sh\ncd \"${0%/*}\" && echo $$ >> starts\nuntil [ -e crash ]; do sleep 0.02; done\nrm crash\nkill -9 $$\n").unwrap();
+    fs::set_permissions(at("away"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::rename(at("away"), &program).unwrap();
+    let starts = || fs::read_to_string(at("starts")).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>();
+    let log = || fs::read_to_string(at("log")).unwrap_or_default();
+    let wait = |what: &str, done: &dyn Fn() -> bool| {
+        let start = std::time::Instant::now();
+        while !done() {
+            assert!(start.elapsed() < common::patience::patient(Duration::from_secs(10)), "{what}: {}", log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let mut keeper = Command::new(env!("CARGO_BIN_EXE_ashd"));
+    keeper.arg("keep").arg(at("keeper")).arg("--").arg(&program).stderr(fs::File::create(at("log")).unwrap());
+    let mut keeper = keeper.spawn().unwrap();
+    wait("the first start", &|| starts().len() == 1);
+    fs::rename(&program, at("away")).unwrap();
+    fs::write(at("crash"), "").unwrap();
+    wait("an attempt without the program", &|| log().contains("cannot be started"));
+    fs::rename(at("away"), &program).unwrap();
+    wait("the second start", &|| starts().len() == 2);
+    // Whoever ends it by SIGTERM means it.
+    let pid = nix::unistd::Pid::from_raw(starts()[1].parse().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(!keeper.wait().unwrap().success());
+}
+
 /// Whether a process holds these bytes in any memory it can read.
 fn memory_holds(pid: u32, needle: &[u8]) -> bool {
     use std::os::unix::fs::FileExt;

@@ -221,3 +221,19 @@ fn missing_controllers_are_named() {
     assert_eq!(leaf.paths().directories().len(), 1);
     leaf.remove().expect("removed");
 }
+
+/// Each process of a sandbox has a process id of the host as well.
+#[test]
+fn all_sandboxes_together_leave_process_ids_to_the_host() {
+    let grove = Grove::plant("together");
+    let leaf = grove.leaf(&Limits::default());
+    let number = |name: &str| -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).expect(name);
+        text.trim().parse().expect("a number")
+    };
+    let most = number("pid_max").min(number("threads-max"));
+    // tenants/<tenant>/<id>
+    let of_all = leaf.paths().pids.as_ref().and_then(|dir| dir.parent()?.parent()).map(PathBuf::from);
+    let bound: u64 = value(&of_all, "pids.max").parse().expect("a bound");
+    assert!((most / 2..=most / 4 * 3).contains(&bound), "{bound} of {most}");
+}

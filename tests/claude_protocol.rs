@@ -1,15 +1,19 @@
 //! The real Claude Code, started with our command line and spoken to with our lines, as far as that needs no model.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code)]
+#[path = "common/programs.rs"]
+mod programs;
+
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use ashd::sessions::classify::{Kind, classify};
 use ashd::sessions::claude::{
-    Conversation, LaunchOptions, PermissionMode, ProcessFlags, argv, environment, initialize_line, interrupt_line,
+    Conversation, LaunchOptions, PermissionMode, ProcessFlags, Whose, argv, environment, initialize_line,
+    interrupt_line,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -25,14 +29,12 @@ struct Claude {
 impl Claude {
     fn start(options: &LaunchOptions, conversation: Conversation, flags: &ProcessFlags) -> Self {
         let home = tempfile::tempdir().expect("a temporary directory");
-        let binary = std::env::var_os("ASH_TEST_CLAUDE")
-            .map_or_else(|| PathBuf::from("/opt/claude-2.1.330/claude"), PathBuf::from);
-        assert!(binary.is_file(), "Claude Code is not at {}; set ASH_TEST_CLAUDE", binary.display());
+        let binary = programs::real_claude();
         let argv = argv(binary.to_str().expect("UTF-8"), options, conversation, flags);
         let mut child = Command::new(&argv[0])
             .args(&argv[1..])
             .env_clear()
-            .envs(environment(&options.env, "token").vars)
+            .envs(environment(&options.env, &Whose { session: Uuid::nil(), agent: "a" }, "token").vars)
             // Outside a sandbox: its home, no gateway to be found at the fixed port, and maybe root.
             .env("HOME", home.path())
             .env("TMPDIR", home.path())
@@ -101,21 +103,21 @@ fn every_option_we_have_is_known_to_claude() {
     let options = LaunchOptions {
         model: Some("claude-x".into()),
         system_prompt: Some("Be brief.\n".repeat(20_000)),
-        env: [("A".to_owned(), "b".to_owned())].into(),
+        env: ashd::model::Variables::stored([("A".to_owned(), "b".to_owned())].into()),
         // Nothing listens there; claude goes on without the server.
-        mcp_servers: [("s".to_owned(), json!({ "url": "http://127.0.0.1:9/mcp" }))].into(),
+        mcp_servers: [("s".to_owned(), json!({ "url": "http://127.0.0.1:9/mcp" }).into())].into(),
         permission_mode: PermissionMode::Default,
         allowed_tools: vec!["Read".into(), "Bash(git *)".into()],
         disallowed_tools: vec!["WebFetch".into()],
         betas: vec!["context-1m-2025-08-07".into()],
-        subagents: Some(json!({ "critic": { "description": "criticises", "prompt": "Criticise." } })),
+        subagents: Some(json!({ "critic": { "description": "criticises", "prompt": "Criticise." } }).into()),
         initial_agent: Some("critic".into()),
         credential: None,
     };
     let flags = ProcessFlags {
         max_turns: Some(3),
         max_budget_usd: Some(0.5),
-        json_schema: Some(json!({ "type": "object", "properties": { "a": { "type": "string" } } })),
+        json_schema: Some(json!({ "type": "object", "properties": { "a": { "type": "string" } } }).into()),
     };
     accepted(&options, &flags);
     accepted(&LaunchOptions { permission_mode: PermissionMode::PermissionsByAgent, ..options }, &flags);
@@ -143,7 +145,7 @@ fn an_unknown_flag_is_named_on_stderr() {
     let options = LaunchOptions { initial_agent: Some("nobody".into()), ..LaunchOptions::default() };
     let mut argv = argv("x", &options, Conversation::New(Uuid::new_v4()), &ProcessFlags::default());
     argv.push("--no-such-flag".into());
-    let binary = std::env::var_os("ASH_TEST_CLAUDE").unwrap_or_else(|| "/opt/claude-2.1.330/claude".into());
+    let binary = programs::real_claude();
     let home = tempfile::tempdir().expect("a temporary directory");
     let output = Command::new(binary)
         .args(&argv[1..])

@@ -18,10 +18,10 @@ fn python() -> PathBuf {
     found.expect("ash-ai-sdk is not installed: run sudo ./scripts/setup, or set ASH_TEST_PYTHON")
 }
 
-fn drive(options: Options) {
+fn drive(options: Options, script: &str) {
     let daemon = Daemon::start(options);
     let dir = daemon.agent_dir("sdk", &[("CLAUDE.md", "You are a test.\n")]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/client_sdk.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(script);
     let out = Command::new(python())
         .arg(script)
         .args([&format!("http://127.0.0.1:{}", daemon.port), &daemon.key])
@@ -35,10 +35,16 @@ fn drive(options: Options) {
 
 #[test]
 fn the_published_client_with_the_fake_claude() {
-    drive(Options::default());
+    drive(Options::default(), "client_sdk.py");
 }
 
 #[test]
 fn the_published_client_with_the_real_claude() {
-    drive(Options::default().real_claude());
+    drive(Options::default().real_claude(), "client_sdk.py");
+}
+
+/// All 42, each with its result checked.
+#[test]
+fn every_function_of_the_published_client() {
+    drive(Options::default(), "client_sdk_functions.py");
 }

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 use common::{Daemon, Options, real_claude};
@@ -71,6 +73,53 @@ fn without_a_daemon_a_launcher_of_its_own_is_used_and_nothing_stays() {
     );
 }
 
+/// Its launcher is root's and listens on a socket: it must not outlive a doctor that is killed.
+#[test]
+fn a_killed_doctor_takes_its_launcher_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut doctor = Command::new(env!("CARGO_BIN_EXE_ashctl"));
+    doctor.arg("doctor").env_clear().env("PATH", "/usr/bin:/bin");
+    doctor.env("ASH_DATA_DIR", dir.path()).env("ASH_RUN_DIR", dir.path()).env("ASH_CLAUDE_BIN", common::fake_claude());
+    let mut doctor = doctor.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", doctor.id());
+    let soon = common::patience::patient(std::time::Duration::from_secs(20));
+    let (start, mut launcher) = (std::time::Instant::now(), None);
+    while launcher.is_none() {
+        assert!(start.elapsed() < soon && doctor.try_wait().unwrap().is_none(), "no launcher was seen");
+        let all = std::fs::read_to_string(&children).unwrap_or_default();
+        // Not before it has executed its program and made its groups: the longest life there is to be ended.
+        launcher = all.split_whitespace().map(str::to_owned).find(|pid| {
+            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            comm.trim() == "ash-launcher" && !groups(doctor.id()).is_empty()
+        });
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let launcher = PathBuf::from(format!("/proc/{}", launcher.unwrap()));
+    let run = std::fs::read(launcher.join("cmdline")).unwrap();
+    let arguments: Vec<PathBuf> =
+        run.split(|byte| *byte == 0).map(|a| PathBuf::from(std::ffi::OsStr::from_bytes(a))).collect();
+    doctor.kill().unwrap();
+    doctor.wait().unwrap();
+    let start = std::time::Instant::now();
+    while launcher.join("exe").read_link().is_ok() || !groups(doctor.id()).is_empty() {
+        assert!(start.elapsed() < soon, "{arguments:?} outlives the doctor, with {:?}", groups(doctor.id()));
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // The directories, which are root's, stay: nothing of them is used again.
+    for path in arguments.iter().filter(|path| path.to_string_lossy().contains("ash-doctor")) {
+        let top = path
+            .ancestors()
+            .find(|above| above.file_name().is_some_and(|n| n.to_string_lossy().contains("ash-doctor")));
+        std::fs::remove_dir_all(top.unwrap()).ok();
+    }
+}
+
+/// The groups of a doctor's own launcher.
+fn groups(doctor: u32) -> Vec<String> {
+    let own = format!("ashd-doctor-{doctor}");
+    traces().into_iter().filter(|path| path.ends_with(&own)).collect()
+}
+
 #[test]
 fn a_running_daemon_is_found_and_its_launcher_used() {
     let daemon = Daemon::start(Options::default());
@@ -79,7 +128,8 @@ fn a_running_daemon_is_found_and_its_launcher_used() {
     let claude = common::fake_claude().display().to_string();
     let env = [("ASH_DATA_DIR", data.as_str()), ("ASH_RUN_DIR", &run), ("ASH_CLAUDE_BIN", &claude)];
     let (_, diagnosis, text) = doctor(&env, &["--json", "--config", &config]);
-    for check in ["launcher", "gateway", "ashd", "landlock", "memory_limit", "workloads"] {
+    let own = ["ashd confines itself", "launcher confines itself", "gateway confines itself"];
+    for check in ["launcher", "gateway", "ashd", "landlock", "memory_limit", "workloads"].into_iter().chain(own) {
         assert_eq!(finding(&diagnosis, check)["status"], "ok", "{check}: {text}");
     }
     let limit = finding(&diagnosis, "memory_limit");

@@ -8,17 +8,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use ashd::gateway::registry::Limits;
-use gateway_support::{Gate, KEY, TOKEN, read_answer};
-
-/// A request for a message, with whatever else stands in its head.
-fn post(extra: &str, body: &str) -> String {
-    let length = body.len();
-    format!("POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n{extra}\r\n{body}")
-}
-
-fn token() -> String {
-    format!("x-api-key: {TOKEN}\r\n")
-}
+use gateway_support::{Gate, KEY, TOKEN, post, read_answer, token};
 
 #[test]
 fn the_key_is_swapped_on_every_request_of_a_connection() {
@@ -233,6 +223,7 @@ fn connections_beyond_the_bound_wait_and_idle_ones_are_closed() {
 #[test]
 fn unregistering_closes_what_is_open_and_keeps_the_count_once() {
     let gate = Gate::start(Limits::default());
+    gate.ask(&post(&token(), "{}"));
     let mut stream = gate.connect();
     stream.write_all(post(&format!("{}x-fake: slow\r\n", token()), "{}").as_bytes()).unwrap();
     let mut first = [0; 1];

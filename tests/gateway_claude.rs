@@ -1,6 +1,10 @@
 //! The real Claude Code against the real `ash-gateway` process and its offline model. Needs root (the gateway drops to
-//! another user, claude runs as one) and the binary named by `ASH_TEST_CLAUDE`, default `/opt/claude-2.1.330/claude`.
+//! another user, claude runs as one) and the pinned Claude Code (`scripts/setup`).
 #![allow(clippy::unwrap_used)]
+
+#[allow(dead_code)]
+#[path = "common/programs.rs"]
+mod programs;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, chown};
@@ -14,12 +18,6 @@ use serde_json::{Value, json};
 
 const NOBODY: u32 = 65534;
 const TOKEN: &str = "placeholder-of-the-test";
-
-fn claude() -> PathBuf {
-    let path = std::env::var_os("ASH_TEST_CLAUDE").map_or_else(|| "/opt/claude-2.1.330/claude".into(), PathBuf::from);
-    assert!(path.is_file(), "Claude Code is not at {}: set ASH_TEST_CLAUDE to its binary", path.display());
-    path
-}
 
 /// The gateway's process, offline, and directories for claude. Ends and vanishes with its value.
 struct Offline {
@@ -43,6 +41,8 @@ impl Offline {
             .args(["--upstream", "offline", "--client-user", "nobody", "--user", "nobody"])
             .args(["--listen", "127.0.0.1:0", "--token", TOKEN, "--run-dir"])
             .arg(directory.path().join("run"))
+            .arg("--state-dir")
+            .arg(directory.path().join("state"))
             .env("ANTHROPIC_API_KEY", "sk-ant-planted-key")
             .stdout(Stdio::piped())
             .spawn()
@@ -61,7 +61,7 @@ impl Offline {
     fn run(&self, args: &[&str], turns: &[&str]) -> Vec<Value> {
         let mut child = Command::new("timeout")
             .arg("90")
-            .arg(claude())
+            .arg(programs::real_claude())
             .args(["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"])
             .args(["--include-partial-messages", "--permission-mode", "bypassPermissions"])
             .args(args)

@@ -2,71 +2,26 @@
 //! taken over. Needs root, since the peers are told apart by their users.
 #![allow(clippy::unwrap_used)]
 
+#[path = "gateway_support/process.rs"]
+mod process;
+
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use ashd::gateway::client::{Gateway, GatewayError};
 use ashd::gateway::protocol::Register;
+use process::{NOBODY, Process, command, run_dir, start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
-const NOBODY: u32 = 65534;
 const GATEWAY: &str = env!("CARGO_BIN_EXE_ash-gateway");
 
-/// A process that is killed with its value.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Process {
-    fn ended(&mut self) -> bool {
-        (0..100).any(|_| {
-            std::thread::sleep(Duration::from_millis(50));
-            self.0.try_wait().unwrap().is_some()
-        })
-    }
-}
-
-fn command(run: &Path) -> Command {
-    assert_eq!(nix::unistd::geteuid().as_raw(), 0, "this test needs root: it is about the users of processes");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ash-gateway"));
-    command.args(["--upstream", "offline", "--client-user", "nobody", "--user", "nobody", "--run-dir"]).arg(run);
-    command
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        .env_remove("ANTHROPIC_API_KEY")
-        .env_remove("ANTHROPIC_BASE_URL");
-    command
-}
-
-async fn start(run: &Path, args: &[&str]) -> (Process, Gateway) {
-    let process = Process(command(run).args(args).spawn().unwrap());
-    for _ in 0..200 {
-        if let Ok(client) = Gateway::connect(run).await
-            && client.hello().await.is_ok_and(|hello| hello.pid == process.0.id())
-        {
-            return (process, client);
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    panic!("the gateway did not come up within 5 s");
-}
-
-fn run_dir() -> tempfile::TempDir {
-    tempfile::tempdir().unwrap()
-}
-
 fn register(session: Uuid) -> Register {
-    Register { session, token: "tok".into(), key: None }
+    Register::new(session, "tok")
 }
 
 async fn ask(listener: &TcpListener, said: &str) -> TcpStream {
@@ -95,6 +50,7 @@ async fn sessions_come_and_go() {
     let (_process, client) = start(run.path(), &[]).await;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let session = Uuid::new_v4();
+    let _open = client.hold_open(session);
     client.register(register(session), listener.try_clone().unwrap().into()).await.unwrap();
     assert!(whole(ask(&listener, "@text hello").await).await.contains("message_stop"));
     let usage = client.usage().await.unwrap();
@@ -165,12 +121,13 @@ async fn a_killed_gateway_is_found_again() {
 async fn a_second_gateway_is_refused_and_a_successor_takes_over() {
     let run = run_dir();
     let (mut old, client) = start(run.path(), &[]).await;
-    let output = command(run.path()).stderr(Stdio::piped()).output().unwrap();
+    let output = command(run.path()).args(["--upstream", "offline"]).stderr(Stdio::piped()).output().unwrap();
     let why = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && why.contains("--take-over"), "{why}");
 
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let session = Uuid::new_v4();
+    let _open = client.hold_open(session);
     client.register(register(session), listener.try_clone().unwrap().into()).await.unwrap();
     let open = ask(&listener, "@delay 50ms\n@repeat 30 word").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -192,7 +149,9 @@ async fn sigterm_finishes_the_open_answer() {
     let run = run_dir();
     let (mut process, client) = start(run.path(), &[]).await;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    client.register(register(Uuid::new_v4()), listener.try_clone().unwrap().into()).await.unwrap();
+    let session = Uuid::new_v4();
+    let _open = client.hold_open(session);
+    client.register(register(session), listener.try_clone().unwrap().into()).await.unwrap();
     let open = ask(&listener, "@delay 50ms\n@repeat 20 word").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let pid = nix::unistd::Pid::from_raw(i32::try_from(process.0.id()).unwrap());
@@ -249,9 +208,10 @@ fn activated(program: &str, listener: &std::os::fd::OwnedFd, run: &Path) -> Proc
     ashd::kernel::inherited::keep_on_exec(std::os::fd::AsFd::as_fd(listener)).unwrap();
     let command = format!(
         "exec 3<&{fd}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=gateway exec {} --upstream offline --user nobody \
-         --client-user nobody --run-dir {}",
+         --client-user nobody --run-dir {} --state-dir {}",
         program,
-        run.display()
+        run.display(),
+        run.join("state").display()
     );
     Process(Command::new("bash").args(["-c", &command]).spawn().unwrap())
 }
@@ -273,6 +233,7 @@ async fn a_reload_replaces_the_gateway_and_no_answer_breaks() {
     assert_eq!(client.hello().await.unwrap().pid, old.0.id());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let session = Uuid::new_v4();
+    let _open = client.hold_open(session);
     client.register(register(session), listener.try_clone().unwrap().into()).await.unwrap();
     let open = ask(&listener, "@delay 50ms\n@repeat 30 word").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -317,10 +278,13 @@ async fn a_successor_that_does_not_start_changes_nothing() {
     let client = Gateway::connect(run.path()).await.unwrap();
     let pid = client.hello().await.unwrap().pid;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    client.register(register(Uuid::new_v4()), listener.try_clone().unwrap().into()).await.unwrap();
+    let session = Uuid::new_v4();
+    let _open = client.hold_open(session);
+    client.register(register(session), listener.try_clone().unwrap().into()).await.unwrap();
     // By rename, as dpkg does it: the running program's file stays.
     let broken = run.path().join("broken");
-    std::fs::write(&broken, format!("#!/bin/sh\ntouch {}\nexit 1\n", run.path().join("tried").display())).unwrap();
+    std::fs::write(&broken, format!("#!/bin/sh\ntouch {}\nexit 1\n", run.path().join("state/tried").display()))
+        .unwrap();
     std::fs::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     std::fs::rename(&broken, &program).unwrap();
     std::fs::set_permissions(run.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
@@ -328,7 +292,7 @@ async fn a_successor_that_does_not_start_changes_nothing() {
     signal(pid, SIGHUP);
     let tried = (0..100).any(|_| {
         std::thread::sleep(Duration::from_millis(50));
-        run.path().join("tried").exists()
+        run.path().join("state/tried").exists()
     });
     assert!(tried, "the new program was started");
     let restarted = tokio::time::timeout(Duration::from_millis(500), client.restarted()).await;

@@ -23,9 +23,11 @@ impl Ended {
         let id = Uuid::new_v4();
         let session = api.ended_session(id).await;
         let mut commit = Commit::of(&session);
-        commit.messages = (0..3).map(|n| (Role::User, json!({"type": "user", "content": n}).to_string())).collect();
+        commit.messages =
+            (0..3).map(|n| (Role::User, json!({"type": "user", "content": n}).to_string().into())).collect();
         commit.events = vec![("lifecycle", "{\"action\":\"created\"}".into()), ("text", "{\"text\":\"x\"}".into())];
-        commit.usage = Some(Usage { input_tokens: 10, output_tokens: 5, compute_ms: 1500, ..Usage::default() });
+        commit.usage =
+            Some(Usage { input_tokens: 10, output_tokens: 5, compute_ms: 1500, messages: 1, ..Usage::default() });
         api.store.commit(commit).await.unwrap();
         let workspace = api.data.path().join("sessions").join(id.to_string()).join("workspace");
         std::fs::create_dir_all(&workspace).unwrap();
@@ -82,7 +84,7 @@ async fn histories_are_paged_by_sequence() {
     assert_eq!(stats["stats"]["totalInputTokens"], 10);
     assert_eq!(stats["stats"]["totalComputeSeconds"], 1.5);
     let usage = ended.own("GET /api/usage?before=2999-01-01T00:00:00", "").await.json();
-    let kinds: Vec<_> = usage["usage"].as_array().unwrap().iter().map(|e| e["eventType"].as_str().unwrap()).collect();
+    let kinds: Vec<_> = usage["events"].as_array().unwrap().iter().map(|e| e["eventType"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["message", "input_tokens", "output_tokens", "compute_seconds"]);
     assert_eq!(ended.own("GET /api/usage?after=yesterday", "").await.status, 400);
 }
@@ -158,14 +160,15 @@ async fn a_workspace_goes_out_and_comes_back() {
     let answer = ended.own("POST /api/sessions/{}/workspace", body).await;
     assert_eq!(answer.json(), json!({"message": "Workspace restored: 1 file"}));
     assert_eq!(std::fs::read(ended.workspace.join("a.txt")).unwrap(), b"one");
-    for (body, text) in [("{}", "bundle is required"), (r#"{"bundle":"eA=="}"#, "bundle is not a readable tar.gz")] {
+    for (body, text) in [("{}", "bundle is required"), (r#"{"bundle":"eA=="}"#, "bundle is not a readable tar archive")]
+    {
         let answer = ended.own("POST /api/sessions/{}/workspace", body).await;
         assert!(answer.status == 400 && answer.json()["error"].as_str().unwrap().starts_with(text), "{body}");
     }
 }
 
 #[tokio::test]
-async fn attachments_are_kept_beside_the_workspace() {
+async fn attachments_are_kept_beside_the_workspace_and_copied_into_it() {
     let ended = Ended::start().await;
     let body = json!({"filename": "n.txt", "content": STANDARD.encode("note"), "messageId": "m"}).to_string();
     let answer = ended.own("POST /api/sessions/{}/attachments", body.clone()).await;
@@ -178,7 +181,17 @@ async fn attachments_are_kept_beside_the_workspace() {
     assert_eq!(got.body, b"note");
     assert!(got.headers["content-disposition"].to_str().unwrap().starts_with("attachment; filename=\"n.txt\""));
     assert_eq!(ended.own("GET /api/sessions/{}/attachments", "").await.json()["attachments"][0], attachment);
-    assert_eq!(ended.own("GET /api/sessions/{}/files", "").await.json()["files"], json!([]));
+    assert_eq!(attachment["storagePath"], "attachments/n.txt");
+    let second = json!({"filename": "dir/n.txt", "content": STANDARD.encode("other")}).to_string();
+    let second = ended.own("POST /api/sessions/{}/attachments", second).await.json()["attachment"].clone();
+    assert_eq!(
+        (&second["storagePath"], &second["messageId"], &second["filename"]),
+        (&json!("attachments/n-2.txt"), &json!("unlinked"), &json!("dir/n.txt"))
+    );
+    assert_eq!(ended.own("GET /api/sessions/{}/files/attachments/n.txt", "").await.body, b"note");
+    assert_eq!(ended.own("GET /api/sessions/{}/files/attachments/n-2.txt", "").await.body, b"other");
+    let second = format!("DELETE /api/attachments/{}", second["id"].as_str().unwrap());
+    assert_eq!(ended.own(&second, "").await.status, 204);
     for request in [format!("GET {at}"), format!("DELETE {at}")] {
         assert_eq!(ended.api.other(&request, "").await.status, 404, "{request} by another tenant");
     }
@@ -189,7 +202,7 @@ async fn attachments_are_kept_beside_the_workspace() {
     let large = json!({"filename": "x", "content": STANDARD.encode(vec![0; (10 << 20) + 1])}).to_string();
     assert_eq!(ended.own("POST /api/sessions/{}/attachments", large).await.status, 413);
     for bad in
-        [json!({"filename": "a/b", "content": ""}), json!({"filename": "a"}), json!({"filename": "a", "content": "*"})]
+        [json!({"filename": "a/..", "content": ""}), json!({"filename": "a"}), json!({"filename": "a", "content": "*"})]
     {
         assert_eq!(ended.own("POST /api/sessions/{}/attachments", bad.to_string()).await.status, 400, "{bad}");
     }

@@ -77,6 +77,7 @@ fn the_sample_has_every_key_with_its_default() {
         "binary",
         "base_url",
         "reserve_bytes",
+        "state_dir",
     ];
     let defaults: String = sample
         .lines()
@@ -130,7 +131,10 @@ fn the_manuals_have_every_option_and_command() {
     // Hyphens of a manual are escaped, so that they can be copied into a shell.
     let manual = |name: &str| text(name).replace("\\-", "-");
     let launcher = manual("packaging/man/ash-launcher.8");
-    for argument in Flags::command().get_arguments().filter_map(|argument| argument.get_long()) {
+    let flags = Flags::command();
+    // Hidden ones are for ashd's own programs.
+    let shown = flags.get_arguments().filter(|argument| !argument.is_hide_set());
+    for argument in shown.filter_map(|argument| argument.get_long()) {
         assert!(launcher.contains(&format!("--{argument}")), "--{argument} is not in ash-launcher(8)");
     }
     let ashd = manual("packaging/man/ashd.8");
@@ -216,4 +220,78 @@ fn the_maintainer_scripts_know_every_unit() {
         let checked = Command::new("sh").arg("-n").arg(path(&format!("packaging/debian/{script}"))).status().unwrap();
         assert!(checked.success(), "{script}");
     }
+}
+
+/// Made from the same sources twice, the same bytes; every crate that is linked is in it, with its checksum; and it is what
+/// CycloneDX 1.5 says.
+#[test]
+fn the_bill_of_materials_is_whole_reproducible_and_valid() {
+    let make = || {
+        let out = Command::new(path("packaging/sbom")).arg("1.2.3-4").output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let bom = make();
+    assert_eq!(bom, make());
+    let parsed: serde_json::Value = serde_json::from_str(&bom).unwrap();
+    assert_eq!((&parsed["bomFormat"], &parsed["specVersion"]), (&"CycloneDX".into(), &"1.5".into()));
+    assert_eq!(parsed["metadata"]["component"]["version"], "1.2.3-4");
+    let components = parsed["components"].as_array().unwrap();
+    let named =
+        |name: &str| components.iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("{name} is not in it"));
+    for (name, scope) in [("tokio", "required"), ("sqlite", "required"), ("clap_derive", "excluded")] {
+        assert_eq!(named(name)["scope"], scope, "{name}");
+    }
+    assert!(!components.iter().any(|c| c["name"] == "proptest"), "what only tests need is not shipped");
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--edges", "normal,build", "--prefix", "none", "--format", "{p}"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    let crates: BTreeSet<&str> = tree.lines().filter(|l| !l.is_empty() && !l.starts_with("ashd ")).collect();
+    let crates: BTreeSet<String> = crates.iter().map(|l| l.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
+    let listed = components.iter().filter(|c| c["name"] != "sqlite");
+    let listed: BTreeSet<String> =
+        listed.map(|c| format!("{} v{}", c["name"].as_str().unwrap(), c["version"].as_str().unwrap())).collect();
+    assert_eq!(listed, crates);
+    let lock = text("Cargo.lock");
+    for component in components.iter().filter(|c| c["name"] != "sqlite") {
+        let sum = component["hashes"][0]["content"].as_str().unwrap();
+        assert!(sum.len() == 64 && lock.contains(sum), "{component}");
+    }
+    let shipped = text("packaging/build-deb");
+    assert!(shipped.contains("packaging/sbom \"$version\" >\"$pkg/$doc/ashd.cdx.json\""), "it is in the package");
+
+    let python = path(".cache/cyclonedx/bin/python");
+    assert!(python.exists(), "the validator is not installed: run sudo ./scripts/setup");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let judge = |document: &str| {
+        fs::write(file.path(), document).unwrap();
+        let script = "import sys\nfrom cyclonedx.schema import SchemaVersion\nfrom cyclonedx.validation.json import JsonStrictValidator\n\
+                      wrong = JsonStrictValidator(SchemaVersion.V1_5).validate_str(open(sys.argv[1]).read())\n\
+                      sys.exit(str(wrong) if wrong else 0)";
+        let out = Command::new(&python).args(["-c", script]).arg(file.path()).output().unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let (valid, why) = judge(&bom);
+    assert!(valid, "{why}");
+    assert!(!judge(&bom.replace("\"SHA-256\"", "\"SHA-257\"")).0, "the validator can tell");
+}
+
+/// What is let through by the check of dependencies has a reason; the check itself is one of the steps of scripts/test.
+#[test]
+fn exceptions_of_the_dependencies_have_reasons() {
+    let deny: toml::Table = text("deny.toml").parse().unwrap();
+    let skipped = deny["bans"]["skip"].as_array().unwrap();
+    for entry in skipped {
+        assert!(
+            entry.get("reason").and_then(|reason| reason.as_str()).is_some_and(|reason| reason.len() > 5),
+            "{entry}"
+        );
+    }
+    assert_eq!(deny["bans"]["multiple-versions"].as_str(), Some("deny"));
+    assert_eq!(deny["sources"]["unknown-git"].as_str(), Some("deny"));
+    assert!(text("scripts/test").contains("cargo deny --locked check --deny unmatched-skip"));
+    assert!(!text(".ci/run").contains("RETRIES") && text(".config/nextest.toml").contains("\nretries = 0\n"));
 }

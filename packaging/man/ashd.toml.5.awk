@@ -1,10 +1,10 @@
-# Makes ashd.toml(5) of ashd.sample.toml: the sample is tested to hold every key with its default, so the page is true as well.
+# Generates ashd.toml(5) from ashd.sample.toml. A test checks that the sample has every key with its default, so the page is correct as well.
 function escape(text) { gsub(/\\/, "\\e", text); gsub(/-/, "\\-", text); return text ~ /^[.']/ ? "\\&" text : text }
 function flush() { if (text != "") printf ".PP\n%s", text; text = "" }
 BEGIN {
     print ".TH ASHD.TOML 5 \"\" \"ashd\" \"File formats\"\n.SH NAME\nashd.toml \\- configuration of ashd\n.SH SYNOPSIS"
     print ".nf\n/etc/ashd/ashd.toml\n/etc/ashd/ashd.toml.d/*.toml\n.fi\n.SH DESCRIPTION"
-    print "Defaults, then ashd.toml, then its drop\\-ins by name, then variables of the environment: later wins, key by key. An unknown key is"
+    print "Sources are the defaults, ashd.toml, its drop\\-ins by name, and variables of the environment. Later sources override earlier ones, key by key. An unknown key is"
     print "an error that names file, line and the nearest valid key;\n.B ashd check\\-config\nshows all errors at once. The file is TOML."
     print ".PP\nUnder systemd the launcher and the gateway have files of their own:\n.IR /etc/ashd/launcher.toml ,\n.IR /etc/ashd/gateway.env ."
     print ".SH KEYS\nShown with their defaults."

@@ -7,14 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use ashd::confine;
+use ashd::gateway::confine as gateway_confine;
 use ashd::gateway::control::{self, ControlSocket, Peers};
+use ashd::gateway::ledger::Ledger;
 use ashd::gateway::privileges;
 use ashd::gateway::protocol::{Register, Request, SOCKET};
 use ashd::gateway::registry::{Limits, Registry};
 use ashd::gateway::settings::{self, Upstream};
 use ashd::gateway::successor;
 use ashd::gateway::upstream::Model;
-use ashd::kernel::seqpacket;
+use ashd::kernel::single::require_single_thread;
+use ashd::kernel::{sanitize, seqpacket};
+use ashd::observe::events::INSECURE_UPSTREAM;
+use ashd::observe::tasks;
 use clap::Parser;
 use nix::unistd::Uid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,10 +39,17 @@ struct Flags {
     /// Where gateway.sock is made.
     #[arg(long, env = "ASH_RUN_DIR", default_value = "/run/ashd")]
     run_dir: PathBuf,
+    /// Where the record of what was used is kept until ashd has taken it. Made when it is missing.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/var/lib/ash-gateway")]
+    state_dir: PathBuf,
     /// `offline` (a scripted model, no network) or a base URL. Default: ANTHROPIC_BASE_URL; else
     /// https://api.anthropic.com if there is a key; else `offline`.
     #[arg(long, value_name = "offline|URL")]
     upstream: Option<String>,
+    /// Allow an http:// upstream on another host, which sends the model key over the network in clear.
+    #[arg(long, env = "ASH_ALLOW_INSECURE_UPSTREAM", value_parser = clap::builder::FalseyValueParser::new(),
+        action = clap::ArgAction::SetTrue)]
+    allow_insecure_upstream: bool,
     /// Who may speak on gateway.sock, beside root and the gateway's own user.
     #[arg(long, value_name = "USER", default_value = "ashd")]
     client_user: String,
@@ -71,7 +84,9 @@ the program is started again, the new one serves, this one finishes its open ans
 Logs: the journal under systemd, else JSON on stderr; ASH_LOG sets the level. Documentation: docs/gateway.md, docs/offline-model.md.";
 
 fn main() -> anyhow::Result<()> {
+    let one = require_single_thread().context("start")?;
     let flags = Flags::parse();
+    sanitize::close_inherited(sanitize::passed_here()).context("close inherited descriptors")?;
     let variable = |name| std::env::var(name).ok();
     ashd::observe::logging::start("ash-gateway", None).map_err(|why| anyhow!(why))?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -80,6 +95,13 @@ fn main() -> anyhow::Result<()> {
     let base_url = variable("ANTHROPIC_BASE_URL");
     let upstream =
         Upstream::choose(flags.upstream.as_deref(), base_url.as_deref(), key.is_some()).map_err(|why| anyhow!(why))?;
+    if let Err(why) = upstream.check_secure() {
+        if !flags.allow_insecure_upstream {
+            bail!(why);
+        }
+        let event = &INSECURE_UPSTREAM;
+        tracing::warn!(MESSAGE_ID = event.id, ASH_EVENT = event.name, %upstream, "the model key is sent over the network in clear");
+    }
     let custom = settings::custom_headers(&variable("ANTHROPIC_CUSTOM_HEADERS").unwrap_or_default())
         .map_err(|why| anyhow!(why))?;
     let client = privileges::lookup(&flags.client_user).context("--client-user")?.uid;
@@ -95,11 +117,17 @@ fn main() -> anyhow::Result<()> {
         None if Uid::effective().is_root() && flags.user.is_some() => Some(socket(&flags)?),
         None => None,
     };
-    privileges::drop_all(flags.user.as_deref())?;
+    privileges::own_directory(&flags.state_dir, flags.user.as_deref()).context("--state-dir")?;
+    privileges::drop_all(&one, flags.user.as_deref())?;
     let bound = bound.map_or_else(|| socket(&flags), Ok)?;
     let model = Model::new(&upstream, key, custom).map_err(|why| anyhow!(why))?;
+    // Before the plan refuses to bind a port.
+    let listen =
+        flags.listen.map(|address| std::net::TcpListener::bind(address).with_context(|| format!("--listen {address}")));
+    let listen = listen.transpose()?;
+    confine::apply(&one, &gateway_confine::plan(&flags.run_dir, &upstream, std::slice::from_ref(&flags.state_dir)))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(run(flags, client, bound, model, old))
+    runtime.block_on(run(flags, client, bound, model, old, listen))
 }
 
 /// The control socket of `ash-gateway.socket`, from systemd or from the gateway that this one replaces.
@@ -137,22 +165,24 @@ async fn run(
     socket: ControlSocket,
     model: Model,
     old: Option<OwnedFd>,
+    listen: Option<std::net::TcpListener>,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let lasting = socket.lasting().context("control socket")?;
-    let registry = Registry::new(model, Limits::default());
+    let ledger = Ledger::open(&flags.state_dir)?;
+    let registry = Registry::new(model, Limits::default(), Some(ledger));
     let stop = CancellationToken::new();
-    if let (Some(address), Some(token)) = (flags.listen, flags.token) {
-        let listener = std::net::TcpListener::bind(address).with_context(|| format!("--listen {address}"))?;
+    if let (Some(listener), Some(token)) = (listen, flags.token) {
         println!("listening on {}", listener.local_addr()?);
         std::io::stdout().flush()?;
-        let register = Register { session: uuid::Uuid::nil(), token, key: None };
+        let register = Register::new(uuid::Uuid::nil(), token);
         registry.register(register, listener.into()).map_err(|why| anyhow!(why))?;
     }
     tracing::info!(upstream = %registry.model, run_dir = %flags.run_dir.display(), pid = std::process::id(), "serving");
-    let control = tokio::spawn(control::serve(socket, Peers { client }, Arc::clone(&registry), stop.clone()));
+    let serve = control::serve(socket, Peers { client }, Arc::clone(&registry), stop.clone());
+    let control = tasks::spawn_essential("control-socket", serve);
     if let Some(old) = old {
         // Its connections to ashd close, so ashd comes here and registers every session again.
         let shutdown = serde_json::to_vec(&Request::Shutdown)?;

@@ -3,13 +3,16 @@
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, bail};
+use ashd::confine;
 use ashd::kernel::cgroup::Tree;
 use ashd::kernel::kmsg::KernelLog;
-use ashd::kernel::{caps, inherited, process, sanitize};
+use ashd::kernel::single::require_single_thread;
+use ashd::kernel::{caps, inherited, sanitize};
+use ashd::launcher;
 use ashd::launcher::again::{self, Origin};
 use ashd::launcher::ending::reap_all;
 use ashd::launcher::policy::Policies;
-use ashd::launcher::rundir::{RunDir, bind_launcher, unbind_launcher};
+use ashd::launcher::rundir::{self, RunDir, bind_launcher, unbind_launcher};
 use ashd::launcher::sandboxes::Sandboxes;
 use ashd::launcher::server::{STATUS, Server, block_signals};
 use ashd::launcher::settings::{Flags, Settings};
@@ -35,20 +38,15 @@ const IN_WORKERS: CapabilitySet = CapabilitySet::SYS_PTRACE;
 const AT_BOTH_ENDS: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
 
 fn main() -> anyhow::Result<()> {
+    let one = require_single_thread().context("start")?;
     let program = std::env::current_exe().context("own program")?;
     let handed = again::take().context("take over from the program before")?;
-    let passed = sanitize::passed_sockets(
-        std::env::var("LISTEN_PID").ok().as_deref(),
-        std::env::var("LISTEN_FDS").ok().as_deref(),
-        std::process::id(),
-    );
+    let passed = sanitize::passed_here();
     let under_systemd = handed.as_ref().map_or_else(logging::stderr_is_journal, |handed| handed.under_systemd);
-    match &handed {
-        Some(handed) => process::close_all_but(&handed.descriptors()),
-        None => sanitize::close_from(3 + passed),
-    }
-    .context("close inherited descriptors")?;
-    sanitize::clear_environment(&["NOTIFY_SOCKET"]);
+    // What the program before handed over is claimed by now, which `close_strays` leaves alone.
+    let first = if handed.is_some() { 3 } else { i32::try_from(3 + passed).context("LISTEN_FDS")? };
+    inherited::close_strays(&one, first).context("close inherited descriptors")?;
+    sanitize::clear_environment(&one, &["NOTIFY_SOCKET"]).context("clear the environment")?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     std::env::set_current_dir("/").context("chdir /")?;
 
@@ -64,6 +62,7 @@ fn main() -> anyhow::Result<()> {
     let policies = Policies::compile()?;
     settings.floor.check(&policies)?;
     if flags.check {
+        rundir::check(&settings.run_dir)?;
         println!("OK");
         return Ok(());
     }
@@ -112,6 +111,7 @@ fn main() -> anyhow::Result<()> {
         reap_all();
         server.resume(connections, reclaims);
     }
+    confine::apply(&one, &launcher::confine::plan())?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     ashd::systemd::ready(STATUS);
     let clean = server.run().context("poll")?;

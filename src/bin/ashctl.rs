@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use ashd::ctl::cli::{Cli, Command, Format};
+use ashd::ctl::render::printable;
 use clap::Parser;
 
 #[tokio::main(flavor = "current_thread")]
@@ -13,7 +14,8 @@ async fn main() -> ExitCode {
     }
     let Err(error) = ashd::ctl::run(cli).await else { return ExitCode::SUCCESS };
     if !error.is_silent() {
-        eprintln!("ashctl: {error}");
+        // ashd, an agent's file names and npm have their words in it.
+        eprintln!("ashctl: {}", printable(&error.to_string()));
         if let Some(hint) = error.hint() {
             eprintln!("        {hint}");
         }
@@ -26,7 +28,7 @@ async fn doctor(json: bool, config: Option<&std::path::Path>) -> ExitCode {
     if json {
         println!("{}", serde_json::to_string_pretty(&diagnosis).expect("plain data"));
     } else {
-        print!("{}", diagnosis.text());
+        print!("{}", printable(&diagnosis.text()));
     }
     ExitCode::from(diagnosis.exit_code())
 }

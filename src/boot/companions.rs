@@ -24,6 +24,8 @@ use crate::{gateway, launcher};
 const START: Duration = Duration::from_secs(10);
 /// How long one that runs may take to answer `Hello`. It does so in microseconds; a second is for a machine that swaps.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a keeper may have nothing that answers before a stop ends it. A start takes milliseconds.
+const SILENT: Duration = Duration::from_secs(2);
 const LAUNCHER: &str = "ash-launcher";
 const GATEWAY: &str = "ash-gateway";
 /// Lines of its log that are shown when one does not start.
@@ -84,6 +86,7 @@ impl Companion {
     fn launcher(config: &Config, accounts: &Accounts) -> Result<Self, BootError> {
         let mut arguments = arguments(config, &accounts.ashd);
         arguments.extend(["--data-dir".into(), config.data_dir.clone().into()]);
+        arguments.extend(["--claude-dir".into(), config.claude.dir.clone().into()]);
         arguments.extend(["--uid-base".into(), config.launcher.uid_base.to_string().into()]);
         arguments.extend(["--uid-count".into(), config.launcher.uid_count.to_string().into()]);
         arguments.extend(["--cgroup".into(), config.launcher.cgroup.clone().into()]);
@@ -105,6 +108,10 @@ impl Companion {
             Upstream::Url(url) => url.clone(),
         };
         arguments.extend(["--upstream".into(), upstream.into()]);
+        arguments.extend(["--state-dir".into(), config.gateway_state_dir().into()]);
+        if config.gateway.allow_insecure_upstream {
+            arguments.push("--allow-insecure-upstream".into());
+        }
         let mut environment = Vec::new();
         if let Some(key) = &config.gateway.api_key {
             environment.push(("ANTHROPIC_API_KEY", key.clone()));
@@ -344,7 +351,8 @@ pub(super) fn shut_down_gateway(run_dir: &Path, patience: Duration) -> Result<bo
     })
 }
 
-/// Asks until nobody answers and no keeper is left: one that crashed just now is being started again, and must be asked too.
+/// Asks until no process answers and no keeper is left: one that crashed just now is being started again, and must be asked too. A
+/// keeper that waits longer, for a program that is missing or fails, is ended itself.
 fn shut_down(
     socket: &Path,
     keeper: &Path,
@@ -353,9 +361,11 @@ fn shut_down(
 ) -> Result<bool, BootError> {
     let start = Instant::now();
     let mut ended = false;
+    let mut silent = Instant::now();
     loop {
         match request() {
-            Ok(asked) => ended |= asked,
+            Ok(true) => (ended, silent) = (true, Instant::now()),
+            Ok(false) => {}
             // It may be closing just now.
             Err(_) if start.elapsed() < patience => {}
             Err(error) => return Err(error),
@@ -363,6 +373,12 @@ fn shut_down(
         let kept = keeper::holder(keeper).map_err(BootError::io(keeper.display().to_string()))?;
         if kept.is_none() && seqpacket::connect(socket, true).is_err() {
             return Ok(ended);
+        }
+        if silent.elapsed() > SILENT
+            && let Some(pid) = kept.and_then(|pid| pid.parse().ok())
+        {
+            // Its process group is its own and that of what it keeps; one that is gone meanwhile needs no signal.
+            let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
         }
         if start.elapsed() > patience {
             return Err(BootError::Refused(format!(

@@ -3,14 +3,17 @@
 //! | directory | owner | mode | why |
 //! |---|---|---|---|
 //! | data | ashd | 0750 | nobody else reads sessions, agents, the database |
+//! | state of the gateway | ash-gateway | 0700 | the record of usage is not ashd's to change |
 //! | run | root | 0755 | the launcher works in it as root, so nobody else may plant links there |
 
-use std::fs::{self, DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::BootError;
 use super::users::Account;
+use crate::kernel::beneath::Refused;
+use crate::kernel::tree::{Owner, Tree};
 
 /// What a data directory holds. One that is root's and holds anything else is somebody's, and is left alone.
 const KNOWN: [&str; 6] = ["agents", "attachments", "claude", "credential-key", "initial-api-key", "sessions"];
@@ -22,10 +25,20 @@ pub(super) fn prepare(data: &Path, run: &Path, ashd: &Account) -> Result<(), Boo
     reachable(run, ashd)
 }
 
+/// What is above the gateway's state directory. The directory itself is made, and given to its user, by the gateway while it
+/// is root: by descriptor, so that nothing is given away that somebody else put in its place.
+pub(super) fn prepare_state(state: &Path, gateway: &Account) -> Result<(), BootError> {
+    if let Some(parent) = state.parent() {
+        let named = || format!("state directory of the gateway {}", state.display());
+        Tree::make_within(parent).map_err(|why| BootError::io(named())(why.into()))?;
+    }
+    reachable(state, gateway)
+}
+
 fn prepare_data(data: &Path, ashd: &Account) -> Result<(), BootError> {
     let named = || format!("data directory {}", data.display());
-    make(data, 0o750).map_err(BootError::io(named()))?;
-    let owner = fs::metadata(data).map_err(BootError::io(named()))?.uid();
+    let tree = make(data, 0o750).map_err(BootError::io(named()))?;
+    let owner = tree.owner().uid;
     if owner == ashd.uid {
         return Ok(());
     }
@@ -40,8 +53,7 @@ fn prepare_data(data: &Path, ashd: &Account) -> Result<(), BootError> {
             data.display()
         )));
     }
-    for entry in fs::read_dir(data).map_err(BootError::io(named()))? {
-        let name = entry.map_err(BootError::io(named()))?.file_name();
+    for name in tree.names().map_err(|refused| BootError::io(named())(refused.into()))? {
         // A file system of its own has a directory of its own.
         let ours = name
             .to_str()
@@ -54,35 +66,36 @@ fn prepare_data(data: &Path, ashd: &Account) -> Result<(), BootError> {
             )));
         }
     }
-    chown(data, Some(ashd.uid), Some(ashd.gid)).map_err(BootError::io(named()))?;
-    fs::set_permissions(data, Permissions::from_mode(0o750)).map_err(BootError::io(named()))
+    let given = tree.set_mode(".", 0o750).and_then(|()| tree.give_to(Owner { uid: ashd.uid, gid: ashd.gid }));
+    given.map_err(|refused| BootError::io(named())(refused.into()))
 }
 
 fn prepare_run(run: &Path) -> Result<(), BootError> {
     let named = || format!("run directory {}", run.display());
     make(run, 0o755).map_err(BootError::io(named()))?;
-    let found = fs::symlink_metadata(run).map_err(BootError::io(named()))?;
-    if !found.is_dir() || found.uid() != 0 || found.mode() & 0o022 != 0 {
-        return Err(BootError::Refused(format!(
-            "{}: must be a directory of root that nobody else can write (it is uid {}, mode {:o}), because the launcher works \
-             in it as root; remove it, or choose another one (ASH_RUN_DIR)",
-            named(),
-            found.uid(),
-            found.mode() & 0o7777
-        )));
-    }
-    Ok(())
+    Tree::open_trusted(run).map(drop).map_err(|why| {
+        BootError::Refused(format!(
+            "{}: must be a directory of root that no other user can write, because the launcher works in it as root: {why}; \
+             remove it, or choose another one (ASH_RUN_DIR)",
+            named()
+        ))
+    })
 }
 
-/// Makes a directory with exactly this mode; parents that are missing get 0755. One that is there stays as it is.
-fn make(path: &Path, mode: u32) -> std::io::Result<()> {
-    if let Some(parent) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+/// Makes a directory with exactly this mode; parents that are missing get 0755. One that is there stays as it is. What leads
+/// to it must be root's.
+fn make(path: &Path, mode: u32) -> std::io::Result<Tree> {
+    match Tree::open(path) {
+        Err(why) if why.is_missing() => {}
+        other => return Ok(other?),
     }
-    match DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode)),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Ok(Tree::open(path)?) };
+    let above = Tree::make_within(above)?;
+    match above.make_dir(name, mode, None) {
+        Ok(made) => Ok(made),
+        // Another start was faster.
+        Err(Refused::Io(error)) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(Tree::open(path)?),
+        Err(refused) => Err(refused.into()),
     }
 }
 
@@ -120,6 +133,9 @@ fn may_pass(mode: u32, owner: bool, group: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     const NOBODY: u32 = 65_534;

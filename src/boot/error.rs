@@ -21,6 +21,8 @@ pub enum BootError {
         "{0}\nstart it first: `systemctl start ash-gateway`, or start ashd as root, which starts its own launcher and gateway"
     )]
     Gateway(#[from] GatewayError),
+    #[error(transparent)]
+    Unconfined(#[from] crate::confine::Unconfined),
     #[error("{0}")]
     Refused(String),
 }

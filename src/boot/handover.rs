@@ -47,5 +47,6 @@ pub(super) fn take() -> Result<Handed, BootError> {
     let letter: Letter = serde_json::from_slice(&text).map_err(|why| failed()(why.into()))?;
     let sockets = letter.sockets.into_iter().map(inherited::claim).collect::<Result<_, _>>().map_err(failed())?;
     let port_file = letter.port_file.map(inherited::claim).transpose().map_err(failed())?;
-    Ok(Handed { config: letter.config, source: letter.source, listeners: Listeners { sockets, port_file } })
+    let config = Config { file: Some(letter.source.file().to_owned()), ..letter.config };
+    Ok(Handed { config, source: letter.source, listeners: Listeners { sockets, port_file } })
 }

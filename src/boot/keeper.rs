@@ -2,17 +2,20 @@
 //! a session of its own, so that neither a closed terminal nor the end of ashd ends it, and starts it again after a crash.
 //!
 //! ```text
-//!   keeper: setsid -> start -> wait --exit 0 or 2..--> end
+//!   keeper: setsid -> start -> wait --exit 0, SIGTERM, SIGINT--> end
 //!                       ^        |
-//!                       +--------+ a signal, or a panic's 101: after 200 ms, at most 10 times a minute
+//!                       +--------+ a signal, a panic's 101, and every failure of one that had served: after a pause of 200 ms that
+//!                                  doubles up to 5 s, without end; so is a program that is missing by then (an upgrade) waited for
 //! ```
+//!
+//! Only a first start that fails by itself (a wrong flag, a port that is taken) is not repeated: ashd shows its words and ends.
 //!
 //! The gateway's keeper is root and has the model key in its environment, to hand it to the next gateway. It reads nothing and
 //! talks to nobody; root could read the key anyway.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
@@ -21,16 +24,18 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::kernel::sanitize;
+
 /// First argument of the keeper. Not for people, so not in the help.
 pub const KEEP: &str = "keep";
 /// First argument of the stage without privileges.
 pub const UNPRIVILEGED: &str = "serve-unprivileged";
 
-/// Pause before a companion is started again.
+/// Pause before a companion is started again; doubled at each failure in a row.
 const PAUSE: Duration = Duration::from_millis(200);
-/// More crashes than this within [`WINDOW`] are not mended by another start.
-const CRASHES: usize = 10;
-const WINDOW: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// One that ran so long has served: its next failure is the first in a row.
+const SERVED: Duration = Duration::from_secs(10);
 
 /// Runs `command` (a program and its arguments) until it ends by itself. Meanwhile `file` is locked and holds the keeper's pid.
 ///
@@ -41,27 +46,72 @@ pub fn keep(file: &Path, command: &[std::ffi::OsString]) -> Result<(), String> {
     crate::observe::logging::start("ash-keeper", None)?;
     nix::sys::prctl::set_name(c"ash-keeper").map_err(|errno| format!("keep: {errno}"))?;
     nix::unistd::setsid().map_err(|errno| format!("keep: no session of its own: {errno}"))?;
+    sanitize::close_inherited(0).map_err(|why| format!("keep: inherited descriptors: {why}"))?;
     let _lock = hold(file).map_err(|why| format!("keep: {}: {why}", file.display()))?;
-    let mut crashes = Vec::new();
+    let (mut past, mut failures) = (Past::New, 0);
     loop {
-        let mut child =
-            Command::new(program).args(arguments).spawn().map_err(|why| format!("{}: {why}", program.display()))?;
-        let status = child.wait().map_err(|why| format!("{}: {why}", program.display()))?;
-        if !crashed(status) {
-            return if status.success() { Ok(()) } else { Err(format!("{}: {status}", program.display())) };
+        let began = Instant::now();
+        match Command::new(program).args(arguments).spawn() {
+            Ok(mut child) => {
+                let status = child.wait().map_err(|why| format!("{}: {why}", program.display()))?;
+                if began.elapsed() >= SERVED {
+                    (past, failures) = (Past::Served, 0);
+                }
+                match judge(status, past) {
+                    Next::Done => return Ok(()),
+                    Next::Failed => return Err(format!("{}: {status}", program.display())),
+                    Next::Again => tracing::error!(program = %program.display(), %status, "ended; it is started again"),
+                }
+                past = past.max(Past::Crashed);
+            }
+            Err(why) if past != Past::New => {
+                tracing::error!(program = %program.display(), %why, "cannot be started; tried again");
+            }
+            Err(why) => return Err(format!("{}: {why}", program.display())),
         }
-        crashes.retain(|at: &Instant| at.elapsed() < WINDOW);
-        crashes.push(Instant::now());
-        if crashes.len() > CRASHES {
-            return Err(format!("{}: {status}; crashed {CRASHES} times within {WINDOW:?}", program.display()));
-        }
-        tracing::error!(program = %program.display(), %status, "crashed; it is started again");
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause(failures));
+        failures += 1;
     }
 }
 
+/// What is known of the companion's earlier processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Past {
+    New,
+    /// It came as far as being started and crashed.
+    Crashed,
+    Served,
+}
+
+/// What the end of a process means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Done,
+    Failed,
+    Again,
+}
+
+/// 101 is what a panic exits with. SIGTERM and SIGINT are somebody's wish. A failure of its own is final for one that never served.
+fn judge(status: ExitStatus, past: Past) -> Next {
+    use nix::libc::{SIGINT, SIGTERM};
+    let crashed = status.code() == Some(101) || status.signal().is_some();
+    match (status.success(), status.signal()) {
+        (true, _) => Next::Done,
+        (_, Some(SIGTERM | SIGINT)) => Next::Failed,
+        _ if crashed || past != Past::New => Next::Again,
+        _ => Next::Failed,
+    }
+}
+
+fn pause(failures: u32) -> Duration {
+    PAUSE.saturating_mul(1 << failures.min(16)).min(LONGEST_PAUSE)
+}
+
+/// Root's alone: whoever can open a file can lock it, and a lock that somebody else holds looks like a keeper that lives.
 fn hold(file: &Path) -> std::io::Result<Flock<File>> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(file)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(file)?;
+    // One that an earlier version left.
+    file.set_permissions(Permissions::from_mode(0o600))?;
     let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
     lock.set_len(0)?;
     lock.write_all(format!("{}\n", std::process::id()).as_bytes())?;
@@ -82,12 +132,6 @@ pub(super) fn holder(file: &Path) -> std::io::Result<Option<String>> {
     }
 }
 
-/// 101 is what a panic exits with. SIGTERM and SIGINT are somebody's wish.
-fn crashed(status: ExitStatus) -> bool {
-    use nix::libc::{SIGINT, SIGTERM};
-    status.code() == Some(101) || status.signal().is_some_and(|signal| signal != SIGTERM && signal != SIGINT)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,17 +144,36 @@ mod tests {
         let held = hold(&file).unwrap();
         assert_eq!(holder(&file).unwrap(), Some(std::process::id().to_string()));
         assert!(hold(&file).is_err());
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "others could lock it");
         drop(held);
+        std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+        drop(hold(&file).unwrap());
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(holder(&file).unwrap(), None);
     }
 
     #[test]
-    fn a_crash_is_not_an_end() {
+    fn a_crash_is_not_an_end_and_a_failure_is_one_only_at_first() {
+        use Next::{Again, Done, Failed};
         // Wait statuses as wait(2) gives them: exit code in the second byte, signal in the first.
-        for (raw, expected) in
-            [(0, false), (1 << 8, false), (101 << 8, true), (9, true), (11, true), (15, false), (2, false)]
-        {
-            assert_eq!(crashed(ExitStatus::from_raw(raw)), expected, "{raw}");
+        for (raw, at_first, later) in [
+            (0, Done, Done),
+            (1 << 8, Failed, Again),
+            (101 << 8, Again, Again),
+            (9, Again, Again),
+            (11, Again, Again),
+            (15, Failed, Failed),
+            (2, Failed, Failed),
+        ] {
+            let status = ExitStatus::from_raw(raw);
+            let judged = [Past::New, Past::Crashed, Past::Served].map(|past| judge(status, past));
+            assert_eq!(judged, [at_first, later, later], "{raw}");
         }
+    }
+
+    #[test]
+    fn pauses_grow_to_a_bound() {
+        let pauses = [0, 1, 4, 5, 40, u32::MAX].map(|n| pause(n).as_millis());
+        assert_eq!(pauses, [200, 400, 3200, 5000, 5000, 5000]);
     }
 }

@@ -18,11 +18,14 @@ use nix::sys::socket::{
 use super::BootError;
 use super::users::Account;
 use crate::config::Config;
-use crate::kernel::inherited;
+use crate::http::Listener;
+use crate::kernel::{inherited, tcp};
 use crate::systemd;
 
 /// Connections that wait to be accepted; the kernel's own bound is net.core.somaxconn, 4096.
 const BACKLOG: i32 = 4096;
+/// Bytes that wait in the kernel for a client that does not read; what is on its way to one that does is not bounded by it.
+const UNSENT: u32 = 128 << 10;
 /// Name of the unix socket of the API, below the run directory.
 pub(super) const API_SOCKET: &str = "ashd.sock";
 
@@ -117,35 +120,27 @@ fn bind_unix(run_dir: &Path, ashd: &Account) -> Result<OwnedFd, BootError> {
     Ok(fd)
 }
 
-/// A socket that listens.
-#[derive(Debug)]
-pub(super) enum Listening {
-    Tcp(tokio::net::TcpListener, SocketAddr),
-    Unix(tokio::net::UnixListener),
-}
-
 impl Listeners {
     /// From here on connections are taken. The port is written when all of them listen.
-    pub fn listen(self) -> io::Result<Vec<Listening>> {
-        let mut listening = Vec::new();
+    pub fn listen(self) -> io::Result<Vec<Listener>> {
+        let (mut listening, mut port) = (Vec::new(), None);
         for fd in self.sockets {
             listen(&fd.as_fd(), Backlog::new(BACKLOG)?)?;
             let family = getsockname::<SockaddrStorage>(std::os::fd::AsRawFd::as_raw_fd(&fd))?.family();
             if family == Some(AddressFamily::Unix) {
                 let socket = std::os::unix::net::UnixListener::from(fd);
                 socket.set_nonblocking(true)?;
-                listening.push(Listening::Unix(tokio::net::UnixListener::from_std(socket)?));
+                listening.push(Listener::Unix(tokio::net::UnixListener::from_std(socket)?));
             } else {
                 let socket = std::net::TcpListener::from(fd);
                 socket.set_nonblocking(true)?;
                 let address = socket.local_addr()?;
-                listening.push(Listening::Tcp(tokio::net::TcpListener::from_std(socket)?, address));
+                tcp::bound_queue(socket.as_fd(), UNSENT)?;
+                tracing::info!(%address, "listening");
+                port = port.or(Some(address.port()));
+                listening.push(Listener::Tcp(tokio::net::TcpListener::from_std(socket)?));
             }
         }
-        let port = listening.iter().find_map(|socket| match socket {
-            Listening::Tcp(_, address) => Some(address.port()),
-            Listening::Unix(_) => None,
-        });
         if let (Some(file), Some(port)) = (self.port_file, port) {
             let mut file = File::from(file);
             file.seek(SeekFrom::Start(0))?;

@@ -18,10 +18,12 @@
 //! [`keeper`], that starts it again after a crash; `ashd stop` ends ashd, sandboxes, launcher and gateway.
 
 mod companions;
+mod confine;
 mod directories;
 mod error;
 mod first_key;
 mod handover;
+mod idle_memory;
 pub mod keeper;
 mod listeners;
 mod privileged;
@@ -37,7 +39,8 @@ use std::path::Path;
 pub use error::BootError;
 pub use stop::stop;
 
-use crate::config::Source;
+use crate::config::{Source, foreign};
+use crate::kernel::sanitize;
 use crate::observe::logging;
 
 /// `ashd serve`: serves until SIGTERM or SIGINT.
@@ -45,9 +48,15 @@ use crate::observe::logging;
 /// # Errors
 /// Whatever keeps the daemon from serving, with the way out.
 pub fn serve(file: Option<&Path>) -> Result<(), BootError> {
+    sanitize::close_inherited(sanitize::passed_here()).map_err(BootError::io("closing inherited descriptors"))?;
     let source = Source::here(file)?;
     let config = source.read()?;
     logging::start("ashd", config.log.level.as_deref()).map_err(BootError::Refused)?;
+    // Here and not at a reload: the next stage has none of these variables.
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for what in foreign::without_effect(names) {
+        tracing::warn!(ASH_EVENT = "variable-without-effect", "{what}");
+    }
     if nix::unistd::geteuid().is_root() {
         return privileged::start(config, source).map(|never| match never {});
     }
@@ -70,6 +79,7 @@ pub fn serve(file: Option<&Path>) -> Result<(), BootError> {
 /// As [`serve`]; also when it was not started by that stage.
 pub fn serve_handed_over() -> Result<(), BootError> {
     let handed = handover::take()?;
+    sanitize::close_inherited(0).map_err(BootError::io("closing inherited descriptors"))?;
     logging::start("ashd", handed.config.log.level.as_deref()).map_err(BootError::Refused)?;
     run::run(handed.config, handed.source, handed.listeners)
 }

@@ -15,6 +15,7 @@ pub(super) fn start(config: Config, source: Source) -> Result<Infallible, BootEr
     let accounts = users::find(&config.launcher, &config.gateway.user)?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     directories::prepare(&config.data_dir, &config.run_dir, &accounts.ashd)?;
+    directories::prepare_state(&config.gateway_state_dir(), &accounts.gateway)?;
     // Two starts at once would start two launchers. The lock ends with this stage, at the exec.
     let _lock = lock(&config.run_dir)?;
     let listeners = listeners::for_root(&config, &accounts.ashd)?;

@@ -3,18 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::serve::ListenerExt;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::listeners::{Listeners, Listening};
-use super::{BootError, first_key, reload, watchdog};
+use super::listeners::Listeners;
+use super::{BootError, first_key, idle_memory, reload, watchdog};
 use crate::config::{Config, Live, Source};
 use crate::gateway::client::{Gateway, GatewayError};
-use crate::http::{AppState, LocalPeer, router};
+use crate::http::{AppState, server};
+use crate::observe::tasks;
 use crate::sandbox::{Launcher, LauncherError};
 use crate::sessions::Sessions;
 use crate::store::Store;
@@ -37,9 +36,12 @@ pub(super) fn run(config: Config, source: Source, listeners: Listeners) -> Resul
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(BootError::errno("descriptor limit"))?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(BootError::errno("descriptor limit"))?;
 
+    super::confine::confine(&config.data_dir)?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let workers = (cores / 2).max(2);
+    crate::kernel::heap::configure(workers);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads((cores / 2).max(2))
+        .worker_threads(workers)
         .thread_name("ashd-worker")
         .enable_all()
         .build()
@@ -63,16 +65,18 @@ async fn serve(config: Arc<Config>, source: Source, listeners: Listeners) -> Res
     let sessions = Sessions::start(live.clone(), store.clone(), launcher, gateway)
         .await
         .map_err(|why| BootError::Refused(format!("sessions: {why}")))?;
-    let app = router(AppState::new(live.clone(), store.clone(), sessions.clone()));
+    let server = server(AppState::new(live.clone(), store.clone(), sessions.clone()));
 
     let stop = CancellationToken::new();
     let mut servers = JoinSet::new();
     for listener in listeners.listen().map_err(BootError::io("listening"))? {
-        servers.spawn(answer(listener, app.clone(), stop.clone()));
+        servers.spawn(tasks::essential("listener", server.clone().serve(listener, stop.clone())));
     }
     systemd::ready(&sessions.status_line());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), after_ms = start.elapsed().as_millis(), "serving");
-    crate::kernel::heap::trim();
+    if let Err(why) = idle_memory::watch() {
+        tracing::warn!(%why, "memory that is free will not be given back to the system");
+    }
 
     let tick = systemd::watchdog_interval().unwrap_or(STATUS).min(STATUS);
     let mut beats = watchdog::beats(store.clone(), sessions.clone(), tick);
@@ -81,7 +85,7 @@ async fn serve(config: Arc<Config>, source: Source, listeners: Listeners) -> Res
         tokio::select! {
             reason = signals.next() => match reason {
                 Wish::Stop(name) => {
-                    tracing::info!(signal = name, "stopping; sandboxes go on");
+                    tracing::info!(signal = name, "stopping; sandboxes continue to run");
                     break;
                 }
                 Wish::Reload => {
@@ -103,25 +107,6 @@ async fn serve(config: Arc<Config>, source: Source, listeners: Listeners) -> Res
     servers.abort_all();
     drop(tokio::time::timeout(CLOSE, store.close()).await);
     Ok(())
-}
-
-async fn answer(listener: Listening, app: Router, stop: CancellationToken) {
-    let stopped = stop.cancelled_owned();
-    let result = match listener {
-        Listening::Tcp(socket, address) => {
-            tracing::info!(%address, "listening");
-            // A frame of a stream is small and should leave at once.
-            let socket = socket.tap_io(|stream| drop(stream.set_nodelay(true)));
-            axum::serve(socket, app).with_graceful_shutdown(stopped).await
-        }
-        Listening::Unix(socket) => {
-            let app = app.into_make_service_with_connect_info::<LocalPeer>();
-            axum::serve(socket, app).with_graceful_shutdown(stopped).await
-        }
-    };
-    if let Err(error) = result {
-        tracing::error!(%error, "a listener ended");
-    }
 }
 
 async fn connect_launcher(config: &Config) -> Result<Launcher, BootError> {

@@ -3,10 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::companions::{shut_down_gateway, shut_down_launcher};
 use super::{BootError, listeners};
@@ -68,6 +66,11 @@ fn stop_ashd(run_dir: &Path) -> Result<bool, BootError> {
     let Ok(socket) = std::os::unix::net::UnixStream::connect(&path) else { return Ok(false) };
     let holder =
         seqpacket::peer(std::os::fd::AsFd::as_fd(&socket)).map_err(BootError::io(path.display().to_string()))?;
+    let named = || format!("process {} (ashd)", holder.pid);
+    let pid = rustix::process::Pid::from_raw(holder.pid).ok_or_else(|| BootError::Refused(named()))?;
+    // Opened before the process is looked at: the descriptor names this very one, even when its number is given to another
+    // meanwhile.
+    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(BootError::errno(named()))?;
     let name = std::fs::read_to_string(format!("/proc/{}/comm", holder.pid)).unwrap_or_default();
     if name.trim() != "ashd" {
         return Err(BootError::Refused(format!(
@@ -78,11 +81,7 @@ fn stop_ashd(run_dir: &Path) -> Result<bool, BootError> {
             name.trim()
         )));
     }
-    let named = || format!("process {} (ashd)", holder.pid);
-    let pid = rustix::process::Pid::from_raw(holder.pid).ok_or_else(|| BootError::Refused(named()))?;
-    // The descriptor names this very process, even when its number is given to another one meanwhile.
-    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(BootError::errno(named()))?;
-    kill(Pid::from_raw(holder.pid), Signal::SIGTERM).map_err(BootError::errno(named()))?;
+    pidfd_send_signal(&process, Signal::TERM).map_err(BootError::errno(named()))?;
     let patience = Timespec { tv_sec: ASHD, tv_nsec: 0 };
     match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)) {
         Ok(0) => Err(BootError::Refused(format!("{} does not end {ASHD} s after SIGTERM", named()))),

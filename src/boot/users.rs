@@ -43,11 +43,7 @@ fn account(name: &str, fallback: u32) -> Result<Account, BootError> {
     Ok(match found {
         Some(user) => Account { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() },
         None => {
-            tracing::info!(
-                user = name,
-                uid = fallback,
-                "there is no such user; a number that nobody has takes its place"
-            );
+            tracing::info!(user = name, uid = fallback, "the user does not exist; an unused uid is used instead");
             Account { name: fallback.to_string(), uid: fallback, gid: fallback }
         }
     })

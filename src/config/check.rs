@@ -1,7 +1,7 @@
 //! What cannot work together, or at all, is refused before anything is started.
 
-use super::Config;
-use crate::model::{Limits, UNLIMITED};
+use super::{Config, Upstream};
+use crate::model::{Limits, UNLIMITED, sends_in_clear};
 
 /// Bytes that a run directory's path may have: `<run dir>/sandboxes/<36>/init.sock` must fit the 107 of a unix socket's
 /// address (unix(7), sun_path).
@@ -10,6 +10,9 @@ const RUN_DIR: usize = 107 - "/sandboxes/".len() - 36 - "/init.sock".len();
 /// The least memory in which claude starts at all.
 const LEAST_MEMORY: u64 = 64 << 20;
 
+/// Twice the largest body that the API accepts (140 MiB), and what is counted beside it.
+const LEAST_REQUEST_MEMORY: u64 = 288 << 20;
+
 pub(super) fn check(config: &Config) -> Vec<String> {
     let mut wrong = Vec::new();
     let run = config.run_dir.as_os_str().len();
@@ -17,6 +20,28 @@ pub(super) fn check(config: &Config) -> Vec<String> {
         wrong.push(format!(
             "run_dir: {} has {run} bytes; the sockets below it allow {RUN_DIR}. Choose a shorter path",
             config.run_dir.display()
+        ));
+    }
+    if let Upstream::Url(url) = &config.gateway.upstream
+        && sends_in_clear(url)
+        && !config.gateway.allow_insecure_upstream
+    {
+        wrong.push(format!(
+            "gateway.upstream: {url} is http:// on another host, so the model key would be sent in clear. Use https://, or \
+             accept it with gateway.allow_insecure_upstream = true (ASH_ALLOW_INSECURE_UPSTREAM=1)"
+        ));
+    }
+    let server = &config.server;
+    if server.request_memory_per_tenant < LEAST_REQUEST_MEMORY {
+        wrong.push(format!(
+            "server.request_memory_per_tenant: {} is too little; the largest request needs {LEAST_REQUEST_MEMORY} (288 MiB)",
+            server.request_memory_per_tenant
+        ));
+    }
+    if server.request_memory < server.request_memory_per_tenant {
+        wrong.push(format!(
+            "server.request_memory: {} is below server.request_memory_per_tenant, which is {}",
+            server.request_memory, server.request_memory_per_tenant
         ));
     }
     let launcher = &config.launcher;
@@ -37,6 +62,13 @@ pub(super) fn check(config: &Config) -> Vec<String> {
         if limit > ceiling && limit != UNLIMITED {
             wrong.push(format!("limits.{name}: {limit} is above launcher.ceiling.{name}, which is {ceiling}"));
         }
+    }
+    let tenants = &config.tenants;
+    if tenants.storage_bytes > tenants.storage_ceiling_bytes {
+        wrong.push(format!(
+            "tenants.storage_bytes: {} is above tenants.storage_ceiling_bytes, which is {}",
+            tenants.storage_bytes, tenants.storage_ceiling_bytes
+        ));
     }
     if config.limits.memory_bytes < LEAST_MEMORY {
         wrong.push(format!(

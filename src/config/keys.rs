@@ -1,11 +1,10 @@
 //! The table of everything that can be set. A key that is not here does not exist, in the file or in the environment.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use toml::de::DeValue;
 
-use super::{Config, Upstream, units};
+use super::{Config, Upstream, evals_keys, server_keys, units};
 use crate::model::Limits;
 
 /// A configuration while the layers are applied.
@@ -43,7 +42,7 @@ pub(super) enum Given<'a> {
 }
 
 impl Given<'_> {
-    fn text(&self) -> Option<String> {
+    pub(super) fn text(&self) -> Option<String> {
         match self {
             Self::Toml(value) => value.as_str().map(str::to_owned),
             Self::Variable(text) => Some((*text).to_owned()),
@@ -51,7 +50,7 @@ impl Given<'_> {
     }
 
     /// A number, or a text that `read` makes one of.
-    fn number(&self, read: fn(&str) -> Option<u64>) -> Option<u64> {
+    pub(super) fn number(&self, read: fn(&str) -> Option<u64>) -> Option<u64> {
         match self {
             Self::Toml(DeValue::Integer(n)) => u64::from_str_radix(n.as_str(), n.radix()).ok(),
             Self::Toml(value) => read(value.as_str()?),
@@ -59,7 +58,7 @@ impl Given<'_> {
         }
     }
 
-    fn integer<T: TryFrom<u64>>(&self) -> Option<T> {
+    pub(super) fn integer<T: TryFrom<u64>>(&self) -> Option<T> {
         match self {
             Self::Toml(DeValue::Integer(_)) => T::try_from(self.number(|_| None)?).ok(),
             Self::Toml(_) => None,
@@ -67,7 +66,7 @@ impl Given<'_> {
         }
     }
 
-    fn list(&self) -> Option<Vec<String>> {
+    pub(super) fn list(&self) -> Option<Vec<String>> {
         match self {
             Self::Toml(value) => value.as_array()?.iter().map(|v| v.get_ref().as_str().map(str::to_owned)).collect(),
             Self::Variable(text) => {
@@ -96,7 +95,7 @@ impl Given<'_> {
     }
 }
 
-const fn key(
+pub(super) const fn key(
     name: &'static str,
     env: Option<&'static str>,
     expects: &'static str,
@@ -114,8 +113,8 @@ const fn secret(
     Key { name, env, expects, secret: true, set }
 }
 
-const SIZE: &str = "a size: bytes, or a text like \"512MiB\" or \"2GiB\"";
-const TIME: &str = "a time: milliseconds, or a text like \"500ms\", \"30s\", \"10m\" or \"1h\"";
+pub(super) const SIZE: &str = "a size: bytes, or a text like \"512MiB\" or \"2GiB\"";
+pub(super) const TIME: &str = "a time: milliseconds, or a text like \"500ms\", \"30s\", \"10m\" or \"1h\"";
 const PATH: &str = "an absolute path";
 const NUMBER: &str = "a whole number, 0 or more";
 const POSITIVE: &str = "a whole number, 1 or more";
@@ -201,23 +200,6 @@ static OTHERS: &[Key] = &[
         d.config.run_dir = g.path()?;
         Some(())
     }),
-    key("server.host", Some("ASH_HOST"), "an IP address, such as \"127.0.0.1\" or \"::\"", |d, g| {
-        let host = g.text()?;
-        d.config.server.host = if host == "localhost" { IpAddr::from([127, 0, 0, 1]) } else { host.parse().ok()? };
-        Some(())
-    }),
-    key("server.port", Some("ASH_PORT"), "a port from 0 to 65535 (0 picks a free one)", |d, g| {
-        d.config.server.port = g.integer()?;
-        Some(())
-    }),
-    key("server.cors_origins", None, "a list of origins, such as [\"https://app.example.com\"]", |d, g| {
-        d.config.server.cors_origins = g.list()?;
-        Some(())
-    }),
-    key("server.requests_per_minute", None, "a whole number of requests (0: any number)", |d, g| {
-        d.config.server.requests_per_minute = g.integer()?;
-        Some(())
-    }),
     secret("auth.api_key", Some("ASH_API_KEY"), "a text", |d, g| {
         d.config.auth.api_key = Some(g.text().filter(|key| !key.trim().is_empty())?);
         Some(())
@@ -230,6 +212,10 @@ static OTHERS: &[Key] = &[
         d.config.claude.binary = Some(g.path()?);
         Some(())
     }),
+    key("claude.dir", Some("ASH_CLAUDE_DIR"), PATH, |d, g| {
+        d.config.claude.dir = g.path()?;
+        Some(())
+    }),
     key("claude.version", None, "a version, such as \"2.1.330\"", |d, g| {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         d.config.claude.version =
@@ -238,6 +224,10 @@ static OTHERS: &[Key] = &[
     }),
     key("pool.max_sandboxes", Some("ASH_MAX_SANDBOXES"), "a whole number, 1 or more", |d, g| {
         d.config.pool.max_sandboxes = g.integer().filter(|n| *n > 0)?;
+        Some(())
+    }),
+    key("pool.max_sandboxes_per_tenant", None, "a whole number (0: any number)", |d, g| {
+        d.config.pool.max_sandboxes_per_tenant = Some(g.integer()?).filter(|n| *n > 0);
         Some(())
     }),
     key("pool.idle_timeout_ms", Some("ASH_IDLE_TIMEOUT_MS"), TIME, |d, g| {
@@ -292,6 +282,14 @@ static OTHERS: &[Key] = &[
         d.config.confinement.landlock_abi = g.integer()?;
         Some(())
     }),
+    key("tenants.storage_bytes", None, SIZE, |d, g| {
+        d.config.tenants.storage_bytes = g.number(units::bytes)?;
+        Some(())
+    }),
+    key("tenants.storage_ceiling_bytes", None, SIZE, |d, g| {
+        d.config.tenants.storage_ceiling_bytes = g.number(units::bytes)?;
+        Some(())
+    }),
     key("disk.reserve_bytes", None, SIZE, |d, g| {
         d.config.disk.reserve_bytes = Some(g.number(units::bytes)?);
         Some(())
@@ -333,6 +331,21 @@ static OTHERS: &[Key] = &[
         d.config.gateway.user = g.text().filter(|user| !user.is_empty())?;
         Some(())
     }),
+    key("gateway.state_dir", Some("ASH_GATEWAY_STATE_DIR"), "an absolute path", |d, g| {
+        d.config.gateway.state_dir = Some(PathBuf::from(g.text()?)).filter(|path| path.is_absolute());
+        d.config.gateway.state_dir.is_some().then_some(())
+    }),
+    key("gateway.allow_insecure_upstream", Some("ASH_ALLOW_INSECURE_UPSTREAM"), "true or false", |d, g| {
+        d.config.gateway.allow_insecure_upstream = match g {
+            Given::Toml(value) => value.as_bool()?,
+            Given::Variable(text) => match *text {
+                "1" | "true" => true,
+                "0" | "false" => false,
+                _ => return None,
+            },
+        };
+        Some(())
+    }),
     key("launcher.user", None, "the name of a user", |d, g| {
         d.config.launcher.user = g.text().filter(|user| !user.is_empty())?;
         Some(())
@@ -363,7 +376,7 @@ static OTHERS: &[Key] = &[
 ];
 
 pub(super) fn all() -> impl Iterator<Item = &'static Key> {
-    OTHERS.iter().chain(&LIMITS).chain(&CEILING)
+    server_keys::SERVER.iter().chain(OTHERS).chain(&evals_keys::EVALS).chain(&LIMITS).chain(&CEILING)
 }
 
 fn url(text: &str) -> Option<String> {

@@ -87,14 +87,22 @@ pub(super) fn read(file: &Path, required: bool) -> Result<Vec<Layer>, String> {
     files.into_iter().map(layer).collect()
 }
 
+/// Errors of syntax that are shown of one file; the rest are counted.
+const SYNTAX_ERRORS: usize = 20;
+/// Bytes of an unknown name that is compared with the known ones, and shown whole.
+const LONG_NAME: usize = 100;
+
 /// The whole decision, without reading anything. An empty variable counts as unset.
 pub(super) fn merge(layers: &[Layer], environment: &BTreeMap<String, String>) -> Result<Config, ConfigErrors> {
     let mut draft = Draft::default();
     let mut wrong = Vec::new();
     for layer in layers {
         let (table, errors) = DeTable::parse_recoverable(&layer.text);
-        for error in &errors {
+        for error in errors.iter().take(SYNTAX_ERRORS) {
             wrong.push(at(layer, error.span().unwrap_or(0..0), error.message().trim()));
+        }
+        if errors.len() > SYNTAX_ERRORS {
+            wrong.push(format!("{}: {} more errors of syntax", layer.name, errors.len() - SYNTAX_ERRORS));
         }
         if errors.is_empty() {
             walk(layer, "", table.get_ref(), &mut draft, &mut wrong);
@@ -150,6 +158,10 @@ fn at(layer: &Layer, span: Range<usize>, text: &str) -> String {
 
 /// The nearest name when one is near enough to be a slip, else what the section knows.
 fn unknown(prefix: &str, name: &str) -> String {
+    if name.len() > LONG_NAME {
+        let beginning = &name[..name.floor_char_boundary(LONG_NAME)];
+        return format!("unknown key \"{beginning}...\"; see ashd.toml(5) for the valid ones");
+    }
     let sections = keys::all().filter_map(|key| key.name.rsplit_once('.').map(|(section, _)| section));
     let last = name.rsplit('.').next().unwrap_or(name);
     let nearest = keys::all()

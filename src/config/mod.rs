@@ -10,16 +10,19 @@
 //! errors are told at once.
 
 mod check;
+mod evals_keys;
+pub mod foreign;
 mod keys;
 mod load;
 mod reload;
+mod server_keys;
 mod units;
 
 #[cfg(test)]
 mod tests;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,8 +38,11 @@ pub const CLAUDE_VERSION: &str = "2.1.330";
 /// Everything an admin can set, with the default of each. Keys are those of `ashd.toml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {
+    /// The file it was read from, which need not exist; no key, and not handed on as a value. Its directory is none for agents.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
     pub server: ServerConfig,
-    /// `ASH_DATA_DIR`, default `/var/lib/ashd`: database, agents, session directories, claude versions.
+    /// `ASH_DATA_DIR`, default `/var/lib/ashd`: database, agents, session directories.
     pub data_dir: PathBuf,
     /// `ASH_RUN_DIR`: sockets and what must not outlive a boot; default `/run/ashd`.
     pub run_dir: PathBuf,
@@ -46,10 +52,14 @@ pub struct Config {
     pub pause: PauseConfig,
     pub sessions: SessionsConfig,
     pub limits: Limits,
+    #[serde(default)]
+    pub tenants: TenantsConfig,
     pub disk: DiskConfig,
     pub confinement: ConfinementConfig,
     pub agents: AgentsConfig,
     pub attachments: AttachmentsConfig,
+    #[serde(default)]
+    pub evals: EvalsConfig,
     pub gateway: GatewayConfig,
     pub launcher: LauncherConfig,
     pub log: LogConfig,
@@ -71,6 +81,44 @@ pub struct ServerConfig {
     pub cors_origins: Vec<String>,
     /// Requests that one tenant may make in a minute; 0, the default: any number.
     pub requests_per_minute: u32,
+    /// Connections over TCP, default 8192; fewer where the process may not open that many files.
+    pub max_connections: usize,
+    /// The same from one address other than loopback, default 4096.
+    pub max_connections_per_address: usize,
+    /// Streams of events (`POST .../messages`, `GET .../stream`) that one tenant may have open, default 2000.
+    pub streams_per_tenant: u32,
+    /// Other requests of one tenant that are being answered at once, default 1000.
+    pub concurrent_requests_per_tenant: u32,
+    /// Bytes of memory that requests and answers of all tenants may use, default 1 GiB.
+    pub request_memory: u64,
+    /// The same of one tenant, default 384 MiB. A request of n bytes counts as 2 n.
+    pub request_memory_per_tenant: u64,
+    /// Milliseconds from a connection to the end of its first request's headers, default 10000.
+    pub head_timeout_ms: u64,
+    /// Milliseconds from an answer to the end of the next request's headers on the same connection, default 75000.
+    pub idle_timeout_ms: u64,
+    /// Milliseconds in which nothing of an answer could be written until its client is given up, default 30000.
+    pub stall_timeout_ms: u64,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            port: 4100,
+            cors_origins: Vec::new(),
+            requests_per_minute: 0,
+            max_connections: 8192,
+            max_connections_per_address: 4096,
+            streams_per_tenant: 2000,
+            concurrent_requests_per_tenant: 1000,
+            request_memory: 1 << 30,
+            request_memory_per_tenant: 384 << 20,
+            head_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
+            stall_timeout_ms: 30_000,
+        }
+    }
 }
 
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -92,14 +140,26 @@ impl std::fmt::Debug for AuthConfig {
 pub struct ClaudeConfig {
     /// `ASH_CLAUDE_BIN`: a binary instead of the installed one.
     pub binary: Option<PathBuf>,
+    /// `ASH_CLAUDE_DIR`, default `/var/lib/ash-claude`: installed versions, `<dir>/<version>/claude`. Root's alone.
+    pub dir: PathBuf,
     /// The version to run; default the one this ashd was measured with.
     pub version: String,
+}
+
+impl ClaudeConfig {
+    /// The binary that sessions run.
+    pub fn program(&self) -> PathBuf {
+        self.binary.clone().unwrap_or_else(|| self.dir.join(&self.version).join("claude"))
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PoolConfig {
     /// `ASH_MAX_SANDBOXES`, default 1000.
     pub max_sandboxes: usize,
+    /// Most live sandboxes of one tenant, default none: any number of them, as long as no tenant that holds less needs a place.
+    #[serde(default)]
+    pub max_sandboxes_per_tenant: Option<usize>,
     /// `ASH_IDLE_TIMEOUT_MS`, default 1800000.
     pub idle_timeout_ms: u64,
     /// Warm sandboxes of each agent that says nothing else (`PATCH /api/agents/:name/warm`), default 0, at most 100.
@@ -145,6 +205,22 @@ pub struct ConfinementConfig {
     pub landlock_abi: u32,
 }
 
+/// What a tenant may store, over files and database.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TenantsConfig {
+    /// Bytes of each tenant for which an admin says nothing else (`storageBytes`), default 10 GiB: ten sessions with their
+    /// disks full. At the limit new sessions, messages and uploads are refused (507).
+    pub storage_bytes: u64,
+    /// The most that an admin may give a tenant, default 1 TiB.
+    pub storage_ceiling_bytes: u64,
+}
+
+impl Default for TenantsConfig {
+    fn default() -> Self {
+        Self { storage_bytes: 10 << 30, storage_ceiling_bytes: 1 << 40 }
+    }
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DiskConfig {
     /// Bytes of the data directory's file system below which nothing new is begun (507). Without it: 1 GiB, or 5 % of the
@@ -154,7 +230,8 @@ pub struct DiskConfig {
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct AgentsConfig {
-    /// Directories below which `path` of `POST /api/agents` must lie. Empty: any that ashd can read, for tenant `default` only.
+    /// Directories below which `path` of `POST /api/agents` must lie, at the deployment and at each use. Empty: any that ashd can
+    /// read, named by a key with the admin role only.
     pub roots: Vec<PathBuf>,
 }
 
@@ -162,6 +239,21 @@ pub struct AgentsConfig {
 pub struct AttachmentsConfig {
     /// `ASH_MAX_ATTACHMENT_SIZE`: bytes of one attachment, default 10 MiB. A larger one is answered 413.
     pub max_bytes: u64,
+}
+
+/// Runs of eval cases.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EvalsConfig {
+    /// Cases of one tenant that are worked on at the same time, each in a session of its own, default 2; 1 to 64.
+    pub cases_at_once: u32,
+    /// Milliseconds from the question of a case until it fails without an answer, default 10 minutes.
+    pub case_ms: u64,
+}
+
+impl Default for EvalsConfig {
+    fn default() -> Self {
+        Self { cases_at_once: 2, case_ms: 600_000 }
+    }
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -175,6 +267,26 @@ pub struct GatewayConfig {
     pub custom_headers: Vec<(String, String)>,
     /// User the gateway runs as when ashd starts it.
     pub user: String,
+    /// `ASH_GATEWAY_STATE_DIR`: where the gateway keeps the record of usage that ashd has not taken yet, when ashd starts it.
+    /// Default: `/var/lib/ash-gateway` beside `/var/lib/ashd`, else the data directory's name with `-gateway`.
+    pub state_dir: Option<PathBuf>,
+    /// `ASH_ALLOW_INSECURE_UPSTREAM`: allow an `http://` upstream on another host, which sends the key in clear.
+    pub allow_insecure_upstream: bool,
+}
+
+impl Config {
+    /// The gateway's state directory.
+    pub fn gateway_state_dir(&self) -> PathBuf {
+        if let Some(directory) = &self.gateway.state_dir {
+            return directory.clone();
+        }
+        if self.data_dir == Path::new("/var/lib/ashd") {
+            return "/var/lib/ash-gateway".into();
+        }
+        let mut beside = self.data_dir.components().as_path().as_os_str().to_owned();
+        beside.push("-gateway");
+        beside.into()
+    }
 }
 
 impl std::fmt::Debug for GatewayConfig {
@@ -207,18 +319,19 @@ pub struct LauncherConfig {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            server: ServerConfig {
-                host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                port: 4100,
-                cors_origins: Vec::new(),
-                requests_per_minute: 0,
-            },
+            file: None,
+            server: ServerConfig::default(),
             data_dir: "/var/lib/ashd".into(),
             run_dir: "/run/ashd".into(),
             auth: AuthConfig::default(),
-            claude: ClaudeConfig { binary: None, version: CLAUDE_VERSION.to_owned() },
+            claude: ClaudeConfig {
+                binary: None,
+                dir: crate::model::CLAUDE_DIR.into(),
+                version: CLAUDE_VERSION.to_owned(),
+            },
             pool: PoolConfig {
                 max_sandboxes: 1000,
+                max_sandboxes_per_tenant: None,
                 idle_timeout_ms: 1_800_000,
                 warm: 0,
                 parked: 1,
@@ -234,15 +347,19 @@ impl Default for Config {
             },
             sessions: SessionsConfig { keep_ended_ms: 7 * 86_400_000 },
             limits: Limits::default(),
+            tenants: TenantsConfig::default(),
             disk: DiskConfig::default(),
             confinement: ConfinementConfig { floor: Layer::ALL.to_vec(), landlock_abi: 2 },
             agents: AgentsConfig::default(),
             attachments: AttachmentsConfig { max_bytes: 10 << 20 },
+            evals: EvalsConfig::default(),
             gateway: GatewayConfig {
                 upstream: Upstream::Offline,
                 api_key: None,
                 custom_headers: Vec::new(),
                 user: "ash-gateway".to_owned(),
+                state_dir: None,
+                allow_insecure_upstream: false,
             },
             log: LogConfig::default(),
             launcher: LauncherConfig {

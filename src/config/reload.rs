@@ -21,14 +21,22 @@ use super::{ClaudeConfig, Config, ServerConfig, check, keys};
 
 /// Keys (or, with a dot at the end, sections) that are used once, at the start: sockets, directories, keys that are
 /// derived from, and what belongs to the other processes.
-const FIXED: [&str; 9] = [
+const FIXED: [&str; 17] = [
     "data_dir",
     "run_dir",
     "server.host",
     "server.port",
     "server.cors_origins",
+    "server.max_connections",
+    "server.max_connections_per_address",
+    "server.request_memory",
+    "server.request_memory_per_tenant",
+    "server.head_timeout_ms",
+    "server.idle_timeout_ms",
+    "server.stall_timeout_ms",
     "auth.",
     "claude.binary",
+    "claude.dir",
     "gateway.",
     "launcher.",
 ];
@@ -72,7 +80,12 @@ impl Source {
     /// All that is wrong, see [`Config::load`].
     pub fn read(&self) -> Result<Config, ConfigErrors> {
         let layers = load::read(&self.file, self.required).map_err(|line| ConfigErrors(vec![line]))?;
-        load::merge(&layers, &self.environment)
+        Ok(Config { file: Some(self.file.clone()), ..load::merge(&layers, &self.environment)? })
+    }
+
+    /// The file, which need not exist.
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 
     /// Without the values that only the gateway may have.
@@ -106,9 +119,14 @@ pub fn compare(now: &Config, read: Config) -> Result<Reload, ConfigErrors> {
     let config = Config {
         data_dir: now.data_dir.clone(),
         run_dir: now.run_dir.clone(),
-        server: ServerConfig { requests_per_minute: read.server.requests_per_minute, ..now.server.clone() },
+        server: ServerConfig {
+            requests_per_minute: read.server.requests_per_minute,
+            streams_per_tenant: read.server.streams_per_tenant,
+            concurrent_requests_per_tenant: read.server.concurrent_requests_per_tenant,
+            ..now.server.clone()
+        },
         auth: now.auth.clone(),
-        claude: ClaudeConfig { binary: now.claude.binary.clone(), ..read.claude },
+        claude: ClaudeConfig { version: read.claude.version, ..now.claude.clone() },
         gateway: now.gateway.clone(),
         launcher: now.launcher.clone(),
         ..read
@@ -195,7 +213,9 @@ mod tests {
         read.limits.pids = 99;
         read.auth.api_key = Some("planted".into());
         let reload = compare(&now, read).unwrap();
-        assert_eq!(reload.needs_restart, ["data_dir", "server.port", "auth.api_key", "claude.binary"]);
+        let mut fixed = reload.needs_restart;
+        fixed.sort_unstable();
+        assert_eq!(fixed, ["auth.api_key", "claude.binary", "data_dir", "server.port"]);
         assert_eq!(reload.changed, ["claude.version", "pool.max_sandboxes", "limits.pids"]);
         let config = reload.config;
         assert_eq!((config.data_dir, config.server.port, config.claude.binary), (now.data_dir, 4100, None));

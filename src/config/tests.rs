@@ -77,10 +77,32 @@ fn the_upstream_follows_from_what_is_there() {
         (&[("ANTHROPIC_API_KEY", "k"), ("ASH_UPSTREAM", "offline")], Upstream::Offline),
         (&[("ANTHROPIC_BASE_URL", "http://x"), ("ASH_UPSTREAM", "offline")], Upstream::Offline),
         (&[("ASH_UPSTREAM", "https://api.anthropic.com/")], anthropic),
-        (&[("ANTHROPIC_BASE_URL", "http://x")], Upstream::Url("http://x".to_owned())),
+        (&[("ANTHROPIC_BASE_URL", "https://x")], Upstream::Url("https://x".to_owned())),
     ] {
         assert_eq!(given(&[], environment).unwrap().gateway.upstream, expected, "{environment:?}");
     }
+}
+
+#[test]
+fn a_key_is_not_sent_in_clear_unless_the_admin_says_so() {
+    for url in ["http://192.0.2.1:80", "http://model.test/v1"] {
+        let why = given(&[], &[("ANTHROPIC_BASE_URL", url)]).unwrap_err().to_string();
+        assert!(why.contains(url) && why.contains("in clear") && why.contains("allow_insecure_upstream"), "{why}");
+        let allowed = given(&["[gateway]\nallow_insecure_upstream = true"], &[("ANTHROPIC_BASE_URL", url)]).unwrap();
+        assert_eq!(allowed.gateway.upstream, Upstream::Url(url.to_owned()));
+        given(&[], &[("ANTHROPIC_BASE_URL", url), ("ASH_ALLOW_INSECURE_UPSTREAM", "1")]).unwrap();
+    }
+    assert!(given(&["[gateway]\nallow_insecure_upstream = \"yes\""], &[]).is_err());
+}
+
+#[test]
+fn the_gateways_state_is_beside_the_data() {
+    let of = |data: &str| given(&[], &[("ASH_DATA_DIR", data)]).unwrap().gateway_state_dir();
+    assert_eq!(of("/var/lib/ashd"), Path::new("/var/lib/ash-gateway"));
+    assert_eq!(of("/srv/ash/"), Path::new("/srv/ash-gateway"));
+    let own = given(&["[gateway]\nstate_dir = \"/x\""], &[]).unwrap();
+    assert_eq!(own.gateway_state_dir(), Path::new("/x"));
+    assert!(given(&["[gateway]\nstate_dir = \"x\""], &[]).is_err());
 }
 
 #[test]
@@ -91,7 +113,7 @@ fn errors_name_the_place_the_key_and_the_way_out() {
         ("port = 1", "0.toml:1: unknown key \"port\"; the nearest valid key is \"server.port\""),
         (
             "[pool]\ncolour = 1",
-            "0.toml:2: unknown key \"pool.colour\"; [pool] knows pool.max_sandboxes, pool.idle_timeout_ms, pool.warm, pool.parked",
+            "0.toml:2: unknown key \"pool.colour\"; [pool] knows pool.max_sandboxes, pool.max_sandboxes_per_tenant, pool.idle_timeout_ms, pool.warm, pool.parked",
         ),
         ("[pool]\nparked = 101", "0.toml:2: pool.parked: expected a whole number from 0 to 100, found 101"),
         ("[pool]\nparked = '2'", "pool.parked: expected a whole number from 0 to 100, found \"2\""),
@@ -119,6 +141,16 @@ fn errors_name_the_place_the_key_and_the_way_out() {
     let errors = given(&["x = 1", "y = 2"], &[("ASH_PORT", "many")]).unwrap_err();
     assert_eq!(errors.0.len(), 3, "{errors}");
     assert_eq!(errors.0[2], "variable ASH_PORT: expected a port from 0 to 65535 (0 picks a free one), found \"many\"");
+}
+
+#[test]
+fn errors_of_a_file_that_is_no_toml_are_bounded() {
+    let lines = "x]\n".repeat(1000);
+    let errors = given(&[&lines], &[]).unwrap_err().to_string();
+    assert_eq!(errors.lines().count(), 21, "{errors}");
+    assert!(errors.contains("0.toml: ") && errors.contains(" more errors of syntax"), "{errors}");
+    let errors = given(&[&format!("[server]\n{} = 1", "n".repeat(100_000))], &[]).unwrap_err().to_string();
+    assert!(errors.len() < 300 && errors.contains("unknown key \"server.nnn"), "{errors}");
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub async fn run(client: &Client, out: &Output, command: AgentCommand) -> Result
         }
         AgentCommand::Delete { name } => {
             let answer = client.delete(&path(&name)).await?;
-            if out.json() { out.value(&answer) } else { out.line(&format!("deleted {name}; its sessions go on")) }
+            if out.json() { out.value(&answer) } else { out.line(&format!("deleted {name}; its sessions continue")) }
         }
     }
 }

@@ -1,44 +1,104 @@
-//! `ashctl claude`: versions of Claude Code, side by side in `<data dir>/claude/<version>/claude`.
+//! `ashctl claude`: versions of Claude Code, side by side in `<claude dir>/<version>/claude`.
 //!
 //! ```text
-//!   npm pack (npm's own client and registry) -> .tmp-<pid>/x.tgz -> claude, sha256 -> --version -> rename
+//!   npm (ids without an account) --> archive --+
+//!   <data dir>/claude of an earlier ashd --------+--> <claude dir>/.install-*/fresh/claude, SHA-256 of the written bytes
+//!                                                          --> --version (ids without an account) --> rename
 //! ```
 //!
-//! Everything happens in a directory of its own beside the versions and appears under its final name in one step, so
-//! that a session that starts meanwhile sees either nothing or a whole binary. The undo is the directory's removal.
+//! The claude directory and all that leads to it are root's alone (`kernel::trusted`), so what was checked there is what
+//! the launcher opens later. A version appears under its name in one step: a session that starts meanwhile sees either
+//! nothing or a whole binary. The undo is the removal of the version's directory.
+//! A session may execute the binary but not read it, see [`close`].
 
-use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::CtlError;
-use super::claude_archive::{digest, unpack};
-use super::cli::ClaudeCommand;
+use super::claude_archive::{copy, unpack};
+use super::claude_fetch::{ask_version, download};
 use super::output::Output;
+use crate::kernel::private::Private;
+use crate::kernel::tree::Tree;
+use crate::kernel::trusted::{self, Untrusted};
 
 /// The version this ashd was built and measured with.
 pub const PINNED: &str = "2.1.330";
 
-/// Checksums of the binaries that were examined: version, npm's name of the platform, SHA-256.
-const KNOWN: [(&str, &str, &str); 1] =
-    [("2.1.330", "linux-x64", "f390eaa0814e6a1bff74cbb47acb74cb9c89d30ced809fe0af5af00c7bfe8ebb")];
+/// Checksums of the binaries of known versions: version, npm's name of the platform, SHA-256.
+const KNOWN: [(&str, &str, &str); 2] = [
+    ("2.1.330", "linux-x64", "f390eaa0814e6a1bff74cbb47acb74cb9c89d30ced809fe0af5af00c7bfe8ebb"),
+    ("2.1.330", "linux-arm64", "6016f90cac783e367fb1aa97c768a2efb94a0128a5b46b70fb3d8fcbbd9dd444"),
+];
 
-pub fn run(command: &ClaudeCommand, data_dir: &Path, out: &Output) -> Result<(), CtlError> {
+#[derive(Debug, Subcommand)]
+pub enum ClaudeCommand {
+    /// Installs Claude Code with npm, which runs without root's privileges; versions live side by side.
+    Install {
+        #[arg(default_value = PINNED)]
+        version: String,
+        /// Download it again even if it is there.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        trust: Trust,
+    },
+    /// Adapts what an earlier ashd installed: copies versions in its data directory whose checksums are known, and lets
+    /// sessions execute but not read the installed ones.
+    Migrate,
+    /// What is installed.
+    List,
+}
+
+/// Which binary is accepted of a version whose checksum ashctl does not know.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Trust {
+    /// SHA-256 of the version's binary, 64 hexadecimal digits; one that differs is not installed.
+    #[arg(long, value_name = "HEX", value_parser = sha256)]
+    pub sha256: Option<String>,
+    /// Take whatever npm delivers for a version that ashctl knows no checksum of.
+    #[arg(long, conflicts_with = "sha256")]
+    pub allow_unknown_checksum: bool,
+}
+
+fn sha256(text: &str) -> Result<String, String> {
+    let text = text.to_ascii_lowercase();
+    if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(text);
+    }
+    Err("expected 64 hexadecimal digits".to_owned())
+}
+
+/// The first bytes of a program that the kernel loads by itself (elf(5)).
+const ELF: &[u8; 4] = b"\x7fELF";
+/// Mode of an installed binary.
+pub const EXECUTE_ONLY: u32 = 0o711;
+
+/// Where things are.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    pub claude_dir: &'a Path,
+    /// An earlier ashd kept versions below it.
+    pub data_dir: &'a Path,
+}
+
+pub fn run(command: &ClaudeCommand, places: Places<'_>, out: &Output) -> Result<(), CtlError> {
     match command {
-        ClaudeCommand::Install { version, force } => {
-            let path = install(data_dir, version, *force)?;
+        ClaudeCommand::Install { version, force, trust } => {
+            let path = install(places, version, *force, trust)?;
             if out.json() {
                 out.value(&json!({ "version": version, "path": path }))
             } else {
                 out.line(&format!("Claude Code {version} is at {}", path.display()))
             }
         }
+        ClaudeCommand::Migrate => super::claude_migrate::run(places, out),
         ClaudeCommand::List => {
-            let versions: Vec<Value> = installed(data_dir)?
+            let versions: Vec<Value> = installed(places.claude_dir)?
                 .into_iter()
                 .map(|(version, path, bytes)| {
                     json!({ "default": if version == PINNED { "*" } else { "" }, "version": version, "bytes": bytes, "path": path })
@@ -56,82 +116,163 @@ pub fn run(command: &ClaudeCommand, data_dir: &Path, out: &Output) -> Result<(),
 /// Installs a version and returns the path of its binary. One that is there and whole is left alone, unless `force`.
 ///
 /// # Errors
-/// [`CtlError::Usage`] for something that is no version, [`CtlError::Install`] when npm is missing or fails or the
-/// checksum is another, [`CtlError::File`] when the data directory cannot be written. Nothing is changed then.
-pub fn install(data_dir: &Path, version: &str, force: bool) -> Result<PathBuf, CtlError> {
+/// [`CtlError::Usage`] for something that is no version, [`CtlError::Install`] when npm is missing or fails, when the
+/// checksum is another or is not known, or when the claude directory is not root's alone. Nothing is changed then.
+pub fn install(places: Places<'_>, version: &str, force: bool, trust: &Trust) -> Result<PathBuf, CtlError> {
     let platform = platform()?;
     if !is_version(version) {
         return Err(CtlError::Usage(format!("\"{version}\" is not a version such as {PINNED}")));
     }
-    let versions = data_dir.join("claude");
-    let place = versions.join(version);
-    let binary = place.join("claude");
-    let expected = KNOWN.iter().find(|(v, p, _)| *v == version && *p == platform).map(|(_, _, sum)| *sum);
-    if binary.is_file() && !force && whole(&binary, version, expected)? {
+    let binary = places.claude_dir.join(version).join("claude");
+    let expected = expected(version, platform, trust)?;
+    let home = Tree::make_trusted(places.claude_dir).map_err(untrusted)?;
+    if !force && is_whole(&home, version, expected.as_deref())? {
+        close(&home, version)?;
         eprintln!("Claude Code {version} is already installed");
         return Ok(binary);
     }
-    make_dir(data_dir)?;
-    make_dir(&versions)?;
-    let scratch = Scratch::new(&versions)?;
-    let archive = download(&scratch.0, platform, version)?;
-    let fresh = scratch.0.join("fresh");
-    make_dir(&fresh)?;
-    let sum = unpack(&archive, &fresh.join("claude"))?;
-    match expected {
-        Some(expected) if expected != sum => {
-            return Err(CtlError::Install(format!(
-                "the binary of Claude Code {version} has SHA-256 {sum}, expected {expected}: it is not the one that was examined; nothing was installed"
-            )));
-        }
-        Some(_) => eprintln!("  SHA-256 {sum} as expected"),
-        None => eprintln!(
-            "  SHA-256 {sum} (this version was not examined with this ashd; npm's own integrity check passed)"
-        ),
+    if !force
+        && let Some(expected) = &expected
+        && super::claude_migrate::take_over(&home, places.data_dir, version, expected)?
+    {
+        return Ok(binary);
     }
-    let said = ask_version(&fresh.join("claude"), &scratch.0)?;
+    put(
+        &home,
+        version,
+        |to| unpack(download(platform, version)?, to),
+        |sum| match &expected {
+            Some(expected) if expected != sum => Err(CtlError::Install(format!(
+                "the binary of Claude Code {version} has SHA-256 {sum}, expected {expected}; nothing was installed"
+            ))),
+            None if !trust.allow_unknown_checksum => Err(CtlError::Install(format!(
+                "the binary of Claude Code {version} for {platform} has SHA-256 {sum}, and this ashctl knows no checksum of it; nothing was \
+                 installed. Compare it with a source you trust, then: ashctl claude install {version} --sha256 {sum} \
+                 (or --allow-unknown-checksum, which takes whatever npm delivers)"
+            ))),
+            Some(_) => {
+                eprintln!("  SHA-256 {sum} as expected");
+                Ok(())
+            }
+            None => {
+                eprintln!("  SHA-256 {sum}: not known to this ashctl, taken as --allow-unknown-checksum says");
+                Ok(())
+            }
+        },
+    )?;
+    Ok(binary)
+}
+
+/// Writes a binary into a new directory of the claude directory, has it judged by its SHA-256 and its `--version`, and gives the
+/// directory its name.
+pub(super) fn put(
+    home: &Tree,
+    version: &str,
+    write: impl FnOnce(&mut File) -> Result<String, CtlError>,
+    judge: impl FnOnce(&str) -> Result<(), CtlError>,
+) -> Result<(), CtlError> {
+    let failed = |e: std::io::Error| CtlError::file(home.path())(e);
+    let scratch = Private::new(Some(home.path()), ".install", 0o700).map_err(failed)?;
+    let fresh = scratch.tree().make_dir("fresh", 0o755, None).map_err(|e| failed(e.into()))?;
+    let mut file = fresh.create_file("claude").map_err(|e| failed(e.into()))?;
+    let sum = write(&mut file)?;
+    judge(&sum)?;
+    rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o755)).map_err(|e| failed(e.into()))?;
+    file.sync_all().map_err(failed)?;
+    // A file that is open for writing cannot be executed. Only root can exchange it here.
+    drop(file);
+    let file = fresh.open_file("claude").map_err(|e| failed(e.into()))?;
+    let said = ask_version(&file, &home.path().join(version).join("claude"))?;
     if !said.starts_with(version) {
         return Err(CtlError::Install(format!(
             "the binary says it is \"{said}\", not {version}; nothing was installed"
         )));
     }
     eprintln!("  it runs: {said}");
-    if place.exists() {
-        fs::rename(&place, scratch.0.join("old")).map_err(CtlError::file(&place))?;
+    close(scratch.tree(), "fresh")?;
+    let named = if home.has(version) {
+        // The old one goes with the scratch directory.
+        scratch.tree().exchange("fresh", home, version).or_else(|_| {
+            home.rename(version, scratch.tree(), "old")?;
+            scratch.tree().rename("fresh", home, version)
+        })
+    } else {
+        scratch.tree().rename("fresh", home, version)
+    };
+    named.map_err(|e| failed(e.into()))
+}
+
+/// Whether a version is there: with a checksum, whole; without one, a file that only root may change.
+pub(super) fn is_whole(home: &Tree, version: &str, expected: Option<&str>) -> Result<bool, CtlError> {
+    let path = home.path().join(version).join("claude");
+    match trusted::file(&path) {
+        Err(why) if why.is_missing() => return Ok(false),
+        Err(why) => return Err(untrusted(why)),
+        Ok(_) => {}
     }
-    fs::rename(&fresh, &place).map_err(CtlError::file(&place))?;
-    Ok(binary)
+    let Some(expected) = expected else { return Ok(true) };
+    let failed = |e: std::io::Error| CtlError::file(&path)(e);
+    let file = home.open_file(Path::new(version).join("claude")).map_err(|e| failed(e.into()))?;
+    Ok(copy(file, &mut std::io::sink()).map_err(failed)? == expected)
+}
+
+/// Takes the right to read a version's binary from everybody but root. The kernel lets no process trace or read another one whose
+/// program its user cannot read, so a tool in a sandbox can neither read nor change the claude that started it. A script stays as it
+/// is: its interpreter must read it.
+pub(super) fn close(home: &Tree, version: &str) -> Result<(), CtlError> {
+    let failed = |e: std::io::Error| CtlError::file(home.path())(e);
+    let mut file = home.open_file(Path::new(version).join("claude")).map_err(|e| failed(e.into()))?;
+    let mut magic = [0; ELF.len()];
+    let is_elf = file.read_exact(&mut magic).is_ok() && magic == *ELF;
+    let stat = rustix::fs::fstat(&file).map_err(|e| failed(e.into()))?;
+    if is_elf && stat.st_mode & 0o7777 != EXECUTE_ONLY {
+        rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(EXECUTE_ONLY)).map_err(|e| failed(e.into()))?;
+    }
+    Ok(())
+}
+
+/// The checksum that the binary must have: the known one, or the admin's. Both must agree.
+fn expected(version: &str, platform: &str, trust: &Trust) -> Result<Option<String>, CtlError> {
+    let known = known(version, platform);
+    match (known, &trust.sha256) {
+        (Some(known), Some(given)) if known != given => Err(CtlError::Usage(format!(
+            "--sha256 {given} is not that of Claude Code {version} for {platform}, which is {known}"
+        ))),
+        (known, given) => Ok(given.clone().or(known.map(str::to_owned))),
+    }
+}
+
+pub(super) fn known(version: &str, platform: &str) -> Option<&'static str> {
+    KNOWN.iter().find(|(v, p, _)| *v == version && *p == platform).map(|(_, _, sum)| *sum)
+}
+
+/// Why root does not use a path, and what makes it one that root uses.
+pub(super) fn untrusted(why: Untrusted) -> CtlError {
+    if let Untrusted::Io { path, source } = why {
+        return CtlError::File { path: path.display().to_string(), source };
+    }
+    let remedy = why.remedy().map_or(String::new(), |remedy| format!(" ({remedy}, or another --claude-dir)"));
+    CtlError::Install(format!("{why}{remedy}"))
 }
 
 /// Version, path and bytes of every installed binary, by name.
-fn installed(data_dir: &Path) -> Result<Vec<(String, PathBuf, u64)>, CtlError> {
-    let dir = data_dir.join("claude");
-    let entries = match fs::read_dir(&dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(CtlError::file(&dir))?,
+pub(super) fn installed(claude_dir: &Path) -> Result<Vec<(String, PathBuf, u64)>, CtlError> {
+    let home = match Tree::open(claude_dir) {
+        Err(why) if why.is_missing() => return Ok(Vec::new()),
+        other => other.map_err(untrusted)?,
     };
-    let mut found: Vec<_> = entries
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let version = entry.file_name().to_str().filter(|name| is_version(name))?.to_owned();
-            let path = entry.path().join("claude");
-            let bytes = fs::metadata(&path).ok()?.len();
-            Some((version, path, bytes))
-        })
-        .collect();
-    found.sort();
-    Ok(found)
-}
-
-fn whole(binary: &Path, version: &str, expected: Option<&str>) -> Result<bool, CtlError> {
-    match expected {
-        Some(expected) => Ok(digest(binary)? == expected),
-        None => Ok(ask_version(binary, Path::new("/nonexistent")).is_ok_and(|said| said.starts_with(version))),
-    }
+    let names = home.names().map_err(|e| CtlError::file(claude_dir)(e.into()))?;
+    let found = names.iter().filter_map(|name| {
+        let version = name.to_str().filter(|name| is_version(name))?.to_owned();
+        let at = Path::new(&version).join("claude");
+        let bytes = u64::try_from(home.stat(&at).ok()?.st_size).ok()?;
+        Some((version, home.path().join(at), bytes))
+    });
+    Ok(found.collect())
 }
 
 /// Three numbers and perhaps a pre-release; it becomes a directory's name and npm's argument.
-fn is_version(text: &str) -> bool {
+pub(super) fn is_version(text: &str) -> bool {
     let (numbers, pre) = text.split_once('-').unwrap_or((text, "0"));
     let number = |part: &str| !part.is_empty() && part.len() <= 9 && part.bytes().all(|b| b.is_ascii_digit());
     let ident = |b: u8| b.is_ascii_alphanumeric() || b == b'.' || b == b'-';
@@ -142,103 +283,11 @@ fn is_version(text: &str) -> bool {
         && pre.bytes().all(ident)
 }
 
-fn platform() -> Result<&'static str, CtlError> {
+pub(super) fn platform() -> Result<&'static str, CtlError> {
     match std::env::consts::ARCH {
         "x86_64" => Ok("linux-x64"),
         "aarch64" => Ok("linux-arm64"),
         other => Err(CtlError::Install(format!("there is no Claude Code for {other}; x86_64 and aarch64 have one"))),
-    }
-}
-
-fn make_dir(dir: &Path) -> Result<(), CtlError> {
-    match fs::DirBuilder::new().mode(0o755).create(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(CtlError::file(dir))
-        }
-        // The mode again, because the umask has a say in the first one and the sandbox must be able to read it.
-        other => other
-            .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o755)))
-            .map_err(CtlError::file(dir)),
-    }
-}
-
-/// npm chooses, fetches and checks the archive; it may take minutes, so the time that passed is shown.
-fn download(into: &Path, platform: &str, version: &str) -> Result<PathBuf, CtlError> {
-    let package = format!("@anthropic-ai/claude-code-{platform}@{version}");
-    eprintln!("downloading {package} with npm");
-    let log = into.join("npm.log");
-    let sink = fs::File::create(&log).map_err(CtlError::file(&log))?;
-    let mut npm = Command::new("npm")
-        .args(["pack", "--ignore-scripts", "--loglevel=error", &package])
-        .current_dir(into)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(sink)
-        .spawn()
-        .map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => CtlError::Install(
-                "npm is not installed, and Claude Code comes from npm: `sudo apt install npm`, then again".to_owned(),
-            ),
-            _ => CtlError::Install(format!("npm cannot be started: {e}")),
-        })?;
-    let start = Instant::now();
-    let mut told = 0;
-    let status = loop {
-        if let Some(status) = npm.try_wait().map_err(|e| CtlError::Install(format!("npm: {e}")))? {
-            break status;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-        let seconds = start.elapsed().as_secs();
-        if seconds >= told + 5 {
-            told = seconds;
-            eprintln!("  {seconds} s");
-        }
-    };
-    let text = fs::read_to_string(&log).unwrap_or_default();
-    if !status.success() {
-        return Err(CtlError::Install(format!("npm could not fetch {package} ({status}):\n{}", text.trim())));
-    }
-    fs::read_dir(into)
-        .map_err(CtlError::file(into))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|ext| ext == "tgz"))
-        .ok_or_else(|| CtlError::Install(format!("npm said nothing was wrong, but left no archive of {package}")))
-}
-
-fn ask_version(binary: &Path, home: &Path) -> Result<String, CtlError> {
-    let answer = Command::new(binary)
-        .arg("--version")
-        .env_clear()
-        .env("HOME", home)
-        .env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| CtlError::Install(format!("{} cannot be run: {e}", binary.display())))?;
-    let said = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
-    if answer.status.success() {
-        return Ok(said);
-    }
-    let why = String::from_utf8_lossy(&answer.stderr).trim().to_owned();
-    Err(CtlError::Install(format!("{} --version failed ({}): {why}", binary.display(), answer.status)))
-}
-
-/// A directory that goes away with everything in it.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(beside: &Path) -> Result<Self, CtlError> {
-        let dir = beside.join(format!(".tmp-{}", std::process::id()));
-        fs::DirBuilder::new().mode(0o700).create(&dir).map_err(CtlError::file(&dir))?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(e) = fs::remove_dir_all(&self.0) {
-            eprintln!("{} could not be removed: {e}", self.0.display());
-        }
     }
 }
 
@@ -254,5 +303,17 @@ mod tests {
         for bad in ["", "2.1", "latest", "../../etc", "2.1.330/..", "2.1.x", "1.2.3-", "1.2.3-a/b", "1.2.3 --x"] {
             assert!(!is_version(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_checksum_of_the_admin_never_overrides_a_known_one() {
+        let trust = |sha256: Option<&str>| Trust { sha256: sha256.map(str::to_owned), allow_unknown_checksum: false };
+        let own = "0".repeat(64);
+        let (_, platform, sum) = KNOWN[0];
+        assert_eq!(expected(PINNED, platform, &trust(None)).unwrap().as_deref(), Some(sum));
+        assert_eq!(expected(PINNED, platform, &trust(Some(sum))).unwrap().as_deref(), Some(sum));
+        assert!(expected(PINNED, platform, &trust(Some(&own))).is_err());
+        assert_eq!(expected("9.9.9", platform, &trust(Some(&own))).unwrap(), Some(own));
+        assert_eq!(expected("9.9.9", platform, &trust(None)).unwrap(), None);
     }
 }

@@ -17,15 +17,19 @@ pub const URL: &str = "http://127.0.0.1:4100";
 )]
 pub struct Cli {
     /// Where ashd listens: http://, https://, or unix:/run/ashd/ashd.sock, where root and group ashd need no key. Without
-    /// a key that socket is also tried by itself.
+    /// a key and a URL that socket is tried first.
     #[arg(long, env = "ASH_URL", default_value = URL, global = true)]
     pub url: String,
-    /// API key; without it, <DATA_DIR>/initial-api-key where that can be read.
+    /// API key; without it, <DATA_DIR>/initial-api-key where that can be read: it is sent to this host's ashd alone, and not
+    /// to a port on which another user listens.
     #[arg(long, env = "ASH_API_KEY", hide_env_values = true, global = true)]
     pub key: Option<String>,
-    /// ashd's data directory: for the first key, and for `claude install`.
+    /// ashd's data directory: for the first key, backup and restore.
     #[arg(long, env = "ASH_DATA_DIR", default_value = "/var/lib/ashd", global = true)]
     pub data_dir: PathBuf,
+    /// Where versions of Claude Code are installed; root's alone, like all that leads there.
+    #[arg(long, env = "ASH_CLAUDE_DIR", default_value = crate::model::CLAUDE_DIR, global = true)]
+    pub claude_dir: PathBuf,
     /// Tables for people, JSON for programs.
     #[arg(short, long, value_enum, default_value_t, global = true)]
     pub output: Format,
@@ -93,6 +97,15 @@ pub enum Command {
         #[command(subcommand)]
         command: super::queue::QueueCommand,
     },
+    /// Measures an agent with questions whose answers are known.
+    #[command(
+        after_help = "Example:\n  ashctl eval import my-agent evals.json\n  ashctl eval run my-agent --version 1\n  \
+                            ashctl eval runs my-agent\n  ashctl eval compare my-agent RUN_A RUN_B"
+    )]
+    Eval {
+        #[command(subcommand)]
+        command: super::evals::EvalCommand,
+    },
     /// Keys of tenants for the model, sealed by ashd.
     Credentials {
         #[command(subcommand)]
@@ -105,10 +118,13 @@ pub enum Command {
     Backup(super::backup::BackupArgs),
     /// Puts a backup back (ashd must be stopped), or only checks it.
     Restore(super::backup::RestoreArgs),
+    /// A part of backup, which root does not do itself.
+    #[command(hide = true)]
+    CopyDatabase(super::backup::CopyDatabaseArgs),
     /// Versions of Claude Code on this host.
     Claude {
         #[command(subcommand)]
-        command: ClaudeCommand,
+        command: super::claude_install::ClaudeCommand,
     },
     /// Prints the completions of a shell: `ashctl completions bash > /etc/bash_completion.d/ashctl`.
     Completions { shell: clap_complete::Shell },
@@ -193,7 +209,8 @@ pub enum SessionCommand {
         /// Milliseconds (1 to 300000) until the command and everything it started are killed.
         #[arg(long, default_value_t = 30_000)]
         timeout: u32,
-        /// A line for bash in /workspace; several words are joined with spaces.
+        /// Runs in /workspace. One argument is a line for bash: 'ls | wc -l'. Several are a program and its arguments, which arrive
+        /// as they are: bash -c 'echo "$1"' x 'two words'.
         #[arg(required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
@@ -215,6 +232,9 @@ pub enum SessionCommand {
     /// Ends the session for good; its files can still be read.
     End {
         id: String,
+        /// Also removes its files, messages, timeline and attachments, at once.
+        #[arg(long)]
+        purge: bool,
     },
     /// Lists the workspace.
     Files {
@@ -292,9 +312,9 @@ pub enum LimitsCommand {
         #[command(flatten)]
         level: Level,
         /// memory, swap, cpu (cores), weight, pids, io-read, io-write, io-read-ops, io-write-ops (a second), disk, files or turn,
-        /// as NAME=VALUE.
-        #[arg(required = true, value_name = "NAME=VALUE", value_parser = super::limits::parse)]
-        limits: Vec<(crate::model::Limit, Option<u64>)>,
+        /// and of a tenant storage (all its files and rows together), as NAME=VALUE.
+        #[arg(required = true, value_name = "NAME=VALUE", value_parser = super::limits::parse_named)]
+        limits: Vec<(String, Option<u64>)>,
     },
 }
 
@@ -306,12 +326,14 @@ pub enum KeysCommand {
         /// For another tenant (needs the admin).
         #[arg(long)]
         tenant: Option<String>,
+        /// With the admin role (needs the admin; tenant `default` only).
+        #[arg(long, conflicts_with = "tenant")]
+        admin: bool,
     },
+    /// The tenant's keys; those with the admin role are shown to admins only.
     List,
-    /// The key stops working at once.
-    Revoke {
-        id: String,
-    },
+    /// The key stops working at once. Keys with the admin role are revoked by admins only, the last of them never.
+    Revoke { id: String },
 }
 
 #[derive(Debug, Subcommand)]
@@ -325,28 +347,6 @@ pub enum TenantCommand {
         #[arg(long)]
         yes: bool,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub enum ClaudeCommand {
-    /// Installs Claude Code below the data directory, with npm; versions live side by side.
-    Install {
-        #[arg(default_value = super::claude_install::PINNED)]
-        version: String,
-        /// Download it again even if it is there.
-        #[arg(long)]
-        force: bool,
-    },
-    /// What is installed.
-    List,
-}
-
-/// The key of the command line or the environment, else the one ashd wrote at its first start.
-pub fn find_key(cli: &Cli) -> Option<String> {
-    cli.key.clone().filter(|key| !key.is_empty()).or_else(|| {
-        let text = std::fs::read_to_string(cli.data_dir.join("initial-api-key")).ok()?;
-        Some(text.trim().to_owned()).filter(|key| !key.is_empty())
-    })
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

@@ -13,7 +13,7 @@ use super::output::{Output, cell};
 pub enum CredentialsCommand {
     /// Stores a key, which is read from standard input and never shown again: `ashctl credentials add anthropic < key`.
     Add {
-        /// anthropic, openai, bedrock or custom.
+        /// anthropic or custom.
         #[arg(value_name = "TYPE")]
         kind: String,
         #[arg(long)]
@@ -41,8 +41,14 @@ pub async fn run(client: &Client, out: &Output, command: CredentialsCommand) -> 
         }
         CredentialsCommand::List => {
             let list = client.get("/api/credentials").await?;
-            let columns =
-                [("id", "id"), ("type", "type"), ("label", "label"), ("active", "active"), ("created", "createdAt")];
+            let columns = [
+                ("id", "id"),
+                ("type", "type"),
+                ("label", "label"),
+                ("active", "active"),
+                ("created", "createdAt"),
+                ("last used", "lastUsedAt"),
+            ];
             out.rows(&list, "credentials", &columns)
         }
         CredentialsCommand::Delete { id } => {

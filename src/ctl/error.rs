@@ -79,7 +79,7 @@ impl CtlError {
             }
             Self::Refused { status: 503, .. } => Some("see `ashctl health` for what is in use"),
             Self::Turn(_) => {
-                Some("the session can go on: `ashctl session resume ID`; what happened: `ashctl session events ID`")
+                Some("the session can continue: `ashctl session resume ID`; what happened: `ashctl session events ID`")
             }
             Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("try again with sudo")

@@ -1,5 +1,6 @@
 //! An agent's folder as the files of a deployment.
 
+use std::io::Read as _;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -55,10 +56,13 @@ pub fn read(dir: &Path) -> Result<Vec<UploadFile>, CtlError> {
             return Err(CtlError::Usage(format!("{}: the name is not UTF-8", entry.path().display())));
         };
         if !entry.file_type().is_file() {
-            eprintln!("left out {path}: not a plain file");
+            eprintln!("left out {}: not a plain file", super::render::printable(path));
             continue;
         }
-        let bytes = std::fs::read(entry.path()).map_err(CtlError::file(entry.path()))?;
+        // It may be larger than memory: no more of it is read than fits.
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(entry.path()).map_err(CtlError::file(entry.path()))?;
+        file.take(MAX_BYTES - total + 1).read_to_end(&mut bytes).map_err(CtlError::file(entry.path()))?;
         total += bytes.len() as u64;
         if total > MAX_BYTES || files.len() == MAX_FILES {
             return Err(CtlError::Usage(format!(

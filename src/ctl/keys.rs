@@ -9,10 +9,13 @@ use super::output::{Output, cell};
 
 pub async fn run(client: &Client, out: &Output, command: KeysCommand) -> Result<(), CtlError> {
     match command {
-        KeysCommand::Create { label, tenant } => {
+        KeysCommand::Create { label, tenant, admin } => {
             let mut body = json!({ "label": label });
             if let Some(tenant) = tenant {
                 body["tenantId"] = json!(tenant);
+            }
+            if admin {
+                body["admin"] = json!(true);
             }
             let made = client.post("/api/api-keys", &body).await?;
             if out.json() {
@@ -24,7 +27,9 @@ pub async fn run(client: &Client, out: &Output, command: KeysCommand) -> Result<
         }
         KeysCommand::List => {
             let keys = client.get("/api/api-keys").await?;
-            out.rows(&keys, "keys", &[("id", "id"), ("label", "label"), ("key", "keyPrefix"), ("created", "createdAt")])
+            let columns =
+                [("id", "id"), ("label", "label"), ("key", "keyPrefix"), ("admin", "admin"), ("created", "createdAt")];
+            out.rows(&keys, "keys", &columns)
         }
         KeysCommand::Revoke { id } => {
             client.delete(&format!("/api/api-keys/{}", encode(&id, false))).await?;

@@ -9,21 +9,33 @@ use super::client::{Client, encode};
 use super::output::{Output, cell};
 use crate::model::Limit;
 
+/// What a tenant may store, by its name in the API.
+const STORAGE: &str = "storageBytes";
+
 pub async fn run(client: &Client, out: &Output, command: LimitsCommand) -> Result<(), CtlError> {
     let answer = match command {
         LimitsCommand::Show { level } => client.get(&path(&level)).await?,
         LimitsCommand::Set { level, limits } => {
-            let body: Map<String, Value> =
-                limits.into_iter().map(|(limit, value)| (limit.to_string(), json!(value))).collect();
+            let body: Map<String, Value> = limits.into_iter().map(|(limit, value)| (limit, json!(value))).collect();
             client.json(Method::PATCH, &path(&level), Some(&Value::Object(body))).await?
         }
     };
     if out.json() {
         return out.value(&answer);
     }
-    let rows: Vec<Value> = Limit::ALL.into_iter().map(|limit| row(limit, &answer["limits"][limit.as_str()])).collect();
-    let columns =
-        [("limit", "limit"), ("value", "value"), ("decided by", "by"), ("set here", "set"), ("enforced", "enforced")];
+    let all = &answer["limits"];
+    let mut rows: Vec<Value> = Limit::ALL.into_iter().map(|limit| row(limit, &all[limit.as_str()])).collect();
+    let mut columns = vec![
+        ("limit", "limit"),
+        ("value", "value"),
+        ("decided by", "by"),
+        ("set here", "set"),
+        ("enforced", "enforced"),
+    ];
+    if all[STORAGE].is_object() {
+        rows.extend(of_tenant(all));
+        columns.push(("used", "used"));
+    }
     out.rows(&json!({ "limits": rows }), "limits", &columns)?;
     for refused in answer["notFollowed"].as_array().into_iter().flatten() {
         eprintln!("session {} keeps what it has: {}", cell(&refused["sessionId"]), cell(&refused["reason"]));
@@ -51,6 +63,26 @@ fn row(limit: Limit, state: &Value) -> Value {
     })
 }
 
+/// The limits of a tenant as a whole, with what it uses.
+fn of_tenant(all: &Value) -> [Value; 2] {
+    let (storage, sandboxes) = (&all[STORAGE], &all["sandboxes"]);
+    let bytes = |value: &Value| value.as_u64().map(shown_bytes);
+    let mib = |value: &Value| value.as_u64().unwrap_or(0).div_ceil(1 << 20);
+    let split = &storage["split"];
+    let used = format!(
+        "{} MiB (files {} MiB, database {} MiB)",
+        mib(&storage["used"]),
+        mib(&split["files"]),
+        mib(&split["database"])
+    );
+    [
+        json!({ "limit": "storage", "value": bytes(&storage["value"]), "by": storage["decidedBy"], "set": bytes(&storage["set"]),
+            "enforced": "yes", "used": used }),
+        json!({ "limit": "sandboxes", "value": sandboxes["value"].as_u64().map_or_else(|| "none".to_owned(), |n| n.to_string()),
+            "by": sandboxes["decidedBy"], "set": null, "enforced": "yes", "used": sandboxes["used"] }),
+    ]
+}
+
 /// The name on the command line.
 fn short(limit: Limit) -> &'static str {
     match limit {
@@ -69,13 +101,19 @@ fn short(limit: Limit) -> &'static str {
     }
 }
 
+fn largest(value: u64, units: &[(u64, &str)]) -> String {
+    let unit = units.iter().find(|(size, _)| value >= *size && value.is_multiple_of(*size));
+    unit.map_or_else(|| value.to_string(), |(size, name)| format!("{}{name}", value / size))
+}
+
+fn shown_bytes(value: u64) -> String {
+    largest(value, &[(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")])
+}
+
 /// A number as a person writes it: whole units where it is one, else the number itself.
 fn shown(limit: Limit, value: u64) -> String {
-    let largest = |units: &[(u64, &str)]| {
-        let unit = units.iter().find(|(size, _)| value >= *size && value.is_multiple_of(*size));
-        unit.map_or_else(|| value.to_string(), |(size, name)| format!("{}{name}", value / size))
-    };
-    let bytes = || largest(&[(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]);
+    let largest = |units| largest(value, units);
+    let bytes = || shown_bytes(value);
     match limit {
         Limit::MemoryBytes | Limit::SwapBytes | Limit::DiskBytes => bytes(),
         Limit::IoReadBps | Limit::IoWriteBps => format!("{}/s", bytes()),
@@ -83,6 +121,24 @@ fn shown(limit: Limit, value: u64) -> String {
         Limit::TurnMs => largest(&[(3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")]),
         Limit::CpuMillis => format!("{} cores", value as f64 / 1000.0),
         Limit::CpuWeight | Limit::Pids | Limit::DiskFiles => value.to_string(),
+    }
+}
+
+/// Reads `storage=20GiB` too, which only a tenant has; the name is that of the API.
+///
+/// # Errors
+/// Says what would be right.
+pub fn parse_named(text: &str) -> Result<(String, Option<u64>), String> {
+    let value = text.strip_prefix("storage=").or_else(|| text.strip_prefix("storageBytes="));
+    match value {
+        Some("none") => Ok((STORAGE.to_owned(), None)),
+        Some(value) => {
+            let bytes = scaled(value, &[("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)]);
+            let bytes =
+                bytes.ok_or_else(|| format!("storage={value}: expected 20GiB, or bytes, or none to unset it"))?;
+            Ok((STORAGE.to_owned(), Some(bytes)))
+        }
+        None => parse(text).map(|(limit, value)| (limit.to_string(), value)),
     }
 }
 
@@ -167,6 +223,10 @@ mod tests {
             assert!(parse(text).is_err(), "{text}");
         }
         assert!(parse("memory=99999999999999999999TiB").is_err());
+        assert_eq!(parse_named("storage=20GiB"), Ok(("storageBytes".to_owned(), Some(20 << 30))));
+        assert_eq!(parse_named("storage=none"), Ok(("storageBytes".to_owned(), None)));
+        assert_eq!(parse_named("pids=64"), Ok(("pids".to_owned(), Some(64))));
+        assert!(parse_named("storage=x").unwrap_err().contains("20GiB"));
         assert!(parse("speed=1").unwrap_err().contains("memory, swap, cpu"));
     }
 

@@ -10,13 +10,17 @@
 //! Exit codes: 0 done; 1 the request or the turn failed; 2 wrong usage; 3 the daemon cannot be reached; 4 not authorised.
 
 mod agents;
-mod backup;
+pub mod backup;
 mod claude_archive;
+mod claude_fetch;
 pub mod claude_install;
+mod claude_migrate;
 pub mod cli;
 pub mod client;
 mod credentials;
 mod error;
+mod evals;
+mod first_key;
 mod folder;
 mod keys;
 mod limits;
@@ -44,7 +48,8 @@ use output::Output;
 pub async fn run(cli: Cli) -> Result<(), CtlError> {
     let out = Output::new(cli.output);
     if let Command::Claude { command } = &cli.command {
-        return claude_install::run(command, &cli.data_dir, &out);
+        let places = claude_install::Places { claude_dir: &cli.claude_dir, data_dir: &cli.data_dir };
+        return claude_install::run(command, places, &out);
     }
     if let Command::Completions { shell } = &cli.command {
         return completions(*shell, &out);
@@ -54,14 +59,12 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
     }
     let cli = match cli.command {
         Command::Backup(args) => return backup::backup(args, &cli.data_dir, &out).await,
+        Command::CopyDatabase(args) => return backup::copy_database(args).await,
         Command::Restore(args) => return backup::restore(args, &cli.data_dir, &out).await,
         command => Cli { command, ..cli },
     };
-    let key = cli::find_key(&cli);
-    // Whoever has no key may be let in by who he is.
-    let local = key.is_none() && cli.url == cli::URL && unix::is_open(unix::SOCKET);
-    let local = local.then(|| format!("unix:{}", unix::SOCKET));
-    let client = Client::new(local.as_ref().unwrap_or(&cli.url), key)?;
+    let (url, key) = first_key::choose(&cli)?;
+    let client = Client::new(&url, key)?;
     match cli.command {
         Command::Health => health(&client, &out).await,
         Command::Agent { command } => agents::run(&client, &out, command).await,
@@ -69,6 +72,7 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Limits { command } => limits::run(&client, &out, command).await,
         Command::Top(args) => top::run(&client, &out, &args).await,
         Command::Queue { command } => queue::run(&client, &out, command).await,
+        Command::Eval { command } => evals::run(&client, &out, command).await,
         Command::Credentials { command } => credentials::run(&client, &out, command).await,
         Command::Keys { command } => keys::run(&client, &out, command).await,
         Command::Tenant { command } => tenants::run(&client, &out, command).await,
@@ -78,6 +82,7 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
         | Command::Completions { .. }
         | Command::Manual
         | Command::Backup(_)
+        | Command::CopyDatabase(_)
         | Command::Restore(_) => Ok(()),
     }
 }

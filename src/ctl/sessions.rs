@@ -44,12 +44,15 @@ pub async fn run(client: &Client, out: &Output, command: SessionCommand) -> Resu
             out.rows(&list, "sessions", &columns)
         }
         SessionCommand::Info { id } => session(out, &client.get(&path(&id)).await?),
-        SessionCommand::Exec { id, timeout, command } => exec(client, out, &id, timeout, &command.join(" ")).await,
+        SessionCommand::Exec { id, timeout, command } => exec(client, out, &id, timeout, &line(&command)).await,
         SessionCommand::Pause { id } => act(client, out, &id, "pause").await,
         SessionCommand::Resume { id } => act(client, out, &id, "resume").await,
         SessionCommand::Interrupt { id } => act(client, out, &id, "interrupt").await,
         SessionCommand::Stop { id } => act(client, out, &id, "stop").await,
-        SessionCommand::End { id } => session(out, &client.delete(&path(&id)).await?),
+        SessionCommand::End { id, purge } => {
+            let purge = if purge { "?purge=true" } else { "" };
+            session(out, &client.delete(&format!("{}{purge}", path(&id))).await?)
+        }
         SessionCommand::Files { id } => {
             let files = client.get(&format!("{}/files", path(&id))).await?;
             out.rows(&files, "files", &[("size", "size"), ("modified", "modifiedAt"), ("path", "path")])
@@ -126,6 +129,20 @@ async fn logs(client: &Client, out: &Output, session: &str, after: Option<i64>, 
 
 async fn act(client: &Client, out: &Output, id: &str, verb: &str) -> Result<(), CtlError> {
     session(out, &client.json(Method::POST, &format!("{}/{verb}", path(id)), None).await?)
+}
+
+/// One argument is a line for the shell. Several are a program and its arguments, each of which arrives as it is, as with
+/// `docker exec`: quoted, no character of them means anything to the shell.
+fn line(words: &[String]) -> String {
+    match words {
+        [line] => line.clone(),
+        words => words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+    }
+}
+
+/// Also where it is not needed: a program may have the name of a keyword, such as `time`.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 async fn exec(client: &Client, out: &Output, id: &str, timeout: u32, command: &str) -> Result<(), CtlError> {
@@ -209,6 +226,18 @@ pub(super) fn query(fields: &[(&str, Option<String>)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_reach_the_command_as_they_are() {
+        let words = |words: &[&str]| line(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        assert_eq!(words(&["ls | wc -l"]), "ls | wc -l");
+        assert_eq!(words(&["bash", "-c", "echo $1"]), "'bash' '-c' 'echo $1'");
+        assert_eq!(words(&["it's", ""]), r"'it'\''s' ''");
+        let given = ["printf", "<%s>", "a  b", "$HOME", "*", "\"q\"", "it's", "", "new\nline", ";", "-n", "\\"];
+        let ran = std::process::Command::new("/bin/sh").args(["-c", &words(&given)]).output().unwrap();
+        let wanted: String = given[2..].iter().map(|word| format!("<{word}>")).collect();
+        assert_eq!(String::from_utf8(ran.stdout).unwrap(), wanted);
+    }
 
     #[test]
     fn queries_hold_what_was_given() {

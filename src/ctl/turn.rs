@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::CtlError;
 use super::client::Client;
 use super::output::Output;
-use super::render::Renderer;
+use super::render::{Renderer, printable};
 use super::sse::{Frame, Parser};
 
 /// Sends a message and shows the turn to its end.
@@ -53,7 +53,7 @@ pub async fn chat(client: &Client, out: &Output, session: &str) -> Result<(), Ct
             continue;
         }
         match send(client, out, session, line.trim_end()).await {
-            Err(error @ CtlError::Turn(_)) => eprintln!("ashctl: {error}"),
+            Err(error @ CtlError::Turn(_)) => eprintln!("ashctl: {}", printable(&error.to_string())),
             other => other?,
         }
     }

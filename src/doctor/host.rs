@@ -33,6 +33,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     ];
     findings.extend(namespaces(sandboxes, sysctl));
     findings.push(processes(sandboxes, sysctl));
+    findings.push(open_files(&read("/proc/meminfo"), sysctl));
     findings
 }
 
@@ -197,6 +198,20 @@ fn processes(sandboxes: u64, sysctl: impl Fn(&str) -> Option<String>) -> Finding
     )
 }
 
+/// An open file is 209 bytes of a sandbox's memory limit, and one of `fs.file-max` of the whole host: the memory must come to its end
+/// first, or a sandbox takes all files.
+fn open_files(meminfo: &str, sysctl: impl Fn(&str) -> Option<String>) -> Finding {
+    const BYTES: u64 = 209;
+    let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+    let wanted = kib.unwrap_or(0_u64) * 1024 / BYTES;
+    let most = sysctl("fs.file-max").and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
+    let found = format!("fs.file-max {most}; sandboxes could hold {wanted} open files in the host's memory");
+    if most >= wanted {
+        return ok("open files", found);
+    }
+    warning("open files", found, "sysctl -w fs.file-max=9223372036854775807, and the same in /etc/sysctl.d/ashd.conf")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,6 +265,8 @@ mod tests {
         assert_eq!(namespaces(1000, |_| None)[0].status, Status::Failure);
         assert_eq!(processes(1000, all("4194304")).status, Status::Ok);
         assert_eq!(processes(1000, all("4096")).status, Status::Warning);
+        assert_eq!(open_files("MemTotal:  16384000 kB\n", all("9223372036854775807\n")).status, Status::Ok);
+        assert_eq!(open_files("MemTotal:  16384000 kB\n", all("1638400\n")).status, Status::Warning);
         assert_eq!(descriptors(1 << 20, 1000).status, Status::Ok);
         assert_eq!(descriptors(1024, 1000).status, Status::Warning);
         assert_eq!(swap("Filename\n").status, Status::Warning);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::{Finding, failure, ok, warning};
 use crate::config::{Config, Upstream};
+use crate::kernel::trusted;
 
 /// How long the model's host may take to answer a connection.
 const UPSTREAM_WITHIN: Duration = Duration::from_secs(5);
@@ -21,6 +22,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     findings.extend(["ash-launcher", "ash-gateway", "ash-probe"].map(program));
     findings.push(claude(config));
     findings.push(upstream(&config.gateway.upstream).await);
+    findings.extend(in_clear(config));
     findings.extend(services(config).await);
     findings
 }
@@ -57,6 +59,7 @@ fn data_dir(dir: &Path) -> Vec<Finding> {
         )
     }];
     if let Ok(stat) = rustix::fs::statvfs(dir) {
+        findings.push(setuid(stat.f_flag.contains(rustix::fs::StatVfsMountFlags::NOSUID), mode, dir));
         let (free, inodes) = (stat.f_bavail * stat.f_frsize, stat.f_favail);
         let found = format!("{} MiB and {inodes} inodes free on {shown}", free >> 20);
         let mend = "make room, or move it: data_dir in /etc/ashd/ashd.toml";
@@ -69,6 +72,23 @@ fn data_dir(dir: &Path) -> Vec<Finding> {
         });
     }
     findings
+}
+
+/// A payload may give its files setuid bits, and on the disk they belong to ashd.
+fn setuid(nosuid: bool, mode: u32, dir: &Path) -> Finding {
+    let shown = dir.display();
+    if nosuid {
+        return ok("setuid files", format!("without effect: {shown} is mounted nosuid"));
+    }
+    let found = format!("{shown} is not mounted nosuid");
+    if mode & 0o007 == 0 {
+        return ok("setuid files", format!("out of reach: {found}, but its mode {mode:o} keeps other users out"));
+    }
+    warning(
+        "setuid files",
+        format!("{found}, and mode {mode:o} lets others in: only the directory of the sessions guards them"),
+        format!("chmod o-rwx {shown}, or mount it nosuid (docs/operations.md)"),
+    )
 }
 
 /// Where ashd looks for its other programs.
@@ -90,21 +110,26 @@ fn program(name: &'static str) -> Finding {
     }
 }
 
-/// The binary that sessions will run.
-pub fn claude_binary(config: &Config) -> PathBuf {
-    let installed = || config.data_dir.join("claude").join(&config.claude.version).join("claude");
-    config.claude.binary.clone().unwrap_or_else(installed)
-}
-
 fn claude(config: &Config) -> Finding {
-    let path = claude_binary(config);
+    let path = config.claude.program();
     let mend = || format!("ashctl claude install {}", config.claude.version);
-    match fs::metadata(&path) {
-        Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o005 == 0o005 => {
-            ok("claude", format!("{}, {} MiB", path.display(), meta.len() >> 20))
+    let stat = trusted::file(&path).map(|file| rustix::fs::fstat(&file));
+    match stat {
+        Ok(Ok(stat)) if stat.st_mode & 0o005 == 0o005 => warning(
+            "claude",
+            format!(
+                "{} can be read by every user, so a command in a sandbox can trace the claude that started it",
+                path.display()
+            ),
+            format!("chmod 0711 {}", path.display()),
+        ),
+        Ok(Ok(stat)) if stat.st_mode & 0o001 != 0 => {
+            ok("claude", format!("{}, {} MiB", path.display(), stat.st_size >> 20))
         }
-        Ok(_) => failure("claude", format!("{} is not a program that everybody may run", path.display()), mend()),
-        Err(error) => failure("claude", format!("{}: {error}", path.display()), mend()),
+        Ok(Ok(_)) => failure("claude", format!("{} is not a program that everybody may run", path.display()), mend()),
+        Ok(Err(error)) => failure("claude", format!("{}: {error}", path.display()), mend()),
+        // The launcher refuses it too.
+        Err(why) => failure("claude", why.to_string(), why.remedy().unwrap_or_else(mend)),
     }
 }
 
@@ -119,12 +144,26 @@ async fn upstream(upstream: &Upstream) -> Finding {
     match tokio::time::timeout(UPSTREAM_WITHIN, tokio::net::TcpStream::connect(&address)).await {
         Ok(Ok(_)) => ok("model", format!("{address} answers")),
         Ok(Err(error)) => {
-            failure("model", format!("{address}: {error}"), format!("curl -v {url}, then mend DNS or the firewall"))
+            failure("model", format!("{address}: {error}"), format!("curl -v {url}, then correct DNS or the firewall"))
         }
-        Err(_) => {
-            failure("model", format!("{address}: no answer in 5 s"), format!("curl -v {url}, then mend the firewall"))
-        }
+        Err(_) => failure(
+            "model",
+            format!("{address}: no answer in 5 s"),
+            format!("curl -v {url}, then correct the firewall"),
+        ),
     }
+}
+
+/// An upstream that was allowed although the key travels in clear.
+fn in_clear(config: &Config) -> Option<Finding> {
+    let Upstream::Url(url) = &config.gateway.upstream else { return None };
+    crate::model::sends_in_clear(url).then(|| {
+        warning(
+            "model key",
+            format!("it is sent to {url} in clear (gateway.allow_insecure_upstream)"),
+            "use an https:// URL in gateway.upstream",
+        )
+    })
 }
 
 /// Host and port of a URL.
@@ -158,7 +197,7 @@ async fn services(config: &Config) -> Vec<Finding> {
     let connected = tokio::time::timeout(UPSTREAM_WITHIN, tokio::net::TcpStream::connect((ip, port))).await;
     findings.push(match connected {
         Ok(Ok(_)) => ok("ashd", format!("listens at {ip}:{port}")),
-        _ => warning("ashd", format!("nobody listens at {ip}:{port}"), "systemctl start ashd, or: sudo ashd"),
+        _ => warning("ashd", format!("no process listens on {ip}:{port}"), "systemctl start ashd, or: sudo ashd"),
     });
     findings
 }
@@ -185,13 +224,40 @@ mod tests {
     }
 
     #[test]
+    fn setuid_files_are_harmless_where_they_do_nothing_or_cannot_be_reached() {
+        let dir = Path::new("/var/lib/ashd");
+        for (nosuid, mode, status) in [
+            (true, 0o755, Status::Ok),
+            (false, 0o750, Status::Ok),
+            (false, 0o700, Status::Ok),
+            (false, 0o751, Status::Warning),
+            (false, 0o755, Status::Warning),
+        ] {
+            let finding = setuid(nosuid, mode, dir);
+            assert_eq!(finding.status, status, "{nosuid} {mode:o}: {}", finding.found);
+        }
+        assert!(setuid(false, 0o755, dir).mend.unwrap().contains("nosuid"));
+    }
+
+    #[test]
     fn a_missing_claude_names_the_command() {
-        let mut config = Config { data_dir: "/nonexistent".into(), ..Config::default() };
+        let mut config = Config::default();
+        config.claude.dir = "/nonexistent".into();
         let finding = claude(&config);
         assert_eq!(finding.status, Status::Failure);
         assert!(finding.mend.unwrap().starts_with("ashctl claude install"));
-        config.claude.binary = Some("/bin/true".into());
-        assert_eq!(claude(&config).status, Status::Ok);
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("claude");
+        fs::write(&program, "x").unwrap();
+        config.claude.binary = Some(program.clone());
+        for (mode, status, mend) in
+            [(0o700, Status::Failure, "install"), (0o711, Status::Ok, ""), (0o755, Status::Warning, "chmod 0711")]
+        {
+            fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
+            let finding = claude(&config);
+            assert_eq!(finding.status, status, "{mode:o}");
+            assert!(finding.mend.unwrap_or_default().contains(mend), "{mode:o}");
+        }
         assert_eq!(user("user", "no-such-user-at-all").status, Status::Warning);
     }
 

@@ -2,11 +2,10 @@
 //!
 //! ```text
 //!   launcher answers ----> used as it is (its cgroup is the one systemd delegates)
-//!   none runs -----------> one of our own: temporary directories, /bin/true for claude, ended afterwards
+//!   none runs -----------> one of our own: directories of root's own, /bin/true for claude, ended afterwards
 //! ```
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +14,10 @@ use uuid::Uuid;
 
 use super::{Finding, failure, install, ok, warning};
 use crate::config::Config;
+use crate::kernel::beneath::Refused;
+use crate::kernel::private::Private;
+use crate::kernel::tree::{Owner, Tree, give};
+use crate::kernel::trusted;
 use crate::launcher::init_protocol::Exit;
 use crate::launcher::protocol::{ClaudeBinary, Create};
 use crate::model::{TenantId, iso, now_ms};
@@ -31,7 +34,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     if !nix::unistd::geteuid().is_root() {
         return vec![warning(CHECK, "not tried: a sandbox is set up by root", "sudo ashctl doctor")];
     }
-    let has_claude = install::claude_binary(config).is_file();
+    let has_claude = trusted::file(&config.claude.program()).is_ok();
     let running = if has_claude { Launcher::connect(&config.run_dir).await.ok() } else { None };
     if let Some(launcher) = running {
         let binary = match config.claude.binary {
@@ -42,7 +45,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     }
     match OwnLauncher::start(config).await {
         Ok((own, launcher)) => {
-            let findings = throw_away(config, &launcher, &own.dir.join("data"), ClaudeBinary::Configured).await;
+            let findings = throw_away(config, &launcher, &own.dir.path().join("data"), ClaudeBinary::Configured).await;
             drop(own);
             findings
         }
@@ -150,91 +153,99 @@ async fn claude_starts(
 
 /// `<data>/sessions/<id>` as ashd would make it; removed with the guard.
 struct SessionDir {
-    own: PathBuf,
-    /// `<data>/sessions`, where it was made for this.
-    parent: Option<PathBuf>,
+    data: Tree,
+    sessions: Tree,
+    name: String,
+    /// `<data>/sessions` was made for this.
+    fresh: bool,
 }
 
 impl SessionDir {
+    /// ashd owns the directories above and may exchange them meanwhile, so all is relative to descriptors.
     fn make(data: &Path, id: Uuid) -> std::io::Result<Self> {
-        let sessions = data.join("sessions");
+        let data = Tree::open(data)?;
         // ashd makes it with its first session, as its own like everything there.
-        let fresh = !sessions.is_dir();
-        let owner = fs::metadata(if fresh { data } else { &sessions })?;
-        let dir = Self { own: sessions.join(id.to_string()), parent: fresh.then(|| sessions.clone()) };
-        let paths = [dir.own.clone(), dir.own.join("workspace"), dir.own.join("home")];
-        for path in dir.parent.iter().chain(&paths) {
-            fs::create_dir(path)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
-            chown(path, Some(owner.uid()), Some(owner.gid()))?;
-        }
-        Ok(dir)
+        let fresh = !data.has(SESSIONS);
+        let sessions =
+            if fresh { data.make_dir(SESSIONS, 0o700, Some(data.owner())) } else { data.directory(SESSIONS) };
+        let sessions = sessions?;
+        let owner = Some(sessions.owner());
+        let name = id.to_string();
+        let made = Self { data, sessions, name, fresh };
+        // Given away last: its new owner may exchange what is in it.
+        let own = made.sessions.make_dir(&made.name, 0o700, None)?;
+        own.make_dir("workspace", 0o700, owner)?;
+        own.make_dir("home", 0o700, owner)?;
+        give(&own, made.sessions.owner())?;
+        Ok(made)
     }
 }
 
 impl Drop for SessionDir {
     fn drop(&mut self) {
-        fs::remove_dir_all(&self.own).ok();
+        self.sessions.remove(&self.name).ok();
         // Not when a session was made there meanwhile: then it is not empty.
-        if let Some(parent) = &self.parent {
-            fs::remove_dir(parent).ok();
+        if self.fresh {
+            self.data.remove_dir(SESSIONS).ok();
         }
     }
 }
 
+const SESSIONS: &str = "sessions";
+
 /// A launcher that lives as long as this.
 struct OwnLauncher {
-    dir: PathBuf,
+    dir: Private,
+    run: Private,
     process: Child,
 }
 
 impl OwnLauncher {
     async fn start(config: &Config) -> Result<(Self, Launcher), String> {
         let program = install::find("ash-launcher").ok_or("ash-launcher is not installed")?;
-        // On the data directory's own file system, where there is one: that is the one whose mounts matter.
-        let base = if config.data_dir.is_dir() { config.data_dir.clone() } else { std::env::temp_dir() };
-        let dir = base.join(format!(".doctor-{}", std::process::id()));
-        let made = || -> std::io::Result<()> {
-            fs::create_dir(&dir)?;
-            fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
-            fs::create_dir_all(dir.join("data/sessions"))?;
-            chown(dir.join("data/sessions"), Some(config.launcher.uid_base), Some(config.launcher.uid_base))
+        // Below the range of the sandboxes; the two just below it stand for ashd and the gateway where these have no user.
+        let client = config.launcher.uid_base - 3;
+        let owner = Owner { uid: client, gid: client };
+        let shown = |error: std::io::Error| format!("a directory for the trial: {error}");
+        let dir = trial_directory(&config.data_dir).map_err(shown)?;
+        let made = || -> Result<fs::File, Refused> {
+            dir.tree().make_dir("data", 0o755, None)?.make_dir(SESSIONS, 0o700, Some(owner))?;
+            dir.tree().create_file("log")
         };
-        let log = made().and_then(|()| fs::File::create(dir.join("log"))).map_err(|e| {
-            fs::remove_dir_all(&dir).ok();
-            format!("{}: {e}", dir.display())
-        })?;
-        let binary = install::claude_binary(config);
-        let claude = if binary.is_file() { binary } else { PathBuf::from("/bin/true") };
+        let log = made().map_err(|refused| shown(refused.into()))?;
+        let binary = config.claude.program();
+        let claude = if trusted::file(&binary).is_ok() { binary } else { PathBuf::from("/bin/true") };
         // The socket's path must be short, and the launcher's clients are found by it.
-        let run = Path::new("/run").join(format!("ash-doctor-{}", std::process::id()));
+        let run = Private::new(Some(Path::new("/run")), "ash-doctor", 0o755).map_err(shown)?;
         let process = Command::new(program)
             .arg("--run-dir")
-            .arg(&run)
+            .arg(run.path())
             .arg("--data-dir")
-            .arg(dir.join("data"))
+            .arg(dir.path().join("data"))
             .arg("--claude-binary")
             .arg(claude)
-            .args(["--client-user", &config.launcher.uid_base.to_string()])
-            .args(["--uid-base", &(config.launcher.uid_base + 2).to_string(), "--uid-count", "16"])
+            .args(["--client-user", &client.to_string()])
+            // The range of the installed launcher: each leaves alone what the other has taken.
+            .args(["--uid-base", &config.launcher.uid_base.to_string()])
+            .args(["--uid-count", &config.launcher.uid_count.to_string()])
             .args(["--cgroup", &format!("ashd-doctor-{}", std::process::id())])
-            .stdin(Stdio::null())
+            // Should this process be killed, its end of the pipe closes, and the launcher ends too.
+            .arg("--while-stdin-is-open")
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
-            .spawn();
-        let process = process.map_err(|error| {
-            fs::remove_dir_all(&dir).ok();
-            error.to_string()
-        })?;
-        let mut own = Self { dir, process };
+            .spawn()
+            .map_err(|error| error.to_string())?;
+        let mut own = Self { dir, run, process };
         let began = Instant::now();
         loop {
-            if let Ok(launcher) = Launcher::connect(&run).await {
+            if let Ok(launcher) = Launcher::connect(own.run.path()).await {
                 return Ok((own, launcher));
             }
             let ended = own.process.try_wait().ok().flatten();
             if ended.is_some() || began.elapsed() > LAUNCHER_WITHIN {
-                let log = fs::read_to_string(own.dir.join("log")).unwrap_or_default();
+                let log = own.dir.tree().read("log", 1 << 20).unwrap_or_default();
+                let log = String::from_utf8_lossy(&log);
                 return Err(log.lines().next_back().unwrap_or("it does not answer").to_owned());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -255,7 +266,21 @@ impl Drop for OwnLauncher {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        fs::remove_dir_all(&self.dir).ok();
-        fs::remove_dir_all(Path::new("/run").join(format!("ash-doctor-{}", std::process::id()))).ok();
     }
+}
+
+/// A directory of root's own, beside the data directory where that is on the same file system: its mounts are those that
+/// matter. Elsewhere (the data directory is a mount of its own, or others may write beside it): `/run`.
+fn trial_directory(data_dir: &Path) -> std::io::Result<Private> {
+    let beside = || {
+        let data = Tree::open(data_dir).ok()?;
+        let above = data.path().parent()?;
+        let same = device(&data)? == device(&Tree::open(above).ok()?)?;
+        if same { Private::new(Some(above), ".ash-doctor", 0o755).ok() } else { None }
+    };
+    beside().map_or_else(|| Private::new(Some(Path::new("/run")), "ash-doctor-data", 0o755), Ok)
+}
+
+fn device(tree: &Tree) -> Option<u64> {
+    rustix::fs::fstat(tree).ok().map(|stat| stat.st_dev)
 }

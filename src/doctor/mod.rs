@@ -3,12 +3,14 @@
 //! ```text
 //!   host     kernel, namespaces, landlock, seccomp, cgroups, swap, clock, limits     judged from texts (pure)
 //!   install  configuration, users, directories, programs, claude, upstream, services
+//!   daemons  what runs: whether each confines itself
 //!   live     a throw-away sandbox: every layer measured from within, claude started
 //!                    |
 //!                    v
 //!   findings -> table or JSON -> exit 0 all well, 1 warnings, 2 failures
 //! ```
 
+mod daemons;
 mod host;
 mod install;
 mod live;
@@ -113,6 +115,7 @@ pub async fn examine(config: Option<&Path>) -> Diagnosis {
     };
     findings.extend(host::examine(&config));
     findings.extend(install::examine(&config).await);
+    findings.extend(daemons::examine(&config));
     findings.extend(live::examine(&config).await);
     Diagnosis::new(findings)
 }

@@ -13,10 +13,13 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
 
 use super::control::MAX_USAGE;
+use super::ledger::{Collected, Marks};
 use super::packets::PacketSocket;
-use super::protocol::{MAX_PACKET, Register, Reply, Request, SOCKET, SessionUsage};
+use super::protocol::{MAX_PACKET, Refused, Register, Reply, Request, SOCKET, SessionUsage};
+use super::windows::{Hold, Windows};
 use crate::kernel::seqpacket;
 use crate::observe::events::{self, event};
+use crate::observe::tasks;
 
 /// How long a call waits, a restart of the gateway in between included.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,13 +49,17 @@ pub struct Gateway {
     path: Arc<PathBuf>,
     calls: mpsc::Sender<Call>,
     restarted: Arc<Notify>,
+    windows: Arc<Windows>,
 }
 
 struct Call {
     request: Request,
     listener: Option<OwnedFd>,
-    answer: oneshot::Sender<io::Result<Reply>>,
+    answer: oneshot::Sender<io::Result<Answer>>,
 }
+
+/// A reply, and the contents of the file that came with it.
+type Answer = (Reply, Option<Vec<u8>>);
 
 impl Gateway {
     /// Connects to `<run_dir>/gateway.sock` and says hello.
@@ -68,19 +75,37 @@ impl Gateway {
             .map_err(unreachable)?;
         let (calls, queue) = mpsc::channel(QUEUE);
         let restarted = Arc::new(Notify::new());
-        tokio::spawn(keep_connected(Arc::clone(&path), connection, queue, Arc::clone(&restarted)));
-        Ok(Self { path, calls, restarted })
+        let windows = Arc::new(Windows::default());
+        let (told, open) = (Arc::clone(&restarted), Arc::clone(&windows));
+        tasks::spawn_essential("gateway-connection", keep_connected(Arc::clone(&path), connection, queue, told, open));
+        Ok(Self { path, calls, restarted, windows })
     }
 
     /// Who answers.
     pub async fn hello(&self) -> Result<Greeting, GatewayError> {
         match self.call(Request::Hello, None).await? {
-            Reply::Hello { version, pid, upstream } => Ok(Greeting { version, pid, upstream }),
-            other => Err(unexpected(&other)),
+            (Reply::Hello { version, pid, upstream }, _) => Ok(Greeting { version, pid, upstream }),
+            (other, _) => Err(unexpected(&other)),
         }
     }
 
-    /// Has the gateway serve a listening socket, which may stay open elsewhere too. Safe to repeat.
+    /// Has the gateway admit the requests of a session as long as the value lives. Does not wait for the gateway.
+    pub fn hold_open(&self, session: Uuid) -> Hold {
+        self.windows.hold(session)
+    }
+
+    /// What was used behind `marks`, and how often requests were refused. What the marks cover must be stored for good.
+    pub async fn collect(&self, marks: Marks) -> Result<(Collected, Refused), GatewayError> {
+        match self.call(Request::Collect { marks }, None).await? {
+            (Reply::Collected { refused }, Some(bytes)) => serde_json::from_slice(&bytes)
+                .map(|collected| (collected, refused))
+                .map_err(|why| GatewayError::Refused(format!("a record of usage that cannot be read: {why}"))),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has the gateway serve a listening socket, which may stay open elsewhere too. Safe to repeat. Its window is as it is
+    /// held, see [`Gateway::hold_open`].
     pub async fn register(&self, register: Register, listener: OwnedFd) -> Result<(), GatewayError> {
         self.done(Request::Register(register), Some(listener)).await
     }
@@ -93,8 +118,10 @@ impl Gateway {
     /// Tokens per session since it was registered with this gateway. A session that was unregistered comes once more.
     pub async fn usage(&self) -> Result<Vec<SessionUsage>, GatewayError> {
         match self.call(Request::Usage, None).await? {
-            Reply::Usage { sessions } => Ok(sessions),
-            other => Err(unexpected(&other)),
+            (Reply::Usage { sessions }, _) => Ok(sessions),
+            (Reply::UsageFile, Some(bytes)) => serde_json::from_slice(&bytes)
+                .map_err(|why| GatewayError::Refused(format!("usage that cannot be read: {why}"))),
+            (other, _) => Err(unexpected(&other)),
         }
     }
 
@@ -112,12 +139,12 @@ impl Gateway {
 
     async fn done(&self, request: Request, listener: Option<OwnedFd>) -> Result<(), GatewayError> {
         match self.call(request, listener).await? {
-            Reply::Done => Ok(()),
-            other => Err(unexpected(&other)),
+            (Reply::Done, _) => Ok(()),
+            (other, _) => Err(unexpected(&other)),
         }
     }
 
-    async fn call(&self, request: Request, listener: Option<OwnedFd>) -> Result<Reply, GatewayError> {
+    async fn call(&self, request: Request, listener: Option<OwnedFd>) -> Result<Answer, GatewayError> {
         let unreachable = |source| GatewayError::Unreachable { path: self.path.display().to_string(), source };
         let (answer, answered) = oneshot::channel();
         let gone = || unreachable(io::ErrorKind::BrokenPipe.into());
@@ -129,7 +156,7 @@ impl Gateway {
             .await
             .map_err(|_| unreachable(io::Error::new(io::ErrorKind::TimedOut, "no answer within 5 s")))??;
         match reply {
-            Reply::Error { message } => Err(GatewayError::Refused(message)),
+            (Reply::Error { message }, _) => Err(GatewayError::Refused(message)),
             reply => Ok(reply),
         }
     }
@@ -145,15 +172,26 @@ async fn keep_connected(
     mut connection: Connection,
     mut queue: mpsc::Receiver<Call>,
     restarted: Arc<Notify>,
+    windows: Arc<Windows>,
 ) {
     // Asked of a gateway that went meanwhile: the next one is asked too, once.
     let mut again: Option<Call> = None;
     loop {
         tokio::select! {
+            // What was lost with a connection is made good: every registration says how the window is.
+            () = windows.changed.notified() => {
+                let Some(news) = windows.news() else { continue };
+                if connection.exchange(&news, None).await.is_ok() {
+                    continue;
+                }
+            }
             call = async { match again.take() { Some(call) => Some((call, true)), None => queue.recv().await.map(|call| (call, false)) } } => {
-                let Some((call, second)) = call else { return };
+                let Some((mut call, second)) = call else { return };
                 if call.answer.is_closed() {
                     continue; // nobody waits for it any more: it must not change anything late
+                }
+                if let Request::Register(register) = &mut call.request {
+                    register.window = Some(windows.is_open(register.session));
                 }
                 let result = connection.exchange(&call.request, call.listener.as_ref()).await;
                 let lost = result.is_err();
@@ -211,13 +249,13 @@ impl Connection {
     async fn open(path: &Path) -> io::Result<Self> {
         let mut connection =
             Self { socket: PacketSocket::new(seqpacket::connect(path, true)?)?, buffer: vec![0; MAX_PACKET] };
-        match connection.exchange(&Request::Hello, None).await? {
+        match connection.exchange(&Request::Hello, None).await?.0 {
             Reply::Hello { .. } => Ok(connection),
             other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("hello was answered with {other:?}"))),
         }
     }
 
-    async fn exchange(&mut self, request: &Request, listener: Option<&OwnedFd>) -> io::Result<Reply> {
+    async fn exchange(&mut self, request: &Request, listener: Option<&OwnedFd>) -> io::Result<Answer> {
         let bytes = serde_json::to_vec(request)?;
         let fds: Vec<_> = listener.iter().map(AsFd::as_fd).collect();
         self.socket.send(&bytes, &fds).await?;
@@ -225,13 +263,8 @@ impl Connection {
         if packet.len == 0 {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
-        match (serde_json::from_slice(&self.buffer[..packet.len])?, packet.fds.first()) {
-            (Reply::UsageFile, Some(file)) => {
-                let bytes = seqpacket::read_all(file.as_fd(), MAX_USAGE)?;
-                Ok(Reply::Usage { sessions: serde_json::from_slice(&bytes)? })
-            }
-            (reply, _) => Ok(reply),
-        }
+        let file = packet.fds.first().map(|file| seqpacket::read_all(file.as_fd(), MAX_USAGE)).transpose()?;
+        Ok((serde_json::from_slice(&self.buffer[..packet.len])?, file))
     }
 
     /// Returns when the other side closed, or sent something that was not asked for, which is as bad. A real receive, since

@@ -5,9 +5,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
@@ -15,14 +16,19 @@ use nix::unistd::Uid;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::ledger::Marks;
 use super::packets::PacketSocket;
 use super::protocol::{MAX_PACKET, Reply, Request, SOCKET, SessionUsage};
 use super::registry::Registry;
-use crate::kernel::seqpacket;
+use crate::kernel::seqpacket::{self, Access};
+use crate::observe::events::OncePerMinute;
+
+/// Any user of the host may connect, however often.
+static STRANGER: OncePerMinute = OncePerMinute::new();
 
 /// Connections at once: ashd has one, ashctl and a successor may have one each. More wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
-/// Bytes of a memfd with usage: 10,000 sessions have about 2 MB.
+/// Bytes of a memfd with usage: 10,000 sessions have about 2 MB, the entries of some ledgers as much.
 pub const MAX_USAGE: usize = 16 << 20;
 
 /// The socket, and the path that is removed with it.
@@ -40,13 +46,15 @@ impl ControlSocket {
     /// Names the path and what went wrong.
     pub fn bind(run_dir: &Path) -> io::Result<Self> {
         let path = run_dir.join(SOCKET);
-        let own = run_dir.join(format!("{SOCKET}.{}", std::process::id()));
+        let name = format!("{SOCKET}.{}", std::process::id());
+        let own = run_dir.join(&name);
         let named = |why: io::Error| io::Error::new(why.kind(), format!("{}: {why}", path.display()));
         let _ = std::fs::remove_file(&own);
-        let fd = seqpacket::listen(&own).map_err(named)?;
-        let placed = std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o666))
-            .and_then(|()| std::fs::metadata(&own))
-            .and_then(|metadata| std::fs::rename(&own, &path).map(|()| metadata.ino()));
+        let dir = std::fs::File::open(run_dir).map_err(named)?;
+        let access = Access { mode: 0o666, uid: None, gid: None };
+        let fd = seqpacket::listen_in(dir.as_fd(), &name, access).map_err(named)?;
+        let placed =
+            std::fs::symlink_metadata(&own).and_then(|metadata| std::fs::rename(&own, &path).map(|()| metadata.ino()));
         match placed {
             Ok(inode) => Ok(Self { fd, made: Some((path, inode)) }),
             Err(why) => {
@@ -126,7 +134,7 @@ pub async fn serve(
             Ok(fd) => fd,
             Err(why) => {
                 tracing::warn!(%why, "control socket: accept");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
@@ -146,8 +154,11 @@ pub async fn serve(
                     drop(permit);
                 });
             }
-            Ok(peer) => tracing::warn!(uid = peer.uid, pid = peer.pid, "control connection refused: not ashd's user"),
-            Err(why) => tracing::warn!(%why, "control connection refused: no credentials"),
+            Ok(peer) if STRANGER.now() => {
+                tracing::warn!(uid = peer.uid, pid = peer.pid, "control connection refused: not ashd's user");
+            }
+            Ok(_) => {}
+            Err(why) => tracing::debug!(%why, "control connection refused: no credentials"),
         }
     }
 }
@@ -165,6 +176,7 @@ async fn connection(fd: OwnedFd, registry: &Arc<Registry>, stop: &CancellationTo
         buffer[..packet.len].fill(0);
         let shutdown = matches!(request, Ok(Request::Shutdown));
         let (reply, file) = match request {
+            Ok(Request::Collect { marks }) if packet.fds.is_empty() => collect(registry, marks).await,
             Ok(request) => answer(request, packet.fds, registry),
             Err(why) => (refusal(format!("not a request ({:?} at column {})", why.classify(), why.column())), None),
         };
@@ -212,10 +224,33 @@ fn answer(request: Request, mut fds: Vec<OwnedFd>, registry: &Arc<Registry>) -> 
             tracing::info!(ASH_SESSION = %session, "unregistered");
             Reply::Done
         }
+        Request::Windows { open, closed } => {
+            registry.windows(&open, true);
+            registry.windows(&closed, false);
+            Reply::Done
+        }
         Request::Usage => return usage(registry.usage()),
         Request::Shutdown => Reply::Done,
+        // Answered by `collect` when it comes without descriptors, as it must.
+        Request::Collect { .. } => refusal("this request comes with 0 descriptors".to_owned()),
     };
     (reply, None)
+}
+
+/// What was used behind `marks`, in a file. Files are read and removed beside the other requests.
+async fn collect(registry: &Arc<Registry>, marks: Marks) -> (Reply, Option<OwnedFd>) {
+    let Some(ledger) = registry.ledger.clone() else {
+        return (refusal("this gateway keeps no record".to_owned()), None);
+    };
+    let read = tokio::task::spawn_blocking(move || {
+        let collected = ledger.collect(&marks).map_err(|why| why.to_string())?;
+        let bytes = serde_json::to_vec(&collected).map_err(|why| why.to_string())?;
+        seqpacket::sealed_memfd("gateway-ledger", &bytes).map_err(|why| why.to_string())
+    });
+    match read.await.map_err(|why| why.to_string()).and_then(|read| read) {
+        Ok(file) => (Reply::Collected { refused: registry.refused.snapshot() }, Some(file)),
+        Err(why) => (refusal(format!("the record of usage: {why}")), None),
+    }
 }
 
 /// In the packet where it fits, else in a file beside it.

@@ -5,6 +5,7 @@ use hyper::Uri;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::admit::Route;
+use super::mask::Secrets;
 use super::settings::{BaseUrl, Credential, Key};
 
 /// The beta flag without which the API refuses OAuth tokens.
@@ -79,9 +80,17 @@ pub fn request_headers(sent: &HeaderMap, key: Option<&Key>, custom: &[(HeaderNam
 }
 
 /// The headers of the answer for the sandbox: those of the model but framing, cookies, and the name of the owner's
-/// organisation. The length stays, since the body is passed on unchanged.
-pub fn response_headers(got: &HeaderMap) -> HeaderMap {
+/// organisation, and those that quote a secret. The length stays, since the body's does.
+pub fn response_headers(got: &HeaderMap, secrets: &Secrets) -> HeaderMap {
     let mut headers = without_connection(got);
+    let telling: Vec<HeaderName> = headers
+        .iter()
+        .filter(|(name, value)| *name != header::CONTENT_TYPE && secrets.are_in(value.as_bytes()))
+        .map(|(name, _)| name.clone())
+        .collect();
+    for name in telling {
+        headers.remove(name);
+    }
     for name in ["set-cookie", "anthropic-organization-id", "alt-svc", "strict-transport-security"] {
         headers.remove(name);
     }
@@ -185,7 +194,12 @@ mod tests {
             ("anthropic-organization-id", "org"),
             ("request-id", "req_1"),
         ]);
-        assert_eq!(response_headers(&got), map(&[("content-type", "text/event-stream"), ("request-id", "req_1")]));
-        assert_eq!(response_headers(&map(&[("content-length", "5")])), map(&[("content-length", "5")]));
+        let secrets = Secrets::new(std::iter::once(b"sk-ant-real".as_slice()));
+        assert_eq!(
+            response_headers(&got, &secrets),
+            map(&[("content-type", "text/event-stream"), ("request-id", "req_1")])
+        );
+        let got = map(&[("content-length", "5"), ("x-key-used", "Bearer sk-ant-real")]);
+        assert_eq!(response_headers(&got, &secrets), map(&[("content-length", "5")]));
     }
 }

@@ -4,20 +4,35 @@
 //! (output); a whole message says it in `usage`. What is counted is the growth of each total, so an answer that is cut off
 //! is counted as far as it came.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Bytes of one SSE line; a longer one (never seen: the lines with usage have a few hundred) is passed on uncounted.
 const MAX_LINE: usize = 1 << 20;
-/// Bytes of a whole message; a longer one is passed on uncounted.
-const MAX_MESSAGE: usize = 8 << 20;
+/// Bytes of a whole message; a longer one is passed on uncounted. 128,000 tokens of output have about 600 KB.
+const MAX_MESSAGE: usize = 2 << 20;
+
+/// Tokens of one answer that are believed. Sums of it stay numbers of SQLite's, whatever an upstream says.
+const MAX_TOKENS: u64 = 1 << 40;
 
 /// Tokens by kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokens {
     pub input: u64,
     pub output: u64,
     pub cache_creation: u64,
     pub cache_read: u64,
+}
+
+impl Tokens {
+    /// Both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            input: self.input.saturating_add(other.input),
+            output: self.output.saturating_add(other.output),
+            cache_creation: self.cache_creation.saturating_add(other.cache_creation),
+            cache_read: self.cache_read.saturating_add(other.cache_read),
+        }
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -73,6 +88,16 @@ impl Meter {
     /// A meter that counts nothing.
     pub fn off() -> Self {
         Self { form: Form::Uncounted, seen: Tokens::default() }
+    }
+
+    /// Whether the answer is counted at all.
+    pub fn counts(&self) -> bool {
+        !matches!(self.form, Form::Uncounted)
+    }
+
+    /// Whether the answer comes as a stream, which says what it used at its beginning.
+    pub fn streams(&self) -> bool {
+        matches!(self.form, Form::Stream { .. })
     }
 
     /// Looks at the next bytes; answers the tokens that are new in them.
@@ -136,7 +161,7 @@ fn read(json: Option<&[u8]>, seen: &mut Tokens) {
     // A delta may quote the word; what does not parse as a carrier of usage has none.
     let Ok(carrier) = serde_json::from_slice::<Carrier>(json) else { return };
     let Some(usage) = carrier.usage.or(carrier.message.and_then(|message| message.usage)) else { return };
-    let take = |total: &mut u64, given: Option<u64>| *total = (*total).max(given.unwrap_or(0));
+    let take = |total: &mut u64, given: Option<u64>| *total = (*total).max(given.unwrap_or(0).min(MAX_TOKENS));
     take(&mut seen.input, usage.input_tokens);
     take(&mut seen.output, usage.output_tokens);
     take(&mut seen.cache_creation, usage.cache_creation_input_tokens);

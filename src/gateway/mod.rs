@@ -1,4 +1,4 @@
-//! The model gateway (DESIGN §7): the only process that holds the model key and has a way out to the network.
+//! The model gateway: the only process that holds the model key and has a way out to the network.
 //!
 //! ```text
 //!  ashd --(gateway.sock: register, unregister, usage, shutdown)--> control
@@ -9,19 +9,28 @@
 //!  sandbox  <------------------------------------------------------------------------+
 //! ```
 //!
-//! * [`protocol`] and [`client`]: what ashd needs.
+//! * [`protocol`], [`client`] and [`windows`]: what ashd needs.
 //! * [`control`] answers ashd; [`registry`] holds what it registered; [`serve`] accepts and speaks HTTP to sandboxes.
-//! * [`admit`] (pure) decides what a sandbox may ask; [`forward`] (pure) rewrites the headers; [`upstream`] sends;
-//!   [`relay`] passes the answer on and [`meter`] (pure) counts its tokens.
+//! * [`pace`] slows a session that asks too fast; [`admit`] (pure) decides what a sandbox may ask, [`window`] when;
+//!   [`forward`] (pure) rewrites the headers; [`upstream`] sends, and [`mask`] keeps keys out of its errors; [`relay`] passes
+//!   the answer on.
+//! * [`meter`] (pure) counts the tokens of an answer, [`charge`] and [`ledger`] record them for ashd.
+//! * [`share`] bounds what the sessions of one tenant may hold together.
 //! * [`settings`] and [`privileges`]: how the process starts; [`successor`]: how it is replaced in place.
 
 pub mod admit;
 pub mod answer;
+pub mod charge;
 pub mod client;
+pub mod confine;
 pub mod control;
 pub mod forward;
+pub mod ledger;
+pub mod mask;
 pub mod meter;
 pub mod offline;
+pub mod pace;
+pub mod paced;
 pub mod packets;
 pub mod privileges;
 pub mod protocol;
@@ -29,5 +38,8 @@ pub mod registry;
 pub mod relay;
 pub mod serve;
 pub mod settings;
+pub mod share;
 pub mod successor;
 pub mod upstream;
+pub mod window;
+pub mod windows;

@@ -5,12 +5,19 @@
 //!  any other user ---------------------------------------------+--> no capability, no_new_privs, not dumpable, no cores
 //! ```
 //!
-//! Must run before the first thread is made: user and capabilities belong to a thread.
+//! User and capabilities belong to a thread, so [`drop_all`] takes a proof that there is one only.
+
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use caps::CapSet;
+use nix::fcntl::OFlag;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, User, setgroups, setresgid, setresuid};
+
+use crate::kernel::single::SingleThreaded;
 
 /// A step that failed; the gateway does not start then.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +30,8 @@ pub enum PrivilegeError {
     NoSuchUser(String),
     #[error("--user {0}: only root can become another user")]
     NotRoot(String),
+    #[error("state directory {path}: {source}")]
+    StateDirectory { path: PathBuf, source: std::io::Error },
     #[error("{step}: {source}")]
     Step { step: &'static str, source: std::io::Error },
     #[error("capabilities are left after they were dropped: {0}")]
@@ -56,7 +65,8 @@ pub fn lookup(name: &str) -> Result<Account, PrivilegeError> {
 ///
 /// # Errors
 /// The first step that failed. The process may have lost part of its privileges and should exit.
-pub fn drop_all(user: Option<&str>) -> Result<(), PrivilegeError> {
+pub fn drop_all(one: &SingleThreaded, user: Option<&str>) -> Result<(), PrivilegeError> {
+    one.check().map_err(|why| step("one thread", why))?;
     let user = user.map(lookup).transpose()?;
     if let Some(user) = user.as_ref().filter(|user| user.uid.is_root()) {
         return Err(PrivilegeError::UserIsRoot(user.name.clone()));
@@ -87,6 +97,48 @@ pub fn drop_all(user: Option<&str>) -> Result<(), PrivilegeError> {
     let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard);
     limit(Resource::RLIMIT_CORE, 0, "no core files")?;
     limit(Resource::RLIMIT_NOFILE, hard, "descriptor limit")?;
+    Ok(())
+}
+
+/// Makes the state directory for `user` while root still may; a directory of theirs stays as it is. Another user makes it
+/// for itself.
+///
+/// # Errors
+/// When it cannot be made, or belongs to somebody else.
+pub fn own_directory(path: &Path, user: Option<&str>) -> Result<(), PrivilegeError> {
+    let failed = |source| PrivilegeError::StateDirectory { path: path.to_owned(), source };
+    let user = user.map(lookup).transpose()?;
+    let of_root = user.as_ref().is_none_or(|user| user.uid.is_root());
+    if Uid::effective().is_root() && of_root {
+        // Refused by `drop_all`; nothing is made before.
+        return Ok(());
+    }
+    let made = match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => true,
+        Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => false,
+        Err(why) => return Err(failed(why)),
+    };
+    // The link itself, not where it leads: root gives nothing away that somebody else planted here.
+    let directory = File::options()
+        .read(true)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY).bits())
+        .open(path)
+        .map_err(failed)?;
+    let found = directory.metadata().map_err(failed)?;
+    let wanted =
+        user.map_or_else(|| (Uid::effective().as_raw(), None), |user| (user.uid.as_raw(), Some(user.gid.as_raw())));
+    if made && found.uid() != wanted.0 {
+        std::os::unix::fs::fchown(&directory, Some(wanted.0), wanted.1).map_err(failed)?;
+    } else if found.uid() != wanted.0 {
+        let why = format!(
+            "belongs to uid {}, not to the gateway's user {}; `chown -R {} {}` gives it to it",
+            found.uid(),
+            wanted.0,
+            wanted.0,
+            path.display()
+        );
+        return Err(failed(std::io::Error::other(why)));
+    }
     Ok(())
 }
 

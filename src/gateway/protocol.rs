@@ -5,6 +5,8 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::ledger::Marks;
+
 /// Bytes of the largest packet either side sends.
 pub const MAX_PACKET: usize = 64 * 1024;
 
@@ -24,6 +26,16 @@ pub enum Request {
     },
     /// What each session used so far. A session that was unregistered is in it once more, with its final counts.
     Usage,
+    /// The sessions whose windows opened and closed. Ones that are not registered are passed over: their registration says
+    /// how it stands.
+    Windows {
+        open: Vec<Uuid>,
+        closed: Vec<Uuid>,
+    },
+    /// What was used, behind these marks; everything up to them is stored for good and may go.
+    Collect {
+        marks: Marks,
+    },
     /// Finish open streams, then exit.
     Shutdown,
 }
@@ -37,6 +49,21 @@ pub struct Register {
     /// Key of a tenant's own credential, in place of the gateway's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// Who pays, as the records of usage name them.
+    #[serde(default)]
+    pub tenant: String,
+    #[serde(default)]
+    pub agent: String,
+    /// Whether requests are admitted now. `None`: always, as for an ashd that opens no windows.
+    #[serde(default)]
+    pub window: Option<bool>,
+}
+
+impl Register {
+    /// A session whose requests are always admitted.
+    pub fn new(session: Uuid, token: impl Into<String>) -> Self {
+        Self { session, token: token.into(), key: None, tenant: String::new(), agent: String::new(), window: None }
+    }
 }
 
 impl std::fmt::Debug for Register {
@@ -58,11 +85,26 @@ pub enum Reply {
     Usage {
         sessions: Vec<SessionUsage>,
     },
-    /// The same when it does not fit a packet: one descriptor, a sealed memfd with the JSON array of [`SessionUsage`].
+    /// One descriptor: a sealed memfd with the JSON of [`super::ledger::Collected`].
+    Collected {
+        refused: Refused,
+    },
+    /// The same as `Usage` when it does not fit a packet: one descriptor, a sealed memfd with the JSON array of [`SessionUsage`].
     UsageFile,
     Error {
         message: String,
     },
+}
+
+/// How often the gateway did not let a request through, since its process started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Neither a turn nor a command ran.
+    pub outside: u64,
+    /// Too fast: not refused, but made to wait.
+    pub slowed: u64,
+    /// What it would have used could not be recorded.
+    pub unrecorded: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -19,14 +20,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::protocol::{Register, SessionUsage};
-use super::relay::{Buffers, Counters};
+use super::charge::{Bill, Counters};
+use super::ledger::{Ledger, MAX_NAME, Payer};
+use super::pace::{Pace, Rate};
+use super::protocol::{Refused, Register, SessionUsage};
+use super::relay::Buffers;
 use super::serve;
 use super::settings::Key;
+use super::share::{Bounds, Share, Shares};
 use super::upstream::Model;
+use super::window::Window;
+use crate::observe::tasks;
 
-/// Sessions at once; one more is refused.
-const MAX_SESSIONS: usize = 10_000;
+/// Sessions that left and whose counts were not read yet.
+const MAX_DEPARTED: usize = 10_000;
 /// Bytes of a token.
 const MAX_TOKEN: usize = 512;
 
@@ -41,11 +48,28 @@ pub struct Limits {
     pub buffer: usize,
     /// The same for all connections of a session together.
     pub session_buffer: usize,
+    /// Requests of a session, refused ones and those the gateway answers itself included; beyond it they wait.
+    pub requests: Rate,
+    /// Connections of a session; beyond it they wait in the kernel's queue.
+    pub accepts: Rate,
+    /// Bytes of requests and answers of a session; beyond it they wait.
+    pub bytes: Rate,
+    /// What tenants and all share.
+    pub bounds: Bounds,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 64, idle: Duration::from_secs(300), buffer: 8 << 20, session_buffer: 32 << 20 }
+        Self {
+            connections: 64,
+            idle: Duration::from_secs(300),
+            buffer: 8 << 20,
+            session_buffer: 32 << 20,
+            requests: Rate { per_second: 20.0, burst: 200.0 },
+            accepts: Rate { per_second: 20.0, burst: 200.0 },
+            bytes: Rate { per_second: 64.0 * 1024.0 * 1024.0, burst: 256.0 * 1024.0 * 1024.0 },
+            bounds: Bounds::here(),
+        }
     }
 }
 
@@ -67,12 +91,47 @@ pub struct Session {
     /// Cancelled when this listener is replaced.
     accepting: Mutex<CancellationToken>,
     pub connections: Arc<Semaphore>,
+    /// Requests that are with the model, those whose client left included.
+    pub asking: Arc<Semaphore>,
     pub buffers: Buffers,
+    pub share: Arc<Share>,
+    /// `None`: requests are always admitted.
+    pub window: Option<Window>,
+    pub pace: Paces,
+    payer: Arc<Payer>,
+}
+
+/// How fast the session may go.
+#[derive(Debug)]
+pub struct Paces {
+    pub requests: Pace,
+    pub accepts: Pace,
+    pub bytes: Arc<Pace>,
 }
 
 impl Session {
     pub fn secrets(&self) -> Secrets {
         lock(&self.secrets).clone()
+    }
+
+    /// For one answer.
+    pub fn bill(&self, ledger: Option<&Ledger>) -> Bill {
+        Bill::new(Arc::clone(&self.counters), ledger.map(|ledger| (ledger.clone(), Arc::clone(&self.payer))))
+    }
+}
+
+/// See [`Refused`].
+#[derive(Debug, Default)]
+pub struct Refusals {
+    pub outside: AtomicU64,
+    pub slowed: AtomicU64,
+    pub unrecorded: AtomicU64,
+}
+
+impl Refusals {
+    pub fn snapshot(&self) -> Refused {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Refused { outside: read(&self.outside), slowed: read(&self.slowed), unrecorded: read(&self.unrecorded) }
     }
 }
 
@@ -81,6 +140,10 @@ impl Session {
 pub struct Registry {
     pub model: Model,
     pub limits: Limits,
+    /// Where it is recorded what was used; `None` in tests of other parts.
+    pub ledger: Option<Ledger>,
+    pub shares: Shares,
+    pub refused: Refusals,
     sessions: Mutex<HashMap<Uuid, Arc<Session>>>,
     /// Final counts of sessions that are gone, until ashd read them.
     departed: Mutex<Vec<SessionUsage>>,
@@ -90,10 +153,13 @@ pub struct Registry {
 }
 
 impl Registry {
-    pub fn new(model: Model, limits: Limits) -> Arc<Self> {
+    pub fn new(model: Model, limits: Limits, ledger: Option<Ledger>) -> Arc<Self> {
         Arc::new(Self {
             model,
             limits,
+            ledger,
+            shares: Shares::new(limits.bounds),
+            refused: Refusals::default(),
             sessions: Mutex::default(),
             departed: Mutex::default(),
             draining: CancellationToken::new(),
@@ -106,9 +172,12 @@ impl Registry {
     /// # Errors
     /// Names what is wrong with the token, the key or the descriptor; nothing is changed then.
     pub fn register(self: &Arc<Self>, register: Register, listener: OwnedFd) -> Result<(), String> {
-        let Register { session: id, token, key } = register;
+        let Register { session: id, token, key, tenant, agent, window } = register;
         if token.is_empty() || token.len() > MAX_TOKEN || !token.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(format!("token: not one word of 1 to {MAX_TOKEN} printable characters"));
+        }
+        if tenant.len() > MAX_NAME || agent.len() > MAX_NAME {
+            return Err(format!("tenant, agent: longer than {MAX_NAME} bytes"));
         }
         let key = key.as_deref().map(Key::parse).transpose()?;
         let secrets = Secrets { token: token.into(), key };
@@ -118,31 +187,66 @@ impl Registry {
         let listener = listening(listener)?;
         let accepting = CancellationToken::new();
         let mut sessions = lock(&self.sessions);
-        let session = if let Some(session) = sessions.get(&id) {
+        let known = sessions.get(&id).filter(|known| known.window.is_some() == window.is_some());
+        let session = if let Some(session) = known {
             *lock(&session.secrets) = secrets;
+            if let (Some(open), Some(gate)) = (window, &session.window) {
+                gate.set(open);
+            }
             std::mem::replace(&mut *lock(&session.accepting), accepting.clone()).cancel();
             Arc::clone(session)
         } else {
-            if sessions.len() >= MAX_SESSIONS {
-                return Err(format!("{MAX_SESSIONS} sessions are registered, no more fit"));
+            let most = self.limits.bounds.sessions;
+            if sessions.len() >= most {
+                return Err(format!("{most} sessions are registered, no more fit"));
             }
-            let session = Arc::new(Session {
-                id,
-                secrets: Mutex::new(secrets),
-                counters: Arc::default(),
-                closed: CancellationToken::new(),
-                accepting: Mutex::new(accepting.clone()),
-                connections: Arc::new(Semaphore::new(self.limits.connections)),
-                buffers: Buffers {
-                    connection: self.limits.buffer,
-                    session: Arc::new(Semaphore::new(self.limits.session_buffer)),
-                },
-            });
-            sessions.insert(id, Arc::clone(&session));
+            let payer = Payer { session: id, tenant, agent };
+            let session = Arc::new(self.session(payer, secrets, window, accepting.clone()));
+            if let Some(old) = sessions.insert(id, Arc::clone(&session)) {
+                old.closed.cancel();
+            }
             session
         };
-        self.tasks.spawn(serve::accept(Arc::clone(self), session, listener, accepting));
+        let (registry, listener) = (Arc::clone(self), Arc::new(listener));
+        self.tasks.spawn(tasks::restart("sandbox-listener", move || {
+            serve::accept(Arc::clone(&registry), Arc::clone(&session), Arc::clone(&listener), accepting.clone())
+        }));
         Ok(())
+    }
+
+    fn session(&self, payer: Payer, secrets: Secrets, window: Option<bool>, accepting: CancellationToken) -> Session {
+        let limits = &self.limits;
+        let share = self.shares.of(&payer.tenant);
+        let own = Arc::new(Semaphore::new(limits.session_buffer));
+        let shared = [own, Arc::clone(&share.buffer), Arc::clone(&self.shares.all.buffer)];
+        Session {
+            id: payer.session,
+            secrets: Mutex::new(secrets),
+            counters: Arc::default(),
+            closed: CancellationToken::new(),
+            accepting: Mutex::new(accepting),
+            connections: Arc::new(Semaphore::new(limits.connections)),
+            asking: Arc::new(Semaphore::new(limits.connections)),
+            buffers: Buffers { connection: limits.buffer, shared },
+            share,
+            window: window.map(Window::new),
+            pace: Paces {
+                requests: Pace::new(limits.requests),
+                accepts: Pace::new(limits.accepts),
+                bytes: Arc::new(Pace::new(limits.bytes)),
+            },
+            payer: Arc::new(payer),
+        }
+    }
+
+    /// Opens or closes windows. Sessions that are not there are passed over.
+    pub fn windows(&self, ids: &[Uuid], open: bool) {
+        let sessions = lock(&self.sessions);
+        for session in ids.iter().filter_map(|id| sessions.get(id)) {
+            if let Some(window) = &session.window {
+                window.set(open);
+            }
+        }
     }
 
     /// Closes the session's listener and connections. A session that is not there is no error.
@@ -150,7 +254,7 @@ impl Registry {
         let Some(session) = lock(&self.sessions).remove(&id) else { return };
         session.closed.cancel();
         let mut departed = lock(&self.departed);
-        if departed.len() >= MAX_SESSIONS {
+        if departed.len() >= MAX_DEPARTED {
             departed.remove(0);
         }
         departed.push(session.counters.snapshot(id));

@@ -5,8 +5,10 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header;
 use hyper::server::conn::http1;
@@ -14,12 +16,14 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::admit::{Route, admit};
 use super::answer::{Body, error, json};
+use super::ledger::Ledger;
 use super::meter::Meter;
+use super::paced::Paced;
 use super::registry::{Registry, Session};
 use super::relay::relay;
 use super::upstream::Call;
@@ -29,29 +33,38 @@ const MAX_HEAD: usize = 64 << 10;
 /// Headers of a request; more is answered 431.
 const MAX_HEADERS: usize = 100;
 
+/// What a process is told that asks when it may not.
+const OUTSIDE: &str = "this session may not use the model now: neither a turn nor a command of it is running. Requests are \
+                       admitted while one does; a process that was left running in the background is not served";
+
 /// Accepts until the session is unregistered, its listener replaced, or the gateway drains.
 pub async fn accept(
     registry: Arc<Registry>,
     session: Arc<Session>,
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     accepting: CancellationToken,
 ) {
     loop {
         let next = async {
             // At the bound, connections wait in the kernel's queue.
-            let permit = Arc::clone(&session.connections).acquire_owned().await;
-            (listener.accept().await, permit)
+            let own = Arc::clone(&session.connections).acquire_owned().await;
+            session.pace.accepts.take(1.0).await;
+            let accepted = listener.accept().await;
+            // One connection more than its share is held here, and none by a session that has none.
+            let tenant = Arc::clone(&session.share.connections).acquire_owned().await;
+            let all = Arc::clone(&registry.shares.all.connections).acquire_owned().await;
+            (accepted, [own, tenant, all])
         };
-        let (accepted, permit) = tokio::select! {
+        let (accepted, permits) = tokio::select! {
             next = next => next,
             () = session.closed.cancelled() => return,
             () = accepting.cancelled() => return,
             () = registry.draining.cancelled() => return,
         };
-        let Ok(permit) = permit else { return };
+        let Ok(permits) = permits.into_iter().collect::<Result<Vec<_>, _>>() else { return };
         match accepted {
             Ok((stream, _)) => {
-                registry.tasks.spawn(connection(Arc::clone(&registry), Arc::clone(&session), stream, permit));
+                registry.tasks.spawn(connection(Arc::clone(&registry), Arc::clone(&session), stream, permits));
             }
             Err(why) => {
                 // Out of descriptors, or a connection that was reset in the queue: neither may spin or end the loop.
@@ -62,7 +75,12 @@ pub async fn accept(
     }
 }
 
-async fn connection(registry: Arc<Registry>, session: Arc<Session>, stream: TcpStream, permit: OwnedSemaphorePermit) {
+async fn connection(
+    registry: Arc<Registry>,
+    session: Arc<Session>,
+    stream: TcpStream,
+    permits: Vec<OwnedSemaphorePermit>,
+) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request| {
         let (registry, session) = (Arc::clone(&registry), Arc::clone(&session));
@@ -91,10 +109,13 @@ async fn connection(registry: Arc<Registry>, session: Arc<Session>, stream: TcpS
             }
         }
     }
-    drop(permit);
+    drop(permits);
 }
 
-async fn answer(registry: &Registry, session: &Session, request: Request<Incoming>) -> Response<Body> {
+async fn answer(registry: &Arc<Registry>, session: &Arc<Session>, request: Request<Incoming>) -> Response<Body> {
+    if session.pace.requests.take(1.0).await {
+        registry.refused.slowed.fetch_add(1, Ordering::Relaxed);
+    }
     let (head, body) = request.into_parts();
     let secrets = session.secrets();
     let route = match admit(&head, &secrets.token) {
@@ -105,10 +126,19 @@ async fn answer(registry: &Registry, session: &Session, request: Request<Incomin
             return error(refusal.status, refusal.message);
         }
     };
-    let metered = route == Route::Messages;
-    if metered {
-        session.counters.add_request();
+    if let Some(window) = &session.window
+        && !window.admits().await
+    {
+        registry.refused.outside.fetch_add(1, Ordering::Relaxed);
+        return error(StatusCode::FORBIDDEN, OUTSIDE);
     }
+    if let Some(Err(why)) = registry.ledger.as_ref().map(Ledger::admits) {
+        registry.refused.unrecorded.fetch_add(1, Ordering::Relaxed);
+        return error(StatusCode::SERVICE_UNAVAILABLE, why);
+    }
+    let Ok(place) = Arc::clone(&session.asking).acquire_owned().await else {
+        return error(StatusCode::SERVICE_UNAVAILABLE, "the session is going away");
+    };
     let call = Call {
         session: session.id,
         route,
@@ -116,12 +146,35 @@ async fn answer(registry: &Registry, session: &Session, request: Request<Incomin
         query: head.uri.query().map(str::to_owned),
         headers: head.headers,
         key: secrets.key,
-        room: Arc::clone(&session.buffers.session),
-        body,
+        room: Arc::clone(&session.buffers.shared[0]),
+        body: Paced::new(body, Arc::clone(&session.pace.bytes)),
     };
-    let (head, body) = registry.model.send(call).await.into_parts();
+    let (tell, told) = oneshot::channel();
+    registry.tasks.spawn(ask(Arc::clone(registry), Arc::clone(session), call, tell, place));
+    told.await.unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, "the request was lost in the gateway"))
+}
+
+/// Asks the model and passes its answer on. A task of its own: a sandbox that hangs up just before the answer comes has
+/// used it all the same.
+async fn ask(
+    registry: Arc<Registry>,
+    session: Arc<Session>,
+    call: Call<Paced<Incoming>>,
+    mut tell: oneshot::Sender<Response<Body>>,
+    place: OwnedSemaphorePermit,
+) {
+    let metered = call.route == Route::Messages;
+    let answered = registry.model.send(call);
+    let (head, body) = tokio::select! {
+        answered = answered => answered.into_parts(),
+        () = tell.closed(), if !metered => return,
+    };
     let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let meter = if metered { Meter::new(head.status.as_u16(), kind) } else { Meter::off() };
-    let body = relay(body, session.buffers.clone(), meter, Arc::clone(&session.counters));
-    Response::from_parts(head, body)
+    let body = Paced::new(body, Arc::clone(&session.pace.bytes)).boxed_unsync();
+    let (body, pump) = relay(body, session.buffers.clone(), meter, session.bill(registry.ledger.as_ref()));
+    // Without a receiver the body is dropped, which the pump sees.
+    let _ = tell.send(Response::from_parts(head, body));
+    pump.await;
+    drop(place);
 }

@@ -8,6 +8,8 @@ use hyper::http::uri::{Authority, Scheme};
 
 /// Where Anthropic's API is.
 pub const ANTHROPIC: &str = "https://api.anthropic.com";
+/// Characters of an upstream's URL. A request's URL, which adds a route to it, may have 65,534 (crate `http`).
+const MAX_URL: usize = 4096;
 
 /// A model key. Never printed, not even by `Debug`.
 #[derive(Clone, PartialEq, Eq)]
@@ -44,6 +46,10 @@ impl Key {
         Ok(Self(key.to_owned()))
     }
 
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
     /// The header the key travels in: OAuth tokens (`sk-ant-oat...`) go in `Authorization`, API keys in `x-api-key`.
     pub fn credential(&self) -> Credential {
         let oauth = self.0.starts_with("sk-ant-oat");
@@ -69,6 +75,9 @@ impl BaseUrl {
     /// # Errors
     /// Names what is wrong: another scheme, a password in the URL, a query, no host.
     pub fn parse(text: &str) -> Result<Self, String> {
+        if text.trim().len() > MAX_URL {
+            return Err(format!("upstream has {} characters, at most {MAX_URL} are allowed", text.trim().len()));
+        }
         let uri: Uri = text.trim().parse().map_err(|error| format!("upstream is not a URL: {error}"))?;
         let wrong = |why: &str| format!("upstream {why}; write it as https://host[:port][/base], or `offline`");
         let parts = uri.into_parts();
@@ -87,6 +96,18 @@ impl BaseUrl {
         }
         Ok(Self { scheme, authority, path: target.trim_end_matches('/').to_owned() })
     }
+
+    /// The TCP port that is connected to.
+    pub fn port(&self) -> u16 {
+        self.authority.port_u16().unwrap_or(if self.scheme == Scheme::HTTP { 80 } else { 443 })
+    }
+}
+
+impl BaseUrl {
+    /// Whether a key would travel in clear to another host.
+    pub fn is_insecure(&self) -> bool {
+        crate::model::sends_in_clear(&self.to_string())
+    }
 }
 
 impl std::fmt::Display for BaseUrl {
@@ -103,6 +124,20 @@ pub enum Upstream {
 }
 
 impl Upstream {
+    /// Refuses an upstream that would send the model key over the network in clear.
+    ///
+    /// # Errors
+    /// Names the ways out.
+    pub fn check_secure(&self) -> Result<(), String> {
+        match self {
+            Upstream::Url(url) if url.is_insecure() => Err(format!(
+                "upstream {url} is http:// on another host, so the model key would be sent in clear; use https://, or \
+                 accept it with --allow-insecure-upstream (ASH_ALLOW_INSECURE_UPSTREAM=1)"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The flag wins, then `ANTHROPIC_BASE_URL`, then Anthropic where there is a key, then the offline model. An empty
     /// variable counts as unset.
     ///
@@ -185,6 +220,8 @@ mod tests {
         for (text, shown) in good {
             assert_eq!(BaseUrl::parse(text).unwrap().to_string(), shown);
         }
+        let port = |text| BaseUrl::parse(text).unwrap().port();
+        assert_eq!((port("https://a"), port("http://a/x"), port("http://[::1]:9")), (443, 80, 9));
         let bad =
             ["ftp://host", "api.anthropic.com", "/v1", "https://me:pw@host", "https://host/a?b=c", "", "https://"];
         for text in bad {
@@ -202,6 +239,19 @@ mod tests {
         assert_eq!(shown(None, Some(""), true), ANTHROPIC);
         assert_eq!(shown(Some("offline"), Some("http://a"), true), "offline");
         assert_eq!(shown(Some("http://b"), Some("http://a"), true), "http://b");
+    }
+
+    #[test]
+    fn keys_do_not_travel_in_clear() {
+        let check = |url: &str| Upstream::choose(Some(url), None, true).unwrap().check_secure();
+        for good in ["offline", "https://a.test", "http://127.0.0.1:1/x", "http://[::1]", "http://localhost:80"] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for bad in ["http://a.test", "http://10.0.0.1:80/x", "http://localhost.evil.test", "http://127.0.0.1.evil.test"]
+        {
+            let why = check(bad).unwrap_err();
+            assert!(why.contains("https://") && why.contains("--allow-insecure-upstream"), "{why}");
+        }
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub async fn start(control: OwnedFd) -> Result<Child, SuccessorError> {
 }
 
 /// Where this program was started from. After an upgrade the new program is there; `/proc/self/exe` would be the old one.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     let named = std::env::args_os().next().map(PathBuf::from).filter(|path| path.is_absolute());
     named.or_else(|| std::env::current_exe().ok()).unwrap_or_else(|| "/usr/lib/ashd/ash-gateway".into())
 }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::admit::Route;
 use super::answer::{Body, error};
 use super::forward;
+use super::mask::{Secrets, masked};
 use super::offline::Offline;
 use super::settings::{BaseUrl, Key, Upstream};
 use crate::observe::events::{self, OncePerMinute, event};
@@ -138,13 +139,18 @@ impl Remote {
         *request.headers_mut() =
             forward::request_headers(&call.headers, call.key.as_ref().or(self.key.as_ref()), &self.custom);
         let own = call.key.is_some();
+        let secrets = self.secrets(call.key.as_ref());
         match tokio::time::timeout(FIRST_BYTE, self.client.request(request)).await {
             Ok(Ok(answer)) => {
                 let (head, body) = answer.into_parts();
                 answered(call.session, head.status, own);
-                let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
+                let mut body = body.map_err(Into::into).boxed_unsync();
+                if !head.status.is_success() {
+                    body = masked(body, secrets.clone());
+                }
+                let mut response = Response::new(body);
                 *response.status_mut() = head.status;
-                *response.headers_mut() = forward::response_headers(&head.headers);
+                *response.headers_mut() = forward::response_headers(&head.headers, &secrets);
                 response
             }
             Ok(Err(why)) if causes(&why).any(|cause| cause.is::<LengthLimitError>()) => too_large(),
@@ -157,6 +163,12 @@ impl Remote {
                 error(StatusCode::GATEWAY_TIMEOUT, &text)
             }
         }
+    }
+
+    /// What the model's side must not tell the sandbox.
+    fn secrets(&self, own: Option<&Key>) -> Secrets {
+        let keys = own.into_iter().chain(&self.key).map(Key::as_bytes);
+        Secrets::new(keys.chain(self.custom.iter().map(|(_, value)| value.as_bytes())))
     }
 
     fn unreachable(&self, why: &hyper_util::client::legacy::Error) -> Response<Body> {

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use axum::extract::{FromRequestParts, Query, RawPathParams};
+use axum::extract::{FromRequestParts, MatchedPath, Query};
 use axum::http::request::Parts;
 use uuid::Uuid;
 
 use super::AppState;
 use super::auth::Caller;
 use super::error::ApiError;
-use crate::model::TenantId;
+use crate::model::{TenantId, names};
 use crate::sessions::{Own, SessionError};
+use crate::store::Window;
 
 /// The session of a session's route, which is one that the caller's tenant has. Anything else is 404, and as a handler takes
 /// this before query and body, another tenant does not even learn what a good request looks like.
@@ -54,15 +55,39 @@ impl<S: Send + Sync> FromRequestParts<S> for AgentName {
     }
 }
 
-/// The `{number}` of a version's route. What is not a number is a version nobody has: 404.
+/// How a request names a version of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionName {
+    Number(i64),
+    Id(Uuid),
+}
+
+impl VersionName {
+    /// A number from 1, or a UUID; `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Ok(number) = text.parse() {
+            return (number >= 1).then_some(Self::Number(number));
+        }
+        Uuid::try_parse(text).ok().map(Self::Id)
+    }
+}
+
+/// The `{number}` of a version's route: its number or its id. What is neither is a version that does not exist: 404.
 #[derive(Clone, Copy, Debug)]
 pub struct VersionNumber(pub i64);
 
-impl<S: Send + Sync> FromRequestParts<S> for VersionNumber {
+impl FromRequestParts<AppState> for VersionNumber {
     type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Segment(number) = segment(parts, state, "number").await?;
-        number.parse().map(Self).map_err(|_| ApiError::not_found("Version not found"))
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        let AgentName(agent) = AgentName::from_request_parts(parts, state).await?;
+        let Segment(name) = segment(parts, state, "number").await?;
+        let number = match VersionName::parse(&name) {
+            Some(VersionName::Number(number)) => Some(number),
+            Some(VersionName::Id(id)) => state.store.version_number(&caller.tenant, &agent, id).await?,
+            None => None,
+        };
+        number.map(Self).ok_or_else(|| ApiError::not_found("Version not found"))
     }
 }
 
@@ -78,27 +103,49 @@ impl<S: Send + Sync> FromRequestParts<S> for TenantName {
     }
 }
 
-/// The rest of a path below `/files/`, percent-decoded.
+/// The rest of a path below `/files/`, percent-decoded: any bytes.
 #[derive(Clone, Debug)]
-pub struct FilePath(pub String);
+pub struct FilePath(pub Vec<u8>);
 
 impl<S: Send + Sync> FromRequestParts<S> for FilePath {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        segment(parts, state, "path").await.map(|Segment(path)| Self(path))
+        let route = MatchedPath::from_request_parts(parts, state).await;
+        let route = route.map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
+        raw_segment(route.as_str(), parts.uri.path(), "path").map(Self).ok_or_else(|| no_segment("path"))
     }
 }
 
 struct Segment(String);
 
 async fn segment<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<Segment, ApiError> {
-    let params = RawPathParams::from_request_parts(parts, state)
-        .await
-        .map_err(|rejection| ApiError::bad_request(format!("the path of the URL: {}", rejection.body_text())))?;
-    params
-        .iter()
-        .find_map(|(key, value)| (key == name).then(|| Segment(value.to_owned())))
-        .ok_or_else(|| ApiError::bad_request(format!("the path of the URL has no {name}")))
+    let route = MatchedPath::from_request_parts(parts, state).await;
+    let route = route.map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
+    let bytes = raw_segment(route.as_str(), parts.uri.path(), name).ok_or_else(|| no_segment(name))?;
+    let text = String::from_utf8(bytes);
+    text.map(Segment).map_err(|_| ApiError::bad_request(format!("the path of the URL: {name} is not UTF-8")))
+}
+
+fn no_segment(name: &str) -> ApiError {
+    ApiError::bad_request(format!("the path of the URL has no {name}"))
+}
+
+/// The part of a URL's path that the route calls `{name}`, or `{*name}` for all that is left, percent-decoded. A file's name may be
+/// any bytes, and must not keep the session's id from being read.
+fn raw_segment(route: &str, path: &str, name: &str) -> Option<Vec<u8>> {
+    let mut rest = path;
+    for part in route.split('/') {
+        let called = part.strip_prefix('{').and_then(|part| part.strip_suffix('}'));
+        if called.and_then(|called| called.strip_prefix('*')) == Some(name) {
+            return Some(names::unescaped(rest.as_bytes()));
+        }
+        let (this, after) = rest.split_once('/').unwrap_or((rest, ""));
+        if called == Some(name) {
+            return Some(names::unescaped(this.as_bytes()));
+        }
+        rest = after;
+    }
+    None
 }
 
 /// The query string. Unknown parameters are ignored; of a repeated one the last counts.
@@ -131,10 +178,14 @@ impl Args {
         if range.contains(&value) { Ok(Some(value)) } else { Err(wrong()) }
     }
 
-    /// `limit` (1 to 1000) and `after` (a sequence number, 0 or more) of a history.
-    pub fn page(&self, default: u32) -> Result<(u32, i64), ApiError> {
-        let limit = self.int("limit", 1..=1000)?.and_then(|n| u32::try_from(n).ok()).unwrap_or(default);
-        Ok((limit, self.int("after", 0..=i64::MAX)?.unwrap_or(0)))
+    /// `limit` (1 to 1000), `after` and `before` (sequence numbers) and `order` of a history.
+    pub fn window(&self, default: u32) -> Result<Window, ApiError> {
+        Ok(Window {
+            limit: self.int("limit", 1..=1000)?.and_then(|n| u32::try_from(n).ok()).unwrap_or(default),
+            after: self.int("after", 0..=i64::MAX)?.unwrap_or(0),
+            before: self.int("before", 1..=i64::MAX)?,
+            newest_first: self.one_of("order", &["asc", "desc"])? == Some("desc"),
+        })
     }
 
     /// `true` or `false`.
@@ -176,6 +227,20 @@ mod tests {
     }
 
     #[test]
+    fn segments_are_bytes() {
+        let route = "/api/sessions/{id}/files/{*path}";
+        for (path, name, want) in [
+            ("/api/sessions/1-2/files/caf%E9", "id", Some(&b"1-2"[..])),
+            ("/api/sessions/1-2/files/caf%E9", "path", Some(b"caf\xe9")),
+            ("/api/sessions/1-2/files/a%2Fb/c%20d%", "path", Some(b"a/b/c d%")),
+            ("/api/sessions/%FF/files/x", "id", Some(b"\xff")),
+            ("/api/sessions/1-2/files/x", "name", None),
+        ] {
+            assert_eq!(raw_segment(route, path, name).as_deref(), want, "{path} {name}");
+        }
+    }
+
+    #[test]
     fn integers_keep_their_bounds() {
         for (text, fits) in
             [("1", true), ("1000", true), ("0", false), ("1001", false), ("-1", false), ("1.5", false), ("", false)]
@@ -187,6 +252,16 @@ mod tests {
         assert_eq!(error.text(), "limit must be an integer, from 1 to 1000, not \"x\"");
         let error = args(&[("after", "-2")]).int("after", 0..=i64::MAX).unwrap_err();
         assert_eq!(error.text(), "after must be an integer, 0 or more, not \"-2\"");
+    }
+
+    #[test]
+    fn a_version_has_two_names() {
+        let id = Uuid::from_u128(7);
+        assert_eq!(VersionName::parse("3"), Some(VersionName::Number(3)));
+        assert_eq!(VersionName::parse(&id.to_string()), Some(VersionName::Id(id)));
+        for other in ["", "0", "-1", "x", "1.0", "v1"] {
+            assert_eq!(VersionName::parse(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -1,7 +1,11 @@
-//! Attachments: files that clients keep beside a session, out of the sandbox's sight.
+//! Attachments: files that clients give to a session.
 //!
-//! The bytes are `<data dir>/sessions/<id>/attachments/<attachment id>`, written whole before the row exists and removed
-//! after it is gone, so a row always has its bytes.
+//! ```text
+//!   <data dir>/sessions/<id>/attachments/<attachment id>    the bytes, out of the sandbox's sight: what a download answers
+//!                            workspace/attachments/<name>   a copy for the agent, its own from then on
+//! ```
+//!
+//! Both are written whole before the row exists, and the bytes are removed after it is gone, so a row always has its bytes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,12 +25,19 @@ use super::args::{Id, OwnSession};
 use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
-use super::files::{answer, beneath, blocking, content_type, write};
-use crate::model::{iso, now_ms};
+use super::files::{self, answer, beneath, blocking, content_type, write};
+use super::rows;
+use crate::model::{iso, names, now_ms};
 use crate::store::Attachment;
 
 /// Longest file name, in bytes.
 const MAX_NAME: usize = 255;
+/// The `messageId` of an attachment that belongs to none.
+const UNLINKED: &str = "unlinked";
+/// The directory of the workspace that has the copies.
+const PLACE: &str = "attachments";
+/// Copies of one name.
+const MAX_COPIES: usize = 1000;
 
 /// Body of `POST .../attachments`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -57,8 +68,13 @@ pub struct AttachmentView {
     pub mime_type: String,
     /// Bytes.
     pub size: u64,
+    /// `unlinked` when none was given.
+    #[schema(example = "unlinked")]
+    pub message_id: String,
+    /// The copy in the workspace. Absent when the files of the session are no longer kept.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub message_id: Option<String>,
+    #[schema(example = "attachments/photo.png")]
+    pub storage_path: Option<String>,
     #[schema(example = "2026-01-15T10:00:00.000Z")]
     pub created_at: String,
 }
@@ -72,7 +88,8 @@ impl From<Attachment> for AttachmentView {
             filename: attachment.filename,
             mime_type: attachment.mime_type,
             size: attachment.size,
-            message_id: attachment.message_id,
+            message_id: attachment.message_id.unwrap_or_else(|| UNLINKED.to_owned()),
+            storage_path: attachment.path,
             created_at: iso(attachment.created_at),
         }
     }
@@ -100,12 +117,16 @@ fn directory(state: &AppState, session: Uuid) -> PathBuf {
     workspace.parent().map(Path::to_owned).unwrap_or(workspace)
 }
 
-/// Keep a file beside a session
+/// Give a file to a session
+///
+/// It is kept beside the session, and a copy is put into the workspace as `attachments/<name>`: the base name of `filename`; a second
+/// one of that name gets `-2`.
 #[utoipa::path(
     post, path = "/api/sessions/{id}/attachments", tag = "attachments", params(("id" = Uuid, Path)),
     request_body(content = NewAttachment, example = json!({"filename": "note.txt", "content": "aGVsbG8="})),
     responses(
         (status = 201, body = AttachmentBody),
+        (status = 400, description = "A field is wrong, or something in the workspace stands in the way", body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
         (status = 413, description = "Larger than the limit (10 MiB)", body = ErrorBody),
     )
@@ -116,14 +137,14 @@ pub async fn create(
     body: JsonBody<NewAttachment, { 140 * MIB }>,
 ) -> Result<(StatusCode, Json<AttachmentBody>), ApiError> {
     let NewAttachment { filename, content, mime_type, message_id } = body.value;
-    state.sessions.check_reserve()?;
-    check_name(&filename)?;
+    let name = base_name(&filename)?.to_owned();
     let mime_type = mime_type.unwrap_or_else(|| content_type::of(&filename).to_owned());
     if mime_type.len() > MAX_NAME || !mime_type.contains('/') || HeaderValue::from_str(&mime_type).is_err() {
-        return Err(ApiError::bad_request(format!(
-            "mimeType must be a media type, not \"{}\"",
-            mime_type.escape_debug()
-        )));
+        let shown: String = mime_type.chars().take(100).collect();
+        return Err(ApiError::bad_request(format!("mimeType must be a media type, not \"{}\"", shown.escape_debug())));
+    }
+    if message_id.as_ref().is_some_and(|id| id.len() > MAX_NAME) {
+        return Err(ApiError::bad_request(format!("messageId must have at most {MAX_NAME} bytes")));
     }
     let content = content.ok_or_else(|| ApiError::bad_request("content is required: the file in base64"))?;
     let bytes =
@@ -135,7 +156,9 @@ pub async fn create(
             bytes.len()
         )));
     }
-    let attachment = Attachment {
+    // Two copies.
+    state.sessions.check_room(&session, 2 * bytes.len() as u64).await?;
+    let mut attachment = Attachment {
         id: Uuid::new_v4(),
         session: session.id(),
         tenant: session.tenant().clone(),
@@ -143,22 +166,76 @@ pub async fn create(
         mime_type,
         size: bytes.len() as u64,
         message_id,
+        path: None,
         created_at: now_ms(),
     };
     let (id, directory) = (attachment.id, directory(&state, session.id()));
-    let parent = directory.clone();
-    blocking(move || {
+    let (parent, workspace) = (directory.clone(), state.sessions.workspace(session.id()));
+    let written = blocking(move || {
         let failed = |cause: io::Error| ApiError::disk("the attachment could not be stored", &cause);
         let root = beneath::root(&parent).map_err(failed)?;
-        write::put(&root, &path_of(id), &bytes[..], 0o600).map_err(|why| failed(io::Error::other(why)))
+        write::put(&root, &path_of(id), &bytes, write::Bits::Set(0o600))
+            .map_err(|why| failed(io::Error::other(why)))?;
+        copy_for_the_agent(&workspace, &name, &bytes)
     })
-    .await?;
-    let stored = state.store.attachment_insert(attachment.clone()).await;
+    .await;
+    let stored = match written {
+        Ok(path) => {
+            attachment.path = path;
+            state.store.attachment_insert(attachment.clone()).await.map_err(ApiError::from)
+        }
+        Err(why) => Err(why),
+    };
     if stored.is_err() {
         remove(directory, id).await;
+        if let Some(path) = attachment.path.take() {
+            remove_copy(state.sessions.workspace(session.id()), path).await;
+        }
     }
     stored?;
     Ok((StatusCode::CREATED, Json(AttachmentBody { attachment: attachment.into() })))
+}
+
+/// Puts a copy into the workspace, and returns its path as text; `None` when there is no workspace any more.
+fn copy_for_the_agent(workspace: &Path, name: &str, bytes: &[u8]) -> Result<Option<String>, ApiError> {
+    let root = match beneath::root(workspace) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        root => root.map_err(|cause| ApiError::disk("the workspace could not be opened", &cause))?,
+    };
+    for copy in 1..=MAX_COPIES {
+        let path = Path::new(PLACE).join(numbered(name, copy));
+        match write::put_new(&root, &path, bytes, 0o644) {
+            Ok(true) => return Ok(Some(names::shown(&path))),
+            Ok(false) => {}
+            Err(why) => return Err(why.for_client(&names::shown(&path))),
+        }
+    }
+    Err(ApiError::bad_request(format!("filename: {PLACE}/ has {MAX_COPIES} files of this name; delete some of them")))
+}
+
+/// The name of the first, second, ... file of a name: `a.png`, `a-2.png`. It is not longer than a name may be.
+fn numbered(name: &str, copy: usize) -> String {
+    if copy == 1 {
+        return name.to_owned();
+    }
+    let (stem, ending) = match name.rfind('.') {
+        Some(at) if at > 0 && name.len() - at < 32 => name.split_at(at),
+        _ => (name, ""),
+    };
+    let suffix = format!("-{copy}{ending}");
+    let most = MAX_NAME - suffix.len();
+    let end = (0..=stem.len().min(most)).rev().find(|at| stem.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}{suffix}", &stem[..end])
+}
+
+async fn remove_copy(workspace: PathBuf, path: String) {
+    let removed = tokio::task::spawn_blocking(move || {
+        let relative = files::path::of_text(&path).map_err(io::Error::other)?;
+        write::delete(&beneath::root(&workspace)?, &relative, false).map_err(io::Error::other)
+    });
+    if let Ok(Err(cause)) = removed.await {
+        tracing::warn!(error = %cause, "the copy of an attachment could not be removed from a workspace");
+    }
 }
 
 fn path_of(id: Uuid) -> PathBuf {
@@ -172,17 +249,19 @@ async fn remove(directory: PathBuf, id: Uuid) {
     }
 }
 
-fn check_name(name: &str) -> Result<(), ApiError> {
+/// The last part of a file name, which may have been sent with a path.
+fn base_name(sent: &str) -> Result<&str, ApiError> {
+    let name = sent.rsplit('/').next().unwrap_or_default();
     let fits = (1..=MAX_NAME).contains(&name.len())
-        && !name.contains('/')
-        && !name.chars().any(char::is_control)
+        && sent.len() <= 16 * MAX_NAME
+        && !sent.chars().any(char::is_control)
         && name != "."
         && name != "..";
     if fits {
-        return Ok(());
+        return Ok(name);
     }
     Err(ApiError::bad_request(format!(
-        "filename is required: 1 to {MAX_NAME} bytes without slashes and control characters"
+        "filename is required: a name of 1 to {MAX_NAME} bytes without control characters"
     )))
 }
 
@@ -194,12 +273,9 @@ fn check_name(name: &str) -> Result<(), ApiError> {
         (status = 404, description = "Session not found", body = ErrorBody),
     )
 )]
-pub async fn list(
-    State(state): State<AppState>,
-    OwnSession(session): OwnSession,
-) -> Result<Json<AttachmentsBody>, ApiError> {
-    let attachments = state.store.attachments(session.tenant(), session.id()).await?;
-    Ok(Json(AttachmentsBody { attachments: attachments.into_iter().map(Into::into).collect() }))
+pub async fn list(State(state): State<AppState>, OwnSession(session): OwnSession) -> Result<Response, ApiError> {
+    let places = state.store.attachment_places(session.tenant(), session.id()).await?;
+    rows::list::<Attachment, AttachmentView>(&state.store, session.tenant(), "attachments", places, "").await
 }
 
 async fn find(state: &AppState, caller: &Caller, Id(id): Id) -> Result<Attachment, ApiError> {
@@ -252,5 +328,42 @@ pub async fn delete(State(state): State<AppState>, caller: Caller, id: Id) -> Re
         return Err(not_found());
     }
     remove(directory(&state, attachment.session), attachment.id).await;
+    state.sessions.touched(&caller.tenant, Some(attachment.session), false);
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_file_of_a_name_gets_a_number() {
+        let long = "ü".repeat(126) + ".png";
+        for (name, copy, want) in [
+            ("a.png", 1, "a.png"),
+            ("a.png", 2, "a-2.png"),
+            ("a.tar.gz", 3, "a.tar-3.gz"),
+            (".env", 2, ".env-2"),
+            ("Makefile", 12, "Makefile-12"),
+        ] {
+            assert_eq!(numbered(name, copy), want);
+        }
+        let second = numbered(&long, 2);
+        assert!(second.len() <= MAX_NAME && second.ends_with("ü-2.png"), "{second}");
+    }
+
+    #[test]
+    fn only_the_last_part_of_a_name_counts() {
+        for (sent, want) in [
+            ("a.png", Some("a.png")),
+            ("dir/a.png", Some("a.png")),
+            ("../../x", Some("x")),
+            ("", None),
+            ("a/", None),
+            ("a/..", None),
+            ("a\nb", None),
+        ] {
+            assert_eq!(base_name(sent).ok(), want, "{sent:?}");
+        }
+    }
 }

@@ -11,21 +11,26 @@
 
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
+use hyper::body::Body as _;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tracing::Instrument as _;
 
 use super::AppState;
+use super::body;
+use super::connections::Connection;
 use super::error::ApiError;
+use super::held::hold;
 use super::local::LocalPeer;
 use crate::config::AuthConfig;
 use crate::model::TenantId;
+use crate::sessions::shares::Holder;
 use crate::store::Store;
 
 /// Checks tokens. Cheap to clone.
@@ -40,7 +45,7 @@ pub struct Authenticator {
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub tenant: TenantId,
-    /// May make keys for other tenants.
+    /// The admin role, see [`crate::store::ApiKey::admin`].
     pub admin: bool,
 }
 
@@ -110,13 +115,26 @@ pub async fn authenticate(
     next: Next,
 ) -> Result<Response, ApiError> {
     let local = request.extensions().get::<ConnectInfo<LocalPeer>>().is_some_and(|ConnectInfo(peer)| peer.admin);
-    let caller = if local && !request.headers().contains_key(AUTHORIZATION) {
-        Caller { tenant: TenantId::default_tenant(), admin: true }
+    let (caller, holder) = if local && !request.headers().contains_key(AUTHORIZATION) {
+        (Caller { tenant: TenantId::default_tenant(), admin: true }, Holder::Local)
     } else {
         let caller = state.auth.check(request.headers()).await?;
         state.rates.count(&caller.tenant, state.config.now().server.requests_per_minute)?;
-        caller
+        let holder = Holder::Tenant(caller.tenant.clone());
+        (caller, holder)
     };
+    if let Some(connection) = request.extensions().get::<Arc<Connection>>() {
+        connection.known();
+    }
+    let path = request.extensions().get::<MatchedPath>();
+    let mut working = match state.load.begin(&holder, request.method(), path).await {
+        Ok(working) => working,
+        Err(refusal) => {
+            body::discard(request.into_body());
+            return Err(refusal);
+        }
+    };
+    request.extensions_mut().insert(holder);
     // Every line that is logged on the way bears them; which session it is, its extractor adds.
     let span = tracing::error_span!("request", ASH_TENANT = %caller.tenant, ASH_SESSION = tracing::field::Empty);
     // Held until the answer's head is known: a tenant is not removed under a request of its own.
@@ -125,7 +143,8 @@ pub async fn authenticate(
     request.extensions_mut().insert(caller);
     let answer = next.run(request).instrument(span).await;
     drop(visit);
-    Ok(answer)
+    working.answered(answer.body().size_hint().exact())?;
+    Ok(answer.map(|body| hold(body, working)))
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {

@@ -3,200 +3,241 @@
 //! Accepted alike: no body, an empty body, `{}`; any content type whose body is JSON (curl's `-d` says
 //! `application/x-www-form-urlencoded`). Unknown fields are ignored. Nothing is coerced.
 
-use std::error::Error as _;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRef, FromRequest, Request};
-use axum::http::header::{CONTENT_LENGTH, EXPECT};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT};
 use axum::http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
+use super::load::{HeldMemory, Load, Memory};
+use crate::sessions::shares::Holder;
 
 /// Bytes in one MiB.
 pub const MIB: usize = 1 << 20;
 /// A sender that is silent for this long is given up (408).
-const SILENCE: Duration = Duration::from_secs(30);
-/// Bytes of all request bodies in memory at once; above, new ones get 503. Counted in KiB.
-const BUDGET_KIB: usize = 512 << 10;
-/// What is read and thrown away after a 413, so that the client gets to read the answer instead of a broken pipe.
+const SILENCE: Duration = Duration::from_secs(15);
+/// The least that must arrive, on average, once [`GRACE`] is over: bytes a second.
+const LEAST_RATE: u64 = 16 << 10;
+const GRACE: Duration = Duration::from_secs(30);
+/// The longest that a whole body may take.
+const DEADLINE: Duration = Duration::from_secs(15 * 60);
+/// What is read and thrown away after a refusal, and for how long: a client that sends on sees the answer, not a broken pipe.
 const DISCARD: usize = 256 * MIB;
+const DISCARD_FOR: Duration = Duration::from_secs(20);
+/// By so much the memory for a body of unknown length grows.
+const STEP: u64 = 256 << 10;
 
-/// Memory for request bodies, shared by all requests.
-#[derive(Clone, Debug)]
-pub struct BodyBudget(Arc<Semaphore>);
-
-impl Default for BodyBudget {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(BUDGET_KIB)))
-    }
-}
-
-/// A JSON body of at most `MAX` bytes. Keep the whole value until the answer is made: it holds the body's share of
-/// the [`BodyBudget`].
+/// A JSON body of at most `MAX` bytes. Keep the whole value until the answer is made: it holds the memory that is counted
+/// for the body.
 #[derive(Debug)]
 pub struct JsonBody<T, const MAX: usize = MIB> {
     pub value: T,
-    _share: Vec<OwnedSemaphorePermit>,
+    /// For a handler that takes the value apart: what it holds of the tenant's share.
+    pub memory: HeldMemory,
+}
+
+/// A body that was read before the handler was asked, in the extensions of its request.
+#[derive(Clone, Debug)]
+pub struct ReadBody {
+    pub bytes: Bytes,
+    pub memory: HeldMemory,
 }
 
 impl<S, T, const MAX: usize> FromRequest<S> for JsonBody<T, MAX>
 where
     S: Send + Sync,
-    BodyBudget: FromRef<S>,
+    Load: FromRef<S>,
     T: DeserializeOwned,
 {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let (parts, body) = request.into_parts();
-        let (bytes, share) = read(&parts.headers, body, MAX, &BodyBudget::from_ref(state)).await?;
+        let (mut parts, body) = request.into_parts();
+        let ReadBody { bytes, memory } = match parts.extensions.remove::<ReadBody>() {
+            Some(read) if read.bytes.len() > MAX => return Err(larger_than(MAX)),
+            Some(read) => read,
+            None => {
+                // A route without authentication reads no bodies.
+                let holder = parts.extensions.get::<Holder>().cloned();
+                let holder = holder.ok_or_else(|| ApiError::unauthorized("Missing Authorization header"))?;
+                read(&parts.headers, body, MAX, &Load::from_ref(state), &holder).await?
+            }
+        };
         let value = parse(if bytes.iter().all(u8::is_ascii_whitespace) { b"{}" } else { &bytes })?;
-        Ok(Self { value, _share: share })
+        Ok(Self { value, memory })
     }
 }
 
+fn larger_than(max: usize) -> ApiError {
+    ApiError::too_large(format!("the request body is larger than the limit of {max} bytes here"))
+}
+
+/// Reads a body of at most `max` bytes. Memory for all of it is taken before the first byte is read, where the client says
+/// how long it is.
 pub async fn read(
     headers: &HeaderMap,
     mut body: Body,
     max: usize,
-    budget: &BodyBudget,
-) -> Result<(Bytes, Vec<OwnedSemaphorePermit>), ApiError> {
-    let announced = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
-    let too_large = || ApiError::too_large(format!("the request body is larger than the limit of {max} bytes here"));
-    if announced.is_some_and(|length| length > max) {
+    load: &Load,
+    holder: &Holder,
+) -> Result<ReadBody, ApiError> {
+    if let Err(refusal) = check_coding(headers) {
         if !headers.contains_key(EXPECT) {
-            discard(body).await;
+            discard(body);
         }
-        return Err(too_large());
+        return Err(refusal);
     }
-    let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(MIB));
-    let mut share = Vec::new();
-    let mut paid = 0;
+    let announced = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
+    let taken = match announced {
+        Some(length) if length > max => Err(larger_than(max)),
+        length => load.body(holder, length.unwrap_or(0) as u64),
+    };
+    let mut memory = match taken {
+        Ok(memory) => memory,
+        Err(refusal) => {
+            if !headers.contains_key(EXPECT) {
+                discard(body);
+            }
+            return Err(refusal);
+        }
+    };
+    let mut paid = announced.unwrap_or(0);
+    let mut bytes = Vec::with_capacity(paid);
+    let start = Instant::now();
     loop {
-        let frame = match tokio::time::timeout(SILENCE, body.frame()).await {
-            Ok(None) => return Ok((bytes.into(), share)),
+        let data = match next(&mut body, start, bytes.len()).await {
+            Ok(Some(data)) => data,
+            Ok(None) => return Ok(ReadBody { bytes: bytes.into(), memory: HeldMemory::new(memory) }),
+            Err(refusal) => return Err(refusal),
+        };
+        let length = bytes.len() + data.len();
+        let room = if length > max { Err(larger_than(max)) } else { pay(&mut memory, &mut paid, length) };
+        if let Err(refusal) = room {
+            drop((bytes, memory));
+            discard(body);
+            return Err(refusal);
+        }
+        bytes.extend_from_slice(&data);
+    }
+}
+
+/// Bodies are JSON as it is; one that is coded would have to be unpacked within bounds first.
+fn check_coding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let codings =
+        headers.get_all(CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let coded =
+        codings.map(<[u8]>::trim_ascii).any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"));
+    if !coded {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "a request body with a Content-Encoding is not accepted; send the JSON without Content-Encoding",
+    ))
+}
+
+/// Takes memory for a body that turns out to be longer than what was paid.
+fn pay(memory: &mut Memory, paid: &mut usize, length: usize) -> Result<(), ApiError> {
+    if length > *paid {
+        let more = (length - *paid).max(STEP as usize);
+        memory.grow(more as u64)?;
+        *paid += more;
+    }
+    Ok(())
+}
+
+/// The next bytes, from a sender that is fast enough.
+async fn next(body: &mut Body, start: Instant, received: usize) -> Result<Option<Bytes>, ApiError> {
+    let slow = |text: String| Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, text));
+    loop {
+        let left = DEADLINE.saturating_sub(start.elapsed());
+        let frame = match tokio::time::timeout(left.min(SILENCE), body.frame()).await {
+            Ok(None) => return Ok(None),
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(error))) => {
                 return Err(ApiError::bad_request(format!("the request body broke off: {error}")));
             }
-            Err(_) => {
-                return Err(ApiError::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    format!("the request body stopped arriving for {} s", SILENCE.as_secs()),
-                ));
+            Err(_) if left <= SILENCE => {
+                return slow(format!("the request body did not arrive within {} s", DEADLINE.as_secs()));
             }
+            Err(_) => return slow(format!("the request body stopped arriving for {} s", SILENCE.as_secs())),
         };
         let Ok(data) = frame.into_data() else { continue };
-        if bytes.len() + data.len() > max {
-            drop((bytes, share));
-            discard(body).await;
-            return Err(too_large());
+        if too_slow(start.elapsed(), received + data.len()) {
+            return slow(format!(
+                "the request body arrives too slowly: {} bytes in {} s; the least is {LEAST_RATE} bytes a second after {} s",
+                received + data.len(),
+                start.elapsed().as_secs(),
+                GRACE.as_secs()
+            ));
         }
-        bytes.extend_from_slice(&data);
-        let due = bytes.len() >> 10;
-        if due > paid {
-            let more = u32::try_from(due - paid).unwrap_or(u32::MAX);
-            let permit = budget.0.clone().try_acquire_many_owned(more).map_err(|_| {
-                ApiError::unavailable("too many large request bodies are being received at once; try again", 1)
-            })?;
-            share.push(permit);
-            paid = due;
-        }
+        return Ok(Some(data));
     }
 }
 
-/// Reads on without keeping anything, within bounds of bytes and time.
-async fn discard(mut body: Body) {
-    let drain = async {
+fn too_slow(elapsed: Duration, received: usize) -> bool {
+    let due = elapsed.saturating_sub(GRACE).as_secs().saturating_mul(LEAST_RATE);
+    (received as u64) < due
+}
+
+/// Reads on without keeping anything, within bounds of bytes and time, while the answer is sent already.
+pub fn discard(mut body: Body) {
+    tokio::spawn(tokio::time::timeout(DISCARD_FOR, async move {
         let mut seen = 0;
         while let Some(Ok(frame)) = body.frame().await {
             seen += frame.data_ref().map_or(0, Bytes::len);
+            // Too slow or too much: the connection is closed, and the client has its answer.
             if seen > DISCARD {
                 break;
             }
         }
-    };
-    // Too slow or too much: the connection is cut, which is what the client was told.
-    let _ = tokio::time::timeout(Duration::from_secs(10), drain).await;
+    }));
 }
 
-/// Parses an object. axum's own parser tracks the path of a wrong field; only its wording is replaced here.
+/// Parses an object.
+///
+/// # Errors
+/// 400: what is wrong, in words of JSON.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    // serde also reads a struct from an array; the contract has objects only.
-    let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
-    let what = match first {
-        Some(b'[') => Some("an array"),
-        Some(b'"') => Some("a string"),
-        Some(b'0'..=b'9' | b'-') => Some("a number"),
-        _ => None,
-    };
-    if let Some(what) = what
-        && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
-    {
-        return Err(ApiError::bad_request(format!("the request body must be a JSON object, not {what}")));
-    }
-    axum::Json::<T>::from_bytes(bytes).map(|axum::Json(value)| value).map_err(|rejection| {
-        use axum::extract::rejection::JsonRejection as R;
-        let cause = rejection.source().map_or_else(|| rejection.to_string(), ToString::to_string);
-        match rejection {
-            R::JsonSyntaxError(_) => ApiError::bad_request(format!("the request body is not valid JSON: {cause}")),
-            _ => ApiError::bad_request(cause.strip_prefix(".: ").unwrap_or(&cause).to_owned()),
-        }
-    })
+    super::wording::read(bytes).map_err(ApiError::bad_request)
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
-    use crate::sessions::{CreateSession, SendMessage};
-
-    fn refusal<T: DeserializeOwned + std::fmt::Debug>(json: &str) -> String {
-        let error = parse::<T>(json.as_bytes()).expect_err(json);
-        assert_eq!(error.status(), StatusCode::BAD_REQUEST);
-        error.text().to_owned()
-    }
+    use crate::sessions::CreateSession;
 
     #[test]
-    fn wrong_types_name_the_field() {
-        for (json, field, reason) in [
-            (r#"{"agent": 5}"#, "agent:", "expected a string"),
-            (r#"{"agent":"a","extraEnv":{"A":1}}"#, "extraEnv.A:", "expected a string"),
-            (r#"{"agent":"a","allowedTools":"Bash"}"#, "allowedTools:", "expected a sequence"),
-            (r#"{"agent":"a","allowedTools":["Bash",7]}"#, "allowedTools[1]:", "expected a string"),
-            (r#"{"agent":"a","mcpServers":[]}"#, "mcpServers:", "expected a map"),
+    fn how_slow_is_too_slow() {
+        for (seconds, received, expected) in [
+            (0, 0, false),
+            (30, 1, false),
+            (31, 1, true),
+            (31, 16 << 10, false),
+            (60, 400 << 10, true),
+            (60, 480 << 10, false),
         ] {
-            let text = refusal::<CreateSession>(json);
-            assert!(text.starts_with(field) && text.contains(reason), "{json}: {text}");
-        }
-        let text = refusal::<SendMessage>(r#"{"content":"x","maxTurns":"5"}"#);
-        assert!(text.starts_with("maxTurns:") && text.contains("string \"5\""), "{text}");
-        let text = refusal::<SendMessage>(r#"{"content":"x","includePartialMessages":"true"}"#);
-        assert!(text.starts_with("includePartialMessages:"), "{text}");
-    }
-
-    #[test]
-    fn malformed_json_says_where() {
-        for json in ["{", r#"{"agent": }"#, "{} x", "{'agent':1}"] {
-            let text = refusal::<CreateSession>(json);
-            assert!(text.contains("not valid JSON") && text.contains("line 1 column"), "{json}: {text}");
+            assert_eq!(too_slow(Duration::from_secs(seconds), received), expected, "{seconds} s, {received} bytes");
         }
     }
 
     #[test]
-    fn only_objects_are_bodies() {
-        for (json, what) in [("[]", "an array"), ("[\"a\"]", "an array"), ("\"a\"", "a string"), ("5", "a number")] {
-            assert_eq!(
-                refusal::<CreateSession>(json),
-                format!("the request body must be a JSON object, not {what}"),
-                "{json}"
-            );
+    fn a_coded_body_is_refused() {
+        let headers =
+            |coding: &'static str| HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(coding))]);
+        for coding in ["gzip", "GZIP", "identity, gzip", "br", "zstd"] {
+            let refused = check_coding(&headers(coding)).unwrap_err();
+            assert_eq!(refused.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE, "{coding}");
+            assert!(refused.text().contains("without Content-Encoding"), "{}", refused.text());
         }
-        assert!(refusal::<CreateSession>("null").contains("null"));
+        assert!(check_coding(&headers("identity")).is_ok() && check_coding(&headers("")).is_ok());
+        assert!(check_coding(&HeaderMap::new()).is_ok());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -12,20 +13,34 @@ use super::args::Id;
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
+use super::rows;
 use crate::model::iso;
+use crate::sessions::credentials::FOR_SESSIONS;
 use crate::store::Credential;
 
-const KINDS: [&str; 4] = ["anthropic", "openai", "bedrock", "custom"];
+/// Types that clients know and no session can use, and what to do instead.
+const OTHERS: [(&str, &str); 2] = [
+    (
+        "openai",
+        "Claude Code speaks the Anthropic API only: store a key of type anthropic, or one of type custom for a proxy that speaks \
+         this API, and set ANTHROPIC_BASE_URL of ashd to that proxy",
+    ),
+    (
+        "bedrock",
+        "requests are not signed for AWS: run a proxy that speaks the Anthropic API and signs for Bedrock, set ANTHROPIC_BASE_URL \
+         of ashd to it, and store its key as type custom",
+    ),
+];
 /// Longest label, in bytes.
 const MAX_LABEL: usize = 200;
-/// Longest key, in bytes: some providers' are JSON documents with a certificate in them.
+/// Longest key, in bytes.
 const MAX_KEY: usize = 64 << 10;
 
 /// Body of the POST.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct NewCredential {
-    /// anthropic, openai, bedrock or custom. Sessions use those of type anthropic and custom.
+    /// `anthropic`, or `custom`: a key for what `ANTHROPIC_BASE_URL` of ashd names. Others are refused: no session could use them.
     #[serde(rename = "type")]
     #[schema(example = "anthropic")]
     pub kind: String,
@@ -54,12 +69,14 @@ pub struct CredentialView {
     pub label: String,
     pub active: bool,
     pub created_at: String,
+    /// When a request to the model was last made with it; null: never.
+    pub last_used_at: Option<String>,
 }
 
 impl From<Credential> for CredentialView {
     fn from(credential: Credential) -> Self {
-        let Credential { id, kind, label, active, created_at, .. } = credential;
-        Self { id, kind, label, active, created_at: iso(created_at) }
+        let Credential { id, kind, label, active, created_at, last_used_at, .. } = credential;
+        Self { id, kind, label, active, created_at: iso(created_at), last_used_at: last_used_at.map(iso) }
     }
 }
 
@@ -76,17 +93,20 @@ pub struct CredentialsBody {
 }
 
 fn check(new: &NewCredential) -> Result<String, ApiError> {
-    if !KINDS.contains(&new.kind.as_str()) {
+    let kind = new.kind.as_str();
+    if let Some((_, instead)) = OTHERS.iter().find(|(other, _)| *other == kind) {
+        return Err(ApiError::bad_request(format!("type \"{kind}\" is not supported: {instead}")));
+    }
+    if !FOR_SESSIONS.contains(&kind) {
         return Err(ApiError::bad_request(format!(
             "type is required, one of {}, not \"{}\"",
-            KINDS.join(", "),
-            new.kind.chars().take(40).collect::<String>()
+            FOR_SESSIONS.join(", "),
+            kind.chars().take(40).collect::<String>()
         )));
     }
     // It goes into a header of the gateway's requests. The text never repeats a secret.
     let fits = (1..=MAX_KEY).contains(&new.key.len()) && !new.key.trim().is_empty();
-    // One of bedrock may be a document of several lines.
-    if !fits || new.key.chars().any(|c| c.is_control() && (c != '\n' || new.kind != "bedrock")) {
+    if !fits || new.key.chars().any(char::is_control) {
         return Err(ApiError::bad_request(format!("key is required: 1 to {MAX_KEY} bytes without control characters")));
     }
     let label = new.label.clone().unwrap_or_else(|| new.kind.clone());
@@ -117,9 +137,11 @@ pub async fn create(
 
 /// List the tenant's credentials
 #[utoipa::path(get, path = "/api/credentials", tag = "credentials", responses((status = 200, body = CredentialsBody)))]
-pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Json<CredentialsBody>, ApiError> {
-    let credentials = state.store.credentials(&caller.tenant).await?;
-    Ok(Json(CredentialsBody { credentials: credentials.into_iter().map(Into::into).collect() }))
+pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Response, ApiError> {
+    // The last use is that of the last request.
+    state.sessions.collect_usage().await;
+    let places = state.store.credential_places(&caller.tenant).await?;
+    rows::list::<Credential, CredentialView>(&state.store, &caller.tenant, "credentials", places, "").await
 }
 
 /// Delete a credential
@@ -146,6 +168,8 @@ mod tests {
         for (kind, key, label, part) in [
             ("", "secret", None, "type is required"),
             ("aws", "secret", None, "not \"aws\""),
+            ("openai", "secret", None, "store a key of type anthropic"),
+            ("bedrock", "{\"accessKeyId\":\"secret\"}", None, "run a proxy"),
             ("anthropic", "", None, "key is required"),
             ("anthropic", "  ", None, "key is required"),
             ("anthropic", "secret\r\nX: y", None, "control characters"),

@@ -16,7 +16,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::sessions::SessionError;
-use crate::store::StoreError;
+use crate::store::{self, StoreError};
 
 /// Seconds a client is asked to wait when nothing better is known.
 const RETRY_AFTER_S: u64 = 2;
@@ -124,21 +124,44 @@ impl From<SessionError> for ApiError {
         let text = error.to_string();
         match error {
             E::NotFound | E::AgentNotFound(_) => Self::not_found(text),
-            E::AgentDirectoryGone { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, text),
+            E::AgentDirectoryGone { .. } | E::AgentDirectoryRefused { .. } | E::Install { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, text)
+            }
             E::NotActive(_) | E::Transition { .. } | E::Invalid(_) => Self::bad_request(text),
             E::Ended => Self::new(StatusCode::GONE, text),
             E::TurnRunning => Self::new(StatusCode::CONFLICT, text),
-            E::Capacity { retry_after_s, .. } => Self::unavailable(text, retry_after_s),
+            E::Capacity { retry_after_s, .. }
+            | E::Owed { retry_after_s, .. }
+            | E::TenantCapacity { retry_after_s, .. } => Self::unavailable(text, retry_after_s),
             E::Unavailable(_) => Self::unavailable(text, RETRY_AFTER_S),
-            E::TooMany(_) => Self::too_many(text, RETRY_AFTER_S),
+            E::TooLarge(_) => Self::too_large(text),
             E::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, text),
             E::Failed(_) => {
                 tracing::error!(error = %text, "a request to a session failed");
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, without_host_paths(&text))
             }
             E::Store(store) => store.into(),
         }
     }
+}
+
+/// The same text without places on the host, which say nothing to a client; the log has them. Those of a sandbox and of the API
+/// stay.
+fn without_host_paths(text: &str) -> String {
+    const KNOWN: [&str; 4] = ["/workspace", "/home", "/api", "/interrupt"];
+    let is_end = |c: char| c.is_whitespace() || matches!(c, ':' | ';' | ',' | '"' | '\'' | '`' | '(' | ')' | '[' | ']');
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('/') {
+        let (before, path) = rest.split_at(at);
+        let path = &path[..path.find(is_end).unwrap_or(path.len())];
+        out.push_str(before);
+        let absolute = before.is_empty() && out.is_empty() || before.ends_with(is_end);
+        let hidden = absolute && path.len() > 1 && !KNOWN.iter().any(|known| path.starts_with(known));
+        out.push_str(if hidden { "(a path on the host)" } else { path });
+        rest = &rest[at + path.len()..];
+    }
+    out + rest
 }
 
 impl From<StoreError> for ApiError {
@@ -146,6 +169,11 @@ impl From<StoreError> for ApiError {
         match &error {
             StoreError::Full => Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
             StoreError::NotOnDisk(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            // More of these is a matter of time; of the others, of a deletion.
+            StoreError::TooMany(most) if [store::MAX_PENDING, store::MAX_ONCE, store::MAX_OPEN_RUNS].contains(most) => {
+                Self::too_many(error.to_string(), RETRY_AFTER_S)
+            }
+            StoreError::TooMany(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             StoreError::NoSession(_) => Self::not_found("Session not found"),
             StoreError::Closed => Self::unavailable("the daemon is stopping", RETRY_AFTER_S),
             _ => Self::internal("the database failed", &error),
@@ -176,4 +204,26 @@ pub fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
     tracing::error!(panic = message, "a request handler panicked");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error; the daemon's log has the cause")
         .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_on_the_host_are_not_told() {
+        for (text, told) in [
+            ("no path at all", "no path at all"),
+            ("open claude: /srv/claude/2.1/claude: No such file", "open claude: (a path on the host): No such file"),
+            ("/var/lib/ashd/x: gone", "(a path on the host): gone"),
+            ("\"/var/lib/a\", (/run/ashd)", "\"(a path on the host)\", ((a path on the host))"),
+            ("/workspace/a/b and /home/agent stay", "/workspace/a/b and /home/agent stay"),
+            ("read/write at 3/4 of a/b", "read/write at 3/4 of a/b"),
+            ("a / b", "a / b"),
+        ] {
+            assert_eq!(without_host_paths(text), told);
+        }
+        let error = ApiError::from(SessionError::Failed("mount /var/lib/ashd: denied".to_owned()));
+        assert_eq!((error.status().as_u16(), error.text()), (500, "mount (a path on the host): denied"));
+    }
 }

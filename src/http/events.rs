@@ -1,7 +1,7 @@
 //! `/api/sessions/{id}/events`: the timeline.
 
-use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -9,11 +9,15 @@ use uuid::Uuid;
 use super::AppState;
 use super::args::{Args, OwnSession};
 use super::error::{ApiError, ErrorBody};
+use super::rows;
 use crate::model::iso;
 use crate::store;
 
 /// Types of the timeline (contract §5). The published client rejects any other.
-const TYPES: [&str; 7] = ["lifecycle", "text", "tool_start", "tool_result", "reasoning", "error", "turn_complete"];
+///
+/// `mcp_status` is one that clients know and that never occurs here: a list of it is empty.
+const TYPES: [&str; 8] =
+    ["lifecycle", "text", "tool_start", "tool_result", "reasoning", "error", "turn_complete", "mcp_status"];
 
 /// One event of the timeline.
 #[derive(Debug, Serialize, ToSchema)]
@@ -50,19 +54,26 @@ impl From<store::Event> for EventView {
     }
 }
 
-/// Events in their order.
+/// Events in the order that was asked for.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventsBody {
     pub events: Vec<EventView>,
+    /// Only there when true: the page ended at 8 MiB of data before its limit; continue with `after` (or `before`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
 }
 
 /// The timeline of a session
+///
+/// A page ends early at 8 MiB of data, with `truncated`; one larger event is a page of its own.
 #[utoipa::path(
     get, path = "/api/sessions/{id}/events", tag = "messages",
     params(
         ("id" = Uuid, Path),
         ("limit" = Option<i64>, Query, description = "At most this many, default 200", minimum = 1, maximum = 1000),
         ("after" = Option<i64>, Query, description = "Only those with a greater sequence", minimum = 0),
+        ("before" = Option<i64>, Query, description = "Only those with a smaller sequence", minimum = 1),
+        ("order" = Option<String>, Query, description = "`asc` (the default), or `desc`: the newest first"),
         ("type" = Option<String>, Query, description = "Only events of this type"),
     ),
     responses(
@@ -75,9 +86,10 @@ pub async fn list(
     State(state): State<AppState>,
     OwnSession(session): OwnSession,
     args: Args,
-) -> Result<Json<EventsBody>, ApiError> {
-    let (limit, after) = args.page(200)?;
+) -> Result<Response, ApiError> {
+    let window = args.window(200)?;
     let kind = args.one_of("type", &TYPES)?;
-    let events = state.store.events(session.tenant(), session.id(), limit, after, kind).await?;
-    Ok(Json(EventsBody { events: events.into_iter().map(Into::into).collect() }))
+    let places = state.store.event_places(session.tenant(), session.id(), window, kind).await?;
+    let (places, truncated) = rows::page(places);
+    rows::list::<store::Event, EventView>(&state.store, session.tenant(), "events", places, rows::tail(truncated)).await
 }

@@ -60,6 +60,7 @@ impl From<ExecResult> for ExecBody {
         (status = 200, body = ExecBody),
         (status = 400, description = "The session is not active, or the command is refused", body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
+        (status = 429, description = "The tenant runs 64 commands; see Retry-After", body = ErrorBody),
         (status = 503, description = "Too many commands run; see Retry-After", body = ErrorBody),
     )
 )]

@@ -76,6 +76,7 @@ pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
         resume_prewarm: pool.pre_warm_hits,
         created: state.sessions.created().to_vec(),
         limited: state.sessions.limited().to_vec(),
+        gateway_refused: state.sessions.gateway_refused().to_vec(),
         memory_bytes: used.and_then(|used| used.memory.current_bytes),
         memory_peak_bytes: used.and_then(|used| used.memory.peak_bytes),
         cpu_us: used.and_then(|used| used.cpu.usage_us),

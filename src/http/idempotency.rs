@@ -30,6 +30,7 @@ use super::body::{self, MIB};
 use super::error::ApiError;
 use crate::model::TenantId;
 use crate::sessions::Visit;
+use crate::sessions::shares::Holder;
 use crate::store::Earlier;
 
 const HEADER: &str = "idempotency-key";
@@ -37,7 +38,7 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Bytes of the longest body there is: a deployment.
 const MAX_BODY: usize = 140 * MIB;
 /// Bytes of the largest answer that is kept; those of these routes are far smaller.
-const MAX_ANSWER: usize = 4 * MIB;
+const MAX_ANSWER: usize = 16 * MIB;
 
 /// Keys whose requests run at this moment.
 #[derive(Clone, Debug, Default)]
@@ -68,7 +69,7 @@ impl Drop for Flight {
 pub struct Once {
     pub key: String,
     /// The turn that this message became, or was about to become when the daemon was killed.
-    pub turn: Option<(Uuid, i64)>,
+    pub turn: Option<(Uuid, Uuid)>,
 }
 
 /// The routes on which a key counts: those that create or send, and whose answers hold no secret.
@@ -78,9 +79,16 @@ fn counts(method: &Method, path: &str) -> bool {
         && matches!(
             parts[..],
             ["api", "agents" | "sessions" | "queue" | "credentials"]
-                | ["api", "agents", _, "versions"]
+                | ["api", "agents", _, "versions" | "eval-cases" | "eval-runs"]
+                | ["api", "agents", _, "eval-cases", "import"]
                 | ["api", "sessions", _, "messages" | "fork" | "attachments"]
         )
+}
+
+/// The name a key is kept under. An admin's differ from those of ordinary keys of the same tenant, whose requests are judged by
+/// other rules: neither is given the other's answer. No client can send the control character.
+fn kept_as(key: &str, admin: bool) -> String {
+    if admin { format!("\u{1}admin:{key}") } else { key.to_owned() }
 }
 
 /// Middleware of every route below `/api`, behind the authentication.
@@ -92,14 +100,16 @@ pub async fn once(State(state): State<AppState>, request: Request, next: Next) -
     let key = key.to_str().ok().filter(|key| (1..=255).contains(&key.len()));
     let key =
         key.ok_or_else(|| ApiError::bad_request("Idempotency-Key must have 1 to 255 visible ASCII characters"))?;
-    let key = key.to_owned();
-    let tenant = request.extensions().get::<Caller>().map(|caller| caller.tenant.clone());
-    let tenant = tenant.ok_or_else(|| ApiError::unauthorized("Missing Authorization header"))?;
+    let caller = request.extensions().get::<Caller>().cloned();
+    let Caller { tenant, admin } = caller.ok_or_else(|| ApiError::unauthorized("Missing Authorization header"))?;
+    let key = kept_as(key, admin);
     let (mut parts, body) = request.into_parts();
-    let (bytes, share) = body::read(&parts.headers, body, MAX_BODY, &state.bodies).await?;
+    let holder = parts.extensions.get::<Holder>().cloned();
+    let holder = holder.ok_or_else(|| ApiError::unauthorized("Missing Authorization header"))?;
+    let read = body::read(&parts.headers, body, MAX_BODY, &state.load, &holder).await?;
     let mut hash = Sha256::new();
     hash.update(format!("{} {}\0", parts.method, parts.uri));
-    hash.update(&bytes);
+    hash.update(&read.bytes);
     let digest: [u8; 32] = hash.finalize().into();
 
     let flight = state.in_flight.take(&tenant, &key).ok_or_else(|| {
@@ -129,10 +139,13 @@ pub async fn once(State(state): State<AppState>, request: Request, next: Next) -
         parts.extensions.insert(Once { key: key.clone(), turn });
     }
     let visit = parts.extensions.get::<Arc<Visit>>().cloned();
-    let request = Request::from_parts(parts, Body::from(bytes));
+    let memory = read.memory.clone();
+    // The handler takes it from there, without a copy.
+    parts.extensions.insert(read);
+    let request = Request::from_parts(parts, Body::empty());
     // A task of its own: a client that goes away does not leave it half done, with nobody to write down the answer.
     let carry_out = async move {
-        let (_share, _visit) = (share, visit);
+        let (_memory, _visit) = (memory, visit);
         let answer = next.run(request).await;
         let answer = keep(&state, &tenant, &key, answer).await;
         drop(flight);

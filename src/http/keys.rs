@@ -1,8 +1,9 @@
-//! `/api/api-keys`: keys of the caller's own tenant; for other tenants the admin role is needed.
+//! `/api/api-keys`: keys of the caller's own tenant; for other tenants, and for keys of admins, the admin role is needed.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
@@ -14,8 +15,9 @@ use super::args::Id;
 use super::auth::{Caller, digest};
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
+use super::rows;
 use crate::model::{TenantId, iso, now_ms};
-use crate::store::ApiKey;
+use crate::store::{ApiKey, KeyDelete};
 
 /// Longest label, in bytes.
 const MAX_LABEL: usize = 200;
@@ -29,6 +31,8 @@ pub struct NewKey {
     pub label: String,
     /// The tenant it opens; the caller's own when absent.
     pub tenant_id: Option<String>,
+    /// Gives the key the admin role (admin; tenant `default` only).
+    pub admin: bool,
 }
 
 /// A new key. It is shown this once.
@@ -58,6 +62,15 @@ pub struct KeyView {
     #[schema(example = "ash_0YwD")]
     pub key_prefix: String,
     pub created_at: String,
+    /// It has the admin role; only there when true, and only listed for admins.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub admin: bool,
+}
+
+impl From<ApiKey> for KeyView {
+    fn from(key: ApiKey) -> Self {
+        Self { id: key.id, label: key.label, key_prefix: key.prefix, created_at: iso(key.created_at), admin: key.admin }
+    }
 }
 
 /// The tenant's keys.
@@ -90,6 +103,14 @@ async fn mint(state: &AppState, caller: &Caller, body: NewKey) -> Result<(Minted
     if tenant != caller.tenant {
         caller.check_admin("makes keys for another tenant")?;
     }
+    if body.admin {
+        caller.check_admin("makes keys with the admin role")?;
+        if tenant != TenantId::default_tenant() {
+            return Err(ApiError::bad_request(format!(
+                "admin: keys with the admin role belong to tenant \"default\", not to \"{tenant}\"; leave tenantId or admin out"
+            )));
+        }
+    }
     let token = mint_token()?;
     let key = ApiKey {
         id: Uuid::new_v4(),
@@ -97,7 +118,7 @@ async fn mint(state: &AppState, caller: &Caller, body: NewKey) -> Result<(Minted
         label: body.label,
         hash: digest(&token),
         prefix: token[..8].to_owned(),
-        admin: false,
+        admin: body.admin,
         created_at: now_ms(),
     };
     let id = key.id;
@@ -112,7 +133,7 @@ async fn mint(state: &AppState, caller: &Caller, body: NewKey) -> Result<(Minted
     responses(
         (status = 201, body = MintedKey),
         (status = 400, body = ErrorBody),
-        (status = 403, description = "Another tenant, and no admin", body = ErrorBody),
+        (status = 403, description = "Another tenant, or the admin role, and no admin", body = ErrorBody),
     )
 )]
 pub async fn create(
@@ -148,22 +169,37 @@ pub async fn create_for_tenant(
 }
 
 /// List the tenant's keys
+///
+/// Those with the admin role are listed for admins only.
 #[utoipa::path(get, path = "/api/api-keys", tag = "api keys", responses((status = 200, body = KeysBody)))]
-pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Json<KeysBody>, ApiError> {
-    let keys = state.store.key_list(&caller.tenant).await?;
-    let view =
-        |key: ApiKey| KeyView { id: key.id, label: key.label, key_prefix: key.prefix, created_at: iso(key.created_at) };
-    Ok(Json(KeysBody { keys: keys.into_iter().map(view).collect() }))
+pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Response, ApiError> {
+    let places = state.store.key_places(&caller.tenant, caller.admin).await?;
+    rows::list::<ApiKey, KeyView>(&state.store, &caller.tenant, "keys", places, "").await
 }
 
 /// Revoke a key, at once
+///
+/// One with the admin role is revoked by admins only, and the last of those never.
 #[utoipa::path(
     delete, path = "/api/api-keys/{id}", tag = "api keys", params(("id" = Uuid, Path)),
-    responses((status = 204), (status = 404, description = "API key not found", body = ErrorBody))
+    responses(
+        (status = 204),
+        (status = 404, description = "API key not found, or it has the admin role and the caller has not", body = ErrorBody),
+        (status = 409, description = "It is the last key with the admin role", body = ErrorBody),
+    )
 )]
 pub async fn revoke(State(state): State<AppState>, caller: Caller, Id(id): Id) -> Result<StatusCode, ApiError> {
-    match id {
-        Some(id) if state.store.key_delete(&caller.tenant, id).await? => Ok(StatusCode::NO_CONTENT),
-        _ => Err(ApiError::not_found("API key not found")),
+    let done = match id {
+        Some(id) => state.store.key_delete(&caller.tenant, id, caller.admin).await?,
+        None => KeyDelete::NotFound,
+    };
+    match done {
+        KeyDelete::Done => Ok(StatusCode::NO_CONTENT),
+        KeyDelete::NotFound => Err(ApiError::not_found("API key not found")),
+        KeyDelete::LastAdmin => Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "this is the last key with the admin role, so it is not revoked; make another one first (`ashctl keys create LABEL \
+             --admin`, or POST /api/api-keys with \"admin\": true), then revoke this one with it",
+        )),
     }
 }

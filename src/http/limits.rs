@@ -12,8 +12,12 @@ use super::auth::Caller;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
 use crate::model::TenantId;
-use crate::sessions::limiting::{LimitsReport, NotFollowed, SessionStats};
+use crate::sessions::limiting::{LimitState, LimitsReport, NotFollowed, SessionStats};
 use crate::sessions::limits::Change;
+use crate::sessions::storing::STORAGE;
+
+/// Bytes of a request: a few numbers. A tree of JSON needs up to a hundred times as much in memory.
+const MAX_BODY: usize = 16 << 10;
 
 /// The limits to change; what is left out stays. `null` takes a level's own word back, so that the levels above decide.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -43,12 +47,15 @@ pub struct ChangeSchema {
     /// Operations a second, as for bytes.
     pub io_read_iops: Option<u64>,
     pub io_write_iops: Option<u64>,
+    /// Of a tenant only: bytes of all its files and rows. At the limit new work and uploads are refused (507).
+    pub storage_bytes: Option<u64>,
 }
 
 /// Limits by name.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitsBody {
+    #[schema(value_type = BTreeMap<String, LimitState>)]
     pub limits: LimitsReport,
     /// Sessions that could not follow the change, and keep what they had.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -99,7 +106,7 @@ pub async fn patch_session(
     State(state): State<AppState>,
     caller: Caller,
     OwnSession(session): OwnSession,
-    given: JsonBody<Map<String, Value>>,
+    given: JsonBody<Map<String, Value>, MAX_BODY>,
 ) -> Result<Json<LimitsBody>, ApiError> {
     let change = change(&given.value)?;
     Ok(body(state.sessions.change_limits(&session, change, caller.admin).await?))
@@ -148,7 +155,7 @@ pub async fn patch_agent(
     State(state): State<AppState>,
     caller: Caller,
     AgentName(name): AgentName,
-    given: JsonBody<Map<String, Value>>,
+    given: JsonBody<Map<String, Value>, MAX_BODY>,
 ) -> Result<Json<LimitsBody>, ApiError> {
     let change = change(&given.value)?;
     let changed = state.sessions.change_limits_above(&caller.tenant, Some(&name), &change, caller.admin).await?;
@@ -177,7 +184,7 @@ pub async fn own_tenant(State(state): State<AppState>, caller: Caller) -> Result
 pub async fn patch_own_tenant(
     State(state): State<AppState>,
     caller: Caller,
-    given: JsonBody<Map<String, Value>>,
+    given: JsonBody<Map<String, Value>, MAX_BODY>,
 ) -> Result<Json<LimitsBody>, ApiError> {
     let tenant = caller.tenant.clone();
     change_tenant(&state, &caller, &tenant, &given.value).await
@@ -213,9 +220,19 @@ pub async fn patch_tenant(
     State(state): State<AppState>,
     caller: Caller,
     TenantName(tenant): TenantName,
-    given: JsonBody<Map<String, Value>>,
+    given: JsonBody<Map<String, Value>, MAX_BODY>,
 ) -> Result<Json<LimitsBody>, ApiError> {
     change_tenant(&state, &caller, &tenant, &given.value).await
+}
+
+/// `storageBytes` as it is given; `null` takes the tenant's own word back.
+fn bytes(value: &Value) -> Result<Option<u64>, ApiError> {
+    match value {
+        Value::Null => Ok(None),
+        value => value.as_u64().map(Some).ok_or_else(|| {
+            ApiError::bad_request(format!("{STORAGE} must be a whole number (bytes), or null to unset it, not {value}"))
+        }),
+    }
 }
 
 /// What a tenant may use is the admin's to say: the tenant could take back what narrows it.
@@ -226,6 +243,20 @@ async fn change_tenant(
     given: &Map<String, Value>,
 ) -> Result<Json<LimitsBody>, ApiError> {
     caller.check_admin("says what a tenant may use")?;
-    let (limits, not_followed) = state.sessions.change_limits_above(tenant, None, &change(given)?, true).await?;
+    let mut given = given.clone();
+    let storage = given.remove(STORAGE).map(|value| bytes(&value)).transpose()?;
+    // Read before anything is changed.
+    let sandboxes = if given.is_empty() && storage.is_some() { None } else { Some(change(&given)?) };
+    if let Some(bytes) = storage {
+        state.sessions.check_storage_limit(bytes)?;
+    }
+    let not_followed = match &sandboxes {
+        Some(change) => state.sessions.change_limits_above(tenant, None, change, true).await?.1,
+        None => Vec::new(),
+    };
+    if let Some(bytes) = storage {
+        state.sessions.set_storage_limit(tenant, bytes).await?;
+    }
+    let limits = state.sessions.limits_above(tenant, None, true).await?;
     Ok(Json(LimitsBody { limits, not_followed }))
 }

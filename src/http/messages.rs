@@ -1,12 +1,11 @@
 //! `/api/sessions/{id}/messages`: send one and stream the answer, or read the history.
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use serde::Serialize;
-use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -15,7 +14,9 @@ use super::args::{Args, OwnSession};
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use super::idempotency::{self, Once};
+use super::rows;
 use crate::model::iso;
+use crate::sessions::new_message::NewMessage;
 use crate::sessions::{EventId, FrameStream, SendMessage};
 use crate::store;
 
@@ -54,10 +55,13 @@ impl From<store::Message> for MessageView {
     }
 }
 
-/// Messages in their order.
+/// Messages in the order that was asked for.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct MessagesBody {
     pub messages: Vec<MessageView>,
+    /// Only there when true: the page ended at 8 MiB of content before its limit; continue with `after` (or `before`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
 }
 
 /// Send a message and stream the answer (SSE)
@@ -73,7 +77,7 @@ pub struct MessagesBody {
         (status = 400, description = "Bad content, or the session is not active", body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
         (status = 409, description = "A turn is already running", body = ErrorBody),
-        (status = 413, description = "Larger than 50 MiB", body = ErrorBody),
+        (status = 413, description = "Larger than 50 MiB, or more than 31 MiB of text, which the model does not take", body = ErrorBody),
     )
 )]
 pub async fn send(
@@ -82,22 +86,21 @@ pub async fn send(
     once: Option<Extension<Once>>,
     body: JsonBody<SendMessage, { 50 * MIB }>,
 ) -> Result<Response, ApiError> {
-    check(&body.value)?;
+    let message = NewMessage::read(body.value)?;
     let Some(Extension(once)) = once else {
-        return Ok(event_stream(state.sessions.send(&session, body.value).await?));
+        return Ok(event_stream(state.sessions.send(&session, message).await?));
     };
     // Of this session: the same key with another path is refused before.
-    if let Some((_, turn)) = once.turn {
-        let partial = body.value.include_partial_messages;
-        if let Some(frames) = state.sessions.turn(&session, turn, partial).await? {
-            let mut response = event_stream(frames);
-            idempotency::mark(&mut response);
-            return Ok(response);
-        }
-        // The daemon was killed before it was sent.
+    // None of that turn: the daemon was killed before it was sent.
+    if let Some((_, turn)) = once.turn
+        && let Some(frames) = state.sessions.turn(&session, turn, message.partial).await?
+    {
+        let mut response = event_stream(frames);
+        idempotency::mark(&mut response);
+        return Ok(response);
     }
     let begun = |turn| state.store.idempotency_turn(session.tenant(), &once.key, session.id(), turn);
-    Ok(event_stream(state.sessions.send_noting(&session, body.value, begun).await?))
+    Ok(event_stream(state.sessions.send_noting(&session, message, begun).await?))
 }
 
 /// Follow a session (SSE)
@@ -110,7 +113,8 @@ pub async fn send(
         ("id" = Uuid, Path),
         ("Last-Event-ID" = Option<String>, Header, description = "The `id:` of the last frame that arrived"),
         ("after" = Option<String>, Query, description = "The same, for clients that cannot set headers", example = "3:512:2"),
-        ("includePartialMessages" = Option<bool>, Query, description = "Also stream_event and the deltas"),
+        ("includePartialMessages" = Option<bool>, Query, description = "Also stream_event and the deltas. When it is absent, the turn of \
+            the frame that is named has them if it was sent with them"),
     ),
     responses(
         (status = 200, description = "Frames", body = String, content_type = "text/event-stream"),
@@ -132,14 +136,15 @@ pub async fn stream(
     let from = from
         .map(|(name, text)| text.parse::<EventId>().map_err(|why| ApiError::bad_request(format!("{name}: {why}"))))
         .transpose()?;
-    let partial = args.flag("includePartialMessages", false)?;
+    let partial =
+        args.text("includePartialMessages").map(|_| args.flag("includePartialMessages", false)).transpose()?;
     Ok(event_stream(state.sessions.stream(&session, from, partial).await?))
 }
 
 /// Frames that are ready, on their way as they are.
 pub fn event_stream(frames: FrameStream) -> Response {
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         // nginx would collect the frames otherwise.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
@@ -147,52 +152,17 @@ pub fn event_stream(frames: FrameStream) -> Response {
     (headers, Body::from_stream(frames)).into_response()
 }
 
-/// Kinds of content blocks that a client may send (contract §6).
-const BLOCKS: [&str; 3] = ["text", "image", "document"];
-
-fn check(body: &SendMessage) -> Result<(), ApiError> {
-    let wrong = |text: String| Err(ApiError::bad_request(text));
-    match &body.content {
-        Value::Null => return wrong("content is required: a string or an array of content blocks".into()),
-        Value::String(text) if text.is_empty() => return wrong("content must not be empty".into()),
-        Value::String(_) => {}
-        Value::Array(blocks) if blocks.is_empty() => return wrong("content must not be empty".into()),
-        Value::Array(blocks) => {
-            for (index, block) in blocks.iter().enumerate() {
-                match block.get("type").and_then(Value::as_str) {
-                    Some(kind) if BLOCKS.contains(&kind) => {}
-                    Some(kind) => {
-                        return wrong(format!("content[{index}].type must be text, image or document, not \"{kind}\""));
-                    }
-                    None => return wrong(format!("content[{index}] must be an object with a type")),
-                }
-            }
-        }
-        other => {
-            let what = match other {
-                Value::Object(_) => "an object",
-                Value::Number(_) => "a number",
-                _ => "a boolean",
-            };
-            return wrong(format!("content must be a string or an array of content blocks, not {what}"));
-        }
-    }
-    if body.max_turns == Some(0) {
-        return wrong("maxTurns must be 1 or more".into());
-    }
-    if body.max_budget_usd.is_some_and(|budget| budget <= 0.0) {
-        return wrong("maxBudgetUsd must be more than 0".into());
-    }
-    Ok(())
-}
-
 /// The history of a session
+///
+/// A page ends early at 8 MiB of content, with `truncated`; one larger message is a page of its own.
 #[utoipa::path(
     get, path = "/api/sessions/{id}/messages", tag = "messages",
     params(
         ("id" = Uuid, Path),
         ("limit" = Option<i64>, Query, description = "At most this many, default 100", minimum = 1, maximum = 1000),
         ("after" = Option<i64>, Query, description = "Only those with a greater sequence", minimum = 0),
+        ("before" = Option<i64>, Query, description = "Only those with a smaller sequence", minimum = 1),
+        ("order" = Option<String>, Query, description = "`asc` (the default), or `desc`: the newest first"),
     ),
     responses(
         (status = 200, body = MessagesBody),
@@ -204,38 +174,10 @@ pub async fn list(
     State(state): State<AppState>,
     OwnSession(session): OwnSession,
     args: Args,
-) -> Result<Json<MessagesBody>, ApiError> {
-    let (limit, after) = args.page(100)?;
-    let messages = state.store.messages(session.tenant(), session.id(), limit, after).await?;
-    Ok(Json(MessagesBody { messages: messages.into_iter().map(Into::into).collect() }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_is_a_string_or_blocks() {
-        for (json, text) in [
-            ("{}", "content is required: a string or an array of content blocks"),
-            (r#"{"content":""}"#, "content must not be empty"),
-            (r#"{"content":[]}"#, "content must not be empty"),
-            (r#"{"content":5}"#, "content must be a string or an array of content blocks, not a number"),
-            (r#"{"content":{}}"#, "content must be a string or an array of content blocks, not an object"),
-            (r#"{"content":true}"#, "content must be a string or an array of content blocks, not a boolean"),
-            (r#"{"content":["x"]}"#, "content[0] must be an object with a type"),
-            (
-                r#"{"content":[{"type":"text","text":"a"},{"type":"tool_use"}]}"#,
-                "content[1].type must be text, image or document, not \"tool_use\"",
-            ),
-            (r#"{"content":"x","maxTurns":0}"#, "maxTurns must be 1 or more"),
-            (r#"{"content":"x","maxBudgetUsd":-1}"#, "maxBudgetUsd must be more than 0"),
-        ] {
-            let body: SendMessage = serde_json::from_str(json).unwrap();
-            assert_eq!(check(&body).unwrap_err().text(), text, "{json}");
-        }
-        for json in [r#"{"content":"5"}"#, r#"{"content":[{"type":"image","source":{}}],"maxTurns":1}"#] {
-            assert!(check(&serde_json::from_str(json).unwrap()).is_ok(), "{json}");
-        }
-    }
+) -> Result<Response, ApiError> {
+    let window = args.window(100)?;
+    let places = state.store.message_places(session.tenant(), session.id(), window).await?;
+    let (places, truncated) = rows::page(places);
+    rows::list::<store::Message, MessageView>(&state.store, session.tenant(), "messages", places, rows::tail(truncated))
+        .await
 }

@@ -2,38 +2,52 @@
 //! decided below it, in [`crate::sessions`].
 //!
 //! ```text
+//! socket ──> place, time-outs ([`connections`]) ──> request
 //! request ─> panics caught ─> CORS ─┬─> /health /metrics /docs        public
 //!                                   ├─> /api/...  ─> authenticate ─> handler ─> Sessions, Store, files
 //!                                   └─> 404, 405                       each failure is {"error","statusCode"}
 //! ```
 //!
+//! What the requests of a tenant occupy has a share for each ([`load`], [`crate::sessions::shares`]).
+//!
 //! One file per resource. Every path, schema and example of the OpenAPI page comes from the handlers themselves
 //! ([`openapi`]).
 
 mod agents;
+mod analytics;
 mod args;
 mod attachments;
 mod auth;
 mod body;
+mod coding;
 mod confinement;
+mod connections;
 mod credentials;
 mod error;
+mod evals;
 mod events;
 mod exec;
 mod files;
+mod gate;
 mod health;
+mod held;
 mod idempotency;
 mod keys;
 mod limits;
+mod load;
 mod local;
 mod logs;
 mod messages;
 mod openapi;
 mod queue;
 mod rate;
+mod rows;
+mod runners;
+mod schemas;
 mod sessions;
 mod tenants;
 mod usage;
+mod wording;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -41,17 +55,20 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::FromRef;
 use axum::http::{HeaderName, HeaderValue, Method, header};
+use nix::sys::resource::{Resource, getrlimit};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{Any, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use auth::{Authenticator, Caller};
+pub use connections::{Listener, Server};
 pub use error::{ApiError, ErrorBody};
 pub use local::LocalPeer;
 
 use crate::config::Live;
 use crate::sessions::Sessions;
+use crate::sessions::shares::{Bounds, Holder, Shares};
 use crate::store::Store;
 
 /// What the handlers share. Cheap to clone.
@@ -62,21 +79,27 @@ pub struct AppState {
     pub sessions: Sessions,
     pub started: Instant,
     auth: Authenticator,
-    bodies: body::BodyBudget,
+    /// Bounds of the sockets that serve it.
+    connections: connections::Bounds,
+    load: load::Load,
     in_flight: idempotency::InFlight,
     rates: rate::Rates,
     /// Held while an agent's directory is put in place and recorded, so that two deployments of one name cannot mix.
     publishing: Arc<tokio::sync::Mutex<()>>,
     /// Workspaces that may be downloaded at once: each holds a thread while it is sent.
-    bundles: Arc<tokio::sync::Semaphore>,
+    bundles: Shares<Holder>,
 }
 
-/// See [`AppState`]'s `bundles`.
-const MAX_BUNDLES: usize = 8;
+/// See [`AppState`]'s `bundles`: of one tenant, and of all.
+const BUNDLES: Bounds = Bounds { each: 8, all: 32 };
 
 impl AppState {
     pub fn new(config: impl Into<Live>, store: Store, sessions: Sessions) -> Self {
         let config = config.into();
+        let now = config.now();
+        let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+        let connections = connections::Bounds::new(&now.server, descriptors, now.pool.max_sandboxes);
+        let load = load::Load::new(config.clone(), &connections);
         let auth = Authenticator::new(&config.now().auth, store.clone());
         Self {
             config,
@@ -84,30 +107,42 @@ impl AppState {
             sessions,
             started: Instant::now(),
             auth,
-            bodies: body::BodyBudget::default(),
+            connections,
+            load,
             in_flight: idempotency::InFlight::default(),
             rates: rate::Rates::default(),
             publishing: Arc::default(),
-            bundles: Arc::new(tokio::sync::Semaphore::new(MAX_BUNDLES)),
+            bundles: Shares::default(),
         }
     }
 }
 
-impl FromRef<AppState> for body::BodyBudget {
+impl FromRef<AppState> for load::Load {
     fn from_ref(state: &AppState) -> Self {
-        state.bodies.clone()
+        state.load.clone()
     }
 }
 
-/// The whole API, ready to be served.
+/// The whole API with the bounds of its connections, ready for any number of sockets.
+pub fn server(state: AppState) -> Server {
+    let connections = state.connections;
+    Server::new(router(state), connections)
+}
+
+/// The routes alone.
 pub fn router(state: AppState) -> Router {
     let (router, api) = documented(&state).split_for_parts();
+    debug_assert!(
+        schemas::stale(&api).is_empty(),
+        "http::schemas names {:?}, which no longer exist",
+        schemas::stale(&api)
+    );
     let mut router = router.with_state(state.clone()).merge(openapi::pages(&openapi::finish(api)));
     router = router.fallback(error::no_route).method_not_allowed_fallback(error::wrong_method);
     if let Some(cors) = cors(&state.config.now().server.cors_origins) {
         router = router.layer(cors);
     }
-    router.layer(CatchPanicLayer::custom(error::panicked))
+    router.layer(CatchPanicLayer::custom(error::panicked)).layer(axum::middleware::from_fn(coding::compress))
 }
 
 /// Every route with its documentation. A route that is not added here does not exist.
@@ -124,6 +159,16 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(agents::warm::get, agents::warm::set))
         .routes(routes!(agents::files::list, agents::files::write))
         .routes(routes!(agents::files::read, agents::files::delete))
+        .routes(routes!(evals::cases::create, evals::cases::list))
+        .routes(routes!(evals::cases::export))
+        .routes(routes!(evals::cases::import))
+        .routes(routes!(evals::cases::get, evals::cases::patch, evals::cases::delete))
+        .routes(routes!(evals::runs::create, evals::runs::list))
+        .routes(routes!(evals::compare::compare))
+        .routes(routes!(evals::runs::get))
+        .routes(routes!(evals::runs::results))
+        .routes(routes!(evals::runs::score))
+        .routes(routes!(evals::results::patch))
         .routes(routes!(sessions::create, sessions::list))
         .routes(routes!(sessions::get, sessions::end))
         .routes(routes!(confinement::get))
@@ -154,13 +199,19 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(queue::get, queue::cancel))
         .routes(routes!(usage::list))
         .routes(routes!(usage::stats))
+        .routes(routes!(analytics::get))
         .routes(routes!(credentials::create, credentials::list))
         .routes(routes!(credentials::delete))
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::create_for_tenant))
         .routes(routes!(keys::revoke))
+        .routes(routes!(runners::list))
+        .routes(routes!(runners::register))
+        .routes(routes!(runners::heartbeat))
+        .routes(routes!(runners::deregister))
         // The layer below is the outer one: it knows the caller first.
         .route_layer(axum::middleware::from_fn_with_state(state.clone(), idempotency::once))
+        .route_layer(axum::middleware::from_fn_with_state(state.clone(), gate::gate))
         .route_layer(axum::middleware::from_fn_with_state(state.clone(), auth::authenticate));
     public.merge(api)
 }
@@ -183,6 +234,7 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
             header::CONTENT_DISPOSITION,
             header::CONTENT_RANGE,
             header::RETRY_AFTER,
+            HeaderName::from_static("x-ash-skipped"),
             HeaderName::from_static("x-ash-source"),
             HeaderName::from_static("idempotent-replayed"),
         ]);

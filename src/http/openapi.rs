@@ -15,6 +15,7 @@ use utoipa::openapi::{ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApi, O
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::error::{ApiError, ErrorBody};
+use super::schemas;
 
 /// Name of the security scheme.
 const BEARER: &str = "bearer";
@@ -49,11 +50,13 @@ pub fn base() -> OpenApi {
 /// What holds for every route: an id of its own, the failures it shares with all others, and `{path}` for the rest of
 /// a path (which axum spells `{*path}`).
 pub fn finish(mut api: OpenApi) -> OpenApi {
+    schemas::refine(&mut api);
     let paths = std::mem::take(&mut api.paths.paths);
     for (path, mut item) in paths {
         let path = path.replace("{*", "{");
         for (method, operation) in operations(&mut item) {
             operation.operation_id = Some(operation_id(method, &path));
+            schemas::refine_answers(operation);
             let mut add = |code: &str, text: &str| {
                 operation.responses.responses.entry(code.to_owned()).or_insert_with(|| failure(text).into());
             };

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -12,6 +13,7 @@ use super::args::{Args, Id};
 use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
+use super::rows;
 use crate::model::iso;
 use crate::sessions::jobs::NewJob;
 use crate::store::{QueueItem, QueueStatus};
@@ -172,11 +174,11 @@ pub async fn create(
     ),
     responses((status = 200, body = QueueBody), (status = 400, body = ErrorBody))
 )]
-pub async fn list(State(state): State<AppState>, caller: Caller, args: Args) -> Result<Json<QueueBody>, ApiError> {
+pub async fn list(State(state): State<AppState>, caller: Caller, args: Args) -> Result<Response, ApiError> {
     let limit = args.int("limit", 1..=MAX_LISTED)?.unwrap_or(LISTED);
     let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-    let items = state.store.queue_items(&caller.tenant, args.word("status")?, limit).await?;
-    Ok(Json(QueueBody { items: items.into_iter().map(Into::into).collect() }))
+    let places = state.store.queue_places(&caller.tenant, args.word("status")?, limit).await?;
+    rows::list::<QueueItem, QueueItemView>(&state.store, &caller.tenant, "items", places, "").await
 }
 
 /// Count the queue by status

@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use serde::Serialize;
-use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -13,7 +13,10 @@ use super::args::{Args, OwnSession};
 use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
-use crate::model::{SessionStatus, iso};
+use super::rows;
+use crate::model::skipped::{SkippedEntry, is_zero};
+use crate::model::{RawJson, SessionStatus, Skipped, iso};
+use crate::sessions::claude::PermissionMode;
 use crate::sessions::{CreateSession, PatchConfig};
 use crate::store;
 
@@ -35,7 +38,7 @@ pub struct SessionView {
     pub model: Option<String>,
     /// What `PATCH .../config` has set.
     #[schema(value_type = Option<Object>)]
-    pub config: Option<Value>,
+    pub config: Option<RawJson>,
     /// Always null: one host runs everything.
     pub runner_id: Option<String>,
     pub parent_session_id: Option<Uuid>,
@@ -80,6 +83,20 @@ impl SessionBody {
     }
 }
 
+/// The copy of a session.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ForkBody {
+    pub session: SessionView,
+    /// What the copy does not have, or has differently: sockets, named pipes, devices, setuid bits. Absent when it has all. Paths are
+    /// relative to the workspace, or begin with `/home/agent/`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<SkippedEntry>,
+    /// How many more there are: 100 are named.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub skipped_more: u64,
+}
+
 /// Sessions, newest first.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct SessionsBody {
@@ -98,7 +115,7 @@ pub struct SessionsBody {
     responses(
         (status = 201, body = SessionBody),
         (status = 404, description = "No such agent", body = ErrorBody),
-        (status = 422, description = "The agent's directory is gone", body = ErrorBody),
+        (status = 422, description = "The agent's directory is gone, or its install.sh failed", body = ErrorBody),
         (status = 503, description = "Sandbox capacity reached; see Retry-After", body = ErrorBody),
     )
 )]
@@ -112,34 +129,13 @@ pub async fn create(
     Ok((StatusCode::CREATED, SessionBody::json(session)))
 }
 
-const PERMISSION_MODES: [&str; 3] = ["bypassPermissions", "permissionsByAgent", "default"];
-
 /// What can be refused without asking anybody.
 fn check_new(body: &CreateSession) -> Result<(), ApiError> {
     if body.agent.is_empty() {
         return Err(ApiError::bad_request("agent is required: the name of a deployed agent"));
     }
-    if let Some(mode) = body.permission_mode.as_deref()
-        && !PERMISSION_MODES.contains(&mode)
-    {
-        return Err(ApiError::bad_request(format!(
-            "permissionMode must be one of {}, not \"{mode}\"",
-            PERMISSION_MODES.join(", ")
-        )));
-    }
-    super::agents::check_env("extraEnv", &body.extra_env)?;
-    for (name, server) in &body.mcp_servers {
-        let reachable =
-            server.get("url").is_some_and(Value::is_string) || server.get("command").is_some_and(Value::is_string);
-        if !reachable {
-            return Err(ApiError::bad_request(format!(
-                "mcpServers.{name} must be an object with url, or with command and args"
-            )));
-        }
-    }
-    if body.subagents.as_ref().is_some_and(|value| !value.is_object()) {
-        return Err(ApiError::bad_request("subagents must be an object of agent definitions"));
-    }
+    let mode = body.permission_mode.as_deref().map(str::parse::<PermissionMode>).transpose();
+    mode.map_err(ApiError::bad_request)?;
     Ok(())
 }
 
@@ -155,7 +151,7 @@ fn check_new(body: &CreateSession) -> Result<(), ApiError> {
     ),
     responses((status = 200, body = SessionsBody), (status = 400, body = ErrorBody))
 )]
-pub async fn list(State(state): State<AppState>, caller: Caller, args: Args) -> Result<Json<SessionsBody>, ApiError> {
+pub async fn list(State(state): State<AppState>, caller: Caller, args: Args) -> Result<Response, ApiError> {
     let limit = args.int("limit", 1..=MAX_LISTED)?.unwrap_or(MAX_LISTED);
     let offset = args.int("offset", 0..=i64::from(u32::MAX))?.unwrap_or(0);
     let filter = store::SessionFilter {
@@ -165,12 +161,12 @@ pub async fn list(State(state): State<AppState>, caller: Caller, args: Args) -> 
         offset: u32::try_from(offset).unwrap_or(u32::MAX),
     };
     let total = if args.flag("includeTotal", false)? {
-        Some(state.store.session_count(&caller.tenant, &filter).await?)
+        format!(",\"total\":{}", state.store.session_count(&caller.tenant, &filter).await?)
     } else {
-        None
+        String::new()
     };
-    let sessions = state.store.sessions(&caller.tenant, &filter).await?;
-    Ok(Json(SessionsBody { sessions: sessions.into_iter().map(Into::into).collect(), total }))
+    let places = state.store.session_places(&caller.tenant, &filter).await?;
+    rows::list::<store::Session, SessionView>(&state.store, &caller.tenant, "sessions", places, &total).await
 }
 
 /// One session
@@ -237,13 +233,18 @@ pub async fn stop(
 /// Copy a session with its messages, files and conversation; the copy is paused
 #[utoipa::path(
     post, path = "/api/sessions/{id}/fork", tag = "sessions", params(("id" = Uuid, Path)),
-    responses((status = 201, body = SessionBody), (status = 404, description = "Session not found", body = ErrorBody))
+    responses(
+        (status = 201, body = ForkBody),
+        (status = 400, description = "Its files are no longer kept, or are more than its limits allow", body = ErrorBody),
+        (status = 404, description = "Session not found", body = ErrorBody),
+    )
 )]
 pub async fn fork(
     State(state): State<AppState>,
     OwnSession(session): OwnSession,
-) -> Result<(StatusCode, Json<SessionBody>), ApiError> {
-    Ok((StatusCode::CREATED, SessionBody::json(state.sessions.fork(&session).await?)))
+) -> Result<(StatusCode, Json<ForkBody>), ApiError> {
+    let (session, Skipped { entries: skipped, more: skipped_more }) = state.sessions.fork(&session).await?;
+    Ok((StatusCode::CREATED, Json(ForkBody { session: session.into(), skipped, skipped_more })))
 }
 
 /// End the running turn cleanly; the session stays active
@@ -281,21 +282,73 @@ pub async fn patch_config(
 
 /// End a session for good
 ///
-/// Its files stay readable. Ending an ended session answers the same again.
+/// Its files stay readable for a while, its messages for ever, unless `purge` is true: then nothing of it is left but what it used.
+/// Ending an ended session answers the same again.
 #[utoipa::path(
-    delete, path = "/api/sessions/{id}", tag = "sessions", params(("id" = Uuid, Path)),
+    delete, path = "/api/sessions/{id}", tag = "sessions",
+    params(
+        ("id" = Uuid, Path),
+        ("purge" = Option<bool>, Query, description = "Also remove its files, messages, timeline and attachments, at once and for good"),
+    ),
     responses((status = 200, body = SessionBody), (status = 404, description = "Session not found", body = ErrorBody))
 )]
 pub async fn end(
     State(state): State<AppState>,
     OwnSession(session): OwnSession,
+    args: Args,
 ) -> Result<Json<SessionBody>, ApiError> {
+    if args.flag("purge", false)? {
+        return Ok(SessionBody::json(state.sessions.purge(&session).await?));
+    }
     Ok(SessionBody::json(state.sessions.end(&session).await?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::TenantId;
+    use crate::store::{Session, SessionFilter, Store};
+
+    /// A list is written by SQLite, one session by its type: they are the same.
+    #[tokio::test]
+    async fn a_session_in_a_list_is_what_it_is_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let tenant = TenantId::default_tenant();
+        let odd = "quote \" back\\slash \u{0}\u{1}\u{8}\u{c}\n\r\t\u{1f}\u{7f} é\u{2028}🎉 </script> '";
+        let mut expected = Vec::new();
+        for (n, status) in SessionStatus::ALL.into_iter().enumerate() {
+            for full in [false, true] {
+                let mut session = Session::new(Uuid::new_v4(), tenant.clone(), "agent-1", status);
+                session.created_at = 1_000 + i64::try_from(expected.len()).unwrap();
+                session.last_active_at =
+                    [0, 59_999, 1_764_453_600_001, 4_102_444_799_999, 951_782_399_999, 86_399_500][n];
+                if full {
+                    (session.error, session.model) = (Some(odd.to_owned()), Some(odd.to_owned()));
+                    session.agent_name = odd.replace('\0', "");
+                    let config = r#"{"z":1e999,"a":["\ud99c", {"b":  2}],"z":[[]]}"#;
+                    session.config = Some(RawJson::parse(config).unwrap());
+                    session.parent = Some(Uuid::new_v4());
+                }
+                store.session_insert(&session).await.unwrap();
+                expected.push(serde_json::to_string(&SessionView::from(session)).unwrap());
+            }
+        }
+        store
+            .session_insert(&Session::new(Uuid::new_v4(), "acme".parse().unwrap(), "a", SessionStatus::Active))
+            .await
+            .unwrap();
+        expected.reverse();
+        let places = store.session_places(&tenant, &SessionFilter::default()).await.unwrap();
+        let answer = rows::list::<Session, SessionView>(&store, &tenant, "sessions", places.clone(), "").await.unwrap();
+        let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        let list = format!("{{\"sessions\":[{}]}}", expected.join(","));
+        assert_eq!(String::from_utf8(body.to_vec()).unwrap(), list);
+        // In the order that was asked for, and of the tenant only.
+        let two = store.lines_at::<Session>(&tenant, &[places[3], places[1]]).await.unwrap();
+        assert_eq!(two, format!("{},{}", expected[3], expected[1]));
+        assert_eq!(store.lines_at::<Session>(&"acme".parse().unwrap(), &places).await.unwrap(), "");
+    }
 
     #[test]
     fn a_new_session_is_checked_by_field() {
@@ -305,12 +358,6 @@ mod tests {
                 r#"{"agent":"a","permissionMode":"x"}"#,
                 "permissionMode must be one of bypassPermissions, permissionsByAgent, default, not \"x\"",
             ),
-            (
-                r#"{"agent":"a","mcpServers":{"m":{}}}"#,
-                "mcpServers.m must be an object with url, or with command and args",
-            ),
-            (r#"{"agent":"a","subagents":[]}"#, "subagents must be an object of agent definitions"),
-            (r#"{"agent":"a","extraEnv":{"A=B":"c"}}"#, "extraEnv: \"A=B\" is not a name of an environment variable"),
         ] {
             let body: CreateSession = serde_json::from_str(json).unwrap();
             assert_eq!(check_new(&body).unwrap_err().text(), text, "{json}");

@@ -1,4 +1,5 @@
-//! `/api/usage`: what turns cost. The table has one row per result; on the wire each of its counts is an event of its own.
+//! `/api/usage`: tokens as the gateway counted them, results, tool calls and time of turns. On the wire each count of a row is
+//! an event of its own.
 
 use axum::Json;
 use axum::extract::State;
@@ -11,9 +12,9 @@ use super::args::Args;
 use super::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use crate::model::{Millis, iso};
-use crate::store::{UsageFilter, UsageRow};
+use crate::store::{UsageFilter, UsageRow, UsageTotals};
 
-/// One count of one turn.
+/// One count of one answer of the model or one turn.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageEvent {
@@ -34,7 +35,7 @@ pub struct UsageEvent {
 /// Usage, newest first.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct UsageBody {
-    pub usage: Vec<UsageEvent>,
+    pub events: Vec<UsageEvent>,
 }
 
 /// Sums over what the filters select.
@@ -62,7 +63,7 @@ pub struct UsageStatsBody {
 fn events(row: UsageRow, tenant: &str) -> impl Iterator<Item = UsageEvent> {
     let usage = row.usage;
     let counts = [
-        ("message", 1.0),
+        ("message", usage.messages as f64),
         ("input_tokens", usage.input_tokens as f64),
         ("output_tokens", usage.output_tokens as f64),
         ("cache_creation_tokens", usage.cache_creation_tokens as f64),
@@ -86,18 +87,31 @@ fn events(row: UsageRow, tenant: &str) -> impl Iterator<Item = UsageEvent> {
     })
 }
 
+impl From<UsageTotals> for UsageStats {
+    fn from(UsageTotals { usage, results }: UsageTotals) -> Self {
+        Self {
+            total_input_tokens: usage.input_tokens,
+            total_output_tokens: usage.output_tokens,
+            total_cache_creation_tokens: usage.cache_creation_tokens,
+            total_cache_read_tokens: usage.cache_read_tokens,
+            total_tool_calls: usage.tool_calls,
+            total_messages: results,
+            total_compute_seconds: usage.compute_ms as f64 / 1000.0,
+        }
+    }
+}
+
+/// Only `after` and `before`.
+pub fn period(args: &Args) -> Result<UsageFilter, ApiError> {
+    Ok(UsageFilter { after: time(args, "after")?, before: time(args, "before")?, ..UsageFilter::default() })
+}
+
 fn filter(args: &Args) -> Result<UsageFilter, ApiError> {
     let session = args
         .text("sessionId")
         .map(|text| Uuid::try_parse(text).map_err(|_| ApiError::bad_request("sessionId must be a UUID")))
         .transpose()?;
-    Ok(UsageFilter {
-        session,
-        agent: args.text("agentName").map(str::to_owned),
-        after: time(args, "after")?,
-        before: time(args, "before")?,
-        limit: None,
-    })
+    Ok(UsageFilter { session, agent: args.text("agentName").map(str::to_owned), ..period(args)? })
 }
 
 /// An ISO-8601 time; without an offset it is UTC (the published client sends it so for naive times).
@@ -115,7 +129,7 @@ fn time(args: &Args, name: &str) -> Result<Option<Millis>, ApiError> {
         .map_err(|_| ApiError::bad_request(format!("{name} must be an ISO-8601 time, not \"{text}\"")))
 }
 
-/// What turns cost, newest first
+/// What was used, newest first
 #[utoipa::path(
     get, path = "/api/usage", tag = "usage",
     params(
@@ -131,16 +145,17 @@ pub async fn list(State(state): State<AppState>, caller: Caller, args: Args) -> 
     let limit = args.int("limit", 1..=1000)?.unwrap_or(100);
     // Every row is at least one event.
     let filter = UsageFilter { limit: u32::try_from(limit).ok(), ..filter(&args)? };
+    state.sessions.collect_usage().await;
     let rows = state.store.usage(&caller.tenant, &filter).await?;
-    let usage = rows
+    let events = rows
         .into_iter()
         .flat_map(|row| events(row, caller.tenant.as_str()))
         .take(usize::try_from(limit).unwrap_or(usize::MAX))
         .collect();
-    Ok(Json(UsageBody { usage }))
+    Ok(Json(UsageBody { events }))
 }
 
-/// Sums of what turns cost
+/// Sums of what was used
 #[utoipa::path(
     get, path = "/api/usage/stats", tag = "usage",
     params(
@@ -156,16 +171,7 @@ pub async fn stats(
     caller: Caller,
     args: Args,
 ) -> Result<Json<UsageStatsBody>, ApiError> {
+    state.sessions.collect_usage().await;
     let totals = state.store.usage_totals(&caller.tenant, &filter(&args)?).await?;
-    let usage = totals.usage;
-    let stats = UsageStats {
-        total_input_tokens: usage.input_tokens,
-        total_output_tokens: usage.output_tokens,
-        total_cache_creation_tokens: usage.cache_creation_tokens,
-        total_cache_read_tokens: usage.cache_read_tokens,
-        total_tool_calls: usage.tool_calls,
-        total_messages: totals.results,
-        total_compute_seconds: usage.compute_ms as f64 / 1000.0,
-    };
-    Ok(Json(UsageStatsBody { stats }))
+    Ok(Json(UsageStatsBody { stats: totals.into() }))
 }

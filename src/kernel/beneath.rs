@@ -28,8 +28,22 @@ pub enum Refused {
     NotRegular,
     #[error("belongs to uid {found}, not to uid {wanted}")]
     Owner { found: u32, wanted: u32 },
+    #[error("was exchanged for something else while it was used")]
+    Exchanged,
+    #[error("has mode {mode:o}, which lets other users of the host in")]
+    Open { mode: u32 },
     #[error("cannot be opened: {0}")]
     Io(io::Error),
+}
+
+impl From<Refused> for io::Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Io(error) => error,
+            Refused::NotFound => Self::new(io::ErrorKind::NotFound, refused),
+            refused => Self::new(io::ErrorKind::PermissionDenied, refused),
+        }
+    }
 }
 
 impl From<Errno> for Refused {
@@ -60,6 +74,14 @@ pub fn root(path: &Path) -> Result<OwnedFd, Refused> {
 pub fn directory(root: impl AsFd, path: &Path) -> Result<OwnedFd, Refused> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat2(root, path, flags, Mode::empty(), RESOLVE)?)
+}
+
+/// Opens what is at `path` below `root`, with `flags`; the end of the path may not be a link either.
+///
+/// # Errors
+/// [`Refused`] names what stands at the path instead.
+pub fn open(root: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Refused> {
+    Ok(openat2(root, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), RESOLVE)?)
 }
 
 /// A regular file below `root`, as an `O_PATH` descriptor: a FIFO or device is not touched by looking at it.
@@ -94,6 +116,15 @@ pub fn owned_by(fd: impl AsFd, wanted: u32) -> Result<(), Refused> {
     if found == wanted { Ok(()) } else { Err(Refused::Owner { found, wanted }) }
 }
 
+/// Refuses a directory that others than its owner may enter.
+///
+/// # Errors
+/// [`Refused::Open`].
+pub fn closed(fd: impl AsFd) -> Result<(), Refused> {
+    let mode = fstat(fd)?.st_mode & 0o7777;
+    if mode & 0o077 == 0 { Ok(()) } else { Err(Refused::Open { mode }) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -110,6 +141,8 @@ mod tests {
             Err(Refused::NotDirectory) => "not a directory",
             Err(Refused::NotRegular) => "not regular",
             Err(Refused::Owner { .. }) => "owner",
+            Err(Refused::Exchanged) => "exchanged",
+            Err(Refused::Open { .. }) => "open",
             Err(Refused::Io(_)) => "io",
         }
     }

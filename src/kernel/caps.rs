@@ -39,6 +39,19 @@ pub fn use_all_permitted() -> io::Result<()> {
     Ok(rustix::thread::set_capabilities(None, CapabilitySets { effective: now.permitted, ..now })?)
 }
 
+/// Runs `work` with these capabilities in effect besides those that are, where they are permitted.
+///
+/// # Errors
+/// What capset(2) answers. A set that cannot be put back afterwards is an error too.
+pub fn with<T>(more: CapabilitySet, work: impl FnOnce() -> T) -> io::Result<T> {
+    let now = rustix::thread::capabilities(None)?;
+    let effective = now.effective | (more & now.permitted);
+    rustix::thread::set_capabilities(None, CapabilitySets { effective, ..now })?;
+    let done = work();
+    rustix::thread::set_capabilities(None, now)?;
+    Ok(done)
+}
+
 /// The number of the newest capability of this kernel; 63 where it does not say, which [`empty_bounding_set`] cuts off.
 fn last() -> u32 {
     let text = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap");

@@ -2,15 +2,17 @@
 //!
 //! Both are sound only in a process with one thread: the child runs ordinary Rust code (it allocates, formats, opens
 //! files), and a lock that another thread held at that moment would stay locked in it for ever. The launcher and a
-//! sandbox's init have one thread, and [`require_single_thread`] checks it where sandboxes begin.
+//! sandbox's init have one thread; both calls take a proof of it ([`super::single`]).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use super::single::{Forked, SingleThreaded};
+
 /// Which side of a clone or fork this is.
 #[derive(Debug)]
 pub enum Side {
-    Child,
+    Child(Forked),
     Parent(Child),
 }
 
@@ -52,12 +54,14 @@ struct CloneArgs {
 }
 
 /// Forks with these `CLONE_NEW*` flags, and with `cgroup` (a cgroup v2 directory) as the child's group from its first
-/// instruction. The child has a copy of this process, descriptors included, and must end with [`exit_now`].
+/// instruction. The child has a copy of this process, descriptors included, and ends with
+/// [`exit_now`], or when it drops its [`Forked`].
 ///
 /// # Errors
 /// `EPERM` without the capability, `ENOSPC` at a `user.max_*_namespaces` limit, `EBUSY`/`EOPNOTSUPP`/`EACCES`/`EBADF`
-/// where the group takes no processes; see clone3(2).
-pub fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
+/// where the group takes no processes; see clone3(2). Also when this process has several threads by now.
+pub fn clone_into(one: &SingleThreaded, flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
+    one.check()?;
     let mut pidfd: libc::c_int = -1;
     let into = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
     let args = CloneArgs {
@@ -68,11 +72,11 @@ pub fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side
         ..CloneArgs::default()
     };
     // SAFETY: without CLONE_VM and with stack 0 this is a fork: the child goes on with a copy of this memory. `args`
-    // and `pidfd` outlive the call. The one-thread rule of this module makes the copy usable.
+    // and `pidfd` outlive the call. `one` says that no other thread holds a lock, which makes the copy usable.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Side::Child),
+        0 => Ok(Side::Child(Forked::here())),
         // SAFETY: CLONE_PIDFD made the kernel store a new descriptor there, and nobody else owns it.
         pid => Ok(Side::Parent(Child { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })),
     }
@@ -84,20 +88,25 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// # Errors
-/// When this process has more than one thread.
-pub fn require_single_thread() -> io::Result<()> {
-    let threads = std::fs::read_dir("/proc/self/task")?.count();
-    if threads == 1 { Ok(()) } else { Err(io::Error::other(format!("{threads} threads where only one is sound"))) }
-}
-
-/// Forks. The child must end with [`exit_now`] or execve.
+/// Forks. The child ends with [`exit_now`] or execve, or when it drops its [`Forked`].
 ///
 /// (Not [`clone_into`]: init's own seccomp filter has no clone3.)
-pub fn fork() -> io::Result<Option<i32>> {
-    // SAFETY: this process has one thread (see the module), so the child's copy of its memory is consistent.
+///
+/// # Errors
+/// What fork(2) answers; also when this process has several threads by now.
+pub fn fork(one: &SingleThreaded) -> io::Result<Fork> {
+    one.check()?;
+    // SAFETY: this process has one thread, so the child's copy of its memory is consistent.
     match unsafe { nix::unistd::fork() }? {
-        nix::unistd::ForkResult::Child => Ok(None),
-        nix::unistd::ForkResult::Parent { child } => Ok(Some(child.as_raw())),
+        nix::unistd::ForkResult::Child => Ok(Fork::Child(Forked::here())),
+        nix::unistd::ForkResult::Parent { child } => Ok(Fork::Parent(child.as_raw())),
     }
+}
+
+/// Which side of a [`fork`] this is.
+#[derive(Debug)]
+pub enum Fork {
+    Child(Forked),
+    /// The child's process id. It must be reaped by the caller.
+    Parent(i32),
 }

@@ -7,14 +7,16 @@
 //! ```
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
 
+use rustix::thread::CapabilitySet;
+
+use super::caps;
 use super::clone::{Side, clone_into, exit_now};
 use super::pidfd;
+use super::single::SingleThreaded;
 
 /// One line of uid_map and gid_map: one id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,27 +69,31 @@ impl Drop for Mapping {
     }
 }
 
-/// Mappings that were made, to be used again: a sandbox gets the lowest uids that are free, so most come back at once, and one costs a
-/// process (0.35 ms of a start). They hold nothing but two numbers each, and go with this.
+/// A mapping that is made before it is needed: one costs a process, 0.35 ms of a start, and no uids come back soon.
 #[derive(Debug, Default)]
-pub struct Mappings(HashMap<(Entry, Entry), Rc<Mapping>>);
+pub struct Mappings(Option<((Entry, Entry), Mapping)>);
 
 impl Mappings {
-    /// At most so many are kept, one descriptor each; one more, and all are made anew.
-    const KEPT: usize = 256;
-
+    /// The one that is ready, or a new one.
+    ///
     /// # Errors
     /// As [`mapping_namespace`].
-    pub fn get(&mut self, uid: Entry, gid: Entry) -> io::Result<Rc<Mapping>> {
-        if let Some(made) = self.0.get(&(uid, gid)) {
-            return Ok(Rc::clone(made));
+    pub fn get(&mut self, one: &SingleThreaded, uid: Entry, gid: Entry) -> io::Result<Mapping> {
+        match self.0.take() {
+            Some((entries, mapping)) if entries == (uid, gid) => Ok(mapping),
+            _ => mapping_namespace(one, uid, gid),
         }
-        if self.0.len() >= Self::KEPT {
-            self.0.clear();
-        }
-        let made = Rc::new(mapping_namespace(uid, gid)?);
-        self.0.insert((uid, gid), Rc::clone(&made));
-        Ok(made)
+    }
+
+    /// Makes the next one, and waits for its maker's end.
+    ///
+    /// # Errors
+    /// As [`mapping_namespace`].
+    pub fn prepare(&mut self, one: &SingleThreaded, uid: Entry, gid: Entry) -> io::Result<()> {
+        let mapping = mapping_namespace(one, uid, gid)?;
+        mapping.settle();
+        self.0 = Some(((uid, gid), mapping));
+        Ok(())
     }
 }
 
@@ -95,9 +101,9 @@ impl Mappings {
 ///
 /// # Errors
 /// Those of [`write_maps`], and of clone3(2).
-pub fn mapping_namespace(uid: Entry, gid: Entry) -> io::Result<Mapping> {
-    let child = match clone_into(libc::CLONE_NEWUSER as u64, None)? {
-        Side::Child => {
+pub fn mapping_namespace(one: &SingleThreaded, uid: Entry, gid: Entry) -> io::Result<Mapping> {
+    let child = match clone_into(one, libc::CLONE_NEWUSER as u64, None)? {
+        Side::Child(_forked) => {
             // Lives until the parent has opened its namespace and kills it; dies with the parent in any case.
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).ok();
             if rustix::process::getppid().is_none() {
@@ -109,7 +115,9 @@ pub fn mapping_namespace(uid: Entry, gid: Entry) -> io::Result<Mapping> {
         }
         Side::Parent(child) => child,
     };
-    let made = write_maps(child.pid, &[uid], &[gid]).and_then(|()| File::open(format!("/proc/{}/ns/user", child.pid)));
+    // A process that is not dumpable makes children that are not, and the kernel asks for CAP_SYS_PTRACE to look at their namespaces.
+    let made = write_maps(child.pid, &[uid], &[gid])
+        .and_then(|()| caps::with(CapabilitySet::SYS_PTRACE, || File::open(format!("/proc/{}/ns/user", child.pid)))?);
     match made {
         Ok(namespace) => {
             pidfd::kill(child.pidfd.as_fd());

@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::FdFlags;
 
+use super::single::SingleThreaded;
+
 /// Numbers that were given out by [`claim`].
 static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
@@ -35,6 +37,28 @@ pub fn claim(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: it is open, and nobody in this process owns it: everything Rust opens is close-on-exec from the start and
     // this was not, so it came through exec; and CLAIMED gives each number out once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Closes every descriptor from `first` on that came through exec and was not [claimed](claim).
+///
+/// As with [`claim`], an inherited one is known by not being close-on-exec: everything that this process opened itself is, and so
+/// is what was claimed.
+///
+/// # Errors
+/// When /proc cannot tell which there are, and when this process has several threads by now.
+pub fn close_strays(one: &SingleThreaded, first: RawFd) -> io::Result<()> {
+    one.check()?;
+    let names = std::fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let open: Vec<RawFd> = names.filter(|number| *number >= first.max(3)).collect();
+    for number in open {
+        // SAFETY: the number is borrowed for one fcntl, which answers EBADF when nothing is open there.
+        let flags = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) });
+        if flags.is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC)) {
+            // SAFETY: it is open, and no code of this process owns it: see above.
+            drop(unsafe { OwnedFd::from_raw_fd(number) });
+        }
+    }
+    Ok(())
 }
 
 /// Lets a descriptor pass through the next exec.

@@ -98,7 +98,11 @@ pub fn parse(line: &str) -> Option<Kill> {
     Some(Kill {
         pid: pid.parse().ok()?,
         process: process.to_owned(),
-        resident_bytes: ["anon-rss:", "file-rss:", "shmem-rss:"].into_iter().filter_map(kib).sum::<u64>() * 1024,
+        resident_bytes: ["anon-rss:", "file-rss:", "shmem-rss:"]
+            .into_iter()
+            .filter_map(kib)
+            .fold(0, u64::saturating_add)
+            .saturating_mul(1024),
         uid: word("UID:")?.parse().ok()?,
         of_host: why == "O",
     })

@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetCreatedAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, NetPort, PathBeneath, RestrictSelfAttr, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use rustix::fs::{Mode, OFlags};
 
@@ -26,6 +26,8 @@ pub enum Right {
     ReadExecute,
     /// Device files: read, write, ioctl.
     Device,
+    /// Sockets of its own, removed again; nothing is read or written.
+    Sockets,
     /// Everything but making device files.
     Full,
 }
@@ -72,6 +74,41 @@ impl Rules {
         Ok(Self { ruleset: created, abi: version as u32 })
     }
 
+    /// The domain of a daemon: these paths, where they exist, and TCP to these ports. From ABI 4 on no TCP port may be bound and no
+    /// other one connected to; scopes as in [`Rules::new`].
+    ///
+    /// # Errors
+    /// The path or port that the kernel does not take.
+    pub fn of_daemon(paths: &[(std::path::PathBuf, Right)], connect: &[u16]) -> io::Result<Self> {
+        let version = i32::try_from(abi()?).map_err(io::Error::other)?.min(TRIED);
+        let abi = ABI::from(version);
+        let mut ruleset = Ruleset::default()
+            .set_compatibility(CompatLevel::HardRequirement)
+            .handle_access(AccessFs::from_all(abi))
+            .map_err(io::Error::other)?;
+        if version >= 4 {
+            ruleset = ruleset.handle_access(AccessNet::from_all(abi)).map_err(io::Error::other)?;
+        }
+        if version >= 6 {
+            ruleset = ruleset.scope(Scope::from_all(abi)).map_err(io::Error::other)?;
+        }
+        let mut created = ruleset.create().map_err(io::Error::other)?;
+        for (path, right) in paths {
+            let named = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
+            let fd = match rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+                Ok(fd) => fd,
+                Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS) => continue,
+                Err(error) => return Err(named(&error)),
+            };
+            let rule = PathBeneath::new(&fd, rights(*right, abi, is_dir(fd.as_fd())?));
+            created = created.add_rule(rule).map_err(|error| named(&error))?;
+        }
+        for port in connect.iter().filter(|_| version >= 4) {
+            created = created.add_rule(NetPort::new(*port, AccessNet::ConnectTcp)).map_err(io::Error::other)?;
+        }
+        Ok(Self { ruleset: created, abi: version as u32 })
+    }
+
     /// The ABI whose rights are all in the ruleset.
     pub fn abi(&self) -> u32 {
         self.abi
@@ -82,7 +119,13 @@ impl Rules {
     /// # Errors
     /// Also when the kernel did not enforce all of it.
     pub fn enforce(&self) -> io::Result<()> {
-        let status = self.ruleset.try_clone()?.restrict_self().map_err(io::Error::other)?;
+        let mut ruleset = self.ruleset.try_clone()?;
+        if self.abi >= 7 {
+            // A payload may confine itself further, with logging on: each denial would then be a record in the host's audit log.
+            ruleset = ruleset.log_same_exec(false).map_err(io::Error::other)?;
+            ruleset = ruleset.log_subdomains(false).map_err(io::Error::other)?;
+        }
+        let status = ruleset.restrict_self().map_err(io::Error::other)?;
         match status.ruleset {
             RulesetStatus::FullyEnforced => Ok(()),
             other => Err(io::Error::other(format!("landlock is {other:?}"))),
@@ -99,6 +142,7 @@ fn rights(right: Right, abi: ABI, dir: bool) -> landlock::BitFlags<AccessFs> {
         Right::Device => {
             AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev
         }
+        Right::Sockets => AccessFs::ReadDir | AccessFs::MakeSock | AccessFs::RemoveFile,
         Right::Full => all & !(AccessFs::MakeChar | AccessFs::MakeBlock),
     };
     // A rule may name only rights that the ruleset handles, and for a file only those of files.

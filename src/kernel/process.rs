@@ -6,10 +6,13 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal};
 
+use super::single::Forked;
+
 /// Closes every descriptor from 3 on but these.
 ///
-/// Owners elsewhere in this process's memory do not notice: only for a fresh child that will never drop them.
-pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+/// Owners in the parent's part of this memory do not notice: `_child` says that none of their code runs any more. What the child
+/// itself opened must be in `keep`, or forgotten.
+pub fn close_all_but(_child: &Forked, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut keep: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
     keep.sort_unstable();
     let mut first = 3;
@@ -28,7 +31,7 @@ pub fn close_on_exec_from_3() -> io::Result<()> {
 }
 
 fn close_range(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
-    // SAFETY: numbers only. What is closed has no other user: see the callers' contract.
+    // SAFETY: numbers only. What is closed has no other user: `close_all_but` takes a proof of it, marking changes nothing now.
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -43,13 +46,35 @@ pub fn default_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// The payload's rlimits (getrlimit(2)): no core files, and at most `files` descriptors (fewer where the hard limit
-/// is lower). Memory, processes and disk are bounded by the cgroup and the disk limit, for all processes together.
-pub fn limit(files: u64) -> io::Result<()> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let files = files.min(hard);
-    setrlimit(Resource::RLIMIT_NOFILE, files, files)?;
+/// Sets rlimits (getrlimit(2)), soft and hard, to these values, or to the hard limit where that is lower: nothing is raised.
+///
+/// # Errors
+/// What getrlimit(2) and setrlimit(2) answer.
+pub fn limit(values: &[(Resource, u64)]) -> io::Result<()> {
+    for (resource, value) in values {
+        let (_, hard) = getrlimit(*resource)?;
+        let value = (*value).min(hard);
+        setrlimit(*resource, value, value)?;
+    }
+    Ok(())
+}
+
+/// Keeps `/proc/<pid>/{mem,environ,fd}`, ptrace(2) and core files of this process from others of the same user (prctl(2)). A change
+/// of user resets it.
+///
+/// # Errors
+/// Also when the kernel says afterwards that it is not so.
+pub fn not_dumpable() -> io::Result<()> {
+    nix::sys::prctl::set_dumpable(false)?;
+    if nix::sys::prctl::get_dumpable()? { Err(io::Error::other("the process is still dumpable")) } else { Ok(()) }
+}
+
+/// No core files, of this process and of what it starts.
+pub fn no_cores() -> io::Result<()> {
+    // Under systemd it is so already, and its filter refuses to set it.
+    if getrlimit(Resource::RLIMIT_CORE)? != (0, 0) {
+        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    }
     Ok(())
 }
 

@@ -47,6 +47,32 @@ fn children_by_scan() -> io::Result<Vec<i32>> {
     Ok(found)
 }
 
+/// The uids of a process (real, effective, saved, of files), from the text of `/proc/<pid>/status`.
+pub fn parse_uids(status: &str) -> Vec<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// The uids of one process; none when it has ended.
+pub fn uids_of(pid: i32) -> Vec<u32> {
+    // The owner of /proc/<pid> is root where a process is not dumpable, as a sandbox's init is.
+    parse_uids(&std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default())
+}
+
+/// The uids from `first` on, `count` of them, that processes have at this moment. About 20 microseconds for each process of the host.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn uids_in_use(first: u32, count: u32) -> io::Result<std::collections::BTreeSet<u32>> {
+    let mut found = std::collections::BTreeSet::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        found
+            .extend(uids_of(pid).into_iter().filter(|uid| uid.checked_sub(first).is_some_and(|offset| offset < count)));
+    }
+    Ok(found)
+}
+
 /// Start time of a running process.
 ///
 /// # Errors

@@ -3,15 +3,8 @@
 use std::ffi::OsStr;
 use std::io;
 
-/// Closes every descriptor from `first` on.
-///
-/// # Errors
-/// What close_range(2) answers (`ENOSYS` before Linux 5.9).
-pub fn close_from(first: u32) -> io::Result<()> {
-    // SAFETY: plain integers; called first thing in main, when no owner of such a descriptor exists in this process.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
+use super::inherited;
+use super::single::{SingleThreaded, require_single_thread};
 
 /// How many sockets systemd passed to this process: 0 unless `LISTEN_PID` is its own id.
 pub fn passed_sockets(listen_pid: Option<&str>, listen_fds: Option<&str>, own_pid: u32) -> u32 {
@@ -19,13 +12,47 @@ pub fn passed_sockets(listen_pid: Option<&str>, listen_fds: Option<&str>, own_pi
     listen_fds.filter(|_| for_us).and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
+/// Closes what this process was started with besides stdin, stdout, stderr and the first `passed` descriptors after them, which are
+/// systemd's sockets. An unprivileged process must not keep what root's shell or container had open; what this process opened itself,
+/// and what was [claimed](super::inherited::claim), stays.
+///
+/// # Errors
+/// When this process has several threads already, or /proc cannot tell what is open.
+pub fn close_inherited(passed: u32) -> io::Result<()> {
+    let first = i32::try_from(passed).ok().and_then(|passed| passed.checked_add(3));
+    let first = first.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "LISTEN_FDS"))?;
+    inherited::close_strays(&require_single_thread()?, first)
+}
+
+/// How many sockets systemd passed to this process, by its environment.
+pub fn passed_here() -> u32 {
+    let variable = |name| std::env::var(name).ok();
+    passed_sockets(variable("LISTEN_PID").as_deref(), variable("LISTEN_FDS").as_deref(), std::process::id())
+}
+
 /// Removes every variable from the environment but these.
-pub fn clear_environment(keep: &[&str]) {
+///
+/// # Errors
+/// When this process has several threads by now; nothing was removed then.
+pub fn clear_environment(one: &SingleThreaded, keep: &[&str]) -> io::Result<()> {
+    one.check()?;
     let gone = std::env::vars_os().map(|(name, _)| name).filter(|name| !keep.iter().any(|k| OsStr::new(k) == name));
     for name in gone.collect::<Vec<_>>() {
-        // SAFETY: the launcher is single-threaded, so nobody reads the environment at the same time.
+        // SAFETY: this process has one thread, so nobody reads the environment at the same time.
         unsafe { std::env::remove_var(name) };
     }
+    Ok(())
+}
+
+/// Sets a variable of this process's own environment.
+///
+/// # Errors
+/// When this process has several threads by now; nothing was set then.
+pub fn set_variable(one: &SingleThreaded, name: &str, value: impl AsRef<OsStr>) -> io::Result<()> {
+    one.check()?;
+    // SAFETY: this process has one thread, so nobody reads the environment at the same time.
+    unsafe { std::env::set_var(name, value) };
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -57,6 +57,58 @@ pub fn listen(path: &Path) -> io::Result<OwnedFd> {
     net::bind(&socket, &address(path)?)?;
     net::listen(&socket, BACKLOG)?;
     Ok(socket)
+}
+
+/// Who may use a socket in the file system.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    pub mode: u32,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+}
+
+/// A socket as of [`listen`] at `name` in a directory, with exactly this mode, owner and group before anyone can connect. The name
+/// must not exist yet; on an error it does not.
+///
+/// The mode and the owner are set by a descriptor of the node that was bound, and of nothing that was put in its place: whoever can
+/// write the directory gains no other file by it.
+///
+/// # Errors
+/// `PermissionDenied` when the name stands for something else by now; what bind(2), chmod(2), chown(2) and listen(2) answer
+/// otherwise.
+pub fn listen_in(directory: BorrowedFd<'_>, name: &str, access: Access) -> io::Result<OwnedFd> {
+    use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+    let socket = socket(true)?;
+    // By descriptor and so short, whatever the length of the directory's own name.
+    net::bind(&socket, &address(Path::new(&format!("/proc/self/fd/{}/{name}", directory.as_raw_fd())))?)?;
+    let prepare = || -> io::Result<()> {
+        let node =
+            rustix::fs::openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let found = rustix::fs::fstat(&node)?;
+        let own = rustix::process::geteuid().as_raw();
+        if !FileType::from_raw_mode(found.st_mode).is_socket() || found.st_uid != own || found.st_nlink != 1 {
+            let why = format!("{name} was exchanged for something else while it was made");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        // chmod(2) has no form for a descriptor of O_PATH but this one.
+        rustix::fs::chmodat(
+            CWD,
+            format!("/proc/self/fd/{}", node.as_raw_fd()),
+            Mode::from_raw_mode(access.mode),
+            AtFlags::empty(),
+        )?;
+        let (uid, gid) = (access.uid.map(Uid::from_raw), access.gid.map(Gid::from_raw));
+        rustix::fs::chownat(&node, "", uid, gid, AtFlags::EMPTY_PATH)?;
+        Ok(net::listen(&socket, BACKLOG)?)
+    };
+    match prepare() {
+        Ok(()) => Ok(socket),
+        Err(error) => {
+            // Also what stands there instead: no name may be left by a failure.
+            rustix::fs::unlinkat(directory, name, AtFlags::empty()).ok();
+            Err(error)
+        }
+    }
 }
 
 /// Connects to a socket made by [`listen`]. The connection is close-on-exec, and non-blocking when asked for.

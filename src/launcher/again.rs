@@ -72,13 +72,6 @@ pub struct Handed {
     pub log: Option<OwnedFd>,
 }
 
-impl Handed {
-    /// Everything that must stay open.
-    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.connections.iter().chain([&self.listener]).chain(&self.log).map(AsFd::as_fd).collect()
-    }
-}
-
 /// Takes what the program before left; `None` for a first start.
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 //!   Destroy -> cgroup.kill -> (loop: rmdir every group) -> reap init -> remove the record -> Done
 //!                                   | 10 s
 //!                                   v
-//!                              Error; the record stays, and Destroy may be asked again
+//!                              Error; the record stays and with it the uids, and Destroy may be asked again
 //! ```
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +15,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use uuid::Uuid;
 
 use super::protocol::Failure;
-use super::sandboxes::{Entry, Sandboxes, failure};
+use super::sandboxes::{Sandboxes, failure};
 use crate::kernel::cgroup::Leaf;
 use crate::model::TenantId;
 
@@ -65,27 +65,26 @@ impl Sandboxes {
 
     /// Looks at every end that is under way.
     pub fn step_endings(&mut self) -> Vec<Ended> {
-        let mut done = Vec::new();
         let ids: Vec<Uuid> = self.endings.keys().copied().collect();
-        for id in ids {
-            let Some(ending) = self.endings.get(&id) else { continue };
-            let outcome = match ending.leaf.try_remove() {
-                Ok(()) => {
-                    self.tree.forget_tenant(&ending.tenant);
-                    self.forget(id)
-                }
-                Err(_) if ending.since.elapsed() < WITHIN => continue,
-                Err(error) => Err(Failure {
-                    hint: Some(
-                        "a process hangs in the kernel; ask again, or look at it with ps -eo pid,stat,wchan".into(),
-                    ),
-                    ..failure("remove cgroups", error)
-                }),
-            };
-            let waiters = self.endings.remove(&id).map(|ending| ending.waiters).unwrap_or_default();
-            done.push(Ended { id, outcome, waiters });
-        }
-        done
+        ids.into_iter().filter_map(|id| self.step_ending(id)).collect()
+    }
+
+    /// Looks at one; `None` while it is under way.
+    pub(super) fn step_ending(&mut self, id: Uuid) -> Option<Ended> {
+        let ending = self.endings.get(&id)?;
+        let outcome = match ending.leaf.try_remove() {
+            Ok(()) => {
+                self.tree.forget_tenant(&ending.tenant);
+                self.forget(id)
+            }
+            Err(_) if ending.since.elapsed() < WITHIN => return None,
+            Err(error) => Err(Failure {
+                hint: Some("a process hangs in the kernel; ask again, or look at it with ps -eo pid,stat,wchan".into()),
+                ..failure("remove cgroups", error)
+            }),
+        };
+        let waiters = self.endings.remove(&id).map(|ending| ending.waiters).unwrap_or_default();
+        Some(Ended { id, outcome, waiters })
     }
 
     /// When to look again: often at first, since a killed group is gone after a millisecond or two.
@@ -94,11 +93,18 @@ impl Sandboxes {
         Some(if youngest < Duration::from_millis(50) { Duration::from_millis(1) } else { Duration::from_millis(10) })
     }
 
+    /// Its groups are gone, and with them its processes. Its uids are free when its run directory is gone too.
     fn forget(&mut self, id: Uuid) -> Result<(), Failure> {
-        if let Some(Entry { pidfd: Some(pidfd), .. }) = self.table.remove(&id) {
-            reap(&pidfd);
+        if let Some(entry) = self.table.get_mut(&id) {
+            entry.info.pid = 0;
+            if let Some(pidfd) = entry.pidfd.take() {
+                reap(&pidfd);
+            }
         }
-        self.run.forget(id).map_err(|error| failure("remove run directory", error))
+        self.run.forget(id).map_err(|error| failure("remove run directory", error))?;
+        self.table.remove(&id);
+        self.uids.release(id);
+        Ok(())
     }
 
     /// An init has ended: it is reaped, and its sandbox is remembered as dead until somebody destroys it.

@@ -22,6 +22,7 @@ use super::protocol::{Failure, Reply};
 use super::sandboxes::{Sandboxes, failure};
 use crate::kernel::cgroup::Leaf;
 use crate::kernel::clone::{Child, Side, clone_into, exit_now};
+use crate::kernel::single::{Forked, require_single_thread};
 use crate::kernel::{caps, held, process};
 
 /// A scan that takes longer says so (`hidden`). 100 processes with 50 descriptors each take about 20 ms.
@@ -54,13 +55,14 @@ impl Sandboxes {
         self.running(id, STEP)?;
         let leaf = self.leaf(id, STEP)?;
         let (answer, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failure(STEP, e))?;
-        match clone_into(0, None).map_err(|e| failure(STEP, e))? {
+        let one = require_single_thread().map_err(|e| failure(STEP, e))?;
+        match clone_into(&one, 0, None).map_err(|e| failure(STEP, e))? {
             Side::Parent(child) => {
                 self.holdings.0.insert(waiter, (child, answer));
                 Ok(())
             }
-            Side::Child => {
-                if let Ok(reply) = work(&leaf, &self.settings.data_dir, tell.as_fd()) {
+            Side::Child(forked) => {
+                if let Ok(reply) = work(&forked, &leaf, &self.settings.data_dir, tell.as_fd()) {
                     let text = serde_json::to_vec(&reply).unwrap_or_default();
                     std::fs::File::from(tell).write_all(&text).ok();
                 }
@@ -81,9 +83,9 @@ impl Sandboxes {
 }
 
 /// In the worker's process.
-fn work(leaf: &Leaf, data_dir: &Path, tell: BorrowedFd<'_>) -> std::io::Result<Reply> {
+fn work(forked: &Forked, leaf: &Leaf, data_dir: &Path, tell: BorrowedFd<'_>) -> std::io::Result<Reply> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    process::close_all_but(&[leaf.unified_fd(), tell])?;
+    process::close_all_but(forked, &[leaf.unified_fd(), tell])?;
     caps::use_all_permitted()?;
     let device = std::fs::metadata(data_dir)?.dev();
     let found = held::scan(&leaf.processes()?, device, WITHIN);

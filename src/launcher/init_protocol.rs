@@ -7,8 +7,6 @@ use serde::{Deserialize, Serialize};
 
 /// Port, on the sandbox's own loopback, where the model gateway listens.
 pub const MODEL_PORT: u16 = 4180;
-/// Port, on the sandbox's own loopback, of the CONNECT proxy.
-pub const PROXY_PORT: u16 = 4181;
 /// uid and gid of the payload inside the sandbox.
 pub const PAYLOAD_UID: u32 = 1000;
 /// uid and gid of init inside the sandbox; another one, so that the payload cannot signal it.
@@ -36,6 +34,8 @@ pub enum InitRequest {
     Deliver { child: u32, message: u64 },
     /// Close the child's stdin once what is queued for it is delivered.
     CloseStdin { child: u32 },
+    /// Read these pipes until they have no writer, and throw away what comes. Descriptors: their reading ends, 1 to 8.
+    Discard,
     /// What runs and what has been delivered.
     Stat,
     /// The listening socket on the sandbox's loopback, for the gateway. One descriptor comes back.
@@ -47,8 +47,6 @@ pub enum InitRequest {
 pub enum Listener {
     /// 127.0.0.1:[`MODEL_PORT`].
     Model,
-    /// 127.0.0.1:[`PROXY_PORT`].
-    Proxy,
 }
 
 /// A process to start. It is started with no capability, no_new_privs, landlock and seccomp in force, as [`PAYLOAD_UID`].
@@ -66,6 +64,9 @@ pub struct SpawnSpec {
     /// [`Exit::Signal`] of SIGALRM (14) says so; a death by signal n is told as code 128 + n. Without, it may run for ever.
     #[serde(default)]
     pub within_ms: Option<u64>,
+    /// A command or a tool, which leaves claude its share of the sandbox's processes ([`super::policy::processes`]).
+    #[serde(default)]
+    pub leaves_share: bool,
 }
 
 /// Everything init sends.

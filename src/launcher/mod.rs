@@ -1,6 +1,7 @@
 //! The only privileged code, and the sandbox's PID 1 that is forked from it.
 
 pub mod again;
+pub mod confine;
 pub mod ending;
 pub mod holding;
 pub mod init;
@@ -8,9 +9,11 @@ pub mod init_protocol;
 pub mod policy;
 pub mod protocol;
 pub mod reclaiming;
+pub mod recovery;
 pub mod rundir;
 pub mod sandboxes;
 pub mod server;
 pub mod settings;
 pub mod setup;
+pub mod uids;
 pub mod victims;

@@ -60,7 +60,7 @@ pub struct Create {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClaudeBinary {
-    /// `<data dir>/claude/<version>/claude`.
+    /// `<claude dir>/<version>/claude`.
     Version(String),
     /// The one path in the launcher's own configuration (`claude.binary`, `ASH_CLAUDE_BIN`).
     Configured,

@@ -20,6 +20,7 @@ use super::protocol::{Failure, Reply};
 use super::sandboxes::{Answer, Sandboxes, failure};
 use crate::kernel::cgroup::Leaf;
 use crate::kernel::clone::{Child, Side, clone_into, exit_now};
+use crate::kernel::single::{Forked, require_single_thread};
 use crate::kernel::{process, reclaim};
 use crate::observe::logging;
 
@@ -92,20 +93,21 @@ impl Sandboxes {
 }
 
 fn start(id: Uuid, leaf: &Leaf) -> Result<Child, Failure> {
-    match clone_into(0, None).map_err(|error| failure("fork the reclaimer", error))? {
+    let one = require_single_thread().map_err(|error| failure("fork the reclaimer", error))?;
+    match clone_into(&one, 0, None).map_err(|error| failure("fork the reclaimer", error))? {
         Side::Parent(child) => Ok(child),
-        Side::Child => {
-            work(id, leaf);
+        Side::Child(forked) => {
+            work(&forked, id, leaf);
             exit_now(0)
         }
     }
 }
 
 /// In the worker's process.
-fn work(id: Uuid, leaf: &Leaf) {
+fn work(forked: &Forked, id: Uuid, leaf: &Leaf) {
     let alone = || -> std::io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        process::close_all_but(&[leaf.unified_fd()])?;
+        process::close_all_but(forked, &[leaf.unified_fd()])?;
         rustix::process::setpriority_process(None, 19)?;
         Ok(())
     };

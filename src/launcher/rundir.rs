@@ -1,28 +1,39 @@
 //! The run directory: the launcher's socket, and what is known of each sandbox.
 //!
 //! ```text
-//!   <run dir>/launcher.sock             0660 root:<ashd's group>   requests
-//!   <run dir>/sandboxes/                0750 root:<ashd's group>   locked by the one launcher that uses it
-//!     <id>/sandbox.json                 0600 root                  the record, written by rename
-//!     <id>/init.sock                    0600 ashd                  the sandbox's init listens
+//!   <run dir>/                           0755 root
+//!     launcher.sock                     0660 root:<ashd's group>   requests
+//!     sandboxes/                        0710 root:<ashd's group>   locked by the one launcher that uses it
+//!       <id>/                           0710 root:<ashd's group>
+//!         sandbox.json                  0600 root                  the record, written by rename
+//!         init.sock                     0600 ashd                  the sandbox's init listens
 //! ```
 //!
-//! ashd may own the run directory, and may be hostile. So `sandboxes/` belongs to root and is held open: everything
-//! below goes through that descriptor, and exchanging the name for another directory changes nothing.
+//! The run directory is root's, and so is all that it is reached through: root works in it by path, and whoever could write it
+//! could put a link in the place of what root is about to hand over. ashd reaches what is its own by group and mode: it passes
+//! through the directories and cannot open them, since whoever opens a directory can lock it, and keep the next launcher out.
+//! `sandboxes/` is held open: everything below goes through that descriptor.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, renameat_with};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock};
 use uuid::Uuid;
 
 use super::protocol::SandboxInfo;
-use crate::kernel::seqpacket;
+use crate::kernel::beneath::Refused;
+use crate::kernel::seqpacket::{self, Access};
+use crate::kernel::tree::{Owner, Tree};
+use crate::kernel::trusted;
 
+const SANDBOXES: &str = "sandboxes";
 const RECORD: &str = "sandbox.json";
+const NEW_RECORD: &str = "sandbox.json.new";
 const INIT_SOCKET: &str = "init.sock";
+const LAUNCHER_SOCKET: &str = "launcher.sock";
+/// Of `sandboxes/` and what is in it: ashd's group passes through, and cannot open it.
+const PASS: u32 = 0o710;
 /// A record is about 1 KiB.
 const MAX_RECORD: u64 = 64 * 1024;
 
@@ -42,9 +53,9 @@ fn fault(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirErro
 /// The open run directory.
 #[derive(Debug)]
 pub struct RunDir {
-    /// Held for the lock; a name below `/proc/self/fd` leads through it.
-    _sandboxes: OwnedFd,
-    base: PathBuf,
+    sandboxes: Tree,
+    /// The same directory, locked as long as this is open.
+    _lock: OwnedFd,
     client_uid: u32,
 }
 
@@ -52,39 +63,42 @@ impl RunDir {
     /// Makes what is missing and takes the lock.
     ///
     /// # Errors
-    /// Names the path: a directory that belongs to somebody else, or another launcher that uses it already.
+    /// Names the path: a directory that ashd could exchange or write, one that belongs to another user, or another launcher that uses
+    /// it already.
     pub fn open(path: &Path, client_uid: u32, client_gid: u32) -> Result<Self, RunDirError> {
-        if !path.exists() {
-            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(fault("create", path))?;
-            chown(path, Some(client_uid), Some(client_gid)).map_err(fault("change the owner of", path))?;
-            let mode = std::fs::Permissions::from_mode(0o755);
-            std::fs::set_permissions(path, mode).map_err(fault("change the mode of", path))?;
+        directory(path)?;
+        let at = path.join(SANDBOXES);
+        let run = Tree::open_trusted(path).map_err(|why| fault("use", path)(why.into()))?;
+        match run.make_dir(SANDBOXES, 0o700, None) {
+            Ok(_) => {}
+            Err(Refused::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(refused) => return Err(fault("create", &at)(refused.into())),
         }
-        let at = path.join("sandboxes");
-        match std::fs::DirBuilder::new().mode(0o750).create(&at) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fault("create", &at)(error)),
-            _ => {}
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = rustix::fs::open(&at, flags, Mode::empty());
-        let sandboxes = open.map_err(|error| fault("open", &at)(error.into()))?;
-        let base = PathBuf::from(format!("/proc/self/fd/{}", sandboxes.as_raw_fd()));
-        let meta = std::fs::metadata(&base).map_err(fault("look at", &at))?;
-        if meta.uid() != rustix::process::geteuid().as_raw() {
-            let why = format!("belongs to uid {}, not to the launcher: remove it", meta.uid());
+        let sandboxes = run.directory(SANDBOXES).map_err(|refused| fault("open", &at)(refused.into()))?;
+        let owner = sandboxes.owner().uid;
+        if owner != rustix::process::geteuid().as_raw() {
+            let why = format!("belongs to uid {owner}, not to the launcher: remove it");
             return Err(fault("use", &at)(io::Error::other(why)));
         }
-        let locked = flock(&sandboxes, FlockOperation::NonBlockingLockExclusive);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let lock = rustix::fs::openat(&sandboxes, ".", flags, Mode::empty());
+        let lock = lock.map_err(|error| fault("open", &at)(error.into()))?;
+        let locked = flock(&lock, FlockOperation::NonBlockingLockExclusive);
         locked
             .map_err(|_| fault("use", &at)(io::Error::other("another launcher is running with this run directory")))?;
-        rustix::fs::fchown(&sandboxes, None, Some(rustix::fs::Gid::from_raw(client_gid)))
-            .and_then(|()| rustix::fs::fchmod(&sandboxes, Mode::from_raw_mode(0o750)))
+        rustix::fs::fchown(&lock, None, Some(rustix::fs::Gid::from_raw(client_gid)))
+            .and_then(|()| rustix::fs::fchmod(&lock, Mode::from_raw_mode(PASS)))
             .map_err(|error| fault("prepare", &at)(error.into()))?;
-        Ok(Self { _sandboxes: sandboxes, base, client_uid })
+        Ok(Self { sandboxes, _lock: lock, client_uid })
     }
 
+    /// For messages.
     fn of(&self, id: Uuid) -> PathBuf {
-        self.base.join(id.to_string())
+        self.sandboxes.path().join(id.to_string())
+    }
+
+    fn open_dir(&self, id: Uuid) -> Result<Tree, Refused> {
+        self.sandboxes.directory(id.to_string())
     }
 
     /// Makes a sandbox's directory, with a record that says who uses its uids. `AlreadyExists` when there is one.
@@ -92,12 +106,12 @@ impl RunDir {
     /// # Errors
     /// Names the path; nothing is left.
     pub fn claim(&self, info: &SandboxInfo, client_gid: u32) -> Result<(), RunDirError> {
-        let dir = self.of(info.id);
-        std::fs::DirBuilder::new().mode(0o750).create(&dir).map_err(fault("create", &dir))?;
-        let made = chown(&dir, None, Some(client_gid))
-            .and_then(|()| std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o750)))
-            .map_err(fault("prepare", &dir))
-            .and_then(|()| self.record(info));
+        let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: client_gid };
+        let dir = match self.sandboxes.make_dir(info.id.to_string(), PASS, Some(owner)) {
+            Ok(dir) => dir,
+            Err(refused) => return Err(fault("create", &self.of(info.id))(refused.into())),
+        };
+        let made = self.record_in(&dir, info);
         if made.is_err() {
             self.forget(info.id).ok();
         }
@@ -106,37 +120,34 @@ impl RunDir {
 
     /// Writes the record, whole or not at all.
     ///
-    /// An old one is exchanged and then removed: a rename in its place makes ext4 send the new one to the disk at once
-    /// (auto_da_alloc in ext4(5)), which is for files that must outlast a power cut. No sandbox does.
-    ///
     /// # Errors
     /// Names the path.
     pub fn record(&self, info: &SandboxInfo) -> Result<(), RunDirError> {
-        let path = self.of(info.id).join(RECORD);
-        let new = self.of(info.id).join("sandbox.json.new");
-        let write = || {
-            let mut options = std::fs::OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let dir = self.open_dir(info.id).map_err(|refused| fault("open", &self.of(info.id))(refused.into()))?;
+        self.record_in(&dir, info)
+    }
+
+    /// An old one is exchanged and then removed: a rename in its place makes ext4 send the new one to the disk at once
+    /// (auto_da_alloc in ext4(5)), which is for files that must outlast a power cut. No sandbox does.
+    fn record_in(&self, dir: &Tree, info: &SandboxInfo) -> Result<(), RunDirError> {
+        let write = || -> io::Result<()> {
+            // One that an interrupted launcher left.
+            dir.remove(NEW_RECORD)?;
+            let mut file = dir.create_file(NEW_RECORD)?;
             file.write_all(&serde_json::to_vec(info)?)?;
-            match renameat_with(CWD, &new, CWD, &path, RenameFlags::EXCHANGE) {
-                Ok(()) => std::fs::remove_file(&new),
+            match dir.exchange(NEW_RECORD, dir, RECORD) {
+                Ok(()) => dir.remove(NEW_RECORD),
                 // There is no old one, or the file system cannot exchange.
-                Err(_) => std::fs::rename(&new, &path),
+                Err(_) => Ok(dir.replace(NEW_RECORD, RECORD)?),
             }
         };
-        write().map_err(fault("write", &path))
+        write().map_err(fault("write", &dir.path().join(RECORD)))
     }
 
     /// A sandbox's record. `None` when it is missing or cannot be understood: the directory of a creation that was
     /// interrupted, or of another version.
     pub fn recorded(&self, id: Uuid) -> Option<SandboxInfo> {
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(self.of(id).join(RECORD))
-            .ok()?;
-        let mut text = Vec::new();
-        file.take(MAX_RECORD).read_to_end(&mut text).ok()?;
+        let text = self.open_dir(id).ok()?.read(RECORD, MAX_RECORD).ok()?;
         serde_json::from_slice::<SandboxInfo>(&text).ok().filter(|info| info.id == id)
     }
 
@@ -145,8 +156,9 @@ impl RunDir {
     /// # Errors
     /// Names the path.
     pub fn ids(&self) -> Result<Vec<Uuid>, RunDirError> {
-        let entries = std::fs::read_dir(&self.base).map_err(fault("list", &self.base))?;
-        Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+        let names = self.sandboxes.names();
+        let names = names.map_err(|refused| fault("list", self.sandboxes.path())(refused.into()))?;
+        Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
     }
 
     /// Binds the socket the sandbox's init will listen on; only ashd may connect to it.
@@ -155,11 +167,9 @@ impl RunDir {
     /// Names the path.
     pub fn init_socket(&self, id: Uuid) -> Result<OwnedFd, RunDirError> {
         let path = self.of(id).join(INIT_SOCKET);
-        let socket = seqpacket::listen(&path).map_err(fault("bind", &path))?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
-            .and_then(|()| chown(&path, Some(self.client_uid), None))
-            .map_err(fault("hand over", &path))?;
-        Ok(socket)
+        let dir = self.open_dir(id).map_err(|refused| fault("open", &path)(refused.into()))?;
+        let access = Access { mode: 0o600, uid: Some(self.client_uid), gid: None };
+        seqpacket::listen_in(dir.as_fd(), INIT_SOCKET, access).map_err(fault("bind", &path))
     }
 
     /// Removes a sandbox's directory; one that is gone is no error.
@@ -167,12 +177,32 @@ impl RunDir {
     /// # Errors
     /// Names the path.
     pub fn forget(&self, id: Uuid) -> Result<(), RunDirError> {
-        let dir = self.of(id);
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(fault("remove", &dir)(error)),
-            _ => Ok(()),
-        }
+        self.sandboxes.remove(id.to_string()).map_err(fault("remove", &self.of(id)))
     }
+}
+
+/// The run directory, made as root's where it is missing. No other user may be able to change it, or exchange it for another.
+fn directory(path: &Path) -> Result<OwnedFd, RunDirError> {
+    let found = match trusted::directory(path) {
+        Err(why) if why.is_missing() => trusted::make_directory(path),
+        other => other,
+    };
+    let found = found.map_err(|why| {
+        let remedy = why.remedy().map(|command| format!(", or `{command}`")).unwrap_or_default();
+        let why = format!("{why}; the launcher works in it as root: remove it while nothing runs{remedy}");
+        fault("use", path)(io::Error::other(why))
+    })?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(&found, ".", flags, Mode::empty()).map_err(|error| fault("open", path)(error.into()))
+}
+
+/// Whether [`RunDir::open`] would take this directory, for a program that is asked before it is executed. One that is missing is
+/// made.
+///
+/// # Errors
+/// As [`RunDir::open`], without the lock.
+pub fn check(path: &Path) -> Result<(), RunDirError> {
+    directory(path).map(drop)
 }
 
 /// Binds `<run dir>/launcher.sock` in place of a socket that an earlier launcher left.
@@ -180,18 +210,14 @@ impl RunDir {
 /// # Errors
 /// Names the path.
 pub fn bind_launcher(run_dir: &Path, client_gid: u32) -> Result<OwnedFd, RunDirError> {
-    let path = run_dir.join("launcher.sock");
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = rustix::fs::open(run_dir, flags, Mode::empty()).map_err(|error| fault("open", run_dir)(error.into()))?;
-    // Short, whatever the length of the directory's own name: a socket's address holds 107 bytes.
-    let base = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
-    let fresh = base.join(format!(".launcher.sock.{}", std::process::id()));
-    std::fs::remove_file(&fresh).ok();
+    let path = run_dir.join(LAUNCHER_SOCKET);
+    let dir = directory(run_dir)?;
+    let fresh = format!(".launcher.sock.{}", std::process::id());
+    rustix::fs::unlinkat(&dir, fresh.as_str(), AtFlags::empty()).ok();
+    let access = Access { mode: 0o660, uid: None, gid: Some(client_gid) };
     let bind = || {
-        let socket = seqpacket::listen(&fresh)?;
-        chown(&fresh, None, Some(client_gid))?;
-        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o660))?;
-        std::fs::rename(&fresh, base.join("launcher.sock"))?;
+        let socket = seqpacket::listen_in(dir.as_fd(), &fresh, access)?;
+        rustix::fs::renameat(&dir, fresh.as_str(), &dir, LAUNCHER_SOCKET)?;
         Ok(socket)
     };
     bind().map_err(fault("bind", &path))
@@ -199,5 +225,8 @@ pub fn bind_launcher(run_dir: &Path, client_gid: u32) -> Result<OwnedFd, RunDirE
 
 /// The undo of [`bind_launcher`].
 pub fn unbind_launcher(run_dir: &Path) {
-    std::fs::remove_file(run_dir.join("launcher.sock")).ok();
+    if let Ok(dir) = directory(run_dir) {
+        // Gone already is as good.
+        rustix::fs::unlinkat(&dir, LAUNCHER_SOCKET, AtFlags::empty()).ok();
+    }
 }

@@ -1,13 +1,14 @@
-//! The sandboxes there are: made, found again, changed, listed. Ending them is in [`super::ending`].
+//! The sandboxes there are: made, changed, listed. Finding them again is in [`super::recovery`], ending them in [`super::ending`].
 //!
 //! ```text
 //!   create: limits -> uids -> directories -> claim (record) -> cgroups -> init.sock -> set-up -> record with pid
-//!   any step fails: everything before it is undone, and the reply names the step
+//!   any step fails: everything before it is undone, and the reply names the step; what cannot be removed at once keeps its
+//!   record and its uids, and Destroy removes it later
 //! ```
 //!
 //! The table is a view of the run directory and the cgroup tree; a new launcher builds it from them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -18,15 +19,17 @@ use super::holding::Holdings;
 use super::policy::Policies;
 use super::protocol::{self, ClaudeBinary, Create, Failure, MAX_PACKET, Reply, SandboxInfo};
 use super::reclaiming::Reclaims;
+use super::recovery::Prepared;
 use super::rundir::RunDir;
 use super::settings::Settings;
 use super::setup::{self, SetupSpec, Started};
+use super::uids::Uids;
 use super::victims::Victims;
 use crate::kernel::beneath::{self, Refused};
 use crate::kernel::cgroup::{CgroupError, Leaf, Tree};
 use crate::kernel::idmap::Mappings;
 use crate::kernel::kmsg::KernelLog;
-use crate::kernel::procfs;
+use crate::kernel::{procfs, trusted};
 use crate::model::{Limits, now_ms};
 
 /// A reply with the descriptors that travel beside it.
@@ -60,8 +63,10 @@ pub struct Sandboxes {
     pub(super) reclaims: Reclaims,
     pub(super) victims: Victims,
     pub(super) holdings: Holdings,
-    policies: Policies,
-    mappings: Mappings,
+    pub(super) uids: Uids,
+    pub(super) prepared: Prepared,
+    pub(super) policies: Policies,
+    pub(super) mappings: Mappings,
 }
 
 /// A failure without a hint.
@@ -69,47 +74,11 @@ pub(super) fn failure(step: &str, message: impl ToString) -> Failure {
     Failure { step: step.to_owned(), message: message.to_string(), hint: None }
 }
 
-fn hinted(step: &str, message: impl ToString, hint: impl ToString) -> Failure {
+pub(super) fn hinted(step: &str, message: impl ToString, hint: impl ToString) -> Failure {
     Failure { hint: Some(hint.to_string()), ..failure(step, message) }
 }
 
 impl Sandboxes {
-    /// Finds again what an earlier launcher made, and removes what it did not finish.
-    ///
-    /// # Errors
-    /// A run directory or cgroup tree that cannot be read.
-    pub fn recover(settings: Settings, tree: Tree, run: RunDir, policies: Policies) -> anyhow::Result<Self> {
-        let (table, endings, reclaims) = (BTreeMap::new(), BTreeMap::new(), Reclaims::default());
-        let (victims, holdings) = (Victims::default(), Holdings::default());
-        let mappings = Mappings::default();
-        let mut all = Self { settings, tree, run, table, endings, reclaims, victims, holdings, policies, mappings };
-        for id in all.run.ids()? {
-            match all.run.recorded(id) {
-                Some(mut info) if info.pid != 0 => {
-                    let pidfd = procfs::open_process(info.pid, info.start_time)?;
-                    if pidfd.is_none() {
-                        tracing::warn!(ASH_SESSION = %id, "the sandbox ended while no launcher was running");
-                        info.pid = 0;
-                    }
-                    all.table.insert(id, Entry { info, pidfd });
-                }
-                _ => {
-                    tracing::warn!(ASH_SESSION = %id, "removing a sandbox whose creation was interrupted");
-                    all.undo(id, None);
-                }
-            }
-        }
-        for (tenant, id) in all.tree.leaves()? {
-            let Some((_, leaf)) = all.tree.find(id)?.filter(|_| !all.table.contains_key(&id)) else { continue };
-            if leaf.try_remove().is_err() {
-                tracing::warn!(ASH_SESSION = %id, ASH_TENANT = %tenant, "processes run in a cgroup that has no record; destroy it by its id");
-            }
-            all.tree.forget_tenant(&tenant);
-        }
-        tracing::info!(sandboxes = all.table.len(), "found");
-        Ok(all)
-    }
-
     /// Where it is read who was killed for want of memory.
     #[must_use]
     pub fn hearing(self, log: Option<KernelLog>) -> Self {
@@ -127,11 +96,11 @@ impl Sandboxes {
             return Err(hinted("create", format!("sandbox {id} exists already"), "attach to it, or destroy it first"));
         }
         self.check_limits(&create.limits)?;
-        let (uid, init_uid) = self.free_uids()?;
-        self.forget_victims(uid);
         let workspace = self.session_directory(id, "workspace")?;
         let home = self.session_directory(id, "home")?;
         let claude = self.claude(&create.claude)?;
+        let (uid, init_uid) = self.take_uids(id)?;
+        self.forget_victims(uid);
         let mut info = SandboxInfo {
             id,
             tenant: create.tenant.clone(),
@@ -145,7 +114,11 @@ impl Sandboxes {
             steps: Vec::new(),
         };
         // Written before anything runs: a launcher that is killed from here on leaves a trace to clean up by.
-        self.run.claim(&info, self.settings.client_gid).map_err(|error| failure("claim run directory", error))?;
+        if let Err(error) = self.run.claim(&info, self.settings.client_gid) {
+            // Nothing has had them.
+            self.uids.give_back((uid, init_uid));
+            return Err(failure("claim run directory", error));
+        }
         let made = self.build(&mut info, workspace, home, claude);
         match made {
             Ok((pidfd, answer)) => {
@@ -153,7 +126,7 @@ impl Sandboxes {
                 Ok(answer)
             }
             Err((error, pidfd)) => {
-                self.undo(id, pidfd);
+                self.undo(id, Some(info), pidfd);
                 Err(error)
             }
         }
@@ -197,26 +170,6 @@ impl Sandboxes {
         info.start_time = procfs::start_time(info.pid).map_err(|e| failure("find the start time of init", e))?;
         self.run.record(info).map_err(|e| failure("record", e))?;
         self.answer(info, &started.pidfd, leaf)
-    }
-
-    /// Removes whatever a creation left. The undo of [`Sandboxes::build`].
-    fn undo(&self, id: Uuid, pidfd: Option<OwnedFd>) {
-        match self.tree.find(id) {
-            Ok(Some((tenant, leaf))) => {
-                if let Err(error) = leaf.remove() {
-                    tracing::error!(ASH_SESSION = %id, %error, "a cgroup was left behind");
-                }
-                self.tree.forget_tenant(&tenant);
-            }
-            Ok(None) => {}
-            Err(error) => tracing::error!(ASH_SESSION = %id, %error, "cgroups cannot be searched"),
-        }
-        if let Some(pidfd) = pidfd {
-            super::ending::reap(&pidfd);
-        }
-        if let Err(error) = self.run.forget(id) {
-            tracing::error!(ASH_SESSION = %id, %error, "a run directory was left behind");
-        }
     }
 
     /// # Errors
@@ -306,77 +259,52 @@ impl Sandboxes {
         }
     }
 
-    fn free_uids(&self) -> Result<(u32, u32), Failure> {
-        let used: BTreeSet<u32> = self.table.values().map(|entry| entry.info.uid).collect();
-        free_slot(self.settings.uid_base, self.settings.uid_count, &used).ok_or_else(|| {
-            let message = format!("all {} pairs of uids are in use", self.settings.uid_count / 2);
-            hinted("choose uids", message, "end sandboxes, or raise uid_count in launcher.toml")
-        })
-    }
-
     fn session_directory(&self, id: Uuid, name: &str) -> Result<OwnedFd, Failure> {
         let at = format!("sessions/{id}/{name}");
         let open = || {
-            let root = beneath::root(&self.settings.data_dir)?;
-            let dir = beneath::directory(&root, Path::new(&at))?;
+            let root = trusted::any_directory(&self.settings.data_dir).map_err(|why| Refused::Io(why.into()))?.0;
+            // What a payload makes is ashd's on the disk, with any mode: nobody else may reach it.
+            let session = beneath::directory(&root, Path::new(&format!("sessions/{id}")))?;
+            beneath::closed(&session)?;
+            let dir = beneath::directory(&session, Path::new(name))?;
             beneath::owned_by(&dir, self.settings.client_uid)?;
             Ok(dir)
         };
         open().map_err(|refused: Refused| {
             let message = format!("{}/{at} {refused}", self.settings.data_dir.display());
-            let hint = format!("it must be a directory that belongs to uid {}", self.settings.client_uid);
+            let hint = format!(
+                "it must belong to uid {}, and the directory above it have mode 0700",
+                self.settings.client_uid
+            );
             hinted(&format!("open {name}"), message, hint)
         })
     }
 
     fn claude(&self, which: &ClaudeBinary) -> Result<OwnedFd, Failure> {
         let step = "open claude";
-        let (path, opened) = match which {
+        let path = match which {
             ClaudeBinary::Configured => {
                 let Some(path) = &self.settings.claude_binary else {
                     let hint = "set claude_binary in launcher.toml (--claude-binary), or install a version";
                     return Err(hinted(step, "the launcher has no binary of its own", hint));
                 };
-                let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
-                let open = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map_err(Refused::from);
-                (path.clone(), open.and_then(|file| beneath::regular(&file).map(|()| file)))
+                path.clone()
             }
             ClaudeBinary::Version(version) => {
                 if !protocol::is_version(version) {
                     let message = format!("\"{}\" is not a version", version.escape_debug());
                     return Err(hinted(step, message, "1 to 64 of 0-9 A-Z a-z . _ -, not starting with a dot"));
                 }
-                let at = format!("claude/{version}/claude");
-                let open = beneath::root(&self.settings.data_dir).and_then(|root| beneath::file(root, Path::new(&at)));
-                (self.settings.data_dir.join(at), open)
+                self.settings.claude_dir.join(version).join("claude")
             }
         };
-        opened.map_err(|refused| {
-            hinted(step, format!("{} {refused}", path.display()), "install it: ashctl claude install")
+        trusted::file(&path).map_err(|why| {
+            let hint = why.remedy().unwrap_or_else(|| "install it: ashctl claude install".to_owned());
+            hinted(step, why, hint)
         })
     }
 }
 
 fn limit_failure(error: CgroupError) -> Failure {
     failure("set limits", error)
-}
-
-/// The lowest pair of uids nobody uses: payload's and init's.
-fn free_slot(base: u32, count: u32, used: &BTreeSet<u32>) -> Option<(u32, u32)> {
-    (0..count / 2).map(|slot| base + 2 * slot).find(|uid| !used.contains(uid)).map(|uid| (uid, uid + 1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn uids_are_pairs_and_run_out() {
-        let used = |uids: &[u32]| uids.iter().copied().collect::<BTreeSet<u32>>();
-        assert_eq!(free_slot(1000, 4, &used(&[])), Some((1000, 1001)));
-        assert_eq!(free_slot(1000, 4, &used(&[1000])), Some((1002, 1003)));
-        assert_eq!(free_slot(1000, 4, &used(&[1002])), Some((1000, 1001)));
-        assert_eq!(free_slot(1000, 4, &used(&[1000, 1002])), None);
-        assert_eq!(free_slot(1000, 3, &used(&[1000])), None, "half a pair is none");
-    }
 }

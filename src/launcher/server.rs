@@ -12,6 +12,8 @@
 //! No client can hold it up: packets come whole or not at all, replies that do not fit the socket close it, and what
 //! takes time (an end) is looked at in passes while its connection waits.
 
+mod renewal;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,13 +24,12 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uuid::Uuid;
 
-use super::again::{self, Origin};
+use super::again::Origin;
 use super::ending::Waiter;
 use super::protocol::{Failure, MAX_PACKET, PROTOCOL, Reply, Request};
 use super::sandboxes::{Answer, Sandboxes, failure};
-use super::settings::{Flags, Settings};
+use super::settings::Flags;
 use crate::kernel::seqpacket;
-use crate::systemd;
 
 /// ashd uses a handful. More are refused with an error.
 pub const MAX_CONNECTIONS: usize = 64;
@@ -70,6 +71,8 @@ enum Source {
     Init(Uuid),
     Reclaimer,
     Holder(Waiter),
+    /// Whoever started this launcher for itself is gone.
+    Starter,
 }
 
 /// Holds back the signals that [`Server::run`] obeys, until it does. Called before anything is made that has to be undone: one
@@ -137,6 +140,7 @@ impl Server {
                 }
             }
             if let Some(waiters) = self.stopping.as_ref().filter(|_| self.sandboxes.endings.is_empty()).cloned() {
+                self.sandboxes.unprepare();
                 for waiter in waiters {
                     self.answer(waiter, Answer::plain(Reply::Done));
                 }
@@ -146,7 +150,7 @@ impl Server {
             if self.again && idle && self.stopping.is_none() {
                 self.execute();
             }
-            for source in self.wait()? {
+            for source in self.next()? {
                 match source {
                     Source::Listener => self.accept(),
                     Source::Signals => self.signal(),
@@ -154,14 +158,37 @@ impl Server {
                     Source::Init(id) => self.sandboxes.init_ended(id),
                     Source::Reclaimer => self.sandboxes.reclaimer_ended(),
                     Source::Holder(waiter) => self.held(waiter),
+                    Source::Starter => {
+                        tracing::info!("standard input was closed: ending every sandbox");
+                        self.stop(None);
+                    }
                 }
             }
         }
     }
 
-    fn wait(&self) -> io::Result<Vec<Source>> {
+    /// What is ready; work that nothing waits for is done in between.
+    fn next(&mut self) -> io::Result<Vec<Source>> {
+        if self.sandboxes.unprepared() && !self.again && self.stopping.is_none() {
+            let ready = self.wait(true)?;
+            if !ready.is_empty() {
+                return Ok(ready);
+            }
+            self.sandboxes.prepare();
+        }
+        self.wait(false)
+    }
+
+    /// `only_look`: what is ready now, without waiting.
+    fn wait(&self, only_look: bool) -> io::Result<Vec<Source>> {
+        let stdin = io::stdin();
         let mut sources = vec![Source::Signals];
         let mut fds = vec![PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)];
+        if self.flags.while_stdin_is_open && self.stopping.is_none() {
+            sources.push(Source::Starter);
+            // Nothing is asked for: a pipe without a writer is reported all the same.
+            fds.push(PollFd::new(&stdin, PollFlags::empty()));
+        }
         let rest = self.accept_from.checked_duration_since(Instant::now());
         let reading = !self.again || self.stopping.is_some();
         if rest.is_none() && reading {
@@ -190,6 +217,7 @@ impl Server {
         }
         let timeout = [rest, self.sandboxes.look_again()].into_iter().flatten().min();
         let timeout = timeout.map(|wait| Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos().max(1)) });
+        let timeout = if only_look { Some(Timespec { tv_sec: 0, tv_nsec: 0 }) } else { timeout };
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
@@ -233,51 +261,20 @@ impl Server {
     }
 
     fn signal(&mut self) {
+        // Once however often it came: the check takes time, and signals faster than it would keep this loop from serving.
+        let mut again = false;
         while let Ok(Some(info)) = self.signals.read_signal() {
             match i32::try_from(info.ssi_signo).map(Signal::try_from) {
                 Ok(Ok(Signal::SIGHUP)) => self.reload(),
-                Ok(Ok(Signal::SIGUSR2)) => self.prepare_again(),
+                Ok(Ok(Signal::SIGUSR2)) => again = true,
                 _ => {
                     tracing::info!(signal = info.ssi_signo, "ending every sandbox");
                     self.stop(None);
                 }
             }
         }
-    }
-
-    fn prepare_again(&mut self) {
-        systemd::reloading();
-        match again::check(&self.origin) {
-            Ok(()) => self.again = true,
-            Err(error) => self.stay(&error),
-        }
-    }
-
-    /// Returns when it fails, and goes on as it is.
-    fn execute(&mut self) {
-        self.again = false;
-        let reclaims = self.sandboxes.reclaims.hand_over();
-        let connections: Vec<&OwnedFd> = self.connections.values().map(|connection| &connection.socket).collect();
-        let error =
-            again::execute(&self.origin, &self.listener, &connections, reclaims.clone(), self.sandboxes.victims.log());
-        self.resume(Vec::new(), reclaims);
-        self.stay(&error.to_string());
-    }
-
-    fn stay(&self, error: &str) {
-        tracing::error!(%error, "not executed anew; this program serves on");
-        systemd::ready(STATUS);
-    }
-
-    /// Takes over what may change while sandboxes run; the rest keeps its value until a restart.
-    fn reload(&mut self) {
-        match Settings::load(&self.flags) {
-            Ok(new) => {
-                let now = &mut self.sandboxes.settings;
-                (now.ceiling, now.floor, now.claude_binary) = (new.ceiling, new.floor, new.claude_binary);
-                tracing::info!("settings read again");
-            }
-            Err(error) => tracing::error!(%error, "settings not changed"),
+        if again {
+            self.prepare_again();
         }
     }
 

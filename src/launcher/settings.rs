@@ -1,14 +1,14 @@
 //! What the launcher is allowed to do: flags, then `launcher.toml`, then defaults. Nothing of it can be changed by a
 //! request.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use serde::Deserialize;
 
 use super::policy::Floor;
-use crate::model::{Limits, UNLIMITED};
+use crate::kernel::trusted;
+use crate::model::{CLAUDE_DIR, Limits, UNLIMITED};
 
 /// Lowest uid that may be handed to a sandbox; system and ordinary users are below 65536 (login.defs).
 const LOWEST_UID: u32 = 65_536;
@@ -25,9 +25,12 @@ pub struct Flags {
     /// Where launcher.sock and sandboxes/ are made
     #[arg(long, value_name = "DIR", default_value = "/run/ashd")]
     pub run_dir: PathBuf,
-    /// Sessions and Claude Code versions: <DIR>/sessions/<id>/{workspace,home}, <DIR>/claude/<version>/claude
+    /// Sessions: <DIR>/sessions/<id>/{workspace,home}
     #[arg(long, value_name = "DIR", default_value = "/var/lib/ashd")]
     pub data_dir: PathBuf,
+    /// Claude Code versions, <DIR>/<version>/claude; all that leads there must be root's [default: /var/lib/ash-claude]
+    #[arg(long, value_name = "DIR")]
+    pub claude_dir: Option<PathBuf>,
     /// User (name or number) that may connect, and that owns the session directories
     #[arg(long, value_name = "USER", default_value = "ashd")]
     pub client_user: String,
@@ -52,6 +55,10 @@ pub struct Flags {
     /// A Claude Code binary to use instead of an installed version
     #[arg(long, value_name = "FILE")]
     pub claude_binary: Option<PathBuf>,
+    /// End, with every sandbox, when the writing end of the pipe on standard input is closed: a launcher of `ashctl doctor` must not
+    /// outlive it
+    #[arg(long, hide = true)]
+    pub while_stdin_is_open: bool,
     /// Say whether a launcher could start with these settings on this host, and end
     #[arg(long)]
     pub check: bool,
@@ -62,6 +69,7 @@ Example of launcher.toml (every line may be left out; a flag wins over the file)
   uid_base = 1900000000
   uid_count = 131072
   cgroup = \"ashd\"
+  claude_dir = \"/var/lib/ash-claude\"
   claude_binary = \"/opt/claude/claude\"
   [ceiling]                 # no sandbox gets more than this
   memory_bytes = 8589934592
@@ -84,6 +92,7 @@ struct File {
     uid_base: Option<u32>,
     uid_count: Option<u32>,
     cgroup: Option<String>,
+    claude_dir: Option<PathBuf>,
     claude_binary: Option<PathBuf>,
     ceiling: Ceiling,
     floor: FloorFile,
@@ -151,6 +160,7 @@ impl Ceiling {
 pub struct Settings {
     pub run_dir: PathBuf,
     pub data_dir: PathBuf,
+    pub claude_dir: PathBuf,
     pub client_uid: u32,
     pub client_gid: u32,
     pub uid_base: u32,
@@ -194,9 +204,11 @@ impl Settings {
             false => Err(SettingsError::Value { name, why: format!("{} must be an absolute path", path.display()) }),
         };
         let binary = flags.claude_binary.clone().or(file.claude_binary);
+        let claude_dir = flags.claude_dir.clone().or(file.claude_dir).unwrap_or_else(|| CLAUDE_DIR.into());
         Ok(Self {
             run_dir: absolute("--run-dir", &flags.run_dir)?,
             data_dir: absolute("--data-dir", &flags.data_dir)?,
+            claude_dir: absolute("--claude-dir", &claude_dir)?,
             claude_binary: binary.map(|path| absolute("--claude-binary", &path)).transpose()?,
             floor: file.floor.landlock_abi.map_or_else(Floor::default, |landlock_abi| Floor { landlock_abi }),
             ceiling: file.ceiling,
@@ -211,14 +223,12 @@ impl Settings {
 
 fn read(path: &Path) -> Result<File, SettingsError> {
     let fault = |why: String| SettingsError::File { path: path.to_owned(), why };
-    let meta = std::fs::metadata(path).map_err(|error| fault(error.to_string()))?;
-    if meta.uid() != 0 || meta.mode() & 0o022 != 0 {
-        return Err(fault("must belong to root and be writable by root alone (chown root, chmod go-w)".to_owned()));
-    }
-    if meta.len() > MAX_FILE {
-        return Err(fault(format!("{} bytes are more than a configuration has ({MAX_FILE})", meta.len())));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| fault(error.to_string()))?;
+    let path = std::path::absolute(path).map_err(|error| fault(error.to_string()))?;
+    let text = trusted::read(&path, MAX_FILE).map_err(|why| match why.remedy() {
+        Some(remedy) => fault(format!("must be writable by root alone: {why} ({remedy})")),
+        None => fault(why.to_string()),
+    })?;
+    let text = String::from_utf8(text).map_err(|error| fault(error.to_string()))?;
     toml::from_str(&text).map_err(|error| fault(error.to_string()))
 }
 

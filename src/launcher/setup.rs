@@ -13,9 +13,12 @@
 //! The undo: nothing of a sandbox is outside its processes and cgroups, so ending the child ends mounts, namespaces and
 //! sockets. A set-up that fails has ended and reaped the child before it returns.
 
+mod host_etc;
 mod inside;
+mod proc;
 mod steps;
 mod trees;
+mod view;
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,7 +29,8 @@ use uuid::Uuid;
 use crate::kernel::cgroup::Leaf;
 use crate::kernel::clone::{self, Child, Side};
 use crate::kernel::idmap::{self, Entry, Mappings};
-use crate::kernel::pidfd;
+use crate::kernel::single::{SingleThreaded, require_single_thread};
+use crate::kernel::{owner, pidfd};
 use crate::launcher::init_protocol::{INIT_UID, PAYLOAD_UID};
 use crate::launcher::policy::{Floor, Policies};
 use crate::launcher::protocol::Failure;
@@ -42,7 +46,8 @@ pub struct SetupSpec<'a> {
     pub id: Uuid,
     /// The payload's uid and gid on the host ([`PAYLOAD_UID`] inside).
     pub uid: u32,
-    /// init's uid and gid on the host ([`INIT_UID`] inside).
+    /// init's uid and gid on the host ([`INIT_UID`] inside). The user namespace is made under this uid, which the kernel charges for
+    /// everything the sandbox takes of a user's quotas.
     pub init_uid: u32,
     /// Owner of the files on disk; they appear as the payload's.
     pub disk_uid: u32,
@@ -69,24 +74,25 @@ pub struct Started {
     pub steps: Vec<(String, u64)>,
 }
 
-/// Sets up a sandbox. The caller must have one thread only, and is init's parent: it must reap it.
+/// Sets up a sandbox. The caller is init's parent: it must reap it.
 ///
 /// # Errors
-/// The step that failed, why, and the way out where one is known; nothing is left behind.
+/// The step that failed, why, and the way out where one is known; nothing is left behind. In a process with several threads that
+/// is `check threads`.
 pub fn start(spec: &SetupSpec<'_>, policies: &Policies, mappings: &mut Mappings) -> Result<Started, Failure> {
     let mut steps = Steps::new();
     spec.floor.check(policies)?;
-    steps.run("check threads", clone::require_single_thread)?;
+    let one = steps.run("check threads", require_single_thread)?;
     let uid = Entry { inside: spec.disk_uid, outside: spec.uid };
     let gid = Entry { inside: spec.disk_gid, outside: spec.uid };
-    let idmap = steps.run("map disk ids", || mappings.get(uid, gid))?;
+    let idmap = steps.run("map disk ids", || mappings.get(&one, uid, gid))?;
     let trees = Trees::open(spec, idmap.as_fd(), &mut steps)?;
     let (gate_in, gate_out) = steps.run("pipes", pipe)?;
     let (report_in, report_out) = steps.run("pipes", pipe)?;
-    let child = match steps.run("clone", || clone_child(spec.leaf))? {
-        Side::Child => {
+    let child = match steps.run("clone", || owner::clone_as(spec.init_uid, || clone_child(&one, spec.leaf)))? {
+        Side::Child(forked) => {
             drop((gate_out, report_in));
-            inside::run(spec, policies, &trees, gate_in, report_out)
+            inside::run(forked, spec, policies, &trees, gate_in, report_out)
         }
         Side::Parent(child) => child,
     };
@@ -104,13 +110,13 @@ pub fn start(spec: &SetupSpec<'_>, policies: &Policies, mappings: &mut Mappings)
 }
 
 /// Clones into the sandbox's v2 group; where a kernel or a mount refuses that, clones and then moves.
-fn clone_child(leaf: &Leaf) -> io::Result<Side> {
+fn clone_child(one: &SingleThreaded, leaf: &Leaf) -> io::Result<Side> {
     const REFUSALS: [i32; 5] = [libc::EINVAL, libc::EBADF, libc::EACCES, libc::EOPNOTSUPP, libc::EBUSY];
-    let first = match clone::clone_into(clone::SANDBOX_NAMESPACES, Some(leaf.unified_fd())) {
+    let first = match clone::clone_into(one, clone::SANDBOX_NAMESPACES, Some(leaf.unified_fd())) {
         Err(error) if error.raw_os_error().is_some_and(|errno| REFUSALS.contains(&errno)) => error,
         other => return other,
     };
-    let side = clone::clone_into(clone::SANDBOX_NAMESPACES, None).map_err(|_| first)?;
+    let side = clone::clone_into(one, clone::SANDBOX_NAMESPACES, None).map_err(|_| first)?;
     if let Side::Parent(child) = &side
         && let Err(error) = leaf.attach_unified(child.pid)
     {

@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub created: Vec<(&'static str, u64)>,
     /// How often each limit (or a signal from outside) struck.
     pub limited: Vec<(&'static str, u64)>,
+    /// Requests that the gateway did not let through at once, since its start.
+    pub gateway_refused: Vec<(&'static str, u64)>,
     /// All sandboxes together, as the cgroup above them counts; `None` where it does not.
     pub memory_bytes: Option<u64>,
     pub memory_peak_bytes: Option<u64>,
@@ -94,6 +96,9 @@ pub fn render(now: &Snapshot) -> String {
     labelled(&mut out, "ash_created_total", help, "path", &now.created, total);
     let help = "How often a session was killed or stopped, by cause.";
     labelled(&mut out, "ash_limited_total", help, "reason", &now.limited, total);
+    let help =
+        "Requests to the model that were refused (outside a turn or command, usage cannot be recorded) or slowed.";
+    labelled(&mut out, "ash_gateway_refused_total", help, "reason", &now.gateway_refused, total);
     let help = "Time in which sessions were stopped by their limit of the processor.";
     family(&mut out, "ash_cpu_throttled_seconds_total", "counter", help, &[("", now.throttled_us as f64 / 1e6)]);
     let cpu = now.cpu_us.map(|us| us as f64 / 1e6);
@@ -169,6 +174,7 @@ mod tests {
             resume_cold: 2,
             created: vec![("prewarm", 0), ("parked", 4)],
             limited: vec![("disk", 3)],
+            gateway_refused: vec![("outside", 6)],
             memory_bytes: Some(7),
             memory_peak_bytes: Some(9),
             throttled_us: 250_000,
@@ -189,6 +195,7 @@ mod tests {
             "ash_resume_cold_total{source=\"local\"} 2",
             "ash_created_total{path=\"parked\"} 4",
             "ash_limited_total{reason=\"disk\"} 3",
+            "ash_gateway_refused_total{reason=\"outside\"} 6",
             "ash_cpu_throttled_seconds_total 0.25",
             "ash_sandboxes_memory_bytes 7",
             "ash_sandboxes_memory_peak_bytes 9",

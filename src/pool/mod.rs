@@ -10,6 +10,8 @@
 //!      +------------------+---- drop ----------------- [ parkable ] <----------------+  (paused in mid-turn: not parkable)
 //! ```
 //!
+//! Who gets a place, and whose sandbox is given up for it, is decided in [`victim`]: the tenant that holds most gives way first.
+//!
 //! A [`Slot`] is the right to one live sandbox, and exists before the sandbox does: the bound (`ASH_MAX_SANDBOXES`) holds
 //! at every moment, also while many sessions start at once. Its undo is its drop, after the sandbox is destroyed.
 //! Nothing here does I/O: the layer above destroys what [`Admission::MakeRoom`] names.
@@ -23,9 +25,16 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::model::SandboxState;
+use tokio::sync::Notify;
 
+use crate::model::{SandboxState, TenantId};
+
+use victim::{Decision, Promises, Rules};
 pub use victim::{Occupant, Spare};
+
+/// How long a place that comes free is kept for a tenant that was refused one: its client comes again after `Retry-After`
+/// (5 s), and may be late.
+const PROMISE: Duration = Duration::from_secs(15);
 
 /// Cheap to clone; all clones count together.
 #[derive(Clone, Debug)]
@@ -35,10 +44,12 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Shared {
+    rules: Mutex<Rules>,
+    /// [`Rules::max`] once more, for `/health`.
     max: AtomicUsize,
-    /// Time without a turn after which an active session's sandbox may go.
-    evict_after: Mutex<Duration>,
-    slots: Mutex<HashMap<Uuid, Occupant>>,
+    taken: Mutex<Taken>,
+    /// A sandbox was given up, or came into another state.
+    changed: Notify,
     /// One gauge per state, so that `/health` and `/metrics` read numbers and compute nothing.
     warming: AtomicI64,
     warm: AtomicI64,
@@ -52,14 +63,30 @@ struct Shared {
     created_cold: AtomicU64,
 }
 
+#[derive(Debug, Default)]
+struct Taken {
+    slots: HashMap<Uuid, Occupant>,
+    promises: Promises,
+}
+
 /// What a request for a slot comes to.
 #[derive(Debug)]
 pub enum Admission {
     Granted(Slot),
-    /// Full, but this sandbox that is nobody's, or this idle session's, may be given up: do that and ask again.
+    /// Full, but this sandbox without a session, or of an idle session, may be given up: do that and ask again.
     MakeRoom(Uuid),
     /// Full, and nothing may go.
-    Full,
+    Full(Full),
+}
+
+/// Why there is no slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// All places are taken or promised. `owed`: another tenant holds at least two more, and the next place that comes free is
+    /// kept for this tenant.
+    Host { owed: bool },
+    /// The tenant has as many as one tenant may have.
+    Tenant { most: usize },
 }
 
 /// The pool in numbers.
@@ -81,14 +108,15 @@ pub struct Census {
 }
 
 impl Pool {
-    /// `max` live sandboxes at most (`ASH_MAX_SANDBOXES`). When they are there, active sessions that had no turn for
-    /// `evict_after` make room behind the paused ones.
-    pub fn new(max: usize, evict_after: Duration) -> Self {
+    /// `max` live sandboxes at most (`ASH_MAX_SANDBOXES`), `per_tenant` of one tenant. When they are there, active sessions that
+    /// had no turn for `evict_after` make room behind the paused ones.
+    pub fn new(max: usize, per_tenant: Option<usize>, evict_after: Duration) -> Self {
         Self {
             shared: Arc::new(Shared {
+                rules: Mutex::new(Rules { max, per_tenant, evict_after }),
                 max: AtomicUsize::new(max),
-                evict_after: Mutex::new(evict_after),
-                slots: Mutex::new(HashMap::new()),
+                taken: Mutex::default(),
+                changed: Notify::new(),
                 warming: AtomicI64::new(0),
                 warm: AtomicI64::new(0),
                 waiting: AtomicI64::new(0),
@@ -104,57 +132,88 @@ impl Pool {
     }
 
     /// Other bounds from now on. What lives above a lower maximum is counted, not killed.
-    pub fn resize(&self, max: usize, evict_after: Duration) {
+    pub fn resize(&self, max: usize, per_tenant: Option<usize>, evict_after: Duration) {
         self.shared.max.store(max, Ordering::Relaxed);
-        *self.shared.evict_after.lock().unwrap_or_else(PoisonError::into_inner) = evict_after;
+        *self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner) = Rules { max, per_tenant, evict_after };
     }
 
     pub fn max(&self) -> usize {
         self.shared.max.load(Ordering::Relaxed)
     }
 
-    /// A slot for this session's sandbox, if there is room.
-    pub fn admit(&self, session: Uuid) -> Admission {
-        let mut slots = self.shared.slots();
-        if slots.len() < self.max() {
-            return Admission::Granted(self.occupy(&mut slots, session, SandboxState::Warming, None));
-        }
-        let evict_after = *self.shared.evict_after.lock().unwrap_or_else(PoisonError::into_inner);
-        match victim::choose(&slots, evict_after) {
-            Some(id) => {
+    fn rules(&self) -> Rules {
+        *self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A slot for the sandbox of this tenant's session, if there is room.
+    pub fn admit(&self, tenant: &TenantId, session: Uuid) -> Admission {
+        let (rules, now) = (self.rules(), Instant::now());
+        let mut taken = self.shared.taken();
+        taken.promises.retain(|_, until| *until > now);
+        match victim::decide(&taken.slots, &taken.promises, rules, tenant, now) {
+            Decision::Grant => {
+                taken.promises.remove(tenant);
+                Admission::Granted(self.occupy(&mut taken.slots, tenant, session, SandboxState::Warming, None))
+            }
+            Decision::MakeRoom(id) => {
                 // Named once: two requests at the same moment must not wait for the same room.
-                if let Some(occupant) = slots.get_mut(&id) {
+                if let Some(occupant) = taken.slots.get_mut(&id) {
                     occupant.leaving = true;
                 }
                 Admission::MakeRoom(id)
             }
-            None => Admission::Full,
+            Decision::TenantFull => Admission::Full(Full::Tenant { most: rules.per_tenant.unwrap_or(rules.max) }),
+            Decision::Full { owed } => {
+                if owed {
+                    taken.promises.insert(tenant.clone(), now + PROMISE);
+                }
+                Admission::Full(Full::Host { owed })
+            }
         }
     }
 
-    /// A slot for a sandbox that is nobody's yet: only where there is room, and the first to be given up again.
-    pub fn admit_spare(&self, id: Uuid, kind: Spare) -> Option<Slot> {
-        let mut slots = self.shared.slots();
-        (slots.len() < self.max()).then(|| self.occupy(&mut slots, id, SandboxState::Warming, Some(kind)))
+    /// A slot for a sandbox without a session: only where there is room that no session waits for, and the first to be given up
+    /// again.
+    pub fn admit_spare(&self, tenant: &TenantId, id: Uuid, kind: Spare) -> Option<Slot> {
+        let (rules, now) = (self.rules(), Instant::now());
+        let mut taken = self.shared.taken();
+        let waited_for = taken.promises.values().filter(|until| **until > now).count();
+        let own = taken.slots.values().filter(|occupant| occupant.tenant == *tenant).count();
+        let fits = taken.slots.len() + waited_for < rules.max && rules.per_tenant.is_none_or(|most| own < most);
+        fits.then(|| self.occupy(&mut taken.slots, tenant, id, SandboxState::Warming, Some(kind)))
     }
 
     /// A slot for a sandbox that lives already (found at the start of the daemon). Given even above the maximum, which
     /// may have been lowered meanwhile: what lives is counted, not killed.
-    pub fn adopt(&self, session: Uuid) -> Slot {
-        let mut slots = self.shared.slots();
-        self.occupy(&mut slots, session, SandboxState::Waiting, None)
+    pub fn adopt(&self, tenant: &TenantId, session: Uuid) -> Slot {
+        let mut taken = self.shared.taken();
+        self.occupy(&mut taken.slots, tenant, session, SandboxState::Waiting, None)
     }
 
     fn occupy(
         &self,
         slots: &mut HashMap<Uuid, Occupant>,
+        tenant: &TenantId,
         session: Uuid,
         state: SandboxState,
         spare: Option<Spare>,
     ) -> Slot {
-        slots.insert(session, Occupant { state, spare, parkable: false, leaving: false, since: Instant::now() });
+        let (tenant, since) = (tenant.clone(), Instant::now());
+        slots.insert(session, Occupant { tenant, state, spare, parkable: false, leaving: false, since });
         self.shared.gauge(state, 1);
         Slot { shared: Arc::clone(&self.shared), session }
+    }
+
+    /// Sandboxes that this tenant has, those without a session included, and the most it may have.
+    pub fn of_tenant(&self, tenant: &TenantId) -> (usize, Option<usize>) {
+        let own = self.shared.taken().slots.values().filter(|occupant| occupant.tenant == *tenant).count();
+        (own, self.rules().per_tenant)
+    }
+
+    /// Waits until a sandbox was given up or came into another state, and no longer than `most`.
+    pub async fn changed(&self, most: Duration) {
+        // Too late for a change is no harm: it is asked again then.
+        let _ = tokio::time::timeout(most, self.shared.changed.notified()).await;
     }
 
     /// Sessions without a process changed by this many (they are rows, which the pool does not count).
@@ -200,9 +259,9 @@ impl Pool {
 }
 
 impl Shared {
-    fn slots(&self) -> MutexGuard<'_, HashMap<Uuid, Occupant>> {
+    fn taken(&self) -> MutexGuard<'_, Taken> {
         // The map is whole between any two statements, so a panic elsewhere cannot have spoilt it.
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn gauge(&self, state: SandboxState, by: i64) {
@@ -228,120 +287,28 @@ impl Slot {
     /// `parkable`: the sandbox may be destroyed to make room for another session's (a paused session between turns). In any
     /// state but `Warm` it is a session's.
     pub fn set(&self, state: SandboxState, parkable: bool) {
-        let mut slots = self.shared.slots();
-        if let Some(occupant) = slots.get_mut(&self.session) {
+        let mut taken = self.shared.taken();
+        if let Some(occupant) = taken.slots.get_mut(&self.session) {
             self.shared.gauge(occupant.state, -1);
             self.shared.gauge(state, 1);
             let spare = occupant.spare.filter(|_| state == SandboxState::Warm);
-            *occupant = Occupant { state, spare, parkable, leaving: false, since: Instant::now() };
+            let tenant = occupant.tenant.clone();
+            *occupant = Occupant { tenant, state, spare, parkable, leaving: false, since: Instant::now() };
         }
+        drop(taken);
+        self.shared.changed.notify_waiters();
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(occupant) = self.shared.slots().remove(&self.session) {
+        if let Some(occupant) = self.shared.taken().slots.remove(&self.session) {
             self.shared.gauge(occupant.state, -1);
         }
+        self.shared.changed.notify_waiters();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn granted(pool: &Pool) -> Slot {
-        match pool.admit(Uuid::new_v4()) {
-            Admission::Granted(slot) => slot,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_maximum_is_hard_and_a_drop_gives_the_place_back() {
-        let pool = Pool::new(2, Duration::MAX);
-        let first = granted(&pool);
-        let _second = granted(&pool);
-        assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full));
-        drop(first);
-        assert_eq!(pool.census().warming, 1);
-        let _third = granted(&pool);
-    }
-
-    #[test]
-    fn a_lower_maximum_kills_nothing_and_admits_nothing() {
-        let pool = Pool::new(2, Duration::MAX);
-        let (first, second) = (granted(&pool), granted(&pool));
-        pool.resize(1, Duration::MAX);
-        assert_eq!((pool.census().warming, pool.census().max), (2, 1));
-        drop(first);
-        assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full));
-        drop(second);
-        granted(&pool);
-    }
-
-    #[test]
-    fn a_paused_session_makes_room_once() {
-        let pool = Pool::new(1, Duration::MAX);
-        let slot = granted(&pool);
-        slot.set(SandboxState::Running, false);
-        assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full));
-        slot.set(SandboxState::Waiting, true);
-        assert!(matches!(pool.admit(Uuid::new_v4()), Admission::MakeRoom(id) if id == slot.session));
-        assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full), "it is leaving already");
-    }
-
-    #[test]
-    fn warm_ones_take_no_room_from_sessions_and_go_first() {
-        let pool = Pool::new(2, Duration::MAX);
-        let paused = granted(&pool);
-        paused.set(SandboxState::Waiting, true);
-        let warm = pool.admit_spare(Uuid::new_v4(), Spare::Warm).expect("there is room");
-        assert!(pool.admit_spare(Uuid::new_v4(), Spare::Parked).is_none(), "never at the cost of another");
-        assert!(
-            matches!(pool.admit(Uuid::new_v4()), Admission::MakeRoom(id) if id == warm.session),
-            "while it is made"
-        );
-        warm.set(SandboxState::Warm, false);
-        assert_eq!((pool.census().warm, pool.census().warming), (1, 0));
-        assert!(
-            matches!(pool.admit(Uuid::new_v4()), Admission::MakeRoom(id) if id == warm.session),
-            "before the paused"
-        );
-        warm.set(SandboxState::Waiting, false);
-        assert!(matches!(pool.admit(Uuid::new_v4()), Admission::MakeRoom(id) if id == paused.session), "it is claimed");
-    }
-
-    #[test]
-    fn a_parked_one_that_was_taken_is_a_sessions_while_it_starts() {
-        let pool = Pool::new(1, Duration::ZERO);
-        let slot = pool.admit_spare(Uuid::new_v4(), Spare::Parked).expect("there is room");
-        slot.set(SandboxState::Warm, false);
-        assert_eq!((pool.census().warm, pool.census().warming), (1, 0));
-        slot.set(SandboxState::Warming, false);
-        assert_eq!((pool.census().warm, pool.census().warming), (0, 1));
-        assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full));
-        pool.created(true);
-        assert_eq!((pool.census().created_parked, pool.census().created_cold, pool.census().pre_warmed), (1, 0, 0));
-    }
-
-    #[test]
-    fn gauges_follow_the_states() {
-        let pool = Pool::new(9, Duration::MAX);
-        let slot = granted(&pool);
-        slot.set(SandboxState::Waiting, false);
-        slot.set(SandboxState::Running, false);
-        let census = pool.census();
-        assert_eq!((census.warming, census.waiting, census.running), (0, 0, 1));
-        drop(slot);
-        assert_eq!(pool.census().running, 0);
-    }
-
-    #[test]
-    fn adoption_counts_what_lives_even_above_the_maximum() {
-        let pool = Pool::new(1, Duration::MAX);
-        let _slots = [pool.adopt(Uuid::new_v4()), pool.adopt(Uuid::new_v4())];
-        assert_eq!(pool.census().waiting, 2);
-        assert!(matches!(pool.admit(Uuid::new_v4()), Admission::Full));
-    }
-}
+#[path = "pool_tests.rs"]
+mod tests;

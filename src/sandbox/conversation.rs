@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::channel::Channel;
@@ -133,15 +136,35 @@ pub(super) async fn read(
     events: mpsc::UnboundedSender<SandboxEvent>,
 ) {
     let pidfd = watch(pidfd, Interest::READABLE);
+    // A panic is an end like any other: whoever waits for an answer or an end gets it.
+    let listened = AssertUnwindSafe(listen(&channel, pidfd.as_ref().ok(), &conversation, &events)).catch_unwind().await;
+    if listened.is_err() {
+        tracing::error!("the task that listens to a sandbox's init panicked; the sandbox counts as dead");
+    }
+    conversation.end();
+    // init closes its end before the kernel has ended the other processes, which may still print: whoever is told now
+    // that they are gone must find everything they said.
+    if let Ok(pidfd) = &pidfd {
+        drop(tokio::time::timeout(DEAD_WITHIN, pidfd.readable()).await);
+    }
+    events.send(SandboxEvent::Died).ok();
+}
+
+async fn listen(
+    channel: &Channel,
+    pidfd: Option<&AsyncFd<OwnedFd>>,
+    conversation: &Conversation,
+    events: &mpsc::UnboundedSender<SandboxEvent>,
+) {
     loop {
-        let packet = match &pidfd {
+        let packet = match pidfd {
             // What init sent before it ended is read first.
-            Ok(pidfd) => tokio::select! {
+            Some(pidfd) => tokio::select! {
                 biased;
                 packet = channel.recv() => packet,
                 _ = pidfd.readable() => break,
             },
-            Err(_) => channel.recv().await,
+            None => channel.recv().await,
         };
         let Ok(Some((bytes, fds))) = packet else { break };
         match serde_json::from_slice(&bytes) {
@@ -161,11 +184,4 @@ pub(super) async fn read(
             }
         }
     }
-    conversation.end();
-    // init closes its end before the kernel has ended the other processes, which may still print: whoever is told now
-    // that they are gone must find everything they said.
-    if let Ok(pidfd) = &pidfd {
-        drop(tokio::time::timeout(DEAD_WITHIN, pidfd.readable()).await);
-    }
-    events.send(SandboxEvent::Died).ok();
 }

@@ -158,6 +158,15 @@ impl Sandbox {
         self.done("close stdin", InitRequest::CloseStdin { child }, &[]).await
     }
 
+    /// Hands over reading ends of pipes: init reads them to their end and throws away what comes.
+    ///
+    /// # Errors
+    /// `Failed` when it reads too many already; `Gone`; `TimedOut`.
+    pub async fn discard(&self, pipes: &[OwnedFd]) -> Result<(), LauncherError> {
+        let fds: Vec<BorrowedFd<'_>> = pipes.iter().map(AsFd::as_fd).collect();
+        self.done("discard", InitRequest::Discard, &fds).await
+    }
+
     /// # Errors
     /// `Gone`; `TimedOut`.
     pub async fn stat(&self) -> Result<Vec<ChildStat>, LauncherError> {

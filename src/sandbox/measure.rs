@@ -69,7 +69,8 @@ pub async fn run(
     let file = |name: &str| rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).map_err(|e| answer(&e));
     let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| answer(&e));
     let (out, err) = (file("out")?, file("err")?);
-    let spec = SpawnSpec { argv, env, cwd: "/workspace".to_owned(), stdin: false, within_ms: None };
+    let spec =
+        SpawnSpec { argv, env, cwd: "/workspace".to_owned(), stdin: false, within_ms: None, leaves_share: false };
     let ended = async {
         sandbox.spawn(child, &spec, copy(&out)?, copy(&err)?).await?;
         loop {

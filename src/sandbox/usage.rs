@@ -146,6 +146,11 @@ impl PidsUsage {
     }
 }
 
+/// The limit of processes and threads that is in force; `None` where there is none.
+pub fn pids_limit(paths: &CgroupPaths) -> Option<u64> {
+    number(&paths.pids.as_ref()?.join("pids.max"))
+}
+
 /// Whether this host enforces a limit on the sandbox with these cgroups. Disk and time of a turn are watched by ashd.
 pub fn enforced(paths: &CgroupPaths, limit: Limit) -> bool {
     let swap = if paths.v1 { "memory.memsw.limit_in_bytes" } else { "memory.swap.max" };

@@ -21,6 +21,7 @@ use crate::launcher::init_protocol::{Exit, Listener};
 use crate::model::SessionStatus;
 use crate::pool::Slot;
 use crate::sessions::SessionError;
+use crate::sessions::background::Background;
 use crate::sessions::claude::LaunchOptions;
 use crate::sessions::driver::Request;
 use crate::sessions::launch::launcher_error;
@@ -69,7 +70,7 @@ pub async fn adopt(shared: &Arc<Shared>) -> Result<(), SessionError> {
         .for_each_concurrent(AT_ONCE, |(id, tenant, status)| async move {
             if goes_on(&id) {
                 shared.went_live(status);
-                let slot = shared.pool.adopt(id);
+                let slot = shared.pool.adopt(&tenant, id);
                 let handle = shared.handle(tenant, id);
                 let _ = handle.requests.send(Request::Adopt { slot }).await;
             } else {
@@ -115,6 +116,10 @@ pub async fn attach(
         return Err("its claude was not ready yet".to_owned());
     }
     let exited = claude.exited;
+    // Before it is registered: what goes on must not find its window closed.
+    let mut background = Background::default();
+    let longest = std::time::Duration::from_millis(session.limits.turn_ms);
+    background.set(record.background, longest, || shared.gateway.hold_open(session.id));
     let listener = sandbox.listener(Listener::Model).await.map_err(|e| e.to_string())?;
     if let Err(e) = shared.register(session, &listener, &record.token, options).await {
         // No reason to end what runs: when the gateway is back, every session is registered again.
@@ -124,6 +129,7 @@ pub async fn attach(
     let mut live = Live::new(sandbox, events, slot, listener, record);
     live.tail = Some(tail);
     live.read_to = session.stdout_offset;
+    live.background = background;
     // The turn's own number must stay free for a message that init may lack.
     live.numbers = MessageNumbers::after(newest, accepted);
     live.applied = Applied::unknown();

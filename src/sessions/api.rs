@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::model::SessionStatus;
+use crate::model::bounded::{list, map, raw_map, short};
+use crate::model::raw::RawObject;
+use crate::model::{RawJson, SessionStatus};
 
 /// Body of `POST /api/sessions`. Unknown fields are ignored (contract §1).
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -16,16 +17,21 @@ pub struct CreateSession {
     pub model: Option<String>,
     pub system_prompt: Option<String>,
     pub credential_id: Option<String>,
+    #[serde(deserialize_with = "map")]
     pub extra_env: BTreeMap<String, String>,
-    #[schema(value_type = Object)]
-    pub mcp_servers: BTreeMap<String, Value>,
+    #[serde(deserialize_with = "raw_map")]
+    #[schema(value_type = HashMap<String, Object>)]
+    pub mcp_servers: RawObject,
     /// bypassPermissions (the default), permissionsByAgent or default.
     pub permission_mode: Option<String>,
+    #[serde(deserialize_with = "list")]
     pub allowed_tools: Option<Vec<String>>,
+    #[serde(deserialize_with = "list")]
     pub disallowed_tools: Option<Vec<String>>,
+    #[serde(deserialize_with = "list")]
     pub betas: Option<Vec<String>>,
-    #[schema(value_type = Object)]
-    pub subagents: Option<Value>,
+    #[schema(value_type = Option<Object>)]
+    pub subagents: Option<RawJson>,
     pub initial_agent: Option<String>,
 }
 
@@ -34,11 +40,14 @@ pub struct CreateSession {
 #[serde(rename_all = "camelCase", default)]
 pub struct PatchConfig {
     pub model: Option<String>,
+    #[serde(deserialize_with = "list")]
     pub allowed_tools: Option<Vec<String>>,
+    #[serde(deserialize_with = "list")]
     pub disallowed_tools: Option<Vec<String>>,
+    #[serde(deserialize_with = "list")]
     pub betas: Option<Vec<String>>,
-    #[schema(value_type = Object)]
-    pub subagents: Option<Value>,
+    #[schema(value_type = Option<Object>)]
+    pub subagents: Option<RawJson>,
     pub initial_agent: Option<String>,
 }
 
@@ -47,18 +56,32 @@ pub struct PatchConfig {
 #[serde(rename_all = "camelCase", default)]
 pub struct SendMessage {
     /// A string, or an array of content blocks; passed on as it came.
-    #[schema(value_type = Object)]
-    pub content: Value,
+    #[schema(schema_with = content)]
+    pub content: RawJson,
+    #[serde(deserialize_with = "short")]
     pub include_partial_messages: bool,
     pub model: Option<String>,
+    #[serde(deserialize_with = "short")]
     pub max_turns: Option<u32>,
+    #[serde(deserialize_with = "short")]
     pub max_budget_usd: Option<f64>,
-    #[schema(value_type = Object)]
-    pub effort: Option<Value>,
-    #[schema(value_type = Object)]
-    pub thinking: Option<Value>,
-    #[schema(value_type = Object)]
-    pub output_format: Option<Value>,
+    /// low, medium, high or max.
+    #[schema(value_type = Option<String>, example = "high")]
+    pub effort: Option<RawJson>,
+    #[schema(value_type = Option<Object>)]
+    pub thinking: Option<RawJson>,
+    #[schema(value_type = Option<Object>)]
+    pub output_format: Option<RawJson>,
+}
+
+fn content() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+    use utoipa::openapi::schema::{ArrayBuilder, Object, OneOfBuilder, Type};
+    let either = OneOfBuilder::new()
+        .item(Object::with_type(Type::String))
+        .item(ArrayBuilder::new().items(Object::with_type(Type::Object)))
+        .description(Some("A string, or an array of content blocks (text, image, document); passed on as it came."))
+        .build();
+    utoipa::openapi::Schema::OneOf(either).into()
 }
 
 /// Why a request to a session was refused. The HTTP layer turns each into its code and text (contract §5).
@@ -71,8 +94,14 @@ pub enum SessionError {
     #[error("Agent \"{0}\" not found")]
     AgentNotFound(String),
     /// 422
-    #[error("Agent directory not found at \"{path}\". Deploy the agent \"{agent}\" again.")]
-    AgentDirectoryGone { agent: String, path: String },
+    #[error("The directory of agent \"{agent}\" {what}. Deploy the agent again.")]
+    AgentDirectoryGone { agent: String, what: &'static str },
+    /// 422: the directory became one that may not be used.
+    #[error("The directory of agent \"{agent}\" is refused: {why}. Deploy the agent again.")]
+    AgentDirectoryRefused { agent: String, why: String },
+    /// 422: the agent's own script failed.
+    #[error("install.sh of agent \"{agent}\" {why}")]
+    Install { agent: String, why: String },
     /// 400: a message or exec to a session that is not active.
     #[error("Session is {0}")]
     NotActive(SessionStatus),
@@ -88,12 +117,24 @@ pub enum SessionError {
     /// 503 with Retry-After.
     #[error("Sandbox capacity reached ({max} live sandboxes); end or pause a session, or raise ASH_MAX_SANDBOXES")]
     Capacity { max: usize, retry_after_s: u64 },
+    /// 503 with Retry-After: other tenants hold more, and all their sandboxes are at work.
+    #[error(
+        "Sandbox capacity reached ({max} live sandboxes), and those of other tenants run turns, commands or background work; \
+         the next free place is kept for this tenant: try again in {retry_after_s} s"
+    )]
+    Owed { max: usize, retry_after_s: u64 },
+    /// 503 with Retry-After.
+    #[error(
+        "This tenant has all the sandboxes it may have ({max}, pool.max_sandboxes_per_tenant), and none of them is idle; end or \
+         pause a session"
+    )]
+    TenantCapacity { max: usize, retry_after_s: u64 },
     /// 400
     #[error("{0}")]
     Invalid(String),
-    /// 429 with Retry-After.
+    /// 413: more than the model takes.
     #[error("{0}")]
-    TooMany(String),
+    TooLarge(String),
     /// 503 with Retry-After: the daemon is stopping, or the launcher or gateway is away.
     #[error("{0}")]
     Unavailable(String),

@@ -68,7 +68,8 @@ impl Sessions {
     pub fn configuration_changed(&self) {
         let shared = Arc::clone(&self.shared);
         let pool = &shared.config.now().pool;
-        shared.pool.resize(pool.max_sandboxes, Duration::from_millis(pool.evict_after_ms));
+        let evict_after = Duration::from_millis(pool.evict_after_ms);
+        shared.pool.resize(pool.max_sandboxes, pool.max_sandboxes_per_tenant, evict_after);
         shared.warm.look_again();
         tokio::spawn(async move {
             let tell = |(id, handle): (uuid::Uuid, crate::sessions::registry::Handle)| async move {

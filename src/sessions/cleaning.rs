@@ -16,6 +16,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::model::past_ms;
+use crate::observe::tasks;
 use crate::sessions::remove_tree::remove_tree;
 use crate::sessions::shared::Shared;
 
@@ -38,12 +39,16 @@ impl Shared {
             }
         };
         let shared = Arc::clone(self);
-        tokio::spawn(async move {
-            shared.remove_orphans(found).await;
-            loop {
-                let keep = Duration::from_millis(shared.config.now().sessions.keep_ended_ms);
-                shared.remove_ended(keep).await;
-                tokio::time::sleep((keep / 4).clamp(LOOK_AT_MOST, LOOK)).await;
+        let mut found = Some(found);
+        tasks::spawn_restarting("cleaning", move || {
+            let (shared, found) = (Arc::clone(&shared), found.take());
+            async move {
+                shared.remove_orphans(found.unwrap_or_default()).await;
+                loop {
+                    let keep = Duration::from_millis(shared.config.now().sessions.keep_ended_ms);
+                    shared.remove_ended(keep).await;
+                    tokio::time::sleep((keep / 4).clamp(LOOK_AT_MOST, LOOK)).await;
+                }
             }
         });
     }
@@ -81,6 +86,7 @@ impl Shared {
             if tokio::fs::try_exists(&dir).await.unwrap_or(false) {
                 tracing::info!(ASH_SESSION = %id, ASH_EVENT = "files-removed", "the files of an ended session are removed");
                 self.remove(dir).await;
+                self.storage.removed(id);
             }
         }
     }
@@ -88,6 +94,7 @@ impl Shared {
     /// The directory of a session that is nobody's any more. What cannot be removed now is tried again at the next start.
     pub async fn remove_directory(&self, id: Uuid) {
         self.remove(self.dir(id).root().to_owned()).await;
+        self.storage.removed(id);
     }
 
     async fn remove(&self, path: PathBuf) {

@@ -5,7 +5,7 @@
 //! reached without following links.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -15,9 +15,6 @@ use uuid::Uuid;
 
 /// claude names the directory after the working directory, `/` written as `-`.
 const PROJECT: [&str; 3] = [".claude", "projects", "-workspace"];
-
-/// Bytes of one line of the record; claude's own lines carry images and stay far below.
-const MAX_LINE: u64 = 64 << 20;
 
 /// Whether this session's conversation is there to be resumed.
 pub fn exists(home: &Path, id: Uuid) -> bool {
@@ -45,7 +42,7 @@ fn dirs(home: &Path) -> io::Result<Vec<OwnedFd>> {
     Ok(dirs)
 }
 
-fn project(home: &Path) -> io::Result<OwnedFd> {
+pub(super) fn project(home: &Path) -> io::Result<OwnedFd> {
     Ok(dirs(home)?.pop().expect("home at least"))
 }
 
@@ -74,40 +71,60 @@ pub fn rename(home: &Path, old: Uuid, new: Uuid) -> io::Result<bool> {
     let dir = project(home)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let target = rustix::fs::openat(dir.as_fd(), format!("{new}.jsonl"), flags, Mode::RUSR | Mode::WUSR)?;
-    rewrite(BufReader::new(source), BufWriter::new(File::from(target)), old, new)?;
+    rewrite(source, BufWriter::new(File::from(target)), old, new)?;
     // Large tool outputs lie in a directory named after the session; the record names them by path, so it stays as it is.
     rustix::fs::unlinkat(dir.as_fd(), format!("{old}.jsonl"), rustix::fs::AtFlags::empty())?;
     Ok(true)
 }
 
+/// Bytes that are copied at a time.
+const PIECE: usize = 256 << 10;
+
 /// Copies whole lines with `"sessionId":"<old>"` turned into the new id. A quote inside a text is written `\"` in JSON,
-/// so the pattern only matches fields.
-fn rewrite(mut from: impl BufRead, mut to: impl Write, old: Uuid, new: Uuid) -> io::Result<()> {
+/// so the pattern only matches fields. Lines may have any length; they are not held.
+fn rewrite(mut from: impl Read + Seek, mut to: impl Write, old: Uuid, new: Uuid) -> io::Result<()> {
     let pattern = format!("\"sessionId\":\"{old}\"");
     let replacement = format!("\"sessionId\":\"{new}\"");
     let finder = memmem::Finder::new(&pattern);
-    let mut line = Vec::new();
+    // What stands behind the last line end was being written: it belongs to no finished turn.
+    let end = last_line_end(&mut from)?;
+    from.seek(SeekFrom::Start(0))?;
+    let mut from = from.take(end);
+    let mut held = Vec::with_capacity(2 * PIECE);
     loop {
-        line.clear();
-        let read = io::Read::take(&mut from, MAX_LINE).read_until(b'\n', &mut line)?;
-        if read == 0 {
-            return to.flush();
-        }
-        if line.last() != Some(&b'\n') {
-            if line.len() as u64 >= MAX_LINE {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "the conversation has a line above 64 MiB"));
-            }
-            // The last line was being written: it belongs to no finished turn.
-            return to.flush();
-        }
+        let read = from.by_ref().take(PIECE as u64).read_to_end(&mut held)?;
         let mut at = 0;
-        for found in finder.find_iter(&line) {
-            to.write_all(&line[at..found])?;
+        for found in finder.find_iter(&held) {
+            to.write_all(&held[at..found])?;
             to.write_all(replacement.as_bytes())?;
             at = found + pattern.len();
         }
-        to.write_all(&line[at..])?;
+        if read == 0 {
+            to.write_all(&held[at..])?;
+            return to.flush();
+        }
+        // A pattern may begin at the end of this piece.
+        let sure = at.max(held.len().saturating_sub(pattern.len() - 1));
+        to.write_all(&held[at..sure])?;
+        held.drain(..sure);
     }
+}
+
+/// The offset behind the last newline.
+fn last_line_end(from: &mut (impl Read + Seek)) -> io::Result<u64> {
+    let mut end = from.seek(SeekFrom::End(0))?;
+    let mut piece = vec![0; PIECE];
+    while end > 0 {
+        let start = end.saturating_sub(PIECE as u64);
+        let piece = &mut piece[..(end - start) as usize];
+        from.seek(SeekFrom::Start(start))?;
+        from.read_exact(piece)?;
+        if let Some(newline) = memchr::memrchr(b'\n', piece) {
+            return Ok(start + newline as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
 }
 
 #[cfg(test)]
@@ -121,12 +138,28 @@ mod tests {
             "{{\"sessionId\":\"{old}\",\"text\":\"say \\\"sessionId\\\":\\\"{old}\\\"\"}}\n{{\"type\":\"summary\"}}\n{{\"sessionId\":\"{old}\",\"ha"
         );
         let mut output = Vec::new();
-        rewrite(input.as_bytes(), &mut output, old, new).unwrap();
+        rewrite(io::Cursor::new(&input), &mut output, old, new).unwrap();
         let text = String::from_utf8(output).unwrap();
         let want = format!(
             "{{\"sessionId\":\"{new}\",\"text\":\"say \\\"sessionId\\\":\\\"{old}\\\"\"}}\n{{\"type\":\"summary\"}}\n"
         );
         assert_eq!(text, want);
+    }
+
+    #[test]
+    fn lines_of_any_length_are_rewritten_wherever_the_id_lies() {
+        let (old, new) = (Uuid::new_v4(), Uuid::new_v4());
+        let field = |id: Uuid| format!("\"sessionId\":\"{id}\"");
+        for before in [0, 1, PIECE - 60, PIECE - 30, PIECE - 1, PIECE, 3 * PIECE - 20] {
+            let line = |id: Uuid| format!("{{\"x\":\"{}\",{f},{f}}}\n{{{f}}}\n", "x".repeat(before), f = field(id));
+            let input = line(old) + &"y".repeat(2 * PIECE) + &field(old);
+            let mut output = Vec::new();
+            rewrite(io::Cursor::new(&input), &mut output, old, new).unwrap();
+            assert!(output == line(new).as_bytes(), "{before}");
+        }
+        let mut output = Vec::new();
+        rewrite(io::Cursor::new("no line end"), &mut output, old, new).unwrap();
+        assert!(output.is_empty());
     }
 
     #[test]

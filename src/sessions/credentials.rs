@@ -12,8 +12,8 @@ use crate::sessions::shared::Shared;
 use crate::sessions::{CreateSession, SessionError, Sessions};
 use crate::store::{Credential, Session};
 
-/// Those that are keys for the API that claude speaks. A key of another kind can be kept, and not be used by a session.
-const FOR_SESSIONS: [&str; 2] = ["anthropic", "custom"];
+/// Those that are keys for the API that claude speaks. An older ashd also kept others, which no session can use.
+pub const FOR_SESSIONS: [&str; 2] = ["anthropic", "custom"];
 
 impl Sessions {
     /// Seals the key and keeps it.
@@ -41,6 +41,7 @@ impl Sessions {
             sealed,
             active: true,
             created_at: now_ms(),
+            last_used_at: None,
         };
         self.shared.store.credential_insert(credential.clone()).await?;
         Ok(credential)
@@ -81,9 +82,8 @@ impl Shared {
         &self,
         session: &Session,
         options: &LaunchOptions,
-        token: &str,
     ) -> Result<Option<String>, SessionError> {
-        let Some(id) = options.credential else { return Ok(claude::environment(&options.env, token).key) };
+        let Some(id) = options.credential else { return Ok(claude::own_key(&options.env)) };
         let gone = || {
             SessionError::Invalid(format!(
                 "the credential {id} of this session was deleted; create a session with another one"

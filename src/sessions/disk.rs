@@ -15,13 +15,18 @@
 //! A walk stops at the limit, so a tree of ten million files costs no more than one that is just too large.
 
 use std::collections::HashSet;
+use std::ffi::{CStr, OsStr};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::kernel::held::Held;
+use crate::kernel::owned::{self, Opened};
+use crate::kernel::walk::RESOLVE;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat, statvfs};
+use rustix::io::Errno;
 
 /// Directories in each other that are followed. A deeper tree could not be removed by path either.
 const DEPTH: usize = 128;
@@ -76,11 +81,13 @@ impl DiskUse {
 pub fn measure(root: &Path, bound: Bound) -> io::Result<DiskUse> {
     let mut used = DiskUse::default();
     let mut linked = HashSet::new();
-    let mut open: Vec<Dir> = vec![dir_of(openat(CWD, root, flags(), Mode::empty())?)?];
+    let top = openat(CWD, root, flags() | OFlags::PATH, Mode::empty())?;
+    let top = owned::open(top, Path::new("."), flags(), Mode::empty(), RESOLVE)?;
+    let mut open = vec![Level::new(top)?];
     loop {
         let depth = open.len();
-        let Some(dir) = open.last_mut() else { return Ok(used) };
-        let entry = match dir.next() {
+        let Some(level) = open.last_mut() else { return Ok(used) };
+        let entry = match level.entries.next() {
             None => {
                 open.pop();
                 continue;
@@ -96,7 +103,7 @@ pub fn measure(root: &Path, bound: Bound) -> io::Result<DiskUse> {
         if name.to_bytes() == b"." || name.to_bytes() == b".." {
             continue;
         }
-        let at = dir.fd()?;
+        let at = level.open.as_fd();
         let Ok(stat) = statat(at, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         used.files += 1;
@@ -120,29 +127,27 @@ fn flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
 
-fn dir_of(fd: OwnedFd) -> io::Result<Dir> {
-    Ok(Dir::new(fd)?)
+/// A directory on the way: it can be searched as long as `open` lives.
+struct Level {
+    entries: Dir,
+    open: Opened,
 }
 
-/// Opens a directory of the payload's. One that it closed to itself, and so to its owner on the host, is opened again:
-/// otherwise nothing would bound what is in it. `None` when it is gone.
-fn enter(at: std::os::fd::BorrowedFd<'_>, name: &std::ffi::CStr, depth: usize) -> Result<Option<Dir>, ()> {
+impl Level {
+    fn new(open: Opened) -> io::Result<Self> {
+        Ok(Self { entries: Dir::read_from(open.as_fd())?, open })
+    }
+}
+
+/// Opens a directory of the payload's, also one that it closed to itself, and so to its owner on the host: otherwise nothing would
+/// bound what is in it. `None` when it is gone.
+fn enter(at: BorrowedFd<'_>, name: &CStr, depth: usize) -> Result<Option<Level>, ()> {
     if depth >= DEPTH {
         return Err(());
     }
-    let open = || openat(at, name, flags(), Mode::empty());
-    let opened = match open() {
-        Err(rustix::io::Errno::ACCESS) => {
-            let path = openat(at, name, flags() | OFlags::PATH, Mode::empty()).map_err(|_| ())?;
-            let by_fd = format!("/proc/self/fd/{}", path.as_fd().as_raw_fd());
-            rustix::fs::chmod(&by_fd, Mode::RWXU).map_err(|_| ())?;
-            open()
-        }
-        opened => opened,
-    };
-    match opened {
-        Ok(fd) => dir_of(fd).map(Some).map_err(|_| ()),
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => Ok(None),
+    match owned::open(at, Path::new(OsStr::from_bytes(name.to_bytes())), flags(), Mode::empty(), RESOLVE) {
+        Ok(open) => Level::new(open).map(Some).map_err(|_| ()),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
         Err(_) => Err(()),
     }
 }

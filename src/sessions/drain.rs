@@ -10,6 +10,8 @@ pub const KEPT: usize = 1 << 20;
 /// Bytes of one output that are read. Past it the pipe is closed, and the next write ends the writer with SIGPIPE: an
 /// endless printer costs a bounded amount of work, whatever its deadline.
 pub const READ: u64 = 64 << 20;
+/// Bytes of an output of which only the end is wanted.
+const LAST: usize = 4096;
 /// Bytes of one read: the capacity of a pipe.
 const PIECE: usize = 64 << 10;
 
@@ -19,6 +21,8 @@ pub struct Drain {
     pipe: Option<Receiver>,
     kept: Vec<u8>,
     read: u64,
+    /// The end is kept, and all of it is read.
+    last: bool,
 }
 
 impl Drain {
@@ -27,7 +31,15 @@ impl Drain {
     /// # Errors
     /// When tokio cannot watch it.
     pub fn new(pipe: OwnedFd) -> io::Result<Self> {
-        Ok(Self { pipe: Some(Receiver::from_owned_fd(pipe)?), kept: Vec::new(), read: 0 })
+        Ok(Self { pipe: Some(Receiver::from_owned_fd(pipe)?), kept: Vec::new(), read: 0, last: false })
+    }
+
+    /// One that keeps the last lines, and reads whatever comes.
+    ///
+    /// # Errors
+    /// As [`Drain::new`].
+    pub fn of_the_end(pipe: OwnedFd) -> io::Result<Self> {
+        Ok(Self { last: true, ..Self::new(pipe)? })
     }
 
     /// Reads until every writer is gone, or no more is wanted. Cancelling loses nothing.
@@ -43,7 +55,7 @@ impl Drain {
         }
     }
 
-    /// Takes what is in the pipe at this moment, and hangs up. What writes on meanwhile is not followed.
+    /// Takes what is in the pipe at this moment. What writes on meanwhile is not followed: see [`Drain::left`].
     pub fn rest(&mut self) {
         for _ in 0..=KEPT / PIECE {
             let Some(pipe) = &self.pipe else { return };
@@ -55,12 +67,22 @@ impl Drain {
             }
             self.take(read, &buffer);
         }
-        self.pipe = None;
+    }
+
+    /// The pipe, when it still has a writer and was not closed for too much output.
+    pub fn left(&mut self) -> Option<OwnedFd> {
+        self.pipe.take()?.into_nonblocking_fd().ok()
     }
 
     fn take(&mut self, read: io::Result<usize>, buffer: &[u8]) {
         match read {
             Ok(0) => self.pipe = None,
+            Ok(n) if self.last => {
+                self.kept.extend_from_slice(&buffer[..n]);
+                let surplus = self.kept.len().saturating_sub(LAST);
+                self.kept.drain(..surplus);
+                self.read += n as u64;
+            }
             Ok(n) => {
                 let room = KEPT - self.kept.len();
                 self.kept.extend_from_slice(&buffer[..n.min(room)]);
@@ -76,6 +98,14 @@ impl Drain {
 
     pub fn truncated(&self) -> bool {
         self.read > self.kept.len() as u64
+    }
+
+    /// The last lines, whole ones, without control characters.
+    pub fn last_lines(self) -> String {
+        let cut = self.read > self.kept.len() as u64;
+        let from = self.kept.iter().position(|byte| *byte == b'\n').filter(|_| cut).map_or(0, |at| at + 1);
+        let text = String::from_utf8_lossy(&self.kept[from..]);
+        text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect::<String>().trim().to_owned()
     }
 
     /// What was kept, as text; `name` is for the line that says where it was cut.
@@ -151,8 +181,37 @@ mod tests {
         let (mut drain, mut to) = pair();
         to.write_all(b"said before").unwrap();
         drain.rest();
-        assert!(to.write_all(b"said after").is_err(), "nobody listens any more");
+        to.write_all(b"said after").unwrap();
+        let left = drain.left().expect("it has a writer");
+        let mut buffer = [0; 64];
+        assert_eq!(rustix::io::read(&left, &mut buffer), Ok(10), "what came later is not lost before it is discarded");
         assert_eq!(drain.text("stdout"), "said before");
+    }
+
+    #[tokio::test]
+    async fn a_pipe_at_its_end_or_closed_for_too_much_is_not_left() {
+        let (mut drain, mut to) = pair();
+        to.write_all(b"all").unwrap();
+        drop(to);
+        drain.rest();
+        assert!(drain.left().is_none());
+        assert_eq!(drain.text("stdout"), "all");
+    }
+
+    #[tokio::test]
+    async fn the_last_lines_of_much_output() {
+        let (read, write_end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        rustix::io::ioctl_fionbio(&read, true).unwrap();
+        let mut drain = Drain::of_the_end(read).unwrap();
+        let mut said: Vec<u8> = (0..2_000_000).flat_map(|n| format!("line {n:040}\n").into_bytes()).collect();
+        said.extend_from_slice(b"\x1b[31mred\x07\n");
+        let writer = write(write_end.into(), said);
+        drain.all().await;
+        writer.await.unwrap().unwrap();
+        let last = drain.last_lines();
+        assert!(last.len() <= LAST && last.len() > LAST / 2, "{}", last.len());
+        assert!(last.lines().rev().skip(1).all(|line| line.len() == 45), "{last}");
+        assert!(last.ends_with("1999999\n[31mred"), "{last}");
     }
 
     #[tokio::test]

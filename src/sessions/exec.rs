@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The deadline is the keeper's, inside the sandbox: it holds whatever becomes of ashd or of the client. What the command
-//! leaves in the background goes on after its answer, with nobody at the other end of its pipes.
+//! leaves in the background lives on after its answer: init gets the reading ends of its pipes, and discards what it prints.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rustix::fs::{Mode, fchmod};
 use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::gateway::windows::Hold;
 use crate::launcher::init_protocol::{Exit, SpawnSpec};
-use crate::model::SessionStatus;
+use crate::model::{SessionStatus, TenantId};
 use crate::sandbox::{LauncherError, Sandbox, Watched};
 use crate::sessions::cause::OomCount;
 use crate::sessions::claude::MAX_ARG_BYTES;
@@ -31,15 +31,19 @@ use crate::sessions::driver::Request;
 use crate::sessions::launch::launcher_error;
 use crate::sessions::own::Own;
 use crate::sessions::process::FIRST_EXEC_CHILD;
+use crate::sessions::shares::{Bounds, Over, Shares};
 use crate::sessions::{SessionError, Sessions};
 
-/// Commands that run at the same time in all sessions together; one more is 503. Each may hold 2 MiB of output.
-pub const MAX_RUNNING: usize = 128;
+/// Commands that run at the same time: of one tenant (one more is 429), and in all sessions together (503). Each may hold
+/// 2 MiB of output.
+pub const RUNNING: Bounds = Bounds { each: 64, all: 256 };
 /// Milliseconds a command has when the client names none, and at most.
 pub const DEFAULT_TIMEOUT_MS: u64 = 30_000;
 pub const MAX_TIMEOUT_MS: u64 = 300_000;
 /// How long past its deadline an end is waited for: the keeper gives up killing after 10 s. Only a frozen sandbox is later.
-const GRACE: Duration = Duration::from_secs(11);
+pub(super) const GRACE: Duration = Duration::from_secs(11);
+/// How long init's answer is waited for when it gets the pipes of background jobs.
+const HAND_OVER: Duration = Duration::from_secs(1);
 /// Exit code of a command that was ended by its deadline, as timeout(1) has it.
 const TIMED_OUT: i32 = 124;
 
@@ -68,8 +72,15 @@ impl ExecResult {
 /// Counts what runs, and numbers it.
 #[derive(Debug)]
 pub struct Execs {
-    running: Semaphore,
+    running: Shares<TenantId>,
     next: AtomicU32,
+}
+
+impl Execs {
+    /// init's number for a new command.
+    pub fn number(&self) -> u32 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
 }
 
 impl Default for Execs {
@@ -79,7 +90,7 @@ impl Default for Execs {
         let mut random = [0; 4];
         getrandom::fill(&mut random).expect("the kernel gives random bytes once it has booted");
         let next = FIRST_EXEC_CHILD + u32::from_le_bytes(random) / 2;
-        Self { running: Semaphore::new(MAX_RUNNING), next: AtomicU32::new(next) }
+        Self { running: Shares::default(), next: AtomicU32::new(next) }
     }
 }
 
@@ -90,6 +101,8 @@ pub struct Place {
     pub env: Vec<(String, String)>,
     /// While it lives, the session is not idle.
     pub guest: Arc<()>,
+    /// While it lives, the model may be asked.
+    pub window: Hold,
 }
 
 impl Sessions {
@@ -101,13 +114,20 @@ impl Sessions {
     pub async fn exec(&self, own: &Own, command: &str, timeout_ms: u64) -> Result<ExecResult, SessionError> {
         check(command)?;
         let execs = &self.shared.execs;
-        let _running = execs.running.try_acquire().map_err(|_| {
-            SessionError::Unavailable(format!("{MAX_RUNNING} commands run already on this host; try again"))
+        let tenant = own.tenant();
+        let _running = execs.running.take(tenant, 1, RUNNING).map_err(|over| match over {
+            Over::Own => SessionError::Unavailable(format!(
+                "{} commands of tenant {tenant} run already, the most that one tenant may run at once; try again",
+                RUNNING.each
+            )),
+            Over::All => SessionError::Unavailable(format!(
+                "{} commands run already on this host, or so many that tenant {tenant} may run no more; try again",
+                RUNNING.all
+            )),
         })?;
         let place = self.ask(own, |reply| Request::Exec { reply }).await?;
         let kills = OomCount::read(&place.sandbox.info.cgroup);
-        let child = || execs.next.fetch_add(1, Ordering::Relaxed);
-        match run(&place, child, command, Duration::from_millis(timeout_ms)).await {
+        match run(&place, || execs.number(), command, Duration::from_millis(timeout_ms)).await {
             Err(ExecError::Gone) => Err(self.lost(own).await?),
             Err(ExecError::Session(error)) => Err(error),
             Ok(mut result) => {
@@ -191,6 +211,7 @@ async fn run(place: &Place, child: impl Fn() -> u32, command: &str, within: Dura
     };
     out.rest();
     err.rest();
+    let unread = leave(&place.sandbox, [&mut out, &mut err]).await;
     let (exit_code, timed_out) = match end {
         Ok(Some(Exit::Signal(signal))) if signal == Signal::SIGALRM as i32 => (TIMED_OUT, true),
         Ok(Some(Exit::Signal(signal))) => (128 + signal, false),
@@ -204,11 +225,31 @@ async fn run(place: &Place, child: impl Fn() -> u32, command: &str, within: Dura
     if timed_out {
         let how = match end {
             Ok(_) => "was ended with everything it had started",
-            Err(_) => "does not end: the session stands still, and the command ends when it goes on",
+            Err(_) => "does not end: the session is paused, and the command ends when the session continues",
         };
         result.say(&format!("timeout: the command {how}, after {} ms", within.as_millis()));
     }
+    if let Err(why) = unread {
+        result.say(&format!(
+            "background: what the command left running loses its output, and ends when it prints: {why}; end jobs that are not \
+             needed, or send their output to a file"
+        ));
+    }
     Ok(result)
+}
+
+/// Hands over to init what background jobs can still write to.
+pub async fn leave<const N: usize>(sandbox: &Sandbox, drains: [&mut Drain; N]) -> Result<(), LauncherError> {
+    let pipes: Vec<OwnedFd> = drains.into_iter().filter_map(Drain::left).collect();
+    if pipes.is_empty() {
+        return Ok(());
+    }
+    // A frozen init answers later; the pipes are with it once they are sent.
+    match timeout(HAND_OVER, sandbox.discard(&pipes)).await {
+        // With the sandbox, its jobs are gone.
+        Err(_) | Ok(Err(LauncherError::Gone)) => Ok(()),
+        Ok(done) => done,
+    }
 }
 
 async fn start(
@@ -224,20 +265,23 @@ async fn start(
         cwd: "/workspace".to_owned(),
         stdin: false,
         within_ms: Some(u64::try_from(within.as_millis()).unwrap_or(MAX_TIMEOUT_MS)),
+        leaves_share: true,
     };
     let failed = |error: std::io::Error| LauncherError::Protocol(format!("pipe: {error}"));
     let (out, stdout) = pipe().map_err(failed)?;
     let (err, stderr) = pipe().map_err(failed)?;
+    let (out, err) = (Drain::new(out).map_err(failed)?, Drain::new(err).map_err(failed)?);
     let watched = place.sandbox.spawn_watched(child, &spec, stdout, stderr).await?;
     Ok((watched, out, err))
 }
 
-fn pipe() -> std::io::Result<(Drain, OwnedFd)> {
+/// For the output of a command: the reading end, non-blocking, and the writing end.
+pub fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     // A pipe belongs to who made it: without this, `echo > /dev/stderr` of another user fails.
     fchmod(&write, Mode::from_raw_mode(0o666))?;
     rustix::io::ioctl_fionbio(read.as_fd(), true)?;
-    Ok((Drain::new(read)?, write))
+    Ok((read, write))
 }
 
 #[cfg(test)]

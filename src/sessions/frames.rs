@@ -14,16 +14,18 @@
 //! A frame is `id: T:O:F\nevent: K\ndata: J\n\n`. `J` is the line as it came, with two exceptions. U+2028, U+2029 and
 //! U+0085 leave as `\uXXXX`: the published Python client ends a line at each of them and loses the frame (measured).
 //! A raw carriage return, which JSON allows between tokens, leaves as a space: SSE would end the line there. Since
-//! every line is validated, neither can be used to forge a frame.
+//! every line is validated, neither can be used to forge a frame. Bytes that are no UTF-8 leave as U+FFFD.
+//!
+//! A line that is too long to be held leaves in pieces ([`long_frames`]): the frames before its `message` are made from what
+//! is kept of it, the `message` frame carries all of it.
 
 use bytes::{BufMut, BytesMut};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::api::EventId;
-use super::classify::STREAM_EVENT;
+use super::classify::{BLOCKS, STREAM_EVENT};
 use super::claude::Line;
-use super::claude::line::{Block, object};
+use super::claude::line::{Block, is_true, member, utf8};
 use super::event_id::FRAME_FIRST;
 
 /// Appends the frames of `line`, which lies at `offset` in `turn`. Frames numbered up to `skip` are left out: the
@@ -33,21 +35,77 @@ pub fn frames(line: &[u8], turn: i64, offset: u64, skip: u32, partial: bool, out
     if !partial && line.starts_with(STREAM_EVENT) {
         return;
     }
-    let Some(parsed) = Line::parse(line) else { return };
+    let text = utf8(line);
+    let Some(parsed) = Line::parse(&text) else { return };
     let mut frames = Frames { out, turn, offset, next: FRAME_FIRST, skip };
+    if derived(&parsed, partial, &mut frames) {
+        frames.frame("message", |out| put_line(out, text.as_bytes()));
+    }
+}
+
+/// The frames of a line that is too long to be held, up to the head of its `message` frame; `abridged` is what is kept of it.
+/// Whether the line itself follows, as [`piece_of`] it piece by piece, and then [`END`].
+pub fn long_frames(abridged: &[u8], turn: i64, offset: u64, skip: u32, partial: bool, out: &mut BytesMut) -> bool {
+    let text = utf8(abridged);
+    let Some(parsed) = Line::parse(&text) else { return false };
+    let mut frames = Frames { out, turn, offset, next: FRAME_FIRST, skip };
+    let shown = derived(&parsed, partial, &mut frames) && frames.next > frames.skip;
+    if shown {
+        frames.head("message");
+    }
+    shown
+}
+
+/// What ends a frame.
+pub const END: &[u8] = b"\n\n";
+
+/// A piece of a line as it leaves. It returns how many bytes it took: all of them, or, unless it is the `last`, all but those
+/// at the end whose meaning depends on what follows (at most three).
+pub fn piece_of(piece: &[u8], last: bool, out: &mut BytesMut) -> usize {
+    let mut taken = piece.len();
+    for chunk in piece.utf8_chunks() {
+        put_line(out, chunk.valid().as_bytes());
+        let invalid = chunk.invalid();
+        if invalid.is_empty() {
+            continue;
+        }
+        let at = invalid.as_ptr().addr() - piece.as_ptr().addr();
+        let unfinished = at + invalid.len() == piece.len()
+            && std::str::from_utf8(invalid).is_err_and(|wrong| wrong.error_len().is_none());
+        if unfinished && !last {
+            taken = at;
+        } else {
+            out.put_slice("\u{FFFD}".as_bytes());
+        }
+    }
+    taken
+}
+
+/// The frames that are derived from a line; whether its `message` frame follows.
+fn derived(parsed: &Line<'_>, partial: bool, frames: &mut Frames<'_>) -> bool {
+    // Each takes more bytes than its block may have.
+    let mut left = BLOCKS;
+    let mut another = || {
+        left -= 1;
+        left > 0
+    };
     match parsed.kind() {
-        "stream_event" if !partial => return,
-        "stream_event" => delta(&parsed, &mut frames),
-        "assistant" => {
-            for block in parsed.blocks().iter().filter(|block| block.kind() == "tool_use") {
-                frames.object("tool_use", &[("id", block.id), ("name", block.name), ("input", block.input)]);
+        "stream_event" if !partial => return false,
+        "stream_event" => delta(parsed, frames),
+        "assistant" => parsed.each_block(|block| {
+            if block.kind() != "tool_use" {
+                return true;
             }
-        }
-        "user" if !parsed.is_replay() => {
-            for block in parsed.blocks().iter().filter(|block| block.kind() == "tool_result") {
-                tool_result(block, &mut frames);
+            frames.object("tool_use", &[("id", block.id), ("name", block.name), ("input", block.input)]);
+            another()
+        }),
+        "user" if !parsed.is_replay() => parsed.each_block(|block| {
+            if block.kind() != "tool_result" {
+                return true;
             }
-        }
+            tool_result(&block, frames);
+            another()
+        }),
         "result" => {
             frames.object("turn_complete", &[("numTurns", parsed.num_turns), ("result", parsed.result)]);
         }
@@ -56,10 +114,10 @@ pub fn frames(line: &[u8], turn: i64, offset: u64, skip: u32, partial: bool, out
         | "control_cancel_request"
         | "command_lifecycle"
         | "transcript_mirror"
-        | "keep_alive" => return,
+        | "keep_alive" => return false,
         _ => {}
     }
-    frames.frame("message", |out| put_line(out, line));
+    true
 }
 
 /// A frame of ashd's own: session_start, error, done, gap. `data` is one JSON object on one line.
@@ -68,37 +126,20 @@ pub fn own_frame(id: EventId, event: &str, data: &serde_json::Value, out: &mut B
     // Not `frame`: number 0 is a place like any other here.
     frames.head(event);
     put_line(frames.out, data.to_string().as_bytes());
-    frames.out.put_slice(b"\n\n");
+    frames.out.put_slice(END);
 }
 
 fn delta(line: &Line<'_>, frames: &mut Frames<'_>) {
-    #[derive(Deserialize)]
-    struct Event<'a> {
-        #[serde(borrow, default)]
-        delta: Option<&'a RawValue>,
-    }
-    #[derive(Deserialize)]
-    struct Delta<'a> {
-        #[serde(borrow, default, rename = "type")]
-        kind: Option<&'a RawValue>,
-        #[serde(borrow, default)]
-        text: Option<&'a RawValue>,
-        #[serde(borrow, default)]
-        thinking: Option<&'a RawValue>,
-    }
-    let Some(delta) = line.event.and_then(object::<Event<'_>>).and_then(|e| e.delta).and_then(object::<Delta<'_>>)
-    else {
-        return;
-    };
-    match delta.kind.map(RawValue::get) {
-        Some("\"text_delta\"") => frames.object("text_delta", &[("delta", delta.text)]),
-        Some("\"thinking_delta\"") => frames.object("thinking_delta", &[("delta", delta.thinking)]),
+    let Some(delta) = line.event.and_then(|event| member(event, "delta")) else { return };
+    match member(delta, "type").map(RawValue::get) {
+        Some("\"text_delta\"") => frames.object("text_delta", &[("delta", member(delta, "text"))]),
+        Some("\"thinking_delta\"") => frames.object("thinking_delta", &[("delta", member(delta, "thinking"))]),
         _ => {}
     }
 }
 
 fn tool_result(block: &Block<'_>, frames: &mut Frames<'_>) {
-    let is_error = super::claude::line::is_true(block.is_error);
+    let is_error = is_true(block.is_error);
     frames.frame("tool_result", |out| {
         out.put_slice(b"{\"tool_use_id\":");
         put_value(out, block.tool_use_id);
@@ -122,7 +163,7 @@ impl Frames<'_> {
         if wanted {
             self.head(event);
             data(self.out);
-            self.out.put_slice(b"\n\n");
+            self.out.put_slice(END);
         }
         self.next += 1;
     }

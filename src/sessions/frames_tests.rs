@@ -149,6 +149,57 @@ fn own_frames_have_the_same_form() {
     assert_eq!(out, &b"id: 1:9:0\nevent: error\ndata: {\"error\":\"a\\nb\\u2028\"}\n\n"[..]);
 }
 
+/// The frames of a long line, put together from pieces of so many bytes.
+fn of_long(line: &[u8], abridged: &str, piece: usize) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    if long_frames(abridged.as_bytes(), 3, 512, 0, true, &mut out) {
+        let mut at = 0;
+        while at < line.len() {
+            let to = line.len().min(at + piece);
+            at += piece_of(&line[at..to], to == line.len(), &mut out);
+        }
+        out.extend_from_slice(END);
+    }
+    out.to_vec()
+}
+
+#[test]
+fn a_long_line_leaves_in_pieces_as_it_came() {
+    let text = "a\u{2028}b\u{2029}c\u{85}d€é–\u{2027}🎉\r";
+    for line in [
+        format!("{{\"type\":\"system\",\r\"t\":\"{}\"}}", text.trim_end()),
+        r#"{"type":"result","num_turns":1,"result":"x"}"#.to_owned(),
+        r#"{"type":"assistant","message":{"content":[{"type":"tool_use","id":"t","input":{"a":"\ud99c"}}]}}"#
+            .to_owned(),
+        r#"{"type":"keep_alive"}"#.to_owned(),
+        DELTA.to_owned(),
+    ] {
+        let mut whole = BytesMut::new();
+        frames(line.as_bytes(), 3, 512, 0, true, &mut whole);
+        for piece in [4, 5, 6, 7, 64, 1000] {
+            assert_eq!(
+                String::from_utf8_lossy(&of_long(line.as_bytes(), &line, piece)),
+                String::from_utf8_lossy(&whole)
+            );
+        }
+    }
+    let bad = b"{\"a\":\"x\xff\xe2\x80y\xf0\x9f\"}";
+    let shown = String::from_utf8(of_long(bad, "{}", 5)).expect("UTF-8");
+    assert!(shown.ends_with("data: {\"a\":\"x\u{FFFD}\u{FFFD}y\u{FFFD}\"}\n\n"), "{shown}");
+    assert!(long_frames(b"{}", 3, 512, 0, false, &mut BytesMut::new()));
+    assert!(!long_frames(b"{}", 3, 512, 1, false, &mut BytesMut::new()), "the client has it");
+    assert!(!long_frames(b"", 3, 512, 0, false, &mut BytesMut::new()), "no object");
+}
+
+#[test]
+fn a_line_of_blocks_makes_a_bounded_number_of_frames() {
+    let blocks = vec![r#"{"type":"tool_use"}"#; 3 * BLOCKS].join(",");
+    let line = format!(r#"{{"type":"assistant","message":{{"content":[{blocks}]}}}}"#);
+    let frames = of(&line, false);
+    assert_eq!(frames.len(), BLOCKS + 1);
+    assert_eq!(frames.last().expect("a message").2, line);
+}
+
 proptest::proptest! {
     /// Whatever the payload writes: frames are whole, of one line each, and their data one JSON object.
     #[test]

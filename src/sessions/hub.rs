@@ -13,6 +13,8 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use crate::observe::tasks;
+
 type Followers = Arc<Mutex<HashMap<WatchDescriptor, Vec<Arc<Notify>>>>>;
 
 /// Cheap to clone. The instance is closed, and its task ends, when the last clone and the last [`Watch`] are gone.
@@ -47,7 +49,8 @@ impl Hub {
         let mut events = inotify.into_event_stream([0; 16 * 1024])?;
         let followers = Followers::default();
         let to_wake = Arc::clone(&followers);
-        let task = tokio::spawn(async move {
+        // Without it no output is seen any more, of any session.
+        let task = tasks::spawn_essential("output-watch", async move {
             while let Some(event) = events.next().await {
                 let followers = to_wake.lock().unwrap_or_else(PoisonError::into_inner);
                 match event {

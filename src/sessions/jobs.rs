@@ -7,32 +7,41 @@
 //!                      +--- a failure that may pass: put back, counted, with a growing delay  <--------+--> failed
 //! ```
 //!
-//! Which turn a prompt will be is written down before it is sent. A daemon that takes over looks for that turn: it is
-//! there, and is waited for, or the prompt was never sent.
+//! The id of the turn that a prompt will be is written down before it is sent. A daemon that takes over looks for that turn: it
+//! is there, and is waited for, or the prompt was never sent.
 
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use futures_util::FutureExt;
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
-use crate::model::{SessionStatus, TenantId, now_ms};
+use crate::model::{RawJson, SessionStatus, TenantId, now_ms, raw};
+use crate::observe::events::OncePerMinute;
+use crate::observe::tasks;
 use crate::sessions::driver::Request;
+use crate::sessions::history_cap::cut;
+use crate::sessions::new_message::NewMessage;
 use crate::sessions::own::Own;
-use crate::sessions::{CreateSession, SendMessage, SessionError, Sessions};
+use crate::sessions::{CreateSession, SessionError, Sessions};
 use crate::store::{QueueChange, QueueItem, QueueStatus, Turn};
 
-/// Items that are processed at the same time.
-pub const AT_ONCE: usize = 8;
-/// Items of one tenant that may wait; one more is 429.
-pub const MAX_PENDING: u64 = 10_000;
+/// Items that are processed at the same time, of all tenants and of one. The tenant of which least are processed goes first.
+pub const AT_ONCE: usize = 64;
+pub const AT_ONCE_OF_ONE: u32 = 8;
+/// Bytes of a result that are kept, from its beginning.
+const MAX_RESULT: usize = 1 << 20;
 /// Longest delay before a further try.
 const MAX_DELAY_MS: i64 = crate::store::LATEST_MS;
 /// Delay before an item is tried again whose session is busy or that found no room.
 const BUSY_MS: i64 = 1_000;
 /// The queue is looked at after this long even if nothing was heard of it.
 const LOOK: Duration = Duration::from_secs(60);
+/// A full disk is met many times a second.
+static UNREADABLE: OncePerMinute = OncePerMinute::new();
 
 /// What wakes the loop, and what bounds it.
 #[derive(Debug)]
@@ -82,10 +91,6 @@ impl Sessions {
         if store.agent(tenant, &new.agent_name).await?.is_none() {
             return Err(SessionError::AgentNotFound(new.agent_name));
         }
-        let counts = store.queue_counts(tenant).await?;
-        if counts.iter().any(|(status, n)| *status == QueueStatus::Pending && *n >= MAX_PENDING) {
-            return Err(SessionError::TooMany(format!("{MAX_PENDING} items of the queue wait already; try again")));
-        }
         let item = QueueItem {
             id: Uuid::new_v4(),
             tenant: tenant.clone(),
@@ -113,22 +118,37 @@ impl Sessions {
     /// Goes on with what the daemon before this one had begun, then takes what comes.
     pub(super) fn work(&self) {
         let sessions = self.clone();
-        tokio::spawn(async move {
-            match sessions.shared.store.queue_processing().await {
-                Ok(begun) => {
-                    for item in begun {
-                        let sessions = sessions.clone();
-                        let Ok(visit) = sessions.enter(&item.tenant) else { continue };
-                        tokio::spawn(async move {
-                            sessions.conclude(&item, sessions.go_on(&item).await).await;
-                            drop(visit);
-                        });
-                    }
+        let mut begun_before = true;
+        tasks::spawn_restarting("prompt-queue", move || {
+            let sessions = sessions.clone();
+            // Only at the daemon's start: later, what is begun has a task of its own.
+            let resume = std::mem::take(&mut begun_before);
+            async move {
+                if resume {
+                    sessions.resume_begun().await;
                 }
-                Err(e) => tracing::error!("the queue's begun items cannot be read: {e}"),
+                sessions.work_on().await;
             }
-            sessions.work_on().await;
         });
+    }
+
+    /// Continues the items that the daemon before this one had begun.
+    async fn resume_begun(&self) {
+        let sessions = self;
+        match sessions.shared.store.queue_processing().await {
+            Ok(begun) => {
+                for item in begun {
+                    let sessions = sessions.clone();
+                    let Ok(visit) = sessions.enter(&item.tenant) else { continue };
+                    tokio::spawn(async move {
+                        let outcome = unpanicked(sessions.go_on(&item)).await;
+                        sessions.conclude(&item, outcome).await;
+                        drop(visit);
+                    });
+                }
+            }
+            Err(e) => tracing::error!("the queue's begun items cannot be read: {e}"),
+        }
     }
 
     async fn work_on(&self) {
@@ -138,23 +158,24 @@ impl Sessions {
             if self.shared.check_accepting().is_err() {
                 return;
             }
-            match self.shared.store.queue_claim().await {
+            match self.shared.store.queue_claim(AT_ONCE_OF_ONE).await {
                 Ok(Some(item)) => {
                     let sessions = self.clone();
                     // Its row goes with its tenant.
                     let Ok(visit) = self.enter(&item.tenant) else { continue };
                     tokio::spawn(async move {
-                        let outcome = sessions.process(&item).await;
+                        let outcome = unpanicked(sessions.process(&item)).await;
                         sessions.conclude(&item, outcome).await;
                         drop((place, visit));
                     });
                     continue;
                 }
                 Ok(None) => {}
-                Err(e) => tracing::error!("the queue cannot be read: {e}"),
+                Err(e) if UNREADABLE.now() => tracing::error!("the queue cannot be read, it is tried again: {e}"),
+                Err(_) => {}
             }
             drop(place);
-            let due = self.shared.store.queue_next_due().await.ok().flatten();
+            let due = self.shared.store.queue_next_due(AT_ONCE_OF_ONE).await.ok().flatten();
             let wait = due.map_or(LOOK, |due| Duration::from_millis(u64::try_from(due - now_ms()).unwrap_or(0)));
             // At least a moment, so that a database that fails is not asked in a circle.
             let wait = wait.clamp(Duration::from_millis(50), LOOK);
@@ -173,7 +194,7 @@ impl Sessions {
     /// The rest of a try that another daemon began.
     async fn go_on(&self, item: &QueueItem) -> Outcome {
         match (item.session, item.turn) {
-            (Some(session), Some(turn)) => match self.shared.store.turn(session, turn).await {
+            (Some(session), Some(turn)) => match self.shared.store.turn_of_id(session, turn).await {
                 Ok(Some(_)) => self.await_turn(&item.tenant, session, turn).await,
                 // Bound and never sent.
                 Ok(None) => Outcome::NotNow,
@@ -184,7 +205,7 @@ impl Sessions {
     }
 
     /// Finds or makes the session and sends the prompt; which turn of it the prompt became.
-    async fn begin(&self, item: &QueueItem) -> Result<(Uuid, i64), SessionError> {
+    async fn begin(&self, item: &QueueItem) -> Result<(Uuid, Uuid), SessionError> {
         let tenant = &item.tenant;
         let session = match item.wanted {
             Some(id) => {
@@ -198,16 +219,12 @@ impl Sessions {
         };
         let (id, own) = (session.id, Own::from(session));
         let sent = async {
-            let newest = self.shared.store.last_turn(id).await?.map_or(0, |turn| turn.number);
-            self.shared.store.queue_change(item.id, QueueChange::Bound { session: id, turn: newest + 1 }).await?;
-            let body = SendMessage { content: Value::String(item.prompt.clone()), ..SendMessage::default() };
-            let turn = self.ask(&own, |reply| Request::Send { body: Box::new(body), reply }).await?;
-            if turn.number != newest + 1 {
-                // Somebody else's message came in between.
-                let bound = QueueChange::Bound { session: id, turn: turn.number };
-                self.shared.store.queue_change(item.id, bound).await?;
-            }
-            Ok((id, turn.number))
+            let turn = Uuid::new_v4();
+            self.shared.store.queue_change(item.id, QueueChange::Bound { session: id, turn }).await?;
+            self.check_new_turn(&own).await?;
+            let message = Box::new(NewMessage::of_text(&item.prompt)?);
+            self.ask(&own, |reply| Request::Send { id: turn, message, reply }).await?;
+            Ok((id, turn))
         };
         let sent: Result<_, SessionError> = sent.await;
         if sent.is_err() && item.wanted.is_none() {
@@ -216,17 +233,17 @@ impl Sessions {
         sent
     }
 
-    async fn await_turn(&self, tenant: &TenantId, session: Uuid, number: i64) -> Outcome {
+    async fn await_turn(&self, tenant: &TenantId, session: Uuid, id: Uuid) -> Outcome {
         loop {
             if self.shared.check_accepting().is_err() {
                 return Outcome::Left;
             }
-            match self.shared.store.turn(session, number).await {
+            let number = match self.shared.store.turn_of_id(session, id).await {
                 Ok(Some(turn)) if turn.end.is_some() => return self.outcome(tenant, session, &turn).await,
-                Ok(Some(_)) => {}
+                Ok(Some(turn)) => turn.number,
                 Ok(None) => return Outcome::Failed("its turn is gone".to_owned()),
                 Err(error) => return Outcome::Failed(error.to_string()),
-            }
+            };
             let mut published = self.shared.handle(tenant.clone(), session).published;
             let over = published.wait_for(|now| {
                 let newest = now.turn.as_ref();
@@ -243,10 +260,11 @@ impl Sessions {
             return Outcome::Failed(error.clone());
         }
         match self.shared.store.result_of(tenant, session, turn).await {
-            Ok(data) => {
-                let data: Value = data.and_then(|data| serde_json::from_str(&data).ok()).unwrap_or_default();
-                Outcome::Done(data["result"].as_str().unwrap_or_default().to_owned())
-            }
+            Ok(data) => match data.as_deref().map(answer_in) {
+                Some(Ok(result)) => Outcome::Done(cut(&result, MAX_RESULT)),
+                Some(Err(why)) => Outcome::Hopeless(why),
+                None => Outcome::Hopeless("the turn ended without a recorded answer; see GET .../messages".to_owned()),
+            },
             Err(error) => Outcome::Failed(error.to_string()),
         }
     }
@@ -292,16 +310,40 @@ impl Sessions {
     }
 }
 
+/// The text of the answer in the data of a `turn_complete` event. A turn whose answer is no text (a command that claude carries out
+/// itself, say) has the empty one.
+fn answer_in(data: &str) -> Result<String, String> {
+    let unreadable = || "the recorded answer cannot be read; see GET .../messages".to_owned();
+    let data = RawJson::parse(data).map_err(|_| unreadable())?;
+    match data.member("result") {
+        None => Ok(String::new()),
+        Some(result) if result.get() == "null" => Ok(String::new()),
+        Some(result) => raw::text(result).map(std::borrow::Cow::into_owned).ok_or_else(unreadable),
+    }
+}
+
+/// A panic is a failed try: the item must not stay in `processing`.
+async fn unpanicked(attempt: impl Future<Output = Outcome>) -> Outcome {
+    let outcome = AssertUnwindSafe(attempt).catch_unwind().await;
+    outcome.unwrap_or_else(|_| Outcome::Failed("internal error: the task that worked on this item panicked".to_owned()))
+}
+
 /// What a refusal means for the item.
 fn judge(error: SessionError) -> Outcome {
     use SessionError as E;
     let text = error.to_string();
     match error {
-        E::TurnRunning | E::Capacity { .. } | E::Unavailable(_) => Outcome::NotNow,
-        E::NotFound | E::AgentNotFound(_) | E::AgentDirectoryGone { .. } | E::Ended | E::Invalid(_) => {
-            Outcome::Hopeless(text)
+        E::TurnRunning | E::Capacity { .. } | E::Owed { .. } | E::TenantCapacity { .. } | E::Unavailable(_) => {
+            Outcome::NotNow
         }
-        E::NotActive(_) | E::Transition { .. } | E::TooMany(_) | E::Full(_) | E::Failed(_) | E::Store(_) => {
+        E::NotFound
+        | E::AgentNotFound(_)
+        | E::AgentDirectoryGone { .. }
+        | E::AgentDirectoryRefused { .. }
+        | E::Ended
+        | E::Invalid(_)
+        | E::TooLarge(_) => Outcome::Hopeless(text),
+        E::Install { .. } | E::NotActive(_) | E::Transition { .. } | E::Full(_) | E::Failed(_) | E::Store(_) => {
             Outcome::Failed(text)
         }
     }

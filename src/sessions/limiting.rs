@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::model::{Limit, Limits, TenantId, UNLIMITED};
-use crate::observe::events::{self, OncePerMinute, event};
+use crate::observe::tasks;
 use crate::sandbox::usage::{self, Usage};
 use crate::sessions::cause::{Kills, Oom};
 use crate::sessions::disk::DiskUse;
@@ -20,17 +20,13 @@ use crate::sessions::driver::{Looked, Request};
 use crate::sessions::limits::{Change, Level, Levels};
 use crate::sessions::own::Own;
 use crate::sessions::shared::Shared;
+use crate::sessions::storage::Stored;
 use crate::sessions::warden::bound;
 use crate::sessions::{SessionError, Sessions};
 use crate::store::{LimitScope, Session};
 
 /// Sessions that follow a change at the same time.
 const AT_ONCE: usize = 16;
-/// The reserve of the disk where the configuration names none: this, or a twentieth of the file system if that is less.
-const RESERVE_BYTES: u64 = 1 << 30;
-
-/// Every caller meets it at once.
-static RESERVE: OncePerMinute = OncePerMinute::new();
 
 /// One limit, and why it is what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -47,6 +43,12 @@ pub struct LimitState {
     pub set: Option<u64>,
     /// The most this level may be set to by the caller; `null`: any number.
     pub most: Option<u64>,
+    /// What the tenant uses of it; only of limits that are a tenant's as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used: Option<u64>,
+    /// What `used` of `storageBytes` is made of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split: Option<Stored>,
 }
 
 /// Limits by their names.
@@ -101,7 +103,8 @@ pub struct SessionStats {
 pub struct Tally([AtomicU64; Self::REASONS.len()]);
 
 impl Tally {
-    pub const REASONS: [&'static str; 7] = ["oom", "pids", "disk", "turn-time", "budget", "signal", "sandbox-died"];
+    pub const REASONS: [&'static str; 8] =
+        ["oom", "pids", "disk", "storage", "turn-time", "budget", "signal", "sandbox-died"];
 
     pub fn count(&self, reason: &str) {
         if let Some(at) = Self::REASONS.iter().position(|known| *known == reason) {
@@ -135,28 +138,6 @@ impl Shared {
         let known = self.launcher.victims(id).await.ok().flatten().unwrap_or_default();
         Oom::new(limits.memory_bytes, kills, known)
     }
-
-    /// # Errors
-    /// `Full` when the file system of the data directory has no more than its reserve left: what runs goes on, and the
-    /// database keeps room to say so.
-    pub fn check_reserve(&self) -> Result<(), SessionError> {
-        let Some(free) = self.warden.free() else { return Ok(()) };
-        let reserve = self.config.now().disk.reserve_bytes.unwrap_or(RESERVE_BYTES.min(free.total_bytes / 20));
-        if free.bytes >= reserve {
-            return Ok(());
-        }
-        let why = format!(
-            "the disk that holds {} has {} MiB left, less than its reserve of {} MiB (disk.reserve_bytes): nothing new is \
-             begun; end sessions that are not needed, or give it more room",
-            self.config.now().data_dir.display(),
-            free.bytes >> 20,
-            reserve >> 20
-        );
-        if RESERVE.now() {
-            event!(&events::DISK_RESERVE, "{why}");
-        }
-        Err(SessionError::Full(why))
-    }
 }
 
 fn report(levels: &Levels, at: Level, admin: bool, enforced: impl Fn(Limit) -> bool) -> LimitsReport {
@@ -170,6 +151,8 @@ fn report(levels: &Levels, at: Level, admin: bool, enforced: impl Fn(Limit) -> b
             decided_by: decided.by,
             set: levels.said(at, limit),
             most: number(levels.most(limit, at, admin).value),
+            used: None,
+            split: None,
         }
     };
     Limit::ALL.into_iter().map(|limit| (limit.to_string(), state(limit))).collect()
@@ -179,11 +162,14 @@ impl Sessions {
     /// Tells the tasks what the warden finds.
     pub(super) fn watch_limits(&self) {
         let shared = Arc::clone(&self.shared);
-        let tell = move |id, finding| {
-            let handle = shared.registry.get(id);
-            handle.is_some_and(|handle| handle.requests.try_send(Request::Found(finding)).is_ok())
-        };
-        tokio::spawn(self.shared.warden.clone().run(tell));
+        tasks::spawn_restarting("resource-monitor", move || {
+            let registry = Arc::clone(&shared);
+            let tell = move |id, finding| {
+                let handle = registry.registry.get(id);
+                handle.is_some_and(|handle| handle.requests.try_send(Request::Found(finding)).is_ok())
+            };
+            shared.warden.clone().run(tell)
+        });
     }
 
     pub async fn limits(&self, own: &Own, admin: bool) -> Result<LimitsReport, SessionError> {
@@ -216,7 +202,11 @@ impl Sessions {
         let levels = self.shared.levels_of(tenant, agent, None).await?;
         let host = usage::host(&self.shared.config.now().data_dir);
         let at = if agent.is_some() { Level::Agent } else { Level::Tenant };
-        Ok(report(&levels, at, admin, |limit| usage::enforced(&host, limit)))
+        let mut all = report(&levels, at, admin, |limit| usage::enforced(&host, limit));
+        if agent.is_none() {
+            all.extend(self.tenant_report(tenant, admin).await);
+        }
+        Ok(all)
     }
 
     /// Stores what an agent (or the tenant itself) says, and lets the sessions that run follow.
@@ -302,7 +292,7 @@ impl Sessions {
         answer.await.unwrap_or_default()
     }
 
-    /// Whether new work may begin (see `disk.reserve_bytes`).
+    /// Whether new work may begin (see `disk.reserve_bytes`), whoever asks for it.
     ///
     /// # Errors
     /// `Full`, with what to do.
@@ -315,7 +305,7 @@ impl Sessions {
     /// # Errors
     /// `Full` names what is used and the limit.
     pub async fn check_room(&self, own: &Own, bytes: u64) -> Result<u64, SessionError> {
-        self.shared.check_reserve()?;
+        self.shared.check_write(own.tenant(), bytes).await?;
         let limits = self.shared.levels(&self.row(own).await?).await?.effective();
         let Some(used) = self.measured(own.id(), &limits).await else { return Ok(limits.disk_bytes) };
         if used.bytes.saturating_add(bytes) <= limits.disk_bytes && used.files < limits.disk_files && !used.hidden {

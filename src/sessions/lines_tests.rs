@@ -25,17 +25,20 @@ async fn lines_come_as_they_are_written_and_whole() {
     let mut tail = tail(&dir, 0);
     out.write_all(b"one\ntwo\nthr").expect("written");
     let batch = soon(&mut tail).await.expect("lines");
-    assert_eq!(batch.lines().collect::<Vec<_>>(), [(0, b"one".as_slice()), (4, b"two")]);
+    assert_eq!(batch.lines().collect::<Vec<_>>(), [(0, 4, b"one".as_slice()), (4, 8, b"two")]);
     assert!(tail.drain().expect("no error").is_none(), "a partial line stays");
     let waiting = tokio::spawn(async move { (soon(&mut tail).await, tail) });
     tokio::time::sleep(Duration::from_millis(20)).await;
     out.write_all(b"ee\n").expect("written");
     let (batch, mut tail) = waiting.await.expect("joined");
-    assert_eq!(batch.expect("lines"), Batch { start: 8, bytes: Bytes::from_static(b"three\n") });
+    assert_eq!(
+        batch.expect("lines"),
+        Batch { start: 8, end: 14, bytes: Bytes::from_static(b"three\n"), abridged: false }
+    );
     assert_eq!(tail.offset(), 14);
     out.write_all(b"\n\nx\n").expect("written");
     let batch = soon(&mut tail).await.expect("lines");
-    assert_eq!(batch.lines().collect::<Vec<_>>(), [(14, b"".as_slice()), (15, b""), (16, b"x")]);
+    assert_eq!(batch.lines().collect::<Vec<_>>(), [(14, 15, b"".as_slice()), (15, 16, b""), (16, 18, b"x")]);
     assert_eq!(batch.end(), 18);
 }
 
@@ -51,14 +54,14 @@ async fn it_goes_on_at_an_offset() {
 async fn many_lines_come_in_bounded_batches_and_a_long_one_in_its_own() {
     let (dir, mut out) = session();
     let mut text = "short\n".repeat(300_000);
-    text += &"y".repeat(5 << 20);
+    text += &"y".repeat(3 << 20);
     text += "\nend\n";
     out.write_all(text.as_bytes()).expect("written");
     let mut tail = tail(&dir, 0);
     let mut got = Vec::new();
     while let Some(batch) = tail.drain().expect("no error") {
         assert_eq!(batch.start, got.len() as u64);
-        assert!(batch.bytes.len() as u64 <= BATCH_BYTES || batch.bytes.len() > 5 << 20, "{}", batch.bytes.len());
+        assert!(batch.bytes.len() as u64 <= BATCH_BYTES || batch.bytes.len() > 3 << 20, "{}", batch.bytes.len());
         got.extend_from_slice(&batch.bytes);
     }
     assert!(got == text.as_bytes());
@@ -85,19 +88,46 @@ async fn what_the_payload_can_do_to_the_file_is_said() {
     let (dir, out) = session();
     let mut endless = tail(&dir, 0);
     out.set_len(LINE_BYTES * 4).expect("extended");
-    assert!(matches!(soon(&mut endless).await, Err(TailError::TooLong { offset: 0 })));
+    let error = soon(&mut endless).await.expect_err("too long");
+    assert!(matches!(error, TailError::TooLong { offset: 0 }));
+    assert!(error.to_string().contains("longer than 32 MiB (it begins at byte 0"), "{error}");
 }
 
 #[tokio::test]
-async fn a_line_just_within_the_bound_is_taken() {
+async fn a_line_is_held_up_to_a_bound_and_abridged_up_to_another() {
+    for (bytes, abridged) in [(WHOLE_BYTES, false), (WHOLE_BYTES + 1, true), (LINE_BYTES, true)] {
+        let (dir, mut out) = session();
+        let mut tail = tail(&dir, 0);
+        let around = r#"{"type":"result","result":"","num_turns":4}"#;
+        let text = "x".repeat(bytes as usize - around.len());
+        let line = format!("{{\"type\":\"result\",\"result\":\"{text}\",\"num_turns\":4}}\n");
+        out.write_all(&line.as_bytes()[..line.len() / 2]).expect("written");
+        assert!(tail.drain().expect("no error").is_none());
+        out.write_all(&line.as_bytes()[line.len() / 2..]).expect("written");
+        out.write_all(b"next\n").expect("written");
+        let batch = soon(&mut tail).await.expect("the line");
+        assert_eq!((batch.abridged, batch.start, batch.end()), (abridged, 0, bytes + 1));
+        let [(0, end, kept)] = batch.lines().collect::<Vec<_>>()[..] else { panic!("one line") };
+        assert_eq!(end, bytes + 1);
+        if abridged {
+            let json: serde_json::Value = serde_json::from_slice(kept).expect("JSON");
+            assert!(kept.len() < 1 << 20 && json["num_turns"] == 4);
+            assert_eq!((&json["omitted"]["bytes"], &json["omitted"]["outputOffset"]), (&bytes.into(), &0.into()));
+        } else {
+            assert!(kept == line.trim_end().as_bytes());
+        }
+        assert_eq!(soon(&mut tail).await.expect("the next").bytes, "next\n");
+    }
+}
+
+#[tokio::test]
+async fn a_long_line_that_is_no_object_is_an_empty_one() {
     let (dir, mut out) = session();
     let mut tail = tail(&dir, 0);
-    let mut line = vec![b'x'; LINE_BYTES as usize];
-    line.push(b'\n');
-    out.write_all(&line[..LINE_BYTES as usize / 2]).expect("written");
-    assert!(tail.drain().expect("no error").is_none());
-    out.write_all(&line[LINE_BYTES as usize / 2..]).expect("written");
-    assert_eq!(soon(&mut tail).await.expect("the line").bytes.len(), line.len());
+    out.write_all(&vec![b'x'; WHOLE_BYTES as usize + 9]).expect("written");
+    out.write_all(b"\n").expect("written");
+    let batch = soon(&mut tail).await.expect("the line");
+    assert_eq!(batch.lines().collect::<Vec<_>>(), [(0, WHOLE_BYTES + 10, b"".as_slice())]);
 }
 
 #[tokio::test]

@@ -14,11 +14,18 @@ use crate::launcher::init_protocol::Exit;
 use crate::model::SandboxState;
 use crate::pool::Slot;
 use crate::sandbox::{LauncherError, Sandbox, SandboxEvent};
+use crate::sessions::background::Background;
 use crate::sessions::cause::{Oom, OomCount};
 use crate::sessions::classify::Classifier;
 use crate::sessions::lines::Tail;
 use crate::sessions::process::{MessageNumbers, ProcessRecord};
 use crate::sessions::warden::Watch;
+
+/// Bytes of a line that is kept in memory until claude has read it. A larger one is on the disk: a claude that never reads must not hold
+/// memory of ashd.
+pub const IN_MEMORY: usize = 64 * 1024;
+/// Answers that wait for a thaw.
+const UNANSWERED: usize = 64;
 
 /// Dropping it gives the pool's slot back, and leaves the sandbox: `Shared::remove_sandbox` comes first.
 #[derive(Debug)]
@@ -44,6 +51,8 @@ pub struct Live {
     /// Where the newest process's part of stderr begins.
     pub stderr_from: u64,
     pub frozen: bool,
+    /// How the agent's `startup.sh` failed, until the timeline says so.
+    pub startup_failed: Option<String>,
     /// Its sandbox was there before the session.
     pub parked: bool,
     /// Its memory was pushed out to swap since it was frozen.
@@ -62,6 +71,10 @@ pub struct Live {
     pub unfinished: Option<i64>,
     /// When the newest turn ended, or the process came up.
     pub idle_since: Instant,
+    /// Agents of claude's that work beside its turns: they may ask the model, and the session is not idle.
+    pub background: Background,
+    /// Answers to questions that claude asked before it was frozen.
+    unanswered: Vec<Vec<u8>>,
     /// Cloned for each command of a client that runs.
     guests: Arc<()>,
 }
@@ -105,6 +118,7 @@ impl Live {
             told_oom: None,
             stderr_from: 0,
             frozen: false,
+            startup_failed: None,
             parked: false,
             reclaimed: false,
             unsaved_since: None,
@@ -114,6 +128,8 @@ impl Live {
             nameless: false,
             unfinished: None,
             idle_since: Instant::now(),
+            background: Background::default(),
+            unanswered: Vec::new(),
             guests: Arc::default(),
         }
     }
@@ -146,8 +162,21 @@ impl Live {
             self.sandbox.thaw().await?;
             self.reclaimed = false;
             self.set_frozen(false);
+            for line in std::mem::take(&mut self.unanswered) {
+                if let Err(e) = self.deliver_line(&line).await {
+                    tracing::warn!("a question of claude's could not be answered after a thaw: {e}");
+                    break;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Keeps an answer until the sandbox is thawed: a frozen init takes none. Beyond [`UNANSWERED`] it is dropped.
+    pub fn answer_later(&mut self, line: Vec<u8>) {
+        if self.unanswered.len() < UNANSWERED && line.len() <= IN_MEMORY {
+            self.unanswered.push(line);
+        }
     }
 
     /// Returns when claude (with its status) or the whole sandbox (`None`) has ended.
@@ -170,9 +199,14 @@ impl Live {
 
     /// Hands a control line to claude's stdin. The line lives in memory only: it means nothing to another process.
     pub async fn deliver_line(&mut self, line: &[u8]) -> Result<(), LauncherError> {
-        let number = self.numbers.line();
         let file = in_memory(line).map_err(|e| LauncherError::Protocol(format!("memfd: {e}")))?;
-        self.sandbox.deliver(self.record.child, number, file.into()).await
+        self.deliver_file(file).await
+    }
+
+    /// The same of a line that is in a file, at its beginning.
+    pub async fn deliver_file(&mut self, line: File) -> Result<(), LauncherError> {
+        let number = self.numbers.line();
+        self.sandbox.deliver(self.record.child, number, line.into()).await
     }
 
     /// Kept by a client's command as long as it runs.
@@ -186,7 +220,7 @@ impl Live {
 
     /// Whether something beside init and claude lives in the sandbox: a command, a server the agent left running.
     pub fn has_company(&self) -> bool {
-        if self.has_guests() {
+        if self.has_guests() || self.background.works() {
             return true;
         }
         self.processes() > 2

@@ -1,25 +1,25 @@
 //! From what the client sends (and the agent says) to how claude is started, and to what the client may see of it. Pure.
 
-use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::sessions::claude::{LaunchOptions, MODEL_KEYS, check_env};
+use crate::model::raw::{self, RawObject};
+use crate::model::{RawJson, Variables};
+use crate::sessions::claude::{LaunchOptions, MODEL_KEYS};
 use crate::sessions::{CreateSession, PatchConfig};
 use crate::store::Agent;
 
 /// How a new session's claude is started, and its `config` as the client sees it. The error names the field.
-pub fn create(agent: &Agent, body: &CreateSession) -> Result<(LaunchOptions, Option<Value>), String> {
-    check_env("env of the agent", &agent.env).map_err(|e| e.to_string())?;
-    check_env("extraEnv", &body.extra_env).map_err(|e| e.to_string())?;
-    let mut env = agent.env.clone();
-    env.extend(body.extra_env.clone());
+pub fn create(agent: &Agent, body: &CreateSession) -> Result<(LaunchOptions, Option<RawJson>), String> {
+    let extra = Variables::parse("extraEnv", body.extra_env.clone());
+    let env = extra.and_then(|extra| Variables::stored(agent.env.clone()).with("extraEnv", extra));
+    let env = env.map_err(|e| e.to_string())?;
     let permission_mode = body.permission_mode.as_deref().map(str::parse).transpose()?.unwrap_or_default();
-    // Both speak: the agent's says what it is, the session's what is wanted now.
-    let prompts: Vec<&str> =
-        [&agent.system_prompt, &body.system_prompt].into_iter().flatten().map(String::as_str).collect();
+    // One of them: the session's takes the place of the agent's (its active version's), and either that of CLAUDE.md.
+    let mut prompts = [&body.system_prompt, &agent.system_prompt].into_iter().flatten();
+    let system_prompt = prompts.find(|prompt| !prompt.is_empty()).cloned();
     let options = LaunchOptions {
         model: body.model.clone().or_else(|| agent.model.clone()),
-        system_prompt: (!prompts.is_empty()).then(|| prompts.join("\n\n")),
+        system_prompt,
         env,
         mcp_servers: body.mcp_servers.clone(),
         permission_mode,
@@ -31,34 +31,81 @@ pub fn create(agent: &Agent, body: &CreateSession) -> Result<(LaunchOptions, Opt
         credential: None,
     };
     options.check()?;
-    let mut config = Map::new();
+    let mut config = RawObject::default();
+    if !body.mcp_servers.is_empty() {
+        config.set("mcpServers", masked_servers(&body.mcp_servers));
+    }
     if let Some(mode) = &body.permission_mode {
-        config.insert("permissionMode".to_owned(), json!(mode));
+        config.set("permissionMode", RawJson::of(mode));
     }
     show(
         &mut config,
         [
-            ("allowedTools", body.allowed_tools.as_ref().map(|v| json!(v))),
-            ("disallowedTools", body.disallowed_tools.as_ref().map(|v| json!(v))),
-            ("betas", body.betas.as_ref().map(|v| json!(v))),
+            ("allowedTools", body.allowed_tools.as_ref().map(RawJson::of)),
+            ("disallowedTools", body.disallowed_tools.as_ref().map(RawJson::of)),
+            ("betas", body.betas.as_ref().map(RawJson::of)),
             ("subagents", body.subagents.clone()),
-            ("initialAgent", body.initial_agent.as_ref().map(|v| json!(v))),
+            ("initialAgent", body.initial_agent.as_ref().map(RawJson::of)),
         ],
     );
-    Ok((options, (!config.is_empty()).then_some(Value::Object(config))))
+    Ok((options, (!config.is_empty()).then(|| RawJson::of(&config))))
+}
+
+/// Servers as the client may see them: what can be a secret is `***`.
+fn masked_servers(servers: &RawObject) -> RawJson {
+    const HIDDEN: &str = "***";
+    let each = |object: &RawJson| match RawObject::read(object) {
+        Some(members) => {
+            let mut masked = RawObject::default();
+            members.iter().for_each(|(name, _)| masked.set(name, RawJson::of(HIDDEN)));
+            RawJson::of(&masked)
+        }
+        None => RawJson::of(HIDDEN),
+    };
+    let mut all = RawObject::default();
+    for (name, server) in servers.iter() {
+        let mut shown = RawObject::default();
+        for (part, value) in RawObject::read(server).iter().flat_map(RawObject::iter) {
+            let value = match part {
+                "type" | "command" | "args" => value.clone(),
+                "url" => {
+                    raw::text(value.raw()).map_or_else(|| RawJson::of(HIDDEN), |url| RawJson::of(&masked_url(&url)))
+                }
+                "env" | "headers" => each(value),
+                _ => RawJson::of(HIDDEN),
+            };
+            shown.set(part, value);
+        }
+        all.set(name, RawJson::of(&shown));
+    }
+    RawJson::of(&all)
+}
+
+/// A URL without its user, its password and the values of its query.
+fn masked_url(url: &str) -> String {
+    let (before, query) = url.split_once('?').map_or((url, ""), |(before, query)| (before, query));
+    let before = match before.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+            let host = authority.rsplit_once('@').map(|(_, host)| format!("***@{host}"));
+            format!("{scheme}://{}{path}", host.as_deref().unwrap_or(authority))
+        }
+        None => before.to_owned(),
+    };
+    if query.is_empty() { before } else { format!("{before}?***") }
 }
 
 /// A credential takes the place of the agent's own model key, and a key in `extraEnv` that of the credential.
 pub fn use_credential(options: &mut LaunchOptions, body: &CreateSession, credential: Option<Uuid>) {
     let own = |name: &&str| body.extra_env.get(*name).is_some_and(|key| !key.is_empty());
     if credential.is_some() && !MODEL_KEYS.iter().any(own) {
-        MODEL_KEYS.iter().for_each(|name| drop(options.env.remove(*name)));
+        MODEL_KEYS.iter().for_each(|name| drop(options.env.remove(name)));
         options.credential = credential;
     }
 }
 
 /// `PATCH .../config`: fields that are there replace, the others stay.
-pub fn patch(options: &mut LaunchOptions, config: &mut Value, body: &PatchConfig) -> Result<(), String> {
+pub fn patch(options: &mut LaunchOptions, config: &mut RawJson, body: &PatchConfig) -> Result<(), String> {
     let set = |to: &mut Vec<String>, from: &Option<Vec<String>>| {
         if let Some(from) = from {
             to.clone_from(from);
@@ -77,31 +124,34 @@ pub fn patch(options: &mut LaunchOptions, config: &mut Value, body: &PatchConfig
         options.initial_agent.clone_from(&body.initial_agent);
     }
     options.check()?;
-    if let Value::Object(config) = config {
+    if let Some(mut object) = RawObject::read(config) {
         show(
-            config,
+            &mut object,
             [
-                ("allowedTools", body.allowed_tools.as_ref().map(|v| json!(v))),
-                ("disallowedTools", body.disallowed_tools.as_ref().map(|v| json!(v))),
-                ("betas", body.betas.as_ref().map(|v| json!(v))),
+                ("allowedTools", body.allowed_tools.as_ref().map(RawJson::of)),
+                ("disallowedTools", body.disallowed_tools.as_ref().map(RawJson::of)),
+                ("betas", body.betas.as_ref().map(RawJson::of)),
                 ("subagents", body.subagents.clone()),
-                ("initialAgent", body.initial_agent.as_ref().map(|v| json!(v))),
+                ("initialAgent", body.initial_agent.as_ref().map(RawJson::of)),
             ],
         );
+        *config = RawJson::of(&object);
     }
     Ok(())
 }
 
-fn show(config: &mut Map<String, Value>, fields: [(&str, Option<Value>); 5]) {
+fn show(config: &mut RawObject, fields: [(&str, Option<RawJson>); 5]) {
     for (name, value) in fields {
         if let Some(value) = value {
-            config.insert(name.to_owned(), value);
+            config.set(name, value);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::model::TenantId;
 
@@ -132,6 +182,7 @@ mod tests {
             tenant: TenantId::default_tenant(),
             name: "a".into(),
             version: 1,
+            path_by_admin: false,
             path: "/a".into(),
             env: [("BOTH".into(), "agent".into()), ("AGENT".into(), "1".into())].into(),
             slug: None,
@@ -157,8 +208,10 @@ mod tests {
         assert_eq!(options.env["BOTH"], "session");
         assert_eq!(options.env["AGENT"], "1");
         assert_eq!(options.model.as_deref(), Some("agent-model"));
-        assert_eq!(options.system_prompt.as_deref(), Some("You are A.\n\nBe brief."));
+        assert_eq!(options.system_prompt.as_deref(), Some("Be brief."));
         assert_eq!(config, None);
+        let body = CreateSession { system_prompt: Some(String::new()), ..CreateSession::default() };
+        assert_eq!(create(&agent(), &body).unwrap().0.system_prompt.as_deref(), Some("You are A."), "none was given");
         let body = CreateSession { model: Some("mine".into()), ..CreateSession::default() };
         assert_eq!(create(&agent(), &body).unwrap().0.model.as_deref(), Some("mine"));
     }
@@ -167,12 +220,25 @@ mod tests {
     fn secrets_are_not_in_what_the_client_sees() {
         let body = CreateSession {
             extra_env: [("TOKEN".into(), "hunter2".into())].into(),
-            mcp_servers: [("m".into(), json!({ "command": "x", "env": { "K": "hunter2" } }))].into(),
+            mcp_servers: [
+                ("m".into(), json!({ "command": "x", "env": { "K": "hunter2" } }).into()),
+                ("h".into(), json!({ "headers": { "A": "hunter2" }, "oauth": { "s": "hunter2" }, "url": "https://u:hunter2@h/p?k=hunter2" }).into()),
+            ]
+            .into(),
             allowed_tools: Some(vec!["Bash".into()]),
             ..CreateSession::default()
         };
         let (_, config) = create(&agent(), &body).unwrap();
-        assert_eq!(config, Some(json!({ "allowedTools": ["Bash"] })));
+        let shown = config.expect("a config");
+        assert!(!shown.get().contains("hunter2"), "{}", shown.get());
+        let want = json!({
+            "mcpServers": {
+                "m": { "command": "x", "env": { "K": "***" } },
+                "h": { "headers": { "A": "***" }, "oauth": "***", "url": "https://***@h/p?***" },
+            },
+            "allowedTools": ["Bash"],
+        });
+        assert_eq!(serde_json::from_str::<serde_json::Value>(shown.get()).unwrap(), want);
     }
 
     #[test]
@@ -180,7 +246,7 @@ mod tests {
         for (body, field) in [
             (CreateSession { permission_mode: Some("yolo".into()), ..Default::default() }, "permissionMode"),
             (CreateSession { extra_env: [("A B".into(), String::new())].into(), ..Default::default() }, "extraEnv"),
-            (CreateSession { subagents: Some(json!(1)), ..Default::default() }, "subagents"),
+            (CreateSession { subagents: Some(json!(1).into()), ..Default::default() }, "subagents"),
         ] {
             let error = create(&agent(), &body).unwrap_err();
             assert!(error.contains(field), "{error}");
@@ -190,10 +256,10 @@ mod tests {
     #[test]
     fn a_patch_replaces_what_it_names() {
         let (mut options, _) = create(&agent(), &CreateSession::default()).unwrap();
-        let mut config = json!({ "allowedTools": ["Bash"], "permissionMode": "default" });
+        let mut config = RawJson::parse(r#"{"permissionMode":"default","allowedTools":["Bash"]}"#).unwrap();
         let body = PatchConfig { allowed_tools: Some(vec![]), betas: Some(vec!["b".into()]), ..Default::default() };
         patch(&mut options, &mut config, &body).unwrap();
-        assert_eq!(config, json!({ "allowedTools": [], "betas": ["b"], "permissionMode": "default" }));
+        assert_eq!(config.get(), r#"{"permissionMode":"default","allowedTools":[],"betas":["b"]}"#);
         assert_eq!(options.betas, ["b"]);
         assert_eq!(options.model.as_deref(), Some("agent-model"));
     }

@@ -7,6 +7,7 @@
 //!     home/           /home/agent of the sandbox          seen by the sandbox
 //!     stdout, stderr  what claude prints, append only     ashd's; claude holds them open for writing
 //!     process.json    what a restarted ashd must know     ashd's
+//!     install.due     while it is there, the agent's install.sh has not succeeded yet
 //! ```
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -56,9 +57,45 @@ impl SessionDir {
         self.0.join("process.json")
     }
 
-    /// Makes what is missing of the directories, mode 0700, all but the workspace: that one appears whole or not at all.
+    fn install_due(&self) -> PathBuf {
+        self.0.join("install.due")
+    }
+
+    /// Called when the agent's files are all in `files` and no process of the session has run: writes down that the agent has an
+    /// `install.sh`, before the workspace counts as whole.
+    pub fn note_install(&self, files: &Path) -> io::Result<()> {
+        match files.join("install.sh").symlink_metadata() {
+            Ok(found) if !found.is_dir() => write_whole(&self.install_due(), b""),
+            // An earlier copy may have had one.
+            _ => match self.installed() {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    pub fn install_is_due(&self) -> bool {
+        self.install_due().exists()
+    }
+
+    pub fn installed(&self) -> io::Result<()> {
+        std::fs::remove_file(self.install_due())
+    }
+
+    /// Whether the workspace has something of this name that is no directory. It is the payload's, so it may be anything, and is
+    /// opened in the sandbox alone.
+    pub fn has_script(&self, name: &str) -> bool {
+        self.workspace().join(name).symlink_metadata().is_ok_and(|found| !found.is_dir())
+    }
+
+    /// Makes what is missing of the directories, mode 0700, all but the workspace: that one appears whole or not at all. One that
+    /// others may enter is closed: a payload gives its files any mode, setuid included, and on the disk they belong to ashd.
     pub fn make(&self) -> io::Result<()> {
         make_dir(&self.0)?;
+        if let Some(sessions) = self.0.parent() {
+            close(sessions)?;
+        }
+        close(&self.0)?;
         make_dir(&self.home())
     }
 
@@ -75,10 +112,10 @@ impl SessionDir {
     }
 
     /// A file without a name on the disk of the sessions, at its beginning; its last descriptor is its end.
-    pub fn unnamed(&self, bytes: &[u8]) -> io::Result<File> {
+    pub fn unnamed(&self, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let mut file = File::from(rustix::fs::open(&self.0, flags, Mode::RUSR | Mode::WUSR)?);
-        file.write_all(bytes)?;
+        write(&mut file)?;
         file.seek(SeekFrom::Start(0))?;
         Ok(file)
     }
@@ -135,6 +172,18 @@ pub fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// Brings a directory of ashd's to mode 0700. A link in its place is an error.
+fn close(dir: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = rustix::fs::open(dir, flags, Mode::empty())?;
+    let mode = rustix::fs::fstat(&open)?.st_mode & 0o7777;
+    if mode & 0o077 != 0 {
+        tracing::warn!(directory = %dir.display(), "has mode {mode:o}, which lets other users in; it gets 700");
+        rustix::fs::fchmod(&open, Mode::RWXU)?;
+    }
+    Ok(())
+}
+
 /// Writes a small file so that it is there whole or not at all, mode 0600.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
@@ -158,6 +207,39 @@ mod tests {
         assert!(!dir.is_whole() && dir.workspace().is_dir() && dir.home().is_dir());
         std::fs::remove_dir(dir.partial()).unwrap();
         assert!(dir.is_whole());
+    }
+
+    #[test]
+    fn an_install_is_due_until_it_is_done() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = SessionDir::new(temp.path(), Uuid::new_v4());
+        dir.make_empty().unwrap();
+        dir.note_install(&dir.workspace()).unwrap();
+        assert!(!dir.install_is_due() && !dir.has_script("install.sh"));
+        std::fs::write(dir.workspace().join("install.sh"), "true").unwrap();
+        dir.note_install(&dir.workspace()).unwrap();
+        assert!(dir.install_is_due() && dir.has_script("install.sh") && !dir.has_script("."));
+        dir.installed().unwrap();
+        assert!(!dir.install_is_due());
+    }
+
+    #[test]
+    fn directories_that_others_may_enter_are_closed_and_links_refused() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+        let temp = tempfile::tempdir().unwrap();
+        let dir = SessionDir::new(temp.path(), Uuid::new_v4());
+        dir.make().unwrap();
+        let all = [temp.path().join("sessions"), dir.root().to_owned()];
+        let modes = || all.clone().map(|dir| std::fs::metadata(dir).unwrap().mode() & 0o7777);
+        assert_eq!(modes(), [0o700, 0o700]);
+        for dir in &all {
+            std::fs::set_permissions(dir, PermissionsExt::from_mode(0o2755)).unwrap();
+        }
+        dir.make().unwrap();
+        assert_eq!(modes(), [0o700, 0o700]);
+        let other = SessionDir::new(temp.path(), Uuid::new_v4());
+        symlink("/etc", other.root()).unwrap();
+        assert!(other.make().is_err() && std::fs::metadata("/etc").unwrap().mode() & 0o777 != 0o700);
     }
 
     #[test]

@@ -4,33 +4,66 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::lines::LINE_BYTES;
+use super::lines::{LINE_BYTES, WHOLE_BYTES};
 
 /// Bytes read at once: large enough that the system call costs nothing beside parsing, small enough that one reader
-/// never holds a thread for more than about a millisecond.
-pub const PIECE_BYTES: u64 = 256 * 1024;
+/// never holds a thread for more than about a millisecond, and that a client which does not read has little waiting for it.
+pub const PIECE_BYTES: u64 = 64 * 1024;
 
-/// The whole lines from `from` on, at most [`PIECE_BYTES`] of them or one longer line. `to` is the end of a line past
-/// `from`. A file that is shorter than `to`, or whose lines end elsewhere, was changed behind our back: `InvalidData`.
-pub fn whole_lines(file: &File, from: u64, to: u64) -> io::Result<Vec<u8>> {
+/// What lies at a place of the file.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Whole lines, at most [`PIECE_BYTES`] of them or one longer line.
+    Lines(Vec<u8>),
+    /// The beginning of a line that is longer than [`WHOLE_BYTES`]; where it ends is not known yet.
+    Long,
+}
+
+/// The lines from `from` on. `to` is the end of a line past `from`. A file that is shorter than `to`, or whose lines end
+/// elsewhere, was changed behind our back: `InvalidData`.
+pub fn whole_lines(file: &File, from: u64, to: u64) -> io::Result<Piece> {
     let mut bytes = Vec::new();
     loop {
         let have = from + bytes.len() as u64;
-        let next = to.min(have + PIECE_BYTES);
-        if have == next || bytes.len() as u64 > LINE_BYTES {
+        if have == to {
             return Err(changed("has no line end where one was seen"));
         }
-        bytes.resize((next - from) as usize, 0);
-        let fresh = (have - from) as usize;
-        file.read_exact_at(&mut bytes[fresh..], have).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => changed("was cut short"),
-            _ => e,
-        })?;
+        let fresh = bytes.len();
+        read_more(file, have, to, &mut bytes)?;
+        // Exact, wherever the pieces lie: every reader must make the same frames of a line, else their ids differ.
+        let first = memchr::memchr(b'\n', &bytes[fresh..]).map_or(bytes.len(), |newline| fresh + newline);
+        if first as u64 > WHOLE_BYTES {
+            return Ok(Piece::Long);
+        }
         if let Some(newline) = memchr::memrchr(b'\n', &bytes[fresh..]) {
             bytes.truncate(fresh + newline + 1);
-            return Ok(bytes);
+            return Ok(Piece::Lines(bytes));
         }
     }
+}
+
+/// A piece of one long line that begins at `start`: its bytes at `from`, and whether its newline came, which is not among
+/// them.
+pub fn of_long_line(file: &File, start: u64, from: u64, to: u64) -> io::Result<(Vec<u8>, bool)> {
+    if from >= to || from - start > LINE_BYTES {
+        return Err(changed("has no line end where one was seen"));
+    }
+    let mut bytes = Vec::new();
+    read_more(file, from, to, &mut bytes)?;
+    let newline = memchr::memchr(b'\n', &bytes);
+    if let Some(newline) = newline {
+        bytes.truncate(newline);
+    }
+    Ok((bytes, newline.is_some()))
+}
+
+fn read_more(file: &File, from: u64, to: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
+    let have = bytes.len();
+    bytes.resize(have + to.saturating_sub(from).min(PIECE_BYTES) as usize, 0);
+    file.read_exact_at(&mut bytes[have..], from).map_err(|e| match e.kind() {
+        io::ErrorKind::UnexpectedEof => changed("was cut short"),
+        _ => e,
+    })
 }
 
 /// Whether a line begins at `offset`.
@@ -67,7 +100,7 @@ mod tests {
         let file = file(text.as_bytes());
         let (mut at, mut got) = (0, Vec::new());
         while at < text.len() as u64 {
-            let piece = whole_lines(&file, at, text.len() as u64).expect("lines");
+            let Piece::Lines(piece) = whole_lines(&file, at, text.len() as u64).expect("lines") else { panic!() };
             assert_eq!(piece.last(), Some(&b'\n'));
             assert!(piece.len() as u64 <= PIECE_BYTES || piece.len() > long.len());
             assert!(begins_line(&file, at).expect("readable"));
@@ -81,11 +114,56 @@ mod tests {
 
     #[test]
     fn a_file_changed_behind_our_back_is_said() {
-        let kind = |bytes, from, to| whole_lines(&file(bytes), from, to).map_err(|e| e.kind());
+        let kind = |bytes: &[u8], from, to| whole_lines(&file(bytes), from, to).map_err(|e| e.kind());
         assert_eq!(kind(b"a\n", 0, 5), Err(io::ErrorKind::InvalidData));
         assert_eq!(kind(b"abcdef", 0, 6), Err(io::ErrorKind::InvalidData));
-        assert_eq!(kind(b"a\nbc", 0, 4), Ok(b"a\n".to_vec()));
-        let endless = vec![0; LINE_BYTES as usize + 2 * PIECE_BYTES as usize];
-        assert_eq!(kind(&endless, 0, endless.len() as u64), Err(io::ErrorKind::InvalidData));
+        assert_eq!(kind(b"a\nbc", 0, 4), Ok(Piece::Lines(b"a\n".to_vec())));
+        let endless = vec![b'x'; LINE_BYTES as usize + 2 * PIECE_BYTES as usize];
+        assert_eq!(kind(&endless, 0, endless.len() as u64), Ok(Piece::Long));
+        let (file, mut at) = (self::file(&endless), 0);
+        let error = loop {
+            match of_long_line(&file, 0, at, endless.len() as u64) {
+                Ok((bytes, ended)) => {
+                    assert!(!ended);
+                    at += bytes.len() as u64;
+                }
+                Err(e) => break e.kind(),
+            }
+        };
+        assert_eq!(error, io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_long_line_is_read_up_to_its_end() {
+        // One byte too long, and longer than another piece.
+        for length in [WHOLE_BYTES + 1, WHOLE_BYTES + 1000, WHOLE_BYTES + 2 * PIECE_BYTES] {
+            let mut text = vec![b'x'; length as usize];
+            text.extend_from_slice(b"\nnext\n");
+            let (file, to) = (file(&text), text.len() as u64);
+            assert_eq!(whole_lines(&file, 0, to).expect("read"), Piece::Long, "{length}");
+            let mut at = 0;
+            loop {
+                let (bytes, ended) = of_long_line(&file, 0, at, to).expect("read");
+                at += bytes.len() as u64;
+                if ended {
+                    break;
+                }
+            }
+            assert_eq!(at, length);
+            assert_eq!(whole_lines(&file, at + 1, to).expect("read"), Piece::Lines(b"next\n".to_vec()));
+        }
+    }
+
+    #[test]
+    fn a_line_of_the_bound_is_whole_wherever_it_begins() {
+        for before in [0, 1, 1000, PIECE_BYTES as usize - 1] {
+            let mut text = vec![b'a'; before];
+            text.push(b'\n');
+            text.resize(text.len() + WHOLE_BYTES as usize, b'x');
+            text.push(b'\n');
+            let (file, to, from) = (file(&text), text.len() as u64, before as u64 + 1);
+            let Piece::Lines(line) = whole_lines(&file, from, to).expect("read") else { panic!("{before}") };
+            assert_eq!(line.len() as u64, WHOLE_BYTES + 1);
+        }
     }
 }

@@ -21,6 +21,10 @@ pub struct ProcessRecord {
     pub child: u32,
     /// What that claude was started with, beyond the session's own options.
     pub flags: ProcessFlags,
+    /// Whether agents of it work in the background, as far as it said.
+    pub background: bool,
+    /// Whether it reports on its messages (`command_lifecycle`).
+    pub reports: bool,
 }
 
 impl ProcessRecord {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::model::TenantId;
 use crate::observe::events::{self, event};
+use crate::observe::tasks;
 use crate::sessions::Sessions;
 
 /// The longest step there is copies a workspace, or waits 20 s for the launcher; one that takes this long hangs.
@@ -79,18 +80,21 @@ impl Sessions {
     /// Says once of each session that its task hangs.
     pub(super) fn watch_steps(&self) {
         let sessions = self.clone();
-        tokio::spawn(async move {
-            let mut said: HashSet<Uuid> = HashSet::new();
-            loop {
-                tokio::time::sleep(LOOK).await;
-                let steps = sessions.steps();
-                let pairs: Vec<_> = steps.iter().map(|(id, tenant, busy)| ((*id, tenant), *busy)).collect();
-                let (wedged, _) = judge(&pairs);
-                said.retain(|id| wedged.iter().any(|(wedged, _)| wedged == id));
-                for (id, tenant) in wedged {
-                    if said.insert(id) {
-                        event!(&events::WEDGED, ASH_SESSION = %id, ASH_TENANT = %tenant,
+        tasks::spawn_restarting("hung-task-watch", move || {
+            let sessions = sessions.clone();
+            async move {
+                let mut said: HashSet<Uuid> = HashSet::new();
+                loop {
+                    tokio::time::sleep(LOOK).await;
+                    let steps = sessions.steps();
+                    let pairs: Vec<_> = steps.iter().map(|(id, tenant, busy)| ((*id, tenant), *busy)).collect();
+                    let (wedged, _) = judge(&pairs);
+                    said.retain(|id| wedged.iter().any(|(wedged, _)| wedged == id));
+                    for (id, tenant) in wedged {
+                        if said.insert(id) {
+                            event!(&events::WEDGED, ASH_SESSION = %id, ASH_TENANT = %tenant,
                             "the session's task hangs in one step for {} s", WEDGED.as_secs());
+                        }
                     }
                 }
             }

@@ -9,6 +9,8 @@
 //!              +--------> Finished             wait, ": ping" every 15 s         +--------> Finished
 //! ```
 //!
+//! A line that is too long to be held takes a step of its own, Long, between two of Lines: one piece of it at a time.
+//!
 //! A reader is a place (turn, offset, frames of that line to skip) and nothing else. It reads the file itself up to the
 //! driver's watermark, at most [`super::piece::PIECE_BYTES`] or one longer line at a time, when it is polled: a client
 //! that does not read is not polled, and costs nothing. All frames of a piece leave as one chunk.
@@ -28,7 +30,7 @@ use super::frames::{frames, own_frame};
 use super::join::GOING;
 pub use super::join::{ReaderError, session_stream, until};
 use super::lines::lines;
-use super::piece::whole_lines;
+use super::piece::{Piece, whole_lines};
 pub use super::published::{Published, Turns};
 use crate::store::Turn;
 
@@ -45,7 +47,32 @@ pub fn turn_stream(
     partial: bool,
 ) -> FrameStream {
     let place = Place { number: turn.number, start: turn.start, offset: turn.start, skip: 0 };
-    Reader::new(stdout, session, turns, published, partial, Step::Greet(place), false).into_stream()
+    Reader::new(stdout, session, turns, published, Partial::from(partial), Step::Greet(place), false).into_stream()
+}
+
+/// In which turns a reader gets partial messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Partial {
+    Always,
+    Never,
+    /// In the turn with this number, whose own stream had them.
+    In(i64),
+}
+
+impl Partial {
+    pub fn in_turn(self, number: i64) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::In(turn) => turn == number,
+        }
+    }
+}
+
+impl From<bool> for Partial {
+    fn from(always: bool) -> Self {
+        if always { Self::Always } else { Self::Never }
+    }
 }
 
 /// Where a reader is in a turn.
@@ -63,6 +90,8 @@ pub(super) struct Place {
 pub(super) enum Step {
     Greet(Place),
     Lines(Place),
+    /// In the middle of the `message` frame of the line at this place, see [`long`].
+    Long(LongLine),
     /// Waits for the turn with this number.
     NextTurn(i64),
     Finished,
@@ -74,7 +103,7 @@ pub(super) struct Reader<T> {
     session: Uuid,
     turns: T,
     published: watch::Receiver<Published>,
-    partial: bool,
+    partial: Partial,
     heartbeat: Duration,
     step: Step,
     /// Whether other turns follow.
@@ -106,7 +135,7 @@ impl<T: Turns> Reader<T> {
         session: Uuid,
         turns: T,
         published: watch::Receiver<Published>,
-        partial: bool,
+        partial: Partial,
         step: Step,
         follow: bool,
     ) -> Self {
@@ -134,6 +163,7 @@ impl<T: Turns> Reader<T> {
                     self.step = Step::Lines(place);
                 }
                 Step::Lines(place) => self.lines(place, &mut out).await,
+                Step::Long(line) => self.piece_of_long(line, &mut out),
                 Step::NextTurn(number) => self.next_turn(number, &mut out).await,
                 Step::Finished => return None,
             }
@@ -146,7 +176,11 @@ impl<T: Turns> Reader<T> {
     /// One piece of the turn's lines, or its end, or a wait.
     async fn lines(&mut self, mut place: Place, out: &mut BytesMut) {
         let now = self.published.borrow_and_update().clone();
-        let bound = self.bound(&now, place).await;
+        let (bound, start) = self.bound(&now, place).await;
+        if start > place.offset {
+            // It begins later than it seemed: behind a turn of claude's own.
+            place = Place { start, offset: start, skip: 0, ..place };
+        }
         let (Bound::Running(end) | Bound::Ended { end, .. } | Bound::Broken { end, .. }) = bound;
         if place.offset < now.floor && place.offset < end {
             let from = EventId { turn: place.number, offset: place.offset, frame: place.skip };
@@ -159,11 +193,16 @@ impl<T: Turns> Reader<T> {
             match self.piece(place.offset, end) {
                 // Bytes are given back after the floor was published, so what was read may be zeros.
                 _ if self.published.borrow().floor > place.offset => {}
-                Ok(piece) => {
+                Ok(Piece::Long) => {
+                    if let Err(e) = self.begin_long(place, end, out).await {
+                        self.end(place, Some(e.to_string()), false, out);
+                    }
+                }
+                Ok(Piece::Lines(piece)) => {
                     out.reserve(piece.len() + piece.len() / 4);
                     for (offset, line) in lines(place.offset, &piece) {
                         let skip = if offset == place.offset { place.skip } else { 0 };
-                        frames(line, place.number, offset, skip, self.partial, out);
+                        frames(line, place.number, offset, skip, self.partial.in_turn(place.number), out);
                     }
                     place = Place { offset: place.offset + piece.len() as u64, skip: 0, ..place };
                     self.step = Step::Lines(place);
@@ -179,35 +218,40 @@ impl<T: Turns> Reader<T> {
         }
     }
 
-    async fn bound(&self, now: &Published, place: Place) -> Bound {
+    async fn bound(&self, now: &Published, place: Place) -> (Bound, u64) {
         let Some(newest) = now.turn.as_ref().filter(|turn| turn.number >= place.number) else {
             // Asked before the driver published the turn.
-            return match &now.closed {
+            let bound = match &now.closed {
                 Some(why) => Bound::Broken { end: place.offset, why: why.clone() },
                 None => Bound::Running(place.offset),
             };
+            return (bound, place.start);
         };
         if newest.number == place.number {
-            return match (newest.end, &now.closed) {
+            let bound = match (newest.end, &now.closed) {
                 (Some(end), _) => Bound::Ended { end, error: newest.error.clone() },
                 (None, Some(why)) => Bound::Broken { end: now.watermark, why: why.clone() },
                 (None, None) => Bound::Running(now.watermark),
             };
+            return (bound, newest.start);
         }
-        let broken = |why| Bound::Broken { end: place.offset, why };
+        let broken = |why| (Bound::Broken { end: place.offset, why }, place.start);
         match self.turns.turn(self.session, place.number).await {
-            Ok(Some(Turn { end: Some(end), error, .. })) => Bound::Ended { end, error },
+            Ok(Some(Turn { end: Some(end), error, start, .. })) => (Bound::Ended { end, error }, start),
             Ok(_) => broken(format!("the end of turn {} is not recorded", place.number)),
             Err(why) => broken(why),
         }
     }
 
-    fn piece(&mut self, from: u64, to: u64) -> std::io::Result<Vec<u8>> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(File::open(&self.stdout)?),
-        };
-        whole_lines(file, from, to)
+    fn piece(&mut self, from: u64, to: u64) -> std::io::Result<Piece> {
+        whole_lines(self.file()?, from, to)
+    }
+
+    fn file(&mut self) -> std::io::Result<&File> {
+        match &mut self.file {
+            Some(file) => Ok(file),
+            none => Ok(none.insert(File::open(&self.stdout)?)),
+        }
     }
 
     fn end(&mut self, place: Place, error: Option<String>, follow: bool, out: &mut BytesMut) {
@@ -319,6 +363,10 @@ impl<T: Turns> Reader<T> {
         }
     }
 }
+
+#[path = "reader_long.rs"]
+mod long;
+use long::LongLine;
 
 #[cfg(test)]
 #[path = "reader_tests.rs"]

@@ -6,6 +6,7 @@ use futures_util::{FutureExt, StreamExt};
 use tempfile::NamedTempFile;
 
 use super::*;
+use crate::sessions::piece::PIECE_BYTES;
 
 /// A session as a driver would leave it: the file, the recorded turns, and what is published.
 struct Fixture {
@@ -47,12 +48,14 @@ impl Fixture {
         let number = self.turns.0.lock().expect("no panic").len() as i64 + 1;
         let turn = Turn {
             session: SESSION,
+            id: Uuid::new_v4(),
             number,
             start,
             end: None,
             error: None,
             delivered: true,
             unasked: false,
+            partial: false,
             started_at: 0,
             ended_at: None,
         };
@@ -79,7 +82,7 @@ impl Fixture {
     async fn join(&self, from: Option<&str>) -> Result<FrameStream, ReaderError> {
         let from = from.map(|text| text.parse().expect("an id"));
         let path = self.file.path().to_owned();
-        session_stream(path, SESSION, self.turns.clone(), from, self.published.subscribe(), false).await
+        session_stream(path, SESSION, self.turns.clone(), from, self.published.subscribe(), None).await
     }
 
     /// A session of three turns, the second of which failed, and a fourth that runs.
@@ -201,7 +204,7 @@ async fn silence_is_broken_by_a_comment() {
     let turn = fixture.begin();
     let (path, turns, rx) = (fixture.file.path().to_owned(), fixture.turns.clone(), fixture.published.subscribe());
     let place = Place { number: turn.number, start: 0, offset: 0, skip: 0 };
-    let mut reader = Reader::new(path, SESSION, turns, rx, false, Step::Lines(place), false);
+    let mut reader = Reader::new(path, SESSION, turns, rx, Partial::Never, Step::Lines(place), false);
     assert_eq!(reader.heartbeat, Duration::from_secs(15));
     reader.heartbeat = Duration::from_millis(50);
     let mut stream = reader.into_stream();
@@ -257,7 +260,7 @@ async fn a_place_that_does_not_exist_is_refused() {
         ("9:0:0".to_owned(), "no turn 9"),
         (format!("1:{}:1", a + 1), "no line begins"),
         (format!("1:{}:0", end + 1), "ends at"),
-        ("2:0:0".to_owned(), "begins at"),
+        ("2:0:1".to_owned(), "begins at"),
         ("4:999999:1".to_owned(), "no line begins"),
     ] {
         let error = fixture.join(Some(&id)).await.err().expect(&id).to_string();
@@ -323,4 +326,69 @@ async fn a_long_turn_comes_in_pieces_and_whole() {
     }
     assert_eq!(messages, 20_011);
     assert!(bytes > (2 << 20));
+}
+
+/// The rest of a stream that ends.
+async fn rest(stream: &mut FrameStream) -> (String, usize) {
+    let (mut text, mut largest) = (Vec::new(), 0);
+    while let Some(Ok(bytes)) = stream.next().await {
+        largest = largest.max(bytes.len());
+        text.extend_from_slice(&bytes);
+    }
+    (String::from_utf8(text).expect("UTF-8"), largest)
+}
+
+#[tokio::test]
+async fn a_line_too_long_to_be_held_leaves_in_pieces_and_whole() {
+    let mut fixture = Fixture::new();
+    let turn = fixture.begin();
+    let text = "€\u{2028}".repeat(1 << 20);
+    let long = format!(r#"{{"type":"result","num_turns":2,"result":"{text}","x":1}}"#);
+    fixture.write(&system("before"));
+    fixture.write(&format!("{long}\n"));
+    fixture.write(&system("behind"));
+    fixture.end(None);
+    let (shown, largest) = rest(&mut fixture.turn_stream(turn)).await;
+    assert!(largest < 2 * PIECE_BYTES as usize, "{largest}");
+    let data: Vec<(&str, &str)> = shown
+        .split_terminator("\n\n")
+        .map(|frame| {
+            let lines: Vec<&str> = frame.lines().collect();
+            (lines[1].trim_start_matches("event: "), lines[2].trim_start_matches("data: "))
+        })
+        .collect();
+    let names: Vec<&str> = data.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["session_start", "message", "turn_complete", "message", "message", "done"]);
+    assert!(data[2].1.starts_with(r#"{"numTurns":2,"result":"€"#) && data[2].1.len() < 64 << 10, "{}", data[2].1.len());
+    assert!(data[3].1 == long.replace('\u{2028}', r"\u2028"));
+    // A client that has the frames before it gets it again, and one that has it does not.
+    let id = |frame: u32| format!("1:{}:{frame}", system("before").len());
+    for (frame, expected) in [(1, "message message done"), (2, "message done")] {
+        let mut stream = fixture.join(Some(&id(frame))).await.expect("a place");
+        let mut got = String::new();
+        while !got.ends_with("\n\n") || !got.contains("event: done") {
+            let Some(Ok(bytes)) = stream.next().await else { break };
+            got += std::str::from_utf8(&bytes).expect("whole characters");
+        }
+        let names: Vec<&str> = got.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+        assert_eq!(names.join(" "), expected);
+    }
+}
+
+#[tokio::test]
+async fn what_is_given_back_in_the_middle_of_a_long_line_ends_the_stream_there() {
+    let mut fixture = Fixture::new();
+    let turn = fixture.begin();
+    fixture.write(&format!("{{\"t\":\"{}\"}}\n", "x".repeat(6 << 20)));
+    let end = fixture.write(&system("behind"));
+    fixture.end(None);
+    let stopping = tokio_util::sync::CancellationToken::new();
+    let mut stream = until(&stopping, fixture.turn_stream(turn));
+    for _ in 0..3 {
+        stream.next().await.expect("a piece").expect("bytes");
+    }
+    fixture.published.send_modify(|p| p.floor = end);
+    stopping.cancel();
+    let (last, _) = rest(&mut stream).await;
+    assert!(!last.contains("event: ") && !last.contains(": ashd"), "nothing is put into half a frame: {last}");
 }

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::sessions::hub::Hub;
     use crate::sessions::lines::Tail;
-    use crate::sessions::piece::{begins_line, whole_lines};
+    use crate::sessions::piece::{Piece, begins_line, whole_lines};
 
     #[tokio::test]
     async fn the_disk_gets_it_back_and_what_is_kept_stays_as_it_was() {
@@ -130,7 +130,8 @@ mod tests {
         let found = found_floor(&path).expect("readable");
         assert!(found <= floor && found > floor - BLOCK_BYTES - 17 && found.is_multiple_of(17), "{found}");
 
-        let kept = whole_lines(&File::open(&path).expect("opened"), floor, end).expect("lines");
+        let piece = whole_lines(&File::open(&path).expect("opened"), floor, end).expect("lines");
+        let Piece::Lines(kept) = piece else { panic!("short lines") };
         assert_eq!(kept, "a line of output\n".repeat(kept.len() / 17).as_bytes());
         let mut tail = Tail::open(dir.path(), floor, &Hub::start().expect("a hub")).expect("a tail");
         assert!(tail.drain().expect("nobody exchanged the file").is_some());

@@ -6,35 +6,40 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::config::Live;
 use crate::gateway::client::Gateway;
-use crate::model::{SessionStatus, TenantId};
+use crate::model::{SessionStatus, Skipped, TenantId};
+use crate::observe::tasks;
 use crate::pool::Pool;
 use crate::sandbox::Launcher;
+use crate::sessions::admission::Admissions;
 use crate::sessions::census::Census;
 use crate::sessions::claude::LaunchOptions;
-use crate::sessions::driver::{Reply, Request};
+use crate::sessions::driver::Request;
+use crate::sessions::evals::Evals;
 use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
 use crate::sessions::jobs::Jobs;
-use crate::sessions::launch::Room;
+use crate::sessions::launch::{Room, STARTS_AT_ONCE};
 use crate::sessions::limiting::Tally;
+use crate::sessions::metering::Metering;
+use crate::sessions::new_message::NewMessage;
 use crate::sessions::own::Own;
 use crate::sessions::published::Published;
 use crate::sessions::reader::{self, ReaderError};
 use crate::sessions::registry::{Handle, Registry};
 use crate::sessions::shared::Shared;
+use crate::sessions::storage::Storage;
 use crate::sessions::tenants::Tenants;
 use crate::sessions::warden::Warden;
 use crate::sessions::warm::{Key, Stock, Warm};
 use crate::sessions::{
-    CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SendMessage, SessionError, WarmCount, adopt, options,
-    warm,
+    CreateSession, EventId, FrameStream, PatchConfig, PoolStats, SessionError, WarmCount, adopt, options, warm,
 };
 use crate::store::{Agent, Session, Store, StoreError, Turn};
 use crate::vault::Vault;
@@ -60,11 +65,14 @@ impl Sessions {
         gateway: Gateway,
     ) -> Result<Self, SessionError> {
         let sessions = Self::assemble(config, store, launcher, gateway)?;
+        sessions.shared.keep_storage().await?;
         adopt::adopt(&sessions.shared).await?;
         sessions.watch_gateway();
         sessions.shared.keep_clean();
+        sessions.shared.keep_metering();
         sessions.shared.keep_warm();
         sessions.work();
+        sessions.work_evals();
         sessions.watch_limits();
         sessions.watch_steps();
         Ok(sessions)
@@ -81,9 +89,15 @@ impl Sessions {
         let live = config.into();
         let config = live.now();
         let vault = Vault::open(&config).map_err(|e| SessionError::Failed(e.to_string()))?;
+        let storage = Storage::new(live.clone());
         let shared = Arc::new(Shared {
-            pool: Pool::new(config.pool.max_sandboxes, Duration::from_millis(config.pool.evict_after_ms)),
-            warden: Warden::new(&config.data_dir, launcher.clone()),
+            pool: Pool::new(
+                config.pool.max_sandboxes,
+                config.pool.max_sandboxes_per_tenant,
+                Duration::from_millis(config.pool.evict_after_ms),
+            ),
+            warden: Warden::new(&config.data_dir, launcher.clone(), storage.clone()),
+            storage,
             tally: Tally::default(),
             limiting: tokio::sync::Mutex::default(),
             config: live,
@@ -93,12 +107,15 @@ impl Sessions {
             hub,
             registry: Registry::default(),
             execs: Execs::default(),
+            starts: Admissions::new(STARTS_AT_ONCE),
             jobs: Jobs::default(),
+            evals: Evals::default(),
             vault,
             warm: Stock::default(),
             no_swap: AtomicBool::new(false),
             census: Census::default(),
             tenants: Tenants::default(),
+            metering: Metering::default(),
             stopping: CancellationToken::new(),
         });
         Ok(Self { shared })
@@ -106,17 +123,20 @@ impl Sessions {
 
     /// A new gateway knows no session: it is told of each again.
     fn watch_gateway(&self) {
-        let watched = Arc::clone(&self.shared);
-        tokio::spawn(async move {
-            loop {
-                watched.gateway.restarted().await;
-                tracing::warn!(
-                    ASH_EVENT = "gateway-replaced",
-                    "the gateway was replaced: every session is registered again"
-                );
-                watched.register_warm_again().await;
-                for (_, handle) in watched.registry.all() {
-                    let _ = handle.requests.send(Request::RegisterAgain).await;
+        let shared = Arc::clone(&self.shared);
+        tasks::spawn_restarting("gateway-watch", move || {
+            let watched = Arc::clone(&shared);
+            async move {
+                loop {
+                    watched.gateway.restarted().await;
+                    tracing::warn!(
+                        ASH_EVENT = "gateway-replaced",
+                        "the gateway was replaced: every session is registered again"
+                    );
+                    watched.register_warm_again().await;
+                    for (_, handle) in watched.registry.all() {
+                        let _ = handle.requests.send(Request::RegisterAgain).await;
+                    }
                 }
             }
         });
@@ -130,7 +150,7 @@ impl Sessions {
     /// Answers when the sandbox is ready and claude answered `initialize`, never before.
     pub async fn create(&self, tenant: &TenantId, body: CreateSession) -> Result<Session, SessionError> {
         self.shared.check_accepting()?;
-        self.shared.check_reserve()?;
+        self.shared.check_write(tenant, 0).await?;
         let shared = &self.shared;
         if body.agent.is_empty() {
             return Err(SessionError::Invalid("agent is required: the name of a deployed agent".to_owned()));
@@ -138,9 +158,7 @@ impl Sessions {
         let agent = shared.store.agent(tenant, &body.agent).await?;
         let agent = agent.ok_or_else(|| SessionError::AgentNotFound(body.agent.clone()))?;
         let credential = shared.credential_for(tenant, &body).await?;
-        if !std::path::Path::new(&agent.path).is_dir() {
-            return Err(SessionError::AgentDirectoryGone { agent: agent.name, path: agent.path });
-        }
+        shared.agent_directory(&agent).await?;
         let (mut launch, config) = options::create(&agent, &body).map_err(SessionError::Invalid)?;
         options::use_credential(&mut launch, &body, credential);
         let mut session = shared.row(Uuid::new_v4(), &agent, &launch).await?;
@@ -173,10 +191,10 @@ impl Sessions {
         shared.check_memory()?;
         let room = match shared.claim_parked(&session.tenant).await {
             Some(parked) => {
-                session.id = parked.id;
+                (session.id, session.conversation) = (parked.id, parked.id);
                 Room::Parked(Box::new(parked))
             }
-            None => Room::Empty(shared.admit(session.id).await?),
+            None => Room::Empty(shared.admit(&session.tenant, session.id).await?),
         };
         if let Err(e) = shared.store.session_insert(&session).await {
             if let Room::Parked(parked) = room {
@@ -190,7 +208,7 @@ impl Sessions {
 
     /// The session takes over a sandbox that is ready, and with it its id.
     async fn create_warm(&self, warm: Warm, session: Session) -> Result<Session, SessionError> {
-        let session = Session { id: warm.session.id, ..session };
+        let session = Session { id: warm.session.id, conversation: warm.session.conversation, ..session };
         if let Err(e) = self.shared.store.session_insert(&session).await {
             self.shared.discard(warm).await;
             return Err(e.into());
@@ -240,37 +258,40 @@ impl Sessions {
     }
 
     /// Accepts the message (durably) and returns the turn's frames.
-    pub async fn send(&self, own: &Own, body: SendMessage) -> Result<FrameStream, SessionError> {
-        self.shared.check_accepting()?;
-        self.shared.check_reserve()?;
-        let (published, partial) = (self.handle(own).published, body.include_partial_messages);
-        let turn = self.ask(own, |reply| Request::Send { body: Box::new(body), reply }).await?;
+    pub async fn send(&self, own: &Own, message: NewMessage) -> Result<FrameStream, SessionError> {
+        self.check_new_turn(own).await?;
+        let (published, partial) = (self.handle(own).published, message.partial);
+        let id = Uuid::new_v4();
+        let turn = self.ask(own, |reply| Request::Send { id, message: Box::new(message), reply }).await?;
         Ok(self.frames_of(own, turn, published, partial))
     }
 
-    /// The same, and `begun` is told which turn the message becomes before it is sent (and again, should somebody else's
-    /// have come in between): a caller who writes that down can find out later whether it was sent.
+    /// Before every message, whoever sends it.
+    pub(super) async fn check_new_turn(&self, own: &Own) -> Result<(), SessionError> {
+        self.shared.check_accepting()?;
+        self.shared.check_write(own.tenant(), 0).await
+    }
+
+    /// The same, and `begun` is told the id of the turn that the message becomes before it is sent: a caller who writes that down
+    /// can find out later whether it was sent.
     pub async fn send_noting<F: Future<Output = Result<(), StoreError>>>(
         &self,
         own: &Own,
-        body: SendMessage,
-        begun: impl Fn(i64) -> F,
+        message: NewMessage,
+        begun: impl FnOnce(Uuid) -> F,
     ) -> Result<FrameStream, SessionError> {
-        self.shared.check_accepting()?;
-        let (published, partial) = (self.handle(own).published, body.include_partial_messages);
-        let next = self.shared.store.last_turn(own.id()).await?.map_or(0, |turn| turn.number) + 1;
-        begun(next).await?;
-        let turn = self.ask(own, |reply| Request::Send { body: Box::new(body), reply }).await?;
-        if turn.number != next {
-            begun(turn.number).await?;
-        }
+        self.check_new_turn(own).await?;
+        let (published, partial) = (self.handle(own).published, message.partial);
+        let id = Uuid::new_v4();
+        begun(id).await?;
+        let turn = self.ask(own, |reply| Request::Send { id, message: Box::new(message), reply }).await?;
         Ok(self.frames_of(own, turn, published, partial))
     }
 
     /// A turn's frames from its beginning, live if it still runs; `None` when there is no such turn.
-    pub async fn turn(&self, own: &Own, number: i64, partial: bool) -> Result<Option<FrameStream>, SessionError> {
+    pub async fn turn(&self, own: &Own, id: Uuid, partial: bool) -> Result<Option<FrameStream>, SessionError> {
         let published = self.handle(own).published;
-        let turn = self.shared.store.turn(own.id(), number).await?;
+        let turn = self.shared.store.turn_of_id(own.id(), id).await?;
         Ok(turn.map(|turn| self.frames_of(own, turn, published, partial)))
     }
 
@@ -281,7 +302,12 @@ impl Sessions {
     }
 
     /// Frames after `from` (or from now on), then live, for ever.
-    pub async fn stream(&self, own: &Own, from: Option<EventId>, partial: bool) -> Result<FrameStream, SessionError> {
+    pub async fn stream(
+        &self,
+        own: &Own,
+        from: Option<EventId>,
+        partial: Option<bool>,
+    ) -> Result<FrameStream, SessionError> {
         let (id, published) = (own.id(), self.handle(own).published);
         let stdout = self.shared.dir(id).stdout();
         let store = self.shared.store.clone();
@@ -313,17 +339,20 @@ impl Sessions {
     }
 
     /// A new paused session with the files, the messages and the conversation of this one.
-    pub async fn fork(&self, own: &Own) -> Result<Session, SessionError> {
+    /// What a copy cannot keep is named.
+    pub async fn fork(&self, own: &Own) -> Result<(Session, Skipped), SessionError> {
         self.shared.check_accepting()?;
-        self.shared.check_reserve()?;
+        self.check_copy(own).await?;
         let new = Uuid::new_v4();
         let parent = self.ask(own, |reply| Request::Fork { to: new, reply }).await;
         let forked = match parent {
-            Ok(parent) => self.shared.insert_fork(&parent, new).await,
+            Ok((parent, skipped)) => self.shared.insert_fork(&parent, new).await.map(|fork| (fork, skipped)),
             Err(e) => Err(e),
         };
         if forked.is_err() {
             self.shared.remove_directory(new).await;
+        } else {
+            self.touched(own.tenant(), Some(new), false);
         }
         forked
     }
@@ -363,13 +392,5 @@ impl Sessions {
 
     fn handle(&self, own: &Own) -> Handle {
         self.shared.handle(own.tenant().clone(), own.id())
-    }
-
-    pub(super) async fn ask<T>(&self, own: &Own, make: impl FnOnce(Reply<T>) -> Request) -> Result<T, SessionError> {
-        let (reply, answer) = oneshot::channel();
-        self.shared.pass_on(own.tenant().clone(), own.id(), make(reply)).await;
-        answer.await.unwrap_or_else(|_| {
-            Err(SessionError::Failed("the session's task failed; its reason is in the journal of ashd".to_owned()))
-        })
     }
 }

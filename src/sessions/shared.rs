@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -15,28 +16,39 @@ use crate::kernel::pressure::{self, Memory};
 use crate::kernel::reclaim;
 use crate::model::{SessionStatus, TenantId, now_ms};
 use crate::observe::events::{self, OncePerMinute, event};
-use crate::pool::{Admission, Pool, Slot};
+use crate::pool::{Admission, Full, Pool, Slot};
 use crate::sandbox::Launcher;
 use crate::sessions::SessionError;
+use crate::sessions::admission::Admissions;
 use crate::sessions::census::Census;
 use crate::sessions::driver::{Driver, Request, lifecycle};
+use crate::sessions::evals::Evals;
 use crate::sessions::exec::Execs;
 use crate::sessions::hub::Hub;
 use crate::sessions::jobs::Jobs;
 use crate::sessions::limiting::Tally;
+use crate::sessions::metering::Metering;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::published::Published;
 use crate::sessions::registry::{self, Handle, Registry};
+use crate::sessions::storage::Storage;
 use crate::sessions::tenants::Tenants;
 use crate::sessions::warden::Warden;
 use crate::sessions::warm::Stock;
-use crate::store::{Commit, LimitScope, Role, Session, Store};
+use crate::store::{Commit, LimitScope, Session, Store};
 use crate::vault::Vault;
 
 /// Seconds a client should wait before it asks for a sandbox again.
 const RETRY_AFTER_S: u64 = 5;
 /// Requests for room that one admission makes of others before it gives up.
 const MAX_EVICTIONS: usize = 8;
+
+/// How long the creation of a session waits for room that is its tenant's by right, and how often it looks.
+const WAIT_FOR_ROOM: Duration = Duration::from_secs(4);
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(250);
+
+/// How long one sandbox is waited for: to end takes it a tenth of a second.
+const PARKS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Every caller meets it at once.
 static NO_ROOM: OncePerMinute = OncePerMinute::new();
@@ -52,10 +64,14 @@ pub struct Shared {
     pub hub: Hub,
     pub registry: Registry,
     pub execs: Execs,
+    /// Sandboxes that are being made: of each tenant a few, since the launcher makes one after the other.
+    pub starts: Admissions<TenantId>,
     pub jobs: Jobs,
+    pub evals: Evals,
     pub warm: Stock,
     pub vault: Vault,
     pub warden: Warden,
+    pub storage: Storage,
     pub tally: Tally,
     /// Held while the limits of a tenant or an agent are read, changed and stored.
     pub(super) limiting: tokio::sync::Mutex<()>,
@@ -63,6 +79,7 @@ pub struct Shared {
     pub(super) no_swap: AtomicBool,
     pub(super) census: Census,
     pub(super) tenants: Tenants,
+    pub(super) metering: Metering,
     /// No new session or turn is begun, and streams end.
     pub(super) stopping: CancellationToken,
 }
@@ -165,44 +182,62 @@ impl Shared {
         shortage(pressure::memory(), &self.config.now().pool)
     }
 
-    pub fn full(&self) -> SessionError {
-        if NO_ROOM.now() {
-            event!(&events::NO_ROOM, max = self.pool.max(), "all sandboxes are in use, and none may go");
-        }
-        SessionError::Capacity { max: self.pool.max(), retry_after_s: RETRY_AFTER_S }
-    }
-
-    /// A slot, or whose sandbox may go for it (`None`: nobody's).
-    pub fn admit_now(&self, id: Uuid) -> Result<Slot, Option<Uuid>> {
-        match self.pool.admit(id) {
-            Admission::Granted(slot) => Ok(slot),
-            Admission::MakeRoom(victim) => Err(Some(victim)),
-            Admission::Full => Err(None),
-        }
-    }
-
-    /// A slot; paused sessions give up their sandboxes for it.
-    pub(super) async fn admit(self: &Arc<Self>, id: Uuid) -> Result<Slot, SessionError> {
-        for _ in 0..MAX_EVICTIONS {
-            match self.admit_now(id) {
-                Ok(slot) => return Ok(slot),
-                Err(None) => break,
-                Err(Some(victim)) => self.make_room(victim).await,
+    pub fn full(&self, why: Full) -> SessionError {
+        let (max, retry_after_s) = (self.pool.max(), RETRY_AFTER_S);
+        match why {
+            Full::Tenant { most } => SessionError::TenantCapacity { max: most, retry_after_s },
+            Full::Host { owed } => {
+                if NO_ROOM.now() {
+                    event!(&events::NO_ROOM, max, "all sandboxes are in use, and none may go");
+                }
+                if owed {
+                    SessionError::Owed { max, retry_after_s }
+                } else {
+                    SessionError::Capacity { max, retry_after_s }
+                }
             }
         }
-        Err(self.full())
     }
 
-    /// Gives up a sandbox that is nobody's, or asks a paused session to give up its own, and waits until it did or declined.
+    /// A slot; sandboxes without a session and idle sessions give up theirs for it. A tenant that holds less than another one waits
+    /// a moment for a turn to end.
+    pub(super) async fn admit(self: &Arc<Self>, tenant: &TenantId, id: Uuid) -> Result<Slot, SessionError> {
+        let (until, mut evictions) = (Instant::now() + WAIT_FOR_ROOM, 0);
+        loop {
+            match self.pool.admit(tenant, id) {
+                Admission::Granted(slot) => return Ok(slot),
+                Admission::MakeRoom(victim) if evictions < MAX_EVICTIONS && Instant::now() < until => {
+                    evictions += 1;
+                    self.make_room(victim).await;
+                }
+                Admission::MakeRoom(_) => return Err(self.full(Full::Host { owed: false })),
+                Admission::Full(why @ Full::Host { owed: true }) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(self.full(why));
+                    }
+                    // An idle sandbox comes of age without a word.
+                    self.pool.changed(left.min(LOOK_FOR_ROOM)).await;
+                }
+                Admission::Full(why) => return Err(self.full(why)),
+            }
+        }
+    }
+
+    /// Gives up a sandbox without a session, or asks a paused session to give up its own, and waits until it did or declined. One that
+    /// is busy with its own work does it later, and another one is asked.
     pub async fn make_room(&self, victim: Uuid) {
         if self.warm.evict(self, victim).await {
             return;
         }
         let Some(handle) = self.registry.get(victim) else { return };
         let (reply, done) = oneshot::channel();
-        if handle.requests.send(Request::Park { reply }).await.is_ok() {
-            let _ = done.await;
-        }
+        let asked = async {
+            if handle.requests.send(Request::Park { reply }).await.is_ok() {
+                let _ = done.await;
+            }
+        };
+        let _ = tokio::time::timeout(PARKS_WITHIN, asked).await;
     }
 
     pub(super) async fn insert_fork(&self, parent: &Session, id: Uuid) -> Result<Session, SessionError> {
@@ -213,6 +248,8 @@ impl Shared {
             error: None,
             parent: Some(parent.id),
             stdout_offset: 0,
+            conversation: id,
+            conversation_turn: 0,
             created_at: now,
             last_active_at: now,
             ..parent.clone()
@@ -221,19 +258,9 @@ impl Shared {
         // What the parent was given or denied, its copy is too.
         let said = self.store.limits(&parent.tenant, None, Some(parent.id)).await?.session;
         self.store.limits_put(&parent.tenant, LimitScope::Session(id), said).await?;
-        let mut after = 0;
-        loop {
-            const PAGE: u32 = 500;
-            let page = self.store.messages(&parent.tenant, parent.id, PAGE, after).await?;
-            let Some(last) = page.last() else { break };
-            after = last.sequence;
-            let mut copy = Commit::of(&fork);
-            let role = |word: &str| if word == "user" { Role::User } else { Role::Assistant };
-            copy.messages = page.into_iter().map(|m| (role(&m.role), m.content)).collect();
-            self.store.commit(copy).await?;
-        }
+        self.store.messages_copy(&parent.tenant, parent.id, id).await?;
         let mut change = Commit::of(&fork);
-        change.events.push(("lifecycle", lifecycle("forked", json!({ "from": parent.id }))));
+        change.events.push(("lifecycle", lifecycle("forked", json!({ "from": parent.id })).into()));
         self.store.commit(change).await?;
         self.moved(None, SessionStatus::Paused, false);
         Ok(fork)

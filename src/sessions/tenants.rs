@@ -168,12 +168,7 @@ impl Sessions {
 
         let mut sessions = 0;
         for id in store.session_ids(tenant).await? {
-            self.retire(tenant, id).await?;
-            self.shared.remove_directory(id).await;
-            if store.session_remove(tenant, id).await? {
-                self.shared.census.add(SessionStatus::Ended, -1);
-                sessions += 1;
-            }
+            sessions += u64::from(self.remove_session(tenant, id).await?);
         }
         // Once more: those who were under way may have left something.
         let rest = store.tenant_forget(tenant).await?;
@@ -188,7 +183,9 @@ impl Sessions {
             move || agents.try_exists().and_then(|there| remove_tree(&agents).map(|()| there))
         });
         let files = gone.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
-        let files = files.map_err(|e| SessionError::Failed(format!("{} cannot be removed: {e}", agents.display())))?;
+        let files =
+            files.map_err(|e| SessionError::Failed(format!("the agents of the tenant cannot be removed: {e}")))?;
+        self.shared.storage.forget(tenant);
         drop(closed);
         let removed = TenantRemoved { keys: forgotten.keys, agents: forgotten.agents, sessions };
         if removed == TenantRemoved::default() && forgotten.others == 0 && !files {
@@ -231,6 +228,17 @@ impl Sessions {
             Err(SessionError::NotFound) => Ok(()),
             Err(e) => Err(e),
         }
+    }
+
+    /// Removes a session that has ended, with all it had. `false`: there is none.
+    pub(super) async fn remove_session(&self, tenant: &TenantId, id: Uuid) -> Result<bool, SessionError> {
+        self.retire(tenant, id).await?;
+        self.shared.remove_directory(id).await;
+        let removed = self.shared.store.session_remove(tenant, id).await?;
+        if removed {
+            self.shared.census.add(SessionStatus::Ended, -1);
+        }
+        Ok(removed)
     }
 
     /// Has the session's task leave, if there is one.

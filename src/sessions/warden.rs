@@ -17,10 +17,12 @@ use uuid::Uuid;
 
 use crate::kernel::held::Held;
 use crate::launcher::protocol::CgroupPaths;
-use crate::model::Limits;
+use crate::model::{Limits, TenantId};
 use crate::sandbox::Launcher;
-use crate::sandbox::usage::{CpuUsage, MemoryUsage, PidsUsage};
+use crate::sandbox::usage::CpuUsage;
+use crate::sessions::counters::Counters;
 use crate::sessions::disk::{self, Bound, Counted, DiskUse, Free, Seen};
+use crate::sessions::storage::Storage;
 
 /// Between two looks. A writer at full speed is over its bound this long at most before the walk begins.
 const TICK: Duration = Duration::from_millis(250);
@@ -32,18 +34,24 @@ const WALKS: usize = 2;
 const BUSY_US: u64 = 20_000;
 /// How long a session that goes on has to let go of files without a name.
 const LET_GO: Duration = Duration::from_secs(1);
-/// Refused forks are told at most this often.
-const TELL_PIDS: Duration = Duration::from_secs(60);
+/// Bytes that a session may write after its tenant stores as much as it may: the end of its turn needs some.
+const SLACK: u64 = 1 << 20;
+/// Once a tenant has less than this left, its sessions are walked when the disk lost half of it.
+const NEAR: u64 = 16 << 20;
 
 /// What a session's task must hear of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// More on the disk than allowed.
     Disk(DiskUse),
+    /// It writes, and its tenant stores more than it may.
+    Storage,
     /// The kernel killed so many processes since it was told last.
     OomKilled(u64),
     /// The limit of processes refused so many forks since it was told last.
     ForksRefused(u64),
+    /// There are more processes and threads than those up to which commands and tools may start more.
+    CommandsFull(u64),
 }
 
 /// Cheap to clone.
@@ -57,6 +65,8 @@ struct Inner {
     data_dir: PathBuf,
     /// Counts what has no name on the disk.
     launcher: Launcher,
+    /// What is measured counts for the tenant as well.
+    storage: Storage,
     watched: Mutex<HashMap<Uuid, Arc<Watched>>>,
     wake: Notify,
     /// The groups above all sandboxes, known from the first one.
@@ -69,10 +79,11 @@ struct Inner {
 #[derive(Debug)]
 struct Watched {
     id: Uuid,
+    tenant: TenantId,
     root: PathBuf,
     cgroup: CgroupPaths,
     frozen: AtomicBool,
-    walking: AtomicBool,
+    walking: Arc<Semaphore>,
     state: Mutex<State>,
 }
 
@@ -85,9 +96,9 @@ struct State {
     cpu: [u64; 2],
     /// Told, and not changed since.
     over: bool,
-    oom_kills: u64,
-    refused: u64,
-    told_refused: Option<Instant>,
+    /// Bytes it had at the last walk before its tenant was seen to store too much.
+    since_full: Option<u64>,
+    counters: Counters,
     throttled_us: u64,
 }
 
@@ -105,21 +116,7 @@ impl Watched {
 
     /// What the cgroups counted since they were read last.
     fn counters(&self, now: Instant) -> Vec<Finding> {
-        let kills = MemoryUsage::read(&self.cgroup).oom_kills.unwrap_or(0);
-        let refused = PidsUsage::read(&self.cgroup).refused.unwrap_or(0);
-        let mut state = self.state();
-        let mut found = Vec::new();
-        if kills > state.oom_kills {
-            found.push(Finding::OomKilled(kills - state.oom_kills));
-            state.oom_kills = kills;
-        }
-        let quiet = state.told_refused.is_none_or(|at| now.saturating_duration_since(at) >= TELL_PIDS);
-        if refused > state.refused && quiet {
-            found.push(Finding::ForksRefused(refused - state.refused));
-            state.refused = refused;
-            state.told_refused = Some(now);
-        }
-        found
+        self.state().counters.look(&self.cgroup, now)
     }
 }
 
@@ -136,6 +133,9 @@ impl Drop for Watch {
         if all.get(&self.watched.id).is_some_and(|other| Arc::ptr_eq(other, &self.watched)) {
             all.remove(&self.watched.id);
         }
+        drop(all);
+        // What it wrote after its last walk.
+        self.warden.inner.storage.touched(&self.watched.tenant, Some(self.watched.id), false);
     }
 }
 
@@ -145,7 +145,7 @@ impl Watch {
         self.watched.frozen.store(frozen, Ordering::Relaxed);
         if !frozen {
             let mut state = self.watched.state();
-            state.over = false;
+            (state.over, state.since_full) = (false, None);
             if let Some(counted) = &mut state.counted {
                 // What was held is about to be let go of: the turn it was from is interrupted now.
                 (counted.held, counted.at) = (Held::default(), Instant::now() + LET_GO);
@@ -174,10 +174,11 @@ pub fn bound(limits: &Limits) -> Bound {
 }
 
 impl Warden {
-    pub fn new(data_dir: &Path, launcher: Launcher) -> Self {
+    pub fn new(data_dir: &Path, launcher: Launcher, storage: Storage) -> Self {
         let inner = Inner {
             data_dir: data_dir.to_owned(),
             launcher,
+            storage,
             watched: Mutex::default(),
             wake: Notify::new(),
             root: OnceLock::new(),
@@ -192,22 +193,29 @@ impl Warden {
     }
 
     /// Begins to watch. What its cgroups counted up to now is nobody's news.
-    pub fn watch(&self, id: Uuid, root: &Path, cgroup: &CgroupPaths, limits: &Limits, frozen: bool) -> Watch {
+    pub fn watch(
+        &self,
+        (tenant, id): (&TenantId, Uuid),
+        root: &Path,
+        cgroup: &CgroupPaths,
+        limits: &Limits,
+        frozen: bool,
+    ) -> Watch {
         let watched = Arc::new(Watched {
             id,
+            tenant: tenant.clone(),
             root: root.to_owned(),
             cgroup: cgroup.clone(),
             frozen: AtomicBool::new(frozen),
-            walking: AtomicBool::new(false),
+            walking: Arc::new(Semaphore::new(1)),
             state: Mutex::new(State {
                 bound: bound(limits),
                 seen: None,
                 counted: None,
                 cpu: [0; 2],
                 over: false,
-                oom_kills: MemoryUsage::read(cgroup).oom_kills.unwrap_or(0),
-                refused: PidsUsage::read(cgroup).refused.unwrap_or(0),
-                told_refused: None,
+                since_full: None,
+                counters: Counters::of(cgroup),
                 throttled_us: CpuUsage::read(cgroup).throttled_us.unwrap_or(0),
             }),
         });
@@ -307,6 +315,24 @@ impl Warden {
         Ok(self.inner.launcher.held(id).await.map_or(walked, |held| walked.and(held)))
     }
 
+    /// Counts a walk for the session's tenant, and says what is too much.
+    fn judge(&self, watched: &Watched, used: DiskUse, seen: Seen) -> Option<Finding> {
+        let storage = &self.inner.storage;
+        storage.measured(&watched.tenant, watched.id, used.bytes);
+        let full = storage.left(&watched.tenant) == 0;
+        let mut state = watched.state();
+        let before = state.seen.replace(seen).map_or(used.bytes, |before| before.used.bytes);
+        if used.is_over(state.bound) {
+            return Some(Finding::Disk(used));
+        }
+        if !full {
+            state.since_full = None;
+            return None;
+        }
+        let at_first = *state.since_full.get_or_insert(before);
+        (used.bytes > at_first.saturating_add(SLACK)).then_some(Finding::Storage)
+    }
+
     /// Starts a walk of one session where it is time for one.
     fn look(
         &self,
@@ -316,18 +342,21 @@ impl Warden {
         tell: impl Fn(Uuid, Finding) -> bool + Send + 'static,
     ) {
         let cpu = CpuUsage::read(&watched.cgroup).usage_us.unwrap_or(0);
+        let left = self.inner.storage.left(&watched.tenant).max(NEAR);
         let bound = {
             let mut state = watched.state();
             let busy = cpu.saturating_sub(state.cpu[0]) >= BUSY_US;
-            if state.over || !disk::is_due(state.seen.as_ref(), state.bound, free, busy, now) {
+            // What the tenant has left may be less than what the session has.
+            let has = state.seen.map_or(0, |seen| seen.used.bytes);
+            let near = Bound { bytes: state.bound.bytes.min(has.saturating_add(left)), ..state.bound };
+            if state.over || !disk::is_due(state.seen.as_ref(), near, free, busy, now) {
                 return;
             }
             state.cpu[0] = cpu;
             state.bound
         };
-        if watched.walking.swap(true, Ordering::Relaxed) {
-            return;
-        }
+        // Given back when the task ends, however it ends.
+        let Ok(walking) = Arc::clone(&watched.walking).try_acquire_owned() else { return };
         let warden = self.clone();
         tokio::spawn(async move {
             let start = Instant::now();
@@ -336,52 +365,18 @@ impl Warden {
                 Ok(walked) => Ok(warden.with_held(&watched, walked, bound, free, cpu).await),
                 failed => failed,
             };
-            watched.walking.store(false, Ordering::Relaxed);
+            drop(walking);
             let Ok(used) = used else { return };
-            let over = {
-                let mut state = watched.state();
-                state.seen = Some(Seen { used, at: Instant::now(), took: start.elapsed(), free });
-                used.is_over(state.bound)
-            };
-            if over {
-                let heard = tell(watched.id, Finding::Disk(used));
-                watched.state().over = heard;
+            let finding = warden.judge(&watched, used, Seen { used, at: Instant::now(), took: start.elapsed(), free });
+            if let Some(finding) = finding {
+                let heard = tell(watched.id, finding);
+                // A session that writes on while its tenant is full is told of until it is frozen.
+                watched.state().over = heard && finding != Finding::Storage;
             }
         });
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_writer_is_found_within_a_second_and_a_frozen_one_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let (quiet, busy) = (dir.path().join("quiet"), dir.path().join("busy"));
-        std::fs::create_dir(&quiet).unwrap();
-        std::fs::create_dir(&busy).unwrap();
-        let warden = Warden::new(dir.path(), Launcher::at(dir.path()));
-        let limits = Limits { disk_bytes: 8 << 20, ..Limits::default() };
-        let (ids, nowhere) = ([Uuid::new_v4(), Uuid::new_v4()], CgroupPaths::default());
-        let _quiet = warden.watch(ids[0], &quiet, &nowhere, &limits, true);
-        let watch = warden.watch(ids[1], &busy, &nowhere, &limits, false);
-        let (sender, mut found) = tokio::sync::mpsc::unbounded_channel();
-        let task = tokio::spawn(warden.clone().run(move |id, finding| sender.send((id, finding)).is_ok()));
-        std::fs::write(quiet.join("f"), vec![1; 16 << 20]).unwrap();
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        assert!(found.try_recv().is_err(), "nobody is over");
-        std::fs::write(busy.join("f"), vec![1; 16 << 20]).unwrap();
-        let (id, finding) = tokio::time::timeout(Duration::from_secs(1), found.recv()).await.unwrap().unwrap();
-        assert_eq!(id, ids[1]);
-        assert!(matches!(finding, Finding::Disk(used) if used.bytes >= 16 << 20), "{finding:?}");
-        // Told once, and again when the bound moved and it is still so.
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        assert!(found.try_recv().is_err());
-        watch.set_limits(&Limits { disk_bytes: 9 << 20, ..limits });
-        tokio::time::timeout(Duration::from_secs(2), found.recv()).await.unwrap().unwrap();
-        drop(watch);
-        assert_eq!(warden.all().len(), 1);
-        task.abort();
-    }
-}
+#[path = "warden_tests.rs"]
+mod tests;

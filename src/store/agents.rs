@@ -5,6 +5,7 @@ use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::columns::{id_of, json_or_none, tenant_of, unreadable};
+use super::tenant_use::{MAX_AGENTS, check_rows};
 use super::writer::{Counters, Write};
 use super::{Agent, NewAgent, Store, StoreError};
 use crate::model::{Millis, TenantId, now_ms};
@@ -57,13 +58,22 @@ impl Write for Upsert {
     type Out = Agent;
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<Agent, StoreError> {
         let new = &self.agent;
+        let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM agents WHERE tenant = ?1 AND name = ?2)")
+            .bind(self.tenant.as_str())
+            .bind(&new.name)
+            .fetch_one(&mut *conn)
+            .await?;
+        if !known {
+            check_rows(conn, &self.tenant, "agents", MAX_AGENTS).await?;
+        }
         let row = sqlx::query(
             "INSERT INTO agents (id, tenant, name, version, path, env, slug, description, model, backend, system_prompt, config,
-                                 created_at, updated_at)
-             VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12)
+                                 created_at, updated_at, path_by_admin)
+             VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?13)
              ON CONFLICT (tenant, name) DO UPDATE SET
                  version = version + 1,
                  path = excluded.path,
+                 path_by_admin = excluded.path_by_admin,
                  env = CASE excluded.env WHEN '{}' THEN env ELSE excluded.env END,
                  slug = COALESCE(excluded.slug, slug),
                  description = COALESCE(excluded.description, description),
@@ -84,8 +94,9 @@ impl Write for Upsert {
         .bind(&new.model)
         .bind(&new.backend)
         .bind(&new.system_prompt)
-        .bind(new.config.as_ref().map(ToString::to_string))
+        .bind(new.config.as_ref().map(|config| config.get().to_owned()))
         .bind(self.now)
+        .bind(new.path_by_admin)
         .fetch_one(conn)
         .await?;
         agent(&row)
@@ -117,7 +128,7 @@ impl Write for Update {
         .bind(&new.backend)
         .bind(&new.system_prompt)
         .bind(&new.status)
-        .bind(new.config.as_ref().map(ToString::to_string))
+        .bind(new.config.as_ref().map(|config| config.get().to_owned()))
         .bind(self.now)
         .fetch_optional(conn)
         .await?;
@@ -132,6 +143,10 @@ struct Delete {
 
 impl Write for Delete {
     type Out = bool;
+    fn frees(&self) -> bool {
+        true
+    }
+
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
         // An agent of the same name that comes later is another one.
         sqlx::query("DELETE FROM limits WHERE tenant = ?1 AND scope = 'agent' AND name = ?2")
@@ -159,6 +174,7 @@ pub(super) fn agent(row: &SqliteRow) -> Result<Agent, StoreError> {
         name: row.try_get("name")?,
         version: row.try_get("version")?,
         path: row.try_get("path")?,
+        path_by_admin: row.try_get("path_by_admin")?,
         env: serde_json::from_str(row.try_get("env")?).map_err(|why| unreadable("env of an agent", why))?,
         slug: row.try_get("slug")?,
         description: row.try_get("description")?,

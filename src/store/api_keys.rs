@@ -8,7 +8,7 @@ use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::columns::{id_of, tenant_of, unreadable};
-use super::owned::{DeleteOwned, OwnedTable};
+use super::tenant_use::{MAX_KEYS, check_rows};
 use super::writer::{Counters, Write};
 use super::{ApiKey, Store, StoreError};
 use crate::model::TenantId;
@@ -81,27 +81,77 @@ impl Store {
         Ok(Some(key))
     }
 
-    /// Oldest first.
-    pub async fn key_list(&self, tenant: &TenantId) -> Result<Vec<ApiKey>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM api_keys WHERE tenant = ?1 ORDER BY created_at, rowid")
-            .bind(tenant.as_str())
-            .fetch_all(self.reader())
-            .await?;
+    /// Oldest first; those of admins only `with_admins`.
+    pub async fn key_list(&self, tenant: &TenantId, with_admins: bool) -> Result<Vec<ApiKey>, StoreError> {
+        let rows =
+            sqlx::query("SELECT * FROM api_keys WHERE tenant = ?1 AND (?2 OR NOT admin) ORDER BY created_at, rowid")
+                .bind(tenant.as_str())
+                .bind(with_admins)
+                .fetch_all(self.reader())
+                .await?;
         rows.iter().map(key).collect()
     }
 
-    /// `true` when the tenant had that key. It is refused from the moment this returns.
-    pub async fn key_delete(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
-        let deleted = self.write(DeleteOwned { table: OwnedTable::ApiKeys, tenant: tenant.clone(), id }).await?;
-        if deleted {
+    /// Revokes a key of the tenant; one with the admin role only `by_admin`, and never the last of those. A revoked key is refused
+    /// from the moment this returns.
+    pub async fn key_delete(&self, tenant: &TenantId, id: Uuid, by_admin: bool) -> Result<KeyDelete, StoreError> {
+        let done = self.write(Delete { tenant: tenant.clone(), id, by_admin }).await?;
+        if done == KeyDelete::Done {
             self.inner.keys.forget(|key| key.id == id);
         }
-        Ok(deleted)
+        Ok(done)
     }
 
     pub async fn key_count(&self) -> Result<u64, StoreError> {
         let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM api_keys").fetch_one(self.reader()).await?;
         Ok(count.unsigned_abs())
+    }
+}
+
+/// What became of a revocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyDelete {
+    Done,
+    /// The tenant has no such key, or it is an admin's and the caller is none.
+    NotFound,
+    /// It is the only key with the admin role.
+    LastAdmin,
+}
+
+struct Delete {
+    tenant: TenantId,
+    id: Uuid,
+    by_admin: bool,
+}
+
+impl Write for Delete {
+    type Out = KeyDelete;
+    fn frees(&self) -> bool {
+        true
+    }
+
+    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<KeyDelete, StoreError> {
+        // One transaction: of two admins that revoke each other at the same moment, one stays.
+        let (id, tenant) = (self.id.to_string(), self.tenant.as_str());
+        let admin: Option<bool> = sqlx::query_scalar("SELECT admin FROM api_keys WHERE id = ?1 AND tenant = ?2")
+            .bind(&id)
+            .bind(tenant)
+            .fetch_optional(&mut *conn)
+            .await?;
+        match admin {
+            None => return Ok(KeyDelete::NotFound),
+            Some(true) if !self.by_admin => return Ok(KeyDelete::NotFound),
+            Some(true) => {
+                let admins: i64 =
+                    sqlx::query_scalar("SELECT COUNT(*) FROM api_keys WHERE admin").fetch_one(&mut *conn).await?;
+                if admins < 2 {
+                    return Ok(KeyDelete::LastAdmin);
+                }
+            }
+            Some(false) => {}
+        }
+        sqlx::query("DELETE FROM api_keys WHERE id = ?1 AND tenant = ?2").bind(&id).bind(tenant).execute(conn).await?;
+        Ok(KeyDelete::Done)
     }
 }
 
@@ -111,6 +161,7 @@ impl Write for Insert {
     type Out = ();
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<(), StoreError> {
         let key = &self.0;
+        check_rows(conn, &key.tenant, "keys", MAX_KEYS).await?;
         sqlx::query(
             "INSERT INTO api_keys (id, tenant, label, hash, prefix, admin, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )
@@ -127,7 +178,7 @@ impl Write for Insert {
     }
 }
 
-fn key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
+pub(super) fn key(row: &SqliteRow) -> Result<ApiKey, StoreError> {
     let hash: Vec<u8> = row.try_get("hash")?;
     Ok(ApiKey {
         id: id_of(row, "id")?,

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::columns::{count, count_of, id_of, tenant_of};
 use super::owned::{DeleteOwned, OwnedTable};
+use super::tenant_use::MAX_ATTACHMENTS;
 use super::writer::{Counters, Write};
 use super::{Attachment, Store, StoreError};
 use crate::model::TenantId;
@@ -49,9 +50,16 @@ impl Write for Insert {
     type Out = ();
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<(), StoreError> {
         let new = &self.0;
+        let kept: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM attachments WHERE session = ?1")
+            .bind(new.session.to_string())
+            .fetch_one(&mut *conn)
+            .await?;
+        if kept.unsigned_abs() >= MAX_ATTACHMENTS.rows {
+            return Err(StoreError::TooMany(MAX_ATTACHMENTS));
+        }
         let done = sqlx::query(
-            "INSERT INTO attachments (id, session, tenant, filename, mime_type, size, message_id, created_at)
-             SELECT ?1, id, tenant, ?4, ?5, ?6, ?7, ?8 FROM sessions WHERE id = ?2 AND tenant = ?3",
+            "INSERT INTO attachments (id, session, tenant, filename, mime_type, size, message_id, created_at, path)
+             SELECT ?1, id, tenant, ?4, ?5, ?6, ?7, ?8, ?9 FROM sessions WHERE id = ?2 AND tenant = ?3",
         )
         .bind(new.id.to_string())
         .bind(new.session.to_string())
@@ -61,13 +69,14 @@ impl Write for Insert {
         .bind(count(new.size))
         .bind(&new.message_id)
         .bind(new.created_at)
+        .bind(&new.path)
         .execute(conn)
         .await?;
         if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NoSession(new.session)) }
     }
 }
 
-fn attachment(row: &SqliteRow) -> Result<Attachment, StoreError> {
+pub(super) fn attachment(row: &SqliteRow) -> Result<Attachment, StoreError> {
     Ok(Attachment {
         id: id_of(row, "id")?,
         session: id_of(row, "session")?,
@@ -76,6 +85,7 @@ fn attachment(row: &SqliteRow) -> Result<Attachment, StoreError> {
         mime_type: row.try_get("mime_type")?,
         size: count_of(row, "size")?,
         message_id: row.try_get("message_id")?,
+        path: row.try_get("path")?,
         created_at: row.try_get("created_at")?,
     })
 }

@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::model::{Limits, TenantId};
+use crate::model::{Limits, RawJson, TenantId};
 
 pub(super) fn unreadable(what: &'static str, why: impl std::fmt::Display) -> StoreError {
     StoreError::Unreadable { what, why: why.to_string() }
@@ -35,9 +35,9 @@ pub(super) fn count(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-pub(super) fn json_or_none(row: &SqliteRow, column: &'static str) -> Result<Option<Value>, StoreError> {
-    let text: Option<&str> = row.try_get(column)?;
-    text.map(serde_json::from_str).transpose().map_err(|why| unreadable(column, why))
+pub(super) fn json_or_none(row: &SqliteRow, column: &'static str) -> Result<Option<RawJson>, StoreError> {
+    let text: Option<String> = row.try_get(column)?;
+    text.map(RawJson::parse).transpose().map_err(|why| unreadable(column, why))
 }
 
 /// Limits as stored, with the default for every field that did not exist when they were.

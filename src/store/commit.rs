@@ -8,11 +8,12 @@ use sqlx::{QueryBuilder, Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::columns::{count, limits_text};
+use super::pages::LARGE;
 use super::writer::{Counters, Write};
-use super::{Commit, Committed, OnDisk, Store, StoreError, Turn, Usage};
-use crate::model::{Millis, now_ms};
+use super::{Commit, Committed, OnDisk, Store, StoreError, Text, Turn, Usage};
+use crate::model::{Millis, SessionStatus, now_ms};
 
-/// Rows of one INSERT; seven values each stay far below SQLite's 32766 parameters.
+/// Rows of one INSERT; eight values each stay far below SQLite's 32766 parameters.
 const ROWS: usize = 256;
 
 impl Store {
@@ -42,6 +43,12 @@ struct Step {
 
 impl Write for Step {
     type Out = Committed;
+    /// A stop or an end, without anything that was said.
+    fn frees(&self) -> bool {
+        let ends = matches!(self.commit.status, Some((SessionStatus::Stopped | SessionStatus::Ended, _)));
+        ends && self.commit.messages.is_empty()
+    }
+
     async fn apply(&self, conn: &mut SqliteConnection, counters: &mut Counters) -> Result<Committed, StoreError> {
         let Self { commit, .. } = self;
         let before = match counters.get(commit.session, &commit.tenant) {
@@ -50,7 +57,11 @@ impl Write for Step {
         };
         let mut script = Script::default();
         let newest = self.write(&mut script, before);
+        let rest = std::mem::take(&mut script.rest);
         script.run(conn, commit.session).await?;
+        for message in &rest {
+            message.insert(conn, commit).await?;
+        }
         counters.set(commit.session, &commit.tenant, newest.clone());
         Ok(newest)
     }
@@ -61,11 +72,53 @@ struct Script {
     sql: QueryBuilder<Sqlite>,
     /// Rows that change when the session is there.
     rows: u64,
+    /// Messages of which these statements insert the beginning only.
+    rest: Vec<Rest>,
+}
+
+/// What follows the beginning of a large message.
+struct Rest {
+    sequence: i64,
+    text: Text,
+    from: usize,
+}
+
+impl Rest {
+    /// One row for each piece, so that SQLite never holds more than one.
+    async fn insert(&self, conn: &mut SqliteConnection, commit: &Commit) -> Result<(), StoreError> {
+        let mut from = self.from;
+        while from < self.text.len() {
+            let piece = beginning(&self.text[from..]);
+            sqlx::query("INSERT INTO message_rest (session, sequence, at, tenant, text) VALUES (?1, ?2, ?3, ?4, ?5)")
+                .bind(commit.session.to_string())
+                .bind(self.sequence)
+                .bind(count(from as u64))
+                .bind(commit.tenant.as_str())
+                .bind(piece.as_bytes())
+                .execute(&mut *conn)
+                .await?;
+            from += piece.len();
+        }
+        Ok(())
+    }
+}
+
+/// What the row of a message has of its text.
+fn first_row(text: &Text) -> Text {
+    match beginning(text) {
+        whole if whole.len() == text.len() => Text::clone(text),
+        first => first.into(),
+    }
+}
+
+/// As much of a text as one row has: [`LARGE`] bytes at most, whole characters.
+fn beginning(text: &str) -> &str {
+    &text[..text.floor_char_boundary(LARGE)]
 }
 
 impl Default for Script {
     fn default() -> Self {
-        Self { sql: QueryBuilder::new(""), rows: 0 }
+        Self { sql: QueryBuilder::new(""), rows: 0, rest: Vec::new() }
     }
 }
 
@@ -96,17 +149,23 @@ impl Step {
         if let Some(turn) = &commit.turn {
             put_turn(script, turn, self.opens(turn).then_some(before.message_sequence + 1));
         }
-        let messages = commit.messages.iter().map(|(role, content)| (role.as_str(), content.as_str()));
+        for (sequence, (_, content)) in (before.message_sequence + 1..).zip(&commit.messages) {
+            let from = beginning(content).len();
+            if from < content.len() {
+                script.rest.push(Rest { sequence, text: Text::clone(content), from });
+            }
+        }
+        let messages = commit.messages.iter().map(|(role, content)| (role.as_str(), first_row(content)));
         let message_sequence = self.append(
             script,
-            "INSERT INTO messages (session, sequence, id, tenant, role, content, created_at) ",
+            "INSERT INTO messages (session, sequence, id, tenant, role, content, created_at, turn) ",
             before.message_sequence,
             messages,
         );
-        let events = commit.events.iter().map(|(kind, data)| (*kind, data.as_str()));
+        let events = commit.events.iter().map(|(kind, data)| (*kind, Text::clone(data)));
         let event_sequence = self.append(
             script,
-            "INSERT INTO events (session, sequence, id, tenant, type, data, created_at) ",
+            "INSERT INTO events (session, sequence, id, tenant, type, data, created_at, turn) ",
             before.event_sequence,
             events,
         );
@@ -135,10 +194,14 @@ impl Step {
             changes.push(("model", Value::Text(model.clone())));
         }
         if let Some(config) = &commit.config {
-            changes.push(("config", Value::Text(config.as_ref().map(ToString::to_string))));
+            changes.push(("config", Value::Text(config.as_ref().map(|config| config.get().to_owned()))));
         }
         if let Some(launch) = &commit.launch {
-            changes.push(("launch", Value::Text(Some(launch.to_string()))));
+            changes.push(("launch", Value::Text(Some(launch.get().to_owned()))));
+        }
+        if let Some((conversation, turn)) = &commit.conversation {
+            changes.push(("conversation", Value::Text(Some(conversation.to_string()))));
+            changes.push(("conversation_turn", Value::Number(*turn)));
         }
         if let Some(limits) = &commit.limits {
             changes.push(("limits", Value::Text(Some(limits_text(limits)))));
@@ -163,25 +226,27 @@ impl Step {
     }
 
     /// Adds rows behind `last` and returns the number of the newest.
-    fn append<'a>(
+    fn append(
         &self,
         script: &mut Script,
         insert: &'static str,
         last: i64,
-        rows: impl Iterator<Item = (&'a str, &'a str)>,
+        rows: impl Iterator<Item = (&'static str, Text)>,
     ) -> i64 {
-        let session = self.commit.session.to_string();
-        let numbered: Vec<(i64, &str, &str)> =
+        let session: Text = self.commit.session.to_string().into();
+        let tenant: Text = self.commit.tenant.as_str().into();
+        let numbered: Vec<(i64, &'static str, Text)> =
             (last + 1..).zip(rows).map(|(number, (word, text))| (number, word, text)).collect();
         for chunk in numbered.chunks(ROWS) {
             script.sql.push(insert).push_values(chunk, |mut row, (number, word, text)| {
-                row.push_bind(session.clone())
+                row.push_bind(Text::clone(&session))
                     .push_bind(*number)
                     .push_bind(Uuid::now_v7().to_string())
-                    .push_bind(self.commit.tenant.to_string())
-                    .push_bind((*word).to_owned())
-                    .push_bind((*text).to_owned())
-                    .push_bind(self.now);
+                    .push_bind(Text::clone(&tenant))
+                    .push_bind(*word)
+                    .push_bind(Text::clone(text))
+                    .push_bind(self.now)
+                    .push_bind(self.commit.of_turn);
             });
             script.sql.push("; ");
             script.rows += chunk.len() as u64;
@@ -215,7 +280,7 @@ fn put_turn(script: &mut Script, turn: &Turn, message: Option<i64>) {
         .sql
         .push(
             "INSERT INTO turns (session, number, from_offset, to_offset, error, delivered, unasked, started_at, ended_at, \
-             message) VALUES (",
+             message, id, partial) VALUES (",
         )
         .separated(", ");
     values
@@ -228,7 +293,9 @@ fn put_turn(script: &mut Script, turn: &Turn, message: Option<i64>) {
         .push_bind(turn.unasked)
         .push_bind(turn.started_at)
         .push_bind(turn.ended_at)
-        .push_bind(message);
+        .push_bind(message)
+        .push_bind(turn.id.to_string())
+        .push_bind(turn.partial);
     script.sql.push(
         ") ON CONFLICT (session, number) DO UPDATE SET from_offset = excluded.from_offset, to_offset = excluded.to_offset, \
          error = excluded.error, delivered = excluded.delivered, unasked = excluded.unasked, \
@@ -242,7 +309,7 @@ fn add_usage(script: &mut Script, commit: &Commit, usage: &Usage, now: Millis) {
         .sql
         .push(
             "INSERT INTO usage (input_tokens, output_tokens, cache_creation_tokens, cache_read_tokens, tool_calls, \
-             compute_ms, created_at, id, session, tenant, agent_name) SELECT ",
+             compute_ms, messages, created_at, id, turn, session, tenant, agent_name) SELECT ",
         )
         .separated(", ");
     values
@@ -252,8 +319,10 @@ fn add_usage(script: &mut Script, commit: &Commit, usage: &Usage, now: Millis) {
         .push_bind(count(usage.cache_read_tokens))
         .push_bind(count(usage.tool_calls))
         .push_bind(count(usage.compute_ms))
+        .push_bind(count(usage.messages))
         .push_bind(now)
         .push_bind(Uuid::now_v7().to_string())
+        .push_bind(commit.of_turn)
         .push("id, tenant, agent_name FROM sessions WHERE id = ");
     script.sql.push_bind(commit.session.to_string());
     script.sql.push(" AND tenant = ").push_bind(commit.tenant.to_string()).push("; ");

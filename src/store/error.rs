@@ -26,6 +26,9 @@ pub enum StoreError {
     /// The change is made, and a power cut may undo it: the disk failed to take it.
     #[error("the disk that holds the database fails, the change may be lost: {0}")]
     NotOnDisk(String),
+    /// The tenant has as many rows of that kind as it may have.
+    #[error("there are {} {} already, the most there may be; {}", .0.rows, .0.what, .0.way_out)]
+    TooMany(super::Most),
     /// A commit for a session that the tenant does not have.
     #[error("session {0} is not in the database")]
     NoSession(Uuid),

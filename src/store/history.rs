@@ -1,12 +1,13 @@
 //! Reading what commits wrote: turns, messages, events.
 
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::columns::{count_of, id_of, tenant_of};
+use super::writer::{Counters, Write};
 use super::{Event, Message, Store, StoreError, Turn};
-use crate::model::TenantId;
+use crate::model::{TenantId, now_ms};
 
 impl Store {
     /// The turn that runs or ran last.
@@ -28,21 +29,67 @@ impl Store {
         row.as_ref().map(turn).transpose()
     }
 
+    /// The turn with this id.
+    pub async fn turn_of_id(&self, session: Uuid, id: Uuid) -> Result<Option<Turn>, StoreError> {
+        let row = sqlx::query("SELECT * FROM turns WHERE id = ?2 AND session = ?1")
+            .bind(session.to_string())
+            .bind(id.to_string())
+            .fetch_optional(self.reader())
+            .await?;
+        row.as_ref().map(turn).transpose()
+    }
+
+    /// Turns without an end: the one that runs, and one that claude began by itself before it. A turn begins behind those of claude's
+    /// own that came before it, even if an ashd was killed before it wrote that down.
+    pub async fn open_turns(&self, session: Uuid) -> Result<Vec<Turn>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT *, COALESCE((SELECT MAX(to_offset) FROM turns AS later
+                 WHERE later.session = turns.session AND later.number > turns.number), 0) AS free_from
+             FROM turns WHERE session = ?1 AND to_offset IS NULL ORDER BY number",
+        )
+        .bind(session.to_string())
+        .fetch_all(self.reader())
+        .await?;
+        let begins = |row| Ok(turn(row)?.beginning_at(count_of(row, "free_from")?));
+        rows.iter().map(begins).collect()
+    }
+
     /// The message that began this turn, as it is in the history; `None` when claude began it by itself.
     pub async fn message_of(&self, turn: &Turn) -> Result<Option<String>, StoreError> {
-        let row = sqlx::query(
-            "SELECT content FROM turns JOIN messages ON messages.session = turns.session AND messages.sequence = turns.message
-             WHERE turns.session = ?1 AND turns.number = ?2",
+        let rows = sqlx::query(
+            "SELECT 0 AS at, CAST(content AS BLOB) AS text
+             FROM turns JOIN messages ON messages.session = turns.session AND messages.sequence = turns.message
+             WHERE turns.session = ?1 AND turns.number = ?2
+             UNION ALL SELECT at, text
+             FROM turns JOIN message_rest AS rest ON rest.session = turns.session AND rest.sequence = turns.message
+             WHERE turns.session = ?1 AND turns.number = ?2
+             ORDER BY at",
         )
         .bind(turn.session.to_string())
         .bind(turn.number)
-        .fetch_optional(self.reader())
+        .fetch_all(self.reader())
         .await?;
-        Ok(row.map(|row| row.try_get("content")).transpose()?)
+        let mut text: Option<Vec<u8>> = None;
+        for row in rows {
+            text.get_or_insert_default().extend_from_slice(row.try_get("text")?);
+        }
+        let text = text.map(String::from_utf8).transpose();
+        text.map_err(|e| StoreError::Unreadable { what: "message", why: e.to_string() })
     }
 
-    /// Ascending, `sequence > after`.
-    pub async fn messages(
+    /// Gives the messages of one session to another one of the tenant, which has none. They pass through SQLite alone, one
+    /// at a time, a bounded number in a transaction.
+    pub async fn messages_copy(&self, tenant: &TenantId, from: Uuid, to: Uuid) -> Result<(), StoreError> {
+        let mut after = 0;
+        while let Some(last) = self.write(Copy { tenant: tenant.clone(), from, to, after }).await? {
+            after = last;
+        }
+        Ok(())
+    }
+
+    /// Ascending, `sequence > after`; of a large one its first row only.
+    #[cfg(test)]
+    pub(crate) async fn messages(
         &self,
         tenant: &TenantId,
         session: Uuid,
@@ -62,7 +109,8 @@ impl Store {
     }
 
     /// Ascending, `sequence > after`, and with `kind` only those of that type.
-    pub async fn events(
+    #[cfg(test)]
+    pub(crate) async fn events(
         &self,
         tenant: &TenantId,
         session: Uuid,
@@ -84,19 +132,104 @@ impl Store {
         rows.iter().map(event).collect()
     }
 
-    /// Data of the `turn_complete` event of a turn that has ended. Turns do not overlap, so it is the first one after the
-    /// turn's start.
+    /// Data of the `turn_complete` event of this turn.
     pub async fn result_of(&self, tenant: &TenantId, session: Uuid, turn: &Turn) -> Result<Option<String>, StoreError> {
         let row = sqlx::query(
-            "SELECT data FROM events WHERE session = ?1 AND tenant = ?2 AND type = 'turn_complete' AND created_at > ?3
-             ORDER BY sequence LIMIT 1",
+            "SELECT data FROM events WHERE session = ?1 AND tenant = ?2 AND type = 'turn_complete' AND turn = ?3
+             ORDER BY sequence DESC LIMIT 1",
         )
         .bind(session.to_string())
         .bind(tenant.as_str())
-        .bind(turn.started_at)
+        .bind(turn.number)
         .fetch_optional(self.reader())
         .await?;
         Ok(row.map(|row| row.try_get("data")).transpose()?)
+    }
+}
+
+/// A few messages, until so many bytes of them.
+struct Copy {
+    tenant: TenantId,
+    from: Uuid,
+    to: Uuid,
+    after: i64,
+}
+
+impl Write for Copy {
+    /// The sequence of the last one; `None` when there was none.
+    type Out = Option<i64>;
+    async fn apply(&self, conn: &mut SqliteConnection, counters: &mut Counters) -> Result<Option<i64>, StoreError> {
+        const ROWS: i64 = 500;
+        const BYTES: i64 = 8 << 20;
+        // SQLite knows how long a text is without reading it.
+        let rows = sqlx::query(
+            "SELECT sequence, octet_length(content) AS bytes FROM messages
+             WHERE session = ?1 AND tenant = ?2 AND sequence > ?3 ORDER BY sequence LIMIT ?4",
+        )
+        .bind(self.from.to_string())
+        .bind(self.tenant.as_str())
+        .bind(self.after)
+        .bind(ROWS)
+        .fetch_all(&mut *conn)
+        .await?;
+        let (mut bytes, mut last) = (0, None);
+        for row in rows {
+            let sequence: i64 = row.try_get("sequence")?;
+            // SQLite holds a copied row several times over; `message_rest` keeps them small.
+            sqlx::query(
+                "INSERT INTO messages (session, sequence, id, tenant, role, content, created_at)
+                 SELECT ?1, sequence, ?2, tenant, role, content, ?3 FROM messages
+                 WHERE session = ?4 AND tenant = ?5 AND sequence = ?6",
+            )
+            .bind(self.to.to_string())
+            .bind(Uuid::now_v7().to_string())
+            .bind(now_ms())
+            .bind(self.from.to_string())
+            .bind(self.tenant.as_str())
+            .bind(sequence)
+            .execute(&mut *conn)
+            .await?;
+            bytes += self.rest(conn, sequence).await?;
+            last = Some(sequence);
+            bytes += row.try_get::<i64, _>("bytes")?;
+            if bytes > BYTES {
+                break;
+            }
+        }
+        counters.forget(self.to, &self.tenant);
+        Ok(last)
+    }
+}
+
+impl Copy {
+    /// What follows the beginning of a large message, piece by piece; its bytes.
+    async fn rest(&self, conn: &mut SqliteConnection, sequence: i64) -> Result<i64, StoreError> {
+        let pieces = sqlx::query(
+            "SELECT at, octet_length(text) AS bytes FROM message_rest WHERE session = ?1 AND tenant = ?2 AND sequence = ?3
+             ORDER BY at",
+        )
+        .bind(self.from.to_string())
+        .bind(self.tenant.as_str())
+        .bind(sequence)
+        .fetch_all(&mut *conn)
+        .await?;
+        let mut bytes = 0;
+        for piece in pieces {
+            sqlx::query(
+                "INSERT INTO message_rest (session, sequence, at, tenant, text)
+                 SELECT ?1, sequence, at, tenant, text FROM message_rest
+                 WHERE session = ?2 AND tenant = ?3 AND sequence = ?4 AND at = ?5",
+            )
+            .bind(self.to.to_string())
+            .bind(self.from.to_string())
+            .bind(self.tenant.as_str())
+            .bind(sequence)
+            .bind(piece.try_get::<i64, _>("at")?)
+            .execute(&mut *conn)
+            .await?;
+            bytes += piece.try_get::<i64, _>("bytes")?;
+        }
+        Ok(bytes)
     }
 }
 
@@ -104,18 +237,20 @@ fn turn(row: &SqliteRow) -> Result<Turn, StoreError> {
     let to_offset: Option<i64> = row.try_get("to_offset")?;
     Ok(Turn {
         session: id_of(row, "session")?,
+        id: id_of(row, "id")?,
         number: row.try_get("number")?,
         start: count_of(row, "from_offset")?,
         end: to_offset.map(|_| count_of(row, "to_offset")).transpose()?,
         error: row.try_get("error")?,
         delivered: row.try_get("delivered")?,
         unasked: row.try_get("unasked")?,
+        partial: row.try_get("partial")?,
         started_at: row.try_get("started_at")?,
         ended_at: row.try_get("ended_at")?,
     })
 }
 
-fn message(row: &SqliteRow) -> Result<Message, StoreError> {
+pub(super) fn message(row: &SqliteRow) -> Result<Message, StoreError> {
     Ok(Message {
         id: id_of(row, "id")?,
         session: id_of(row, "session")?,
@@ -127,7 +262,7 @@ fn message(row: &SqliteRow) -> Result<Message, StoreError> {
     })
 }
 
-fn event(row: &SqliteRow) -> Result<Event, StoreError> {
+pub(super) fn event(row: &SqliteRow) -> Result<Event, StoreError> {
     Ok(Event {
         id: id_of(row, "id")?,
         session: id_of(row, "session")?,
@@ -138,3 +273,7 @@ fn event(row: &SqliteRow) -> Result<Event, StoreError> {
         created_at: row.try_get("created_at")?,
     })
 }
+
+#[cfg(test)]
+#[path = "tests_turns.rs"]
+mod tests;

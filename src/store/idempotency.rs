@@ -6,8 +6,9 @@ use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::columns::id_or_none;
+use super::tenant_use::{MAX_ONCE, check_rows};
 use super::writer::{Counters, Write};
-use super::{Store, StoreError};
+use super::{Most, Store, StoreError};
 use crate::model::{Millis, TenantId, now_ms, past_ms};
 
 /// Milliseconds an answer is kept: one day.
@@ -18,8 +19,8 @@ pub const KEEP_MS: Millis = 24 * 60 * 60 * 1000;
 pub struct Earlier {
     /// SHA-256 of method, path and body.
     pub request: [u8; 32],
-    /// The turn that a message became, or would have become.
-    pub turn: Option<(Uuid, i64)>,
+    /// The session of a message, and the turn that it became or would have become.
+    pub turn: Option<(Uuid, Uuid)>,
     /// Status and body, once it was answered.
     pub answer: Option<(u16, Vec<u8>)>,
 }
@@ -41,7 +42,7 @@ impl Store {
         tenant: &TenantId,
         key: &str,
         session: Uuid,
-        turn: i64,
+        turn: Uuid,
     ) -> Result<(), StoreError> {
         self.note(tenant, key, Note::Turn(session, turn)).await
     }
@@ -90,6 +91,8 @@ impl Write for Begin {
         .execute(&mut *conn)
         .await?;
         if made.rows_affected() > 0 {
+            // Its own row is counted already.
+            check_rows(conn, &self.tenant, "idempotency", Most { rows: MAX_ONCE.rows + 1, ..MAX_ONCE }).await?;
             return Ok(None);
         }
         let row = sqlx::query("SELECT * FROM idempotency WHERE tenant = ?1 AND key = ?2")
@@ -102,7 +105,7 @@ impl Write for Begin {
 }
 
 enum Note {
-    Turn(Uuid, i64),
+    Turn(Uuid, Uuid),
     Answer(u16, Vec<u8>),
     Forget,
 }
@@ -118,11 +121,11 @@ impl Write for NoteOf {
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<(), StoreError> {
         let query = match &self.note {
             Note::Turn(session, turn) => {
-                sqlx::query("UPDATE idempotency SET session = ?3, turn = ?4 WHERE tenant = ?1 AND key = ?2")
+                sqlx::query("UPDATE idempotency SET session = ?3, turn_id = ?4 WHERE tenant = ?1 AND key = ?2")
                     .bind(self.tenant.as_str())
                     .bind(&self.key)
                     .bind(session.to_string())
-                    .bind(turn)
+                    .bind(turn.to_string())
             }
             Note::Answer(status, body) => {
                 sqlx::query("UPDATE idempotency SET status = ?3, answer = ?4 WHERE tenant = ?1 AND key = ?2")
@@ -142,7 +145,7 @@ impl Write for NoteOf {
 
 fn earlier(row: &SqliteRow) -> Result<Earlier, StoreError> {
     let request: Vec<u8> = row.try_get("request")?;
-    let turn: Option<i64> = row.try_get("turn")?;
+    let turn = id_or_none(row, "turn_id")?;
     let status: Option<u16> = row.try_get("status")?;
     let answer: Option<Vec<u8>> = row.try_get("answer")?;
     Ok(Earlier {
@@ -165,10 +168,10 @@ mod tests {
         assert_eq!(store.idempotency_begin(&b, "k", [2; 32]).await.unwrap(), None, "tenants have keys of their own");
         let open = Earlier { request: [1; 32], turn: None, answer: None };
         assert_eq!(store.idempotency_begin(&a, "k", [9; 32]).await.unwrap(), Some(open.clone()));
-        let session = Uuid::new_v4();
-        store.idempotency_turn(&a, "k", session, 4).await.unwrap();
+        let (session, turn) = (Uuid::new_v4(), Uuid::new_v4());
+        store.idempotency_turn(&a, "k", session, turn).await.unwrap();
         store.idempotency_answer(&a, "k", 201, b"{}".to_vec()).await.unwrap();
-        let done = Earlier { turn: Some((session, 4)), answer: Some((201, b"{}".to_vec())), ..open };
+        let done = Earlier { turn: Some((session, turn)), answer: Some((201, b"{}".to_vec())), ..open };
         assert_eq!(store.idempotency_begin(&a, "k", [1; 32]).await.unwrap(), Some(done));
         store.idempotency_forget(&a, "k").await.unwrap();
         assert_eq!(store.idempotency_begin(&a, "k", [3; 32]).await.unwrap(), None);

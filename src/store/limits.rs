@@ -89,7 +89,10 @@ impl Write for Put {
         let query = if self.limits.is_empty() {
             sqlx::query("DELETE FROM limits WHERE tenant = ?1 AND scope = ?2 AND name = ?3")
         } else {
-            sqlx::query("INSERT OR REPLACE INTO limits (tenant, scope, name, limits) VALUES (?1, ?2, ?3, ?4)")
+            sqlx::query(
+                "INSERT INTO limits (tenant, scope, name, limits) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (tenant, scope, name) DO UPDATE SET limits = excluded.limits",
+            )
         };
         let mut query = query.bind(self.tenant.as_str()).bind(scope).bind(name);
         if !self.limits.is_empty() {

@@ -12,6 +12,7 @@
 //! on the disk.
 
 mod agents;
+mod analytics;
 mod api_keys;
 mod attachments;
 mod columns;
@@ -19,14 +20,19 @@ mod commit;
 mod credentials;
 mod durable;
 mod error;
+mod evals;
 mod history;
 mod idempotency;
+mod ledgers;
 mod limits;
 mod open;
 mod owned;
+mod pages;
 mod queue;
+mod room;
 mod rows;
 mod sessions;
+mod tenant_use;
 mod tenants;
 mod usage;
 mod versions;
@@ -38,14 +44,25 @@ mod tests;
 #[cfg(test)]
 mod tests_durable;
 #[cfg(test)]
+mod tests_large;
+#[cfg(test)]
 mod tests_open;
 
+pub use analytics::Counts;
+pub use api_keys::KeyDelete;
 pub use durable::OnDisk;
 pub use error::StoreError;
+pub use evals::{
+    CaseFields, CaseFilter, EvalCase, EvalChange, EvalResult, EvalRun, EvalStatus, EvalTask, MAX_OPEN_RUNS, NewRun,
+    RunRefused, Scored,
+};
 pub use idempotency::{Earlier, KEEP_MS};
+pub use ledgers::UsageEntry;
 pub use limits::{LimitScope, StoredLimits};
-pub use queue::{LATEST_MS, QueueChange, QueueItem, QueueStatus};
+pub use pages::{LARGE, Listed, Place, Window};
+pub use queue::{LATEST_MS, MAX_PENDING, QueueChange, QueueItem, QueueStatus};
 pub use rows::*;
+pub use tenant_use::{FINISHED_KEPT, MAX_ONCE, Most, TenantUse};
 pub use tenants::Forgotten;
 pub use usage::{UsageFilter, UsageRow, UsageTotals};
 pub use versions::{AgentVersion, VersionDelete, VersionFields};
@@ -85,7 +102,7 @@ impl Store {
     /// With another way of bringing the log to the disk, for tests.
     async fn open_with(data_dir: &Path, sync: durable::SyncLog) -> Result<Self, StoreError> {
         let opened = open::open(data_dir).await?;
-        let writer = Writer::start(opened.writer, opened.lock, sync);
+        let writer = Writer::start(opened.writer, opened.lock, sync, room::Room::new(data_dir));
         let inner = Inner { readers: opened.readers, writer, keys: KeyCache::default() };
         Ok(Self { inner: Arc::new(inner) })
     }

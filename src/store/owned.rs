@@ -17,7 +17,6 @@ pub(super) struct DeleteOwned {
 /// Tables with the columns `id` and `tenant`.
 #[derive(Clone, Copy)]
 pub(super) enum OwnedTable {
-    ApiKeys,
     Attachments,
     Credentials,
 }
@@ -25,7 +24,6 @@ pub(super) enum OwnedTable {
 impl OwnedTable {
     fn delete(self) -> &'static str {
         match self {
-            Self::ApiKeys => "DELETE FROM api_keys WHERE id = ?1 AND tenant = ?2",
             Self::Attachments => "DELETE FROM attachments WHERE id = ?1 AND tenant = ?2",
             Self::Credentials => "DELETE FROM credentials WHERE id = ?1 AND tenant = ?2",
         }
@@ -34,6 +32,10 @@ impl OwnedTable {
 
 impl Write for DeleteOwned {
     type Out = bool;
+    fn frees(&self) -> bool {
+        true
+    }
+
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
         let done =
             sqlx::query(self.table.delete()).bind(self.id.to_string()).bind(self.tenant.as_str()).execute(conn).await?;

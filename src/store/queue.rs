@@ -14,6 +14,7 @@ use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::columns::{count_of, id_of, id_or_none, tenant_of, unreadable};
+use super::tenant_use::{FINISHED_KEPT, Most, check_rows, rows_of};
 use super::writer::{Counters, Write};
 use super::{Store, StoreError};
 use crate::model::{Millis, TenantId, now_ms};
@@ -65,7 +66,7 @@ pub struct QueueItem {
     pub wanted: Option<Uuid>,
     /// Where the prompt runs or ran, and as which turn.
     pub session: Option<Uuid>,
-    pub turn: Option<i64>,
+    pub turn: Option<Uuid>,
     pub result: Option<String>,
     pub error: Option<String>,
     pub due_at: Millis,
@@ -78,13 +79,20 @@ pub struct QueueItem {
 /// ahead of its time, and is due now.
 pub const LATEST_MS: i64 = 60_000;
 
+/// Items of one tenant that may wait.
+pub const MAX_PENDING: Most = Most {
+    what: "items of the queue that wait",
+    rows: 10_000,
+    way_out: "try again when some are done, or cancel some",
+};
+
 /// A change of one item that is being processed.
 #[derive(Clone, Debug)]
 pub enum QueueChange {
     /// The prompt is about to be sent to this session, as this turn.
     Bound {
         session: Uuid,
-        turn: i64,
+        turn: Uuid,
     },
     /// It is tried again at `due_at`; `counted` when the try was one of its retries.
     PutBack {
@@ -147,15 +155,20 @@ impl Store {
         rows.iter().map(item).collect()
     }
 
-    /// When the next pending item is due, of all tenants.
-    pub async fn queue_next_due(&self) -> Result<Option<Millis>, StoreError> {
-        let row = sqlx::query("SELECT MIN(due_at) AS due FROM queue WHERE status = 'pending'");
+    /// When the next pending item is due, of all tenants of which less than `of_one` are processed.
+    pub async fn queue_next_due(&self, of_one: u32) -> Result<Option<Millis>, StoreError> {
+        let row = sqlx::query(
+            "SELECT MIN(due_at) AS due FROM queue WHERE status = 'pending' AND tenant NOT IN
+                 (SELECT tenant FROM queue WHERE status = 'processing' GROUP BY tenant HAVING COUNT(*) >= ?1)",
+        )
+        .bind(of_one);
         Ok(row.fetch_one(self.reader()).await?.try_get("due")?)
     }
 
-    /// Takes the item that is next, if one is due: of the tenant for which least runs, its highest priority, its oldest.
-    pub async fn queue_claim(&self) -> Result<Option<QueueItem>, StoreError> {
-        self.write(Claim { now: now_ms() }).await
+    /// Takes the item that is next, if one is due: of the tenant for which least runs (and less than `of_one`), its highest
+    /// priority, its oldest.
+    pub async fn queue_claim(&self, of_one: u32) -> Result<Option<QueueItem>, StoreError> {
+        self.write(Claim { of_one, now: now_ms() }).await
     }
 
     /// `false` when the item is not being processed any more.
@@ -175,6 +188,19 @@ impl Write for Insert {
     type Out = ();
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<(), StoreError> {
         let new = &self.0;
+        check_rows(conn, &new.tenant, "pending", MAX_PENDING).await?;
+        // Of those that are over, the newest are kept.
+        if rows_of(conn, &new.tenant, "queue").await? > FINISHED_KEPT {
+            sqlx::query(
+                "DELETE FROM queue WHERE id IN (SELECT id FROM queue
+                     WHERE tenant = ?1 AND status IN ('completed', 'failed', 'cancelled')
+                     ORDER BY completed_at DESC LIMIT -1 OFFSET ?2)",
+            )
+            .bind(new.tenant.as_str())
+            .bind(super::columns::count(FINISHED_KEPT))
+            .execute(&mut *conn)
+            .await?;
+        }
         sqlx::query(
             "INSERT INTO queue (id, tenant, agent_name, prompt, priority, status, max_retries, wanted, due_at, created_at)
              VALUES (?1, ?2, ?3, ?4, ?5, 'pending', ?6, ?7, ?8, ?8)",
@@ -194,6 +220,7 @@ impl Write for Insert {
 }
 
 struct Claim {
+    of_one: u32,
     now: Millis,
 }
 
@@ -203,12 +230,14 @@ impl Write for Claim {
         let row = sqlx::query(
             "UPDATE queue SET status = 'processing', started_at = ?1 WHERE id = (
                  SELECT id FROM queue AS q WHERE status = 'pending' AND (due_at <= ?1 OR due_at > ?1 + ?2)
+                     AND tenant NOT IN (SELECT tenant FROM queue WHERE status = 'processing' GROUP BY tenant HAVING COUNT(*) >= ?3)
                  ORDER BY (SELECT COUNT(*) FROM queue AS other WHERE other.tenant = q.tenant AND other.status = 'processing'),
                      priority DESC, created_at, rowid LIMIT 1)
              RETURNING *",
         )
         .bind(self.now)
         .bind(LATEST_MS)
+        .bind(self.of_one)
         .fetch_optional(conn)
         .await?;
         row.as_ref().map(item).transpose()
@@ -227,13 +256,13 @@ impl Write for Change {
         let id = self.id.to_string();
         let query = match &self.change {
             QueueChange::Bound { session, turn } => {
-                sqlx::query("UPDATE queue SET session = ?2, turn = ?3 WHERE id = ?1 AND status = 'processing'")
+                sqlx::query("UPDATE queue SET session = ?2, turn_id = ?3 WHERE id = ?1 AND status = 'processing'")
                     .bind(id)
                     .bind(session.to_string())
-                    .bind(turn)
+                    .bind(turn.to_string())
             }
             QueueChange::PutBack { due_at, error, counted } => sqlx::query(
-                "UPDATE queue SET status = 'pending', session = NULL, turn = NULL, due_at = ?2, error = ?3,
+                "UPDATE queue SET status = 'pending', session = NULL, turn_id = NULL, due_at = ?2, error = ?3,
                      retry_count = retry_count + ?4 WHERE id = ?1 AND status = 'processing'",
             )
             .bind(id)
@@ -266,6 +295,10 @@ struct Cancel {
 
 impl Write for Cancel {
     type Out = bool;
+    fn frees(&self) -> bool {
+        true
+    }
+
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "UPDATE queue SET status = 'cancelled', completed_at = ?3
@@ -284,7 +317,7 @@ fn status_of(row: &SqliteRow) -> Result<QueueStatus, StoreError> {
     row.try_get::<&str, _>("status")?.parse().map_err(|why: String| unreadable("queue.status", why))
 }
 
-fn item(row: &SqliteRow) -> Result<QueueItem, StoreError> {
+pub(super) fn item(row: &SqliteRow) -> Result<QueueItem, StoreError> {
     Ok(QueueItem {
         id: id_of(row, "id")?,
         tenant: tenant_of(row)?,
@@ -296,7 +329,7 @@ fn item(row: &SqliteRow) -> Result<QueueItem, StoreError> {
         max_retries: count_of(row, "max_retries")?,
         wanted: id_or_none(row, "wanted")?,
         session: id_or_none(row, "session")?,
-        turn: row.try_get("turn")?,
+        turn: id_or_none(row, "turn_id")?,
         result: row.try_get("result")?,
         error: row.try_get("error")?,
         due_at: row.try_get("due_at")?,
@@ -307,82 +340,5 @@ fn item(row: &SqliteRow) -> Result<QueueItem, StoreError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn new(tenant: &str, prompt: &str, priority: i64) -> QueueItem {
-        QueueItem {
-            id: Uuid::new_v4(),
-            tenant: tenant.parse().unwrap(),
-            agent_name: "a".into(),
-            prompt: prompt.into(),
-            priority,
-            status: QueueStatus::Pending,
-            retry_count: 0,
-            max_retries: 3,
-            wanted: None,
-            session: None,
-            turn: None,
-            result: None,
-            error: None,
-            due_at: 0,
-            created_at: now_ms(),
-            started_at: None,
-            completed_at: None,
-        }
-    }
-
-    #[tokio::test]
-    async fn items_are_claimed_once_and_in_order_and_fairly() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).await.unwrap();
-        for (tenant, prompt, priority) in
-            [("a", "1", 0), ("a", "2", 0), ("a", "urgent", 5), ("a", "3", 0), ("b", "other", -1)]
-        {
-            store.queue_insert(new(tenant, prompt, priority)).await.unwrap();
-        }
-        let mut order = Vec::new();
-        while let Some(item) = store.queue_claim().await.unwrap() {
-            assert_eq!(item.status, QueueStatus::Processing);
-            order.push(item.prompt);
-        }
-        // The other tenant's turn comes when the first has something that runs, whatever the priorities.
-        assert_eq!(order, ["urgent", "other", "1", "2", "3"]);
-        assert_eq!(store.queue_processing().await.unwrap().len(), 5);
-        assert_eq!(store.queue_counts(&"a".parse().unwrap()).await.unwrap(), [(QueueStatus::Processing, 4)]);
-    }
-
-    #[tokio::test]
-    async fn an_item_changes_only_while_it_is_processed_and_is_cancelled_only_before() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).await.unwrap();
-        let item = new("a", "x", 0);
-        let (tenant, id, session) = (item.tenant.clone(), item.id, Uuid::new_v4());
-        store.queue_insert(item).await.unwrap();
-        assert!(!store.queue_change(id, QueueChange::Completed { result: "r".into() }).await.unwrap());
-        store.queue_claim().await.unwrap().unwrap();
-        assert!(!store.queue_cancel(&tenant, id).await.unwrap());
-        assert!(store.queue_change(id, QueueChange::Bound { session, turn: 7 }).await.unwrap());
-        let bound = store.queue_item(&tenant, id).await.unwrap().unwrap();
-        assert_eq!((bound.session, bound.turn), (Some(session), Some(7)));
-        let later = now_ms() + 60_000;
-        let back = QueueChange::PutBack { due_at: later, error: Some("why".into()), counted: true };
-        assert!(store.queue_change(id, back).await.unwrap());
-        let back = store.queue_item(&tenant, id).await.unwrap().unwrap();
-        assert_eq!((back.status, back.retry_count, back.session), (QueueStatus::Pending, 1, None));
-        assert!(store.queue_claim().await.unwrap().is_none(), "not due yet");
-        assert_eq!(store.queue_next_due().await.unwrap(), Some(later));
-        // The clock was set back by an hour meanwhile.
-        let mut ahead = new("a", "ahead", 0);
-        ahead.created_at = now_ms() + 3_600_000;
-        store.queue_insert(ahead).await.unwrap();
-        assert_eq!(store.queue_claim().await.unwrap().unwrap().prompt, "ahead");
-        assert!(!store.queue_cancel(&"b".parse().unwrap(), id).await.unwrap());
-        assert!(store.queue_cancel(&tenant, id).await.unwrap());
-        assert!(!store.queue_cancel(&tenant, id).await.unwrap());
-        assert_eq!(store.queue_next_due().await.unwrap(), None);
-        assert!(store.queue_items(&tenant, Some(QueueStatus::Pending), 10).await.unwrap().is_empty());
-        assert_eq!(store.queue_items(&tenant, None, 10).await.unwrap().len(), 2);
-        assert!("done".parse::<QueueStatus>().unwrap_err().contains("pending, processing"));
-    }
-}
+#[path = "tests_queue.rs"]
+mod tests;

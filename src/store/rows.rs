@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
 use uuid::Uuid;
 
-use crate::model::{Limits, Millis, SessionStatus, TenantId, now_ms};
+use crate::model::{Limits, Millis, RawJson, SessionStatus, TenantId, now_ms};
 
 #[derive(Clone, Debug)]
 pub struct ApiKey {
@@ -16,7 +15,7 @@ pub struct ApiKey {
     pub hash: [u8; 32],
     /// The first characters of the token (`ash_` and four more), to tell keys apart in a list.
     pub prefix: String,
-    /// May make keys for other tenants.
+    /// The admin role: keys for other tenants and for admins, limits and deletion of tenants, directories of the server.
     pub admin: bool,
     pub created_at: Millis,
 }
@@ -26,13 +25,15 @@ pub struct NewAgent {
     pub name: String,
     /// Directory on the server that new sessions are copied from.
     pub path: String,
+    /// A key with the admin role named it.
+    pub path_by_admin: bool,
     pub env: BTreeMap<String, String>,
     pub slug: Option<String>,
     pub description: Option<String>,
     pub model: Option<String>,
     pub backend: Option<String>,
     pub system_prompt: Option<String>,
-    pub config: Option<Value>,
+    pub config: Option<RawJson>,
 }
 
 #[derive(Clone, Debug)]
@@ -42,6 +43,8 @@ pub struct Agent {
     pub name: String,
     pub version: i64,
     pub path: String,
+    /// A key with the admin role named `path`; false for an uploaded agent.
+    pub path_by_admin: bool,
     pub env: BTreeMap<String, String>,
     pub slug: Option<String>,
     pub description: Option<String>,
@@ -49,7 +52,7 @@ pub struct Agent {
     pub backend: Option<String>,
     pub system_prompt: Option<String>,
     pub status: Option<String>,
-    pub config: Option<Value>,
+    pub config: Option<RawJson>,
     pub created_at: Millis,
     pub updated_at: Millis,
 }
@@ -64,14 +67,18 @@ pub struct Session {
     pub error: Option<String>,
     pub model: Option<String>,
     /// What the client may see and patch (allowedTools, ... ), as JSON.
-    pub config: Option<Value>,
+    pub config: Option<RawJson>,
     /// How its claude is started (prompt, tools, servers, environment): `sessions::claude::LaunchOptions` as JSON.
     /// Holds secrets of the client (extraEnv): never shown, never logged.
-    pub launch: Value,
+    pub launch: RawJson,
     pub limits: Limits,
     pub parent: Option<Uuid>,
     /// Bytes of the stdout file whose messages are in the database.
     pub stdout_offset: u64,
+    /// claude's own id of the conversation: the session's, until claude begins another one (`/clear`).
+    pub conversation: Uuid,
+    /// The turn in which it became that, 0 at first.
+    pub conversation_turn: i64,
     pub created_at: Millis,
     pub last_active_at: Millis,
 }
@@ -88,10 +95,12 @@ impl Session {
             error: None,
             model: None,
             config: None,
-            launch: Value::Object(serde_json::Map::new()),
+            launch: RawJson::of(&serde_json::Map::new()),
             limits: Limits::default(),
             parent: None,
             stdout_offset: 0,
+            conversation: id,
+            conversation_turn: 0,
             created_at: now,
             last_active_at: now,
         }
@@ -110,6 +119,8 @@ pub struct SessionFilter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
     pub session: Uuid,
+    /// The uuid of the message that began it, or one of its own where claude began it by itself.
+    pub id: Uuid,
     /// From 1, without gaps.
     pub number: i64,
     /// Offset in the session's stdout file where the answer begins.
@@ -122,9 +133,22 @@ pub struct Turn {
     pub delivered: bool,
     /// Begun by claude itself, without a message (a background task that ended).
     pub unasked: bool,
+    /// Whether its sender's stream has partial messages.
+    pub partial: bool,
     pub started_at: Millis,
     pub ended_at: Option<Millis>,
 }
+
+impl Turn {
+    /// The same, beginning there at the earliest.
+    #[must_use]
+    pub fn beginning_at(self, offset: u64) -> Self {
+        Self { start: self.start.max(offset), ..self }
+    }
+}
+
+/// A text of a row, up to 50 MiB: shared between whoever notes it and the statement that writes it, never copied.
+pub type Text = std::sync::Arc<str>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -174,6 +198,8 @@ pub struct Usage {
     pub cache_read_tokens: u64,
     pub tool_calls: u64,
     pub compute_ms: u64,
+    /// Turns that came to a result.
+    pub messages: u64,
 }
 
 /// One transaction of one session. Empty fields change nothing.
@@ -183,17 +209,21 @@ pub struct Commit {
     pub tenant: TenantId,
     /// New status and, for `error`, why.
     pub status: Option<(SessionStatus, Option<String>)>,
-    pub messages: Vec<(Role, String)>,
+    pub messages: Vec<(Role, Text)>,
     /// (type, data as JSON): contract §5's timeline types only.
-    pub events: Vec<(&'static str, String)>,
+    pub events: Vec<(&'static str, Text)>,
     pub stdout_offset: Option<u64>,
     /// Inserted, or replaced by its number.
     pub turn: Option<Turn>,
     pub usage: Option<Usage>,
     pub model: Option<Option<String>>,
-    pub config: Option<Option<Value>>,
-    pub launch: Option<Value>,
+    pub config: Option<Option<RawJson>>,
+    pub launch: Option<RawJson>,
     pub limits: Option<Limits>,
+    /// claude's id of the conversation, and the turn in which it became that.
+    pub conversation: Option<(Uuid, i64)>,
+    /// Number of the turn that messages, events and usage belong to.
+    pub of_turn: Option<i64>,
     /// Sets lastActiveAt to now.
     pub touch: bool,
 }
@@ -213,6 +243,8 @@ impl Commit {
             config: None,
             launch: None,
             limits: None,
+            conversation: None,
+            of_turn: None,
             touch: false,
         }
     }
@@ -230,13 +262,15 @@ pub struct Committed {
 pub struct Credential {
     pub id: Uuid,
     pub tenant: TenantId,
-    /// anthropic, openai, bedrock or custom.
+    /// anthropic or custom; an older ashd also took openai and bedrock.
     pub kind: String,
     pub label: String,
     /// The key as sealed by whoever stores it; never in the open here.
     pub sealed: Vec<u8>,
     pub active: bool,
     pub created_at: Millis,
+    /// When a request to the model was last made with it.
+    pub last_used_at: Option<Millis>,
 }
 
 impl std::fmt::Debug for Credential {
@@ -255,5 +289,7 @@ pub struct Attachment {
     /// Bytes.
     pub size: u64,
     pub message_id: Option<String>,
+    /// Where its copy in the workspace is, as text.
+    pub path: Option<String>,
     pub created_at: Millis,
 }

@@ -32,12 +32,18 @@ impl Store {
         row.as_ref().map(session).transpose()
     }
 
+    /// Whose session it is.
+    pub async fn tenant_of_session(&self, id: Uuid) -> Result<Option<TenantId>, StoreError> {
+        let row = sqlx::query("SELECT tenant FROM sessions WHERE id = ?1").bind(id.to_string());
+        row.fetch_optional(self.reader()).await?.as_ref().map(tenant_of).transpose()
+    }
+
     /// Sessions of all tenants that a daemon left in the middle of something: starting, active, or with a turn that has no
     /// end. For adoption at start; the rows themselves are not read, of which there may be very many.
     pub async fn sessions_unsettled(&self) -> Result<Vec<(Uuid, TenantId, SessionStatus)>, StoreError> {
         let rows = sqlx::query(
             "SELECT id, tenant, status FROM sessions WHERE status IN ('starting', 'active') OR (status = 'paused' AND
-                 (SELECT to_offset IS NULL FROM turns WHERE session = sessions.id ORDER BY number DESC LIMIT 1))
+                 EXISTS (SELECT 1 FROM turns WHERE session = sessions.id AND to_offset IS NULL))
              ORDER BY created_at, rowid",
         )
         .fetch_all(self.reader())
@@ -89,6 +95,11 @@ impl Store {
 
 fn matching(query: &mut QueryBuilder<Sqlite>, tenant: &TenantId, filter: &SessionFilter) {
     query.push("FROM sessions WHERE tenant = ").push_bind(tenant.to_string());
+    narrowed(query, filter);
+}
+
+/// Further conditions.
+pub(super) fn narrowed(query: &mut QueryBuilder<Sqlite>, filter: &SessionFilter) {
     if let Some(agent) = &filter.agent {
         query.push(" AND agent_name = ").push_bind(agent.clone());
     }
@@ -105,8 +116,8 @@ impl Write for Insert {
         let new = &self.0;
         sqlx::query(
             "INSERT INTO sessions (id, tenant, agent_name, status, error, model, config, launch, limits, parent, stdout_offset,
-                                   created_at, last_active_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                                   created_at, last_active_at, conversation, conversation_turn)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
         )
         .bind(new.id.to_string())
         .bind(new.tenant.as_str())
@@ -114,13 +125,15 @@ impl Write for Insert {
         .bind(new.status.as_str())
         .bind(&new.error)
         .bind(&new.model)
-        .bind(new.config.as_ref().map(ToString::to_string))
-        .bind(new.launch.to_string())
+        .bind(new.config.as_ref().map(|config| config.get().to_owned()))
+        .bind(new.launch.get())
         .bind(limits_text(&new.limits))
         .bind(new.parent.map(|id| id.to_string()))
         .bind(count(new.stdout_offset))
         .bind(new.created_at)
         .bind(new.last_active_at)
+        .bind((new.conversation != new.id).then(|| new.conversation.to_string()))
+        .bind(new.conversation_turn)
         .execute(conn)
         .await?;
         Ok(())
@@ -131,7 +144,7 @@ fn status_of(row: &SqliteRow) -> Result<SessionStatus, StoreError> {
     row.try_get::<&str, _>("status")?.parse().map_err(|why| unreadable("status", why))
 }
 
-fn session(row: &SqliteRow) -> Result<Session, StoreError> {
+pub(super) fn session(row: &SqliteRow) -> Result<Session, StoreError> {
     Ok(Session {
         id: id_of(row, "id")?,
         tenant: tenant_of(row)?,
@@ -144,6 +157,8 @@ fn session(row: &SqliteRow) -> Result<Session, StoreError> {
         limits: limits_of(row)?,
         parent: id_or_none(row, "parent")?,
         stdout_offset: count_of(row, "stdout_offset")?,
+        conversation: id_or_none(row, "conversation")?.map_or_else(|| id_of(row, "id"), Ok)?,
+        conversation_turn: row.try_get("conversation_turn")?,
         created_at: row.try_get("created_at")?,
         last_active_at: row.try_get("last_active_at")?,
     })

@@ -38,8 +38,12 @@ impl Store {
     }
 
     /// Removes a session's row, and with it its turns, messages, events, attachments and limits. What it used stays. `true` when
-    /// the tenant had that session. Nobody may be at work on it.
+    /// the tenant had that session. No task may work on it. A large history is removed in several transactions before the row does, so
+    /// that changes of others come in between.
     pub async fn session_remove(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
+        for piece in PIECES {
+            while self.write(Clear { tenant: tenant.clone(), id, piece }).await? {}
+        }
         self.write(Remove { tenant: tenant.clone(), id }).await
     }
 }
@@ -48,8 +52,12 @@ struct Forget(TenantId);
 
 impl Write for Forget {
     type Out = Forgotten;
+    fn frees(&self) -> bool {
+        true
+    }
+
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<Forgotten, StoreError> {
-        let mut removed = [0; 6];
+        let mut removed = [0; 7];
         for (count, statement) in removed.iter_mut().zip([
             "DELETE FROM api_keys WHERE tenant = ?1",
             "DELETE FROM agents WHERE tenant = ?1",
@@ -57,11 +65,43 @@ impl Write for Forget {
             "DELETE FROM queue WHERE tenant = ?1",
             "DELETE FROM limits WHERE tenant = ?1",
             "DELETE FROM idempotency WHERE tenant = ?1",
+            "DELETE FROM tenant_limits WHERE tenant = ?1",
         ]) {
             *count = sqlx::query(statement).bind(self.0.as_str()).execute(&mut *conn).await?.rows_affected();
         }
+        let files = sqlx::query("DELETE FROM tenant_use WHERE tenant = ?1 AND kind = 'files'");
+        files.bind(self.0.as_str()).execute(&mut *conn).await?;
         let [keys, agents, others @ ..] = removed;
         Ok(Forgotten { keys, agents, others: others.iter().sum() })
+    }
+}
+
+/// A part of a session's history: 16 rows of at most 1 MiB, or 1,024 rows. Sequence numbers have no gaps.
+const PIECES: [&str; 3] = [
+    "DELETE FROM message_rest WHERE session = ?1 AND tenant = ?2 AND (sequence, at) IN \
+     (SELECT sequence, at FROM message_rest WHERE session = ?1 ORDER BY sequence, at LIMIT 16)",
+    "DELETE FROM messages WHERE session = ?1 AND tenant = ?2 AND sequence < \
+     (SELECT MIN(sequence) + 1024 FROM messages WHERE session = ?1)",
+    "DELETE FROM events WHERE session = ?1 AND tenant = ?2 AND sequence < \
+     (SELECT MIN(sequence) + 1024 FROM events WHERE session = ?1)",
+];
+
+/// Removes one piece; whether there was one.
+struct Clear {
+    tenant: TenantId,
+    id: Uuid,
+    piece: &'static str,
+}
+
+impl Write for Clear {
+    type Out = bool;
+    fn frees(&self) -> bool {
+        true
+    }
+
+    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
+        let cleared = sqlx::query(self.piece).bind(self.id.to_string()).bind(self.tenant.as_str());
+        Ok(cleared.execute(conn).await?.rows_affected() > 0)
     }
 }
 
@@ -72,6 +112,10 @@ struct Remove {
 
 impl Write for Remove {
     type Out = bool;
+    fn frees(&self) -> bool {
+        true
+    }
+
     async fn apply(&self, conn: &mut SqliteConnection, counters: &mut Counters) -> Result<bool, StoreError> {
         let (tenant, id) = (self.tenant.as_str(), self.id.to_string());
         sqlx::query("DELETE FROM limits WHERE tenant = ?1 AND scope = 'session' AND name = ?2")
@@ -97,8 +141,8 @@ mod tests {
         let (acme, other) = (tenant("acme"), tenant("other"));
         let [gone, kept] = [a_session(&acme, "a", 1), a_session(&other, "a", 2)];
         let said = |session| Commit {
-            messages: vec![(Role::User, "m".to_owned())],
-            events: vec![("lifecycle", "{}".to_owned())],
+            messages: vec![(Role::User, "m".into())],
+            events: vec![("lifecycle", "{}".into())],
             usage: Some(Usage { input_tokens: 7, ..Usage::default() }),
             ..Commit::of(session)
         };
@@ -120,5 +164,36 @@ mod tests {
         // Its numbers are not remembered either: a step of it is refused.
         assert!(matches!(store.commit(said(&gone)).await, Err(StoreError::NoSession(id)) if id == gone.id));
         assert_eq!(store.commit(said(&kept)).await.unwrap().message_sequence, 2);
+    }
+
+    #[tokio::test]
+    async fn changes_of_others_come_in_between_the_pieces_of_a_large_history() {
+        let (_dir, store) = fresh().await;
+        let owner = tenant("acme");
+        let [gone, kept] = [a_session(&owner, "a", 1), a_session(&owner, "a", 2)];
+        for session in [&gone, &kept] {
+            store.session_insert(session).await.unwrap();
+        }
+        let large = (Role::User, "x".repeat(40 << 20).into());
+        let rows = std::iter::repeat_n((Role::User, "m".into()), 5000);
+        let messages = std::iter::once(large).chain(rows).collect();
+        store.commit(Commit { messages, ..Commit::of(&gone) }).await.unwrap();
+        let (mut removal, mut between) = (std::pin::pin!(store.session_remove(&owner, gone.id)), 0);
+        let step = || Commit { events: vec![("lifecycle", "{}".into())], ..Commit::of(&kept) };
+        loop {
+            tokio::select! {
+                biased;
+                removed = &mut removal => break assert!(removed.unwrap()),
+                committed = store.commit(step()) => between += u32::from(committed.is_ok()),
+            }
+        }
+        // One that was queued before the first piece and one behind the last are no sign of it.
+        assert!(between >= 4, "{between}");
+        let left: i64 =
+            sqlx::query_scalar("SELECT (SELECT COUNT(*) FROM messages) + (SELECT COUNT(*) FROM message_rest)")
+                .fetch_one(store.reader())
+                .await
+                .unwrap();
+        assert_eq!(left, 0);
     }
 }

@@ -22,8 +22,8 @@ pub(super) fn tenant(name: &str) -> TenantId {
 pub(super) fn a_session(tenant: &TenantId, agent: &str, created_at: i64) -> Session {
     Session {
         model: Some("m".to_owned()),
-        config: Some(json!({"allowedTools": ["Bash"]})),
-        launch: json!({"extraEnv": {"A": "ü\u{2028}\""}}),
+        config: Some(json!({"allowedTools": ["Bash"]}).into()),
+        launch: json!({"extraEnv": {"A": "ü\u{2028}\""}}).into(),
         limits: Limits { pids: 7, ..Limits::default() },
         parent: Some(Uuid::nil()),
         created_at,
@@ -61,9 +61,11 @@ async fn fifty_tasks_commit_without_a_gap_or_a_loss() {
             tokio::spawn(async move {
                 for n in 0..100 {
                     let mut commit = Commit::of(&session);
-                    commit.messages =
-                        vec![(Role::User, format!("{task}.{n}.u")), (Role::Assistant, format!("{task}.{n}.a"))];
-                    commit.events = vec![("text", format!("{task}.{n}"))];
+                    commit.messages = vec![
+                        (Role::User, format!("{task}.{n}.u").into()),
+                        (Role::Assistant, format!("{task}.{n}.a").into()),
+                    ];
+                    commit.events = vec![("text", format!("{task}.{n}").into())];
                     let done = store.commit(commit).await.unwrap();
                     assert!(done.message_sequence >= 2 * (n + 1));
                 }
@@ -108,7 +110,7 @@ async fn a_failing_write_does_not_fail_its_neighbours() {
             3 => commit.tenant = tenant("other"),
             _ => {}
         }
-        commit.messages = vec![(Role::User, n.to_string())];
+        commit.messages = vec![(Role::User, n.to_string().into())];
         writes.push(tokio::spawn(async move { (n, store.commit(commit).await) }));
     }
     let mut kept = 0;
@@ -134,29 +136,19 @@ async fn a_commit_changes_what_it_names_and_nothing_else_and_survives_a_reopen()
     let owner = tenant("default");
     let before = a_session(&owner, "a", 5);
     store.session_insert(&before).await.unwrap();
-    let turn = Turn {
-        session: before.id,
-        number: 1,
-        start: 10,
-        end: None,
-        error: None,
-        delivered: false,
-        unasked: false,
-        started_at: 3,
-        ended_at: None,
-    };
+    let turn = a_turn(before.id);
     let mut commit = Commit::of(&before);
     commit.turn = Some(turn.clone());
-    commit.messages = vec![(Role::User, "begins it".to_owned())];
+    commit.messages = vec![(Role::User, "begins it".into())];
     commit.stdout_offset = Some(99);
     commit.status = Some((SessionStatus::Error, Some("why".to_owned())));
     store.commit(commit).await.unwrap();
     let mut commit = Commit::of(&before);
     let ended = Turn { end: Some(99), ended_at: Some(4), delivered: true, ..turn };
     commit.turn = Some(ended.clone());
-    commit.messages = vec![(Role::User, "a tool's result".to_owned())];
+    commit.messages = vec![(Role::User, "a tool's result".into())];
     commit.model = Some(None);
-    commit.usage = Some(Usage { input_tokens: 3, tool_calls: 2, ..Usage::default() });
+    commit.usage = Some(Usage { input_tokens: 3, tool_calls: 2, messages: 1, ..Usage::default() });
     commit.touch = true;
     store.commit(commit).await.unwrap();
     store.close().await;
@@ -176,7 +168,7 @@ async fn a_commit_changes_what_it_names_and_nothing_else_and_survives_a_reopen()
     // Sequences go on where they were.
     let mut commit = Commit::of(&a_session(&owner, "a", 5));
     commit.session = before.id;
-    commit.events = vec![("text", "{}".to_owned())];
+    commit.events = vec![("text", "{}".into())];
     assert_eq!(store.commit(commit).await.unwrap().event_sequence, 1);
     let totals = store.usage_totals(&owner, &UsageFilter::default()).await.unwrap();
     assert_eq!((totals.results, totals.usage.input_tokens, totals.usage.tool_calls), (1, 3, 2));
@@ -189,9 +181,9 @@ async fn no_read_or_write_crosses_tenants() {
     let session = a_session(&mine, "a", 1);
     store.session_insert(&session).await.unwrap();
     let mut commit = Commit::of(&session);
-    commit.messages = vec![(Role::User, "m".to_owned())];
-    commit.events = vec![("text", "{}".to_owned())];
-    commit.usage = Some(Usage::default());
+    commit.messages = vec![(Role::User, "m".into())];
+    commit.events = vec![("text", "{}".into())];
+    commit.usage = Some(Usage { messages: 1, ..Usage::default() });
     store.commit(commit).await.unwrap();
     let agent = store.agent_upsert(&mine, NewAgent { name: "a".to_owned(), ..NewAgent::default() }).await.unwrap();
     let key = a_key(&mine, 1);
@@ -204,6 +196,7 @@ async fn no_read_or_write_crosses_tenants() {
         sealed: vec![1],
         active: true,
         created_at: 1,
+        last_used_at: None,
     };
     store.credential_insert(credential.clone()).await.unwrap();
     let attachment = Attachment {
@@ -214,6 +207,7 @@ async fn no_read_or_write_crosses_tenants() {
         mime_type: "text/plain".to_owned(),
         size: 1,
         message_id: None,
+        path: None,
         created_at: 1,
     };
     store.attachment_insert(attachment.clone()).await.unwrap();
@@ -231,7 +225,7 @@ async fn no_read_or_write_crosses_tenants() {
         assert_eq!(store.usage_totals(who, &UsageFilter::default()).await.unwrap().results as usize, n);
         assert_eq!(usize::from(store.agent(who, "a").await.unwrap().is_some()), n);
         assert_eq!(store.agents(who).await.unwrap().len(), n);
-        assert_eq!(store.key_list(who).await.unwrap().len(), n);
+        assert_eq!(store.key_list(who, true).await.unwrap().len(), n);
         assert_eq!(usize::from(store.credential(who, credential.id).await.unwrap().is_some()), n);
         assert_eq!(store.credentials(who).await.unwrap().len(), n);
         assert_eq!(usize::from(store.attachment(who, attachment.id).await.unwrap().is_some()), n);
@@ -240,7 +234,7 @@ async fn no_read_or_write_crosses_tenants() {
     assert!(store.agent_update(&other, &agent).await.unwrap().is_none());
     for (who, done) in [(&other, false), (&mine, true)] {
         assert_eq!(store.agent_delete(who, "a").await.unwrap(), done);
-        assert_eq!(store.key_delete(who, key.id).await.unwrap(), done);
+        assert_eq!(store.key_delete(who, key.id, true).await.unwrap() == KeyDelete::Done, done);
         assert_eq!(store.credential_delete(who, credential.id).await.unwrap(), done);
         assert_eq!(store.attachment_delete(who, attachment.id).await.unwrap(), done);
     }
@@ -265,10 +259,10 @@ async fn a_deployment_again_keeps_the_id_and_what_it_leaves_out() {
     assert_eq!((first.version, again.version), (1, 2));
     assert_eq!((again.id, again.created_at, again.path.as_str()), (first.id, first.created_at, "/two"));
     assert_eq!((again.env.clone(), again.model.clone()), (first.env, first.model));
-    let patched = Agent { env: BTreeMap::new(), model: None, config: Some(json!({"a": 1})), ..again };
+    let patched = Agent { env: BTreeMap::new(), model: None, config: Some(json!({"a": 1}).into()), ..again };
     let patched = store.agent_update(&owner, &patched).await.unwrap().unwrap();
     assert_eq!((patched.env.len(), patched.model, patched.version), (0, None, 2));
-    assert_eq!(store.agent(&owner, "a").await.unwrap().unwrap().config, Some(json!({"a": 1})));
+    assert_eq!(store.agent(&owner, "a").await.unwrap().unwrap().config, Some(json!({"a": 1}).into()));
 }
 
 #[tokio::test]
@@ -310,7 +304,7 @@ async fn a_revoked_key_is_refused_at_once_though_it_was_cached() {
     }
     assert!(store.key_insert(a_key(&owner, 7)).await.is_err());
     assert_eq!(store.key_count().await.unwrap(), 1);
-    assert!(store.key_delete(&owner, key.id).await.unwrap());
+    assert_eq!(store.key_delete(&owner, key.id, false).await.unwrap(), KeyDelete::Done);
     assert!(store.key_by_hash(key.hash).await.unwrap().is_none());
 }
 
@@ -325,7 +319,7 @@ async fn a_full_disk_is_said_and_writing_goes_on_when_there_is_room_again() {
     store.write(Pages(Some(pages + 8))).await.unwrap();
     let big = |n: usize| {
         let mut commit = Commit::of(&session);
-        commit.messages = vec![(Role::User, "x".repeat(n))];
+        commit.messages = vec![(Role::User, "x".repeat(n).into())];
         commit
     };
     assert!(matches!(store.commit(big(1 << 20)).await, Err(StoreError::Full)));
@@ -333,6 +327,44 @@ async fn a_full_disk_is_said_and_writing_goes_on_when_there_is_room_again() {
     store.write(Pages(Some(1 << 30))).await.unwrap();
     assert_eq!(store.commit(big(1 << 20)).await.unwrap().message_sequence, 2);
     assert_eq!(store.messages(&owner, session.id, 10, 1).await.unwrap()[0].content.len(), 1 << 20);
+}
+
+pub(super) fn an_item(tenant: &TenantId, prompt: &str) -> QueueItem {
+    QueueItem {
+        id: Uuid::new_v4(),
+        tenant: tenant.clone(),
+        agent_name: "a".into(),
+        prompt: prompt.into(),
+        priority: 0,
+        status: QueueStatus::Pending,
+        retry_count: 0,
+        max_retries: 3,
+        wanted: None,
+        session: None,
+        turn: None,
+        result: None,
+        error: None,
+        due_at: 0,
+        created_at: now_ms(),
+        started_at: None,
+        completed_at: None,
+    }
+}
+
+pub(super) fn a_turn(session: Uuid) -> Turn {
+    Turn {
+        session,
+        id: Uuid::new_v4(),
+        number: 1,
+        start: 10,
+        end: None,
+        error: None,
+        delivered: false,
+        unasked: false,
+        partial: false,
+        started_at: 3,
+        ended_at: None,
+    }
 }
 
 /// Sets the largest number of pages of the database file; answers how many there are (`None`) or may be.

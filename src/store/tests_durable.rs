@@ -21,7 +21,7 @@ async fn an_early_commit_is_there_before_the_disk_has_it_and_all_others_wait() {
     store.session_insert(&session).await.unwrap();
     let said = |text: &str| {
         let mut commit = Commit::of(&session);
-        commit.messages = vec![(Role::User, text.to_owned())];
+        commit.messages = vec![(Role::User, text.into())];
         commit
     };
     let (done, on_disk) = store.commit_early(said("one"), true).await.unwrap();
@@ -65,12 +65,14 @@ async fn at_the_start_only_what_needs_a_look_is_read() {
             let open = number == 2 && n == 6;
             let turn = Turn {
                 session: session.id,
+                id: uuid::Uuid::new_v4(),
                 number,
                 start: 0,
                 end: (!open).then_some(1),
                 error: None,
                 delivered: true,
                 unasked: false,
+                partial: false,
                 started_at: 1,
                 ended_at: None,
             };

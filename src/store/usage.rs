@@ -1,4 +1,4 @@
-//! Table `usage`: what each `result` of claude cost.
+//! Table `usage`: the tokens that the gateway counted ([`super::ledgers`]), and the results, tool calls and time of turns.
 
 use sqlx::sqlite::{Sqlite, SqliteRow};
 use sqlx::{QueryBuilder, Row};
@@ -18,7 +18,7 @@ pub struct UsageFilter {
     pub limit: Option<u32>,
 }
 
-/// What one turn cost.
+/// What one answer of the model or one turn used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UsageRow {
     pub id: Uuid,
@@ -28,7 +28,7 @@ pub struct UsageRow {
     pub created_at: Millis,
 }
 
-/// Sums over the rows that a filter selects, and how many results they are of.
+/// Sums over the rows that a filter selects, and how many results of turns are among them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UsageTotals {
     pub usage: Usage,
@@ -47,7 +47,7 @@ impl Store {
     /// The filter's limit has no meaning here.
     pub async fn usage_totals(&self, tenant: &TenantId, filter: &UsageFilter) -> Result<UsageTotals, StoreError> {
         let mut query = QueryBuilder::<Sqlite>::new(
-            "SELECT COUNT(*) AS results, COALESCE(SUM(input_tokens), 0) AS input_tokens,
+            "SELECT COALESCE(SUM(messages), 0) AS messages, COALESCE(SUM(input_tokens), 0) AS input_tokens,
                     COALESCE(SUM(output_tokens), 0) AS output_tokens,
                     COALESCE(SUM(cache_creation_tokens), 0) AS cache_creation_tokens,
                     COALESCE(SUM(cache_read_tokens), 0) AS cache_read_tokens,
@@ -55,7 +55,8 @@ impl Store {
         );
         matching(&mut query, tenant, filter);
         let row = query.build().fetch_one(self.reader()).await?;
-        Ok(UsageTotals { usage: usage(&row)?, results: count_of(&row, "results")? })
+        let usage = usage(&row)?;
+        Ok(UsageTotals { results: usage.messages, usage })
     }
 }
 
@@ -83,6 +84,7 @@ fn usage(row: &SqliteRow) -> Result<Usage, StoreError> {
         cache_read_tokens: count_of(row, "cache_read_tokens")?,
         tool_calls: count_of(row, "tool_calls")?,
         compute_ms: count_of(row, "compute_ms")?,
+        messages: count_of(row, "messages")?,
     })
 }
 

@@ -1,15 +1,15 @@
 //! Table `agent_versions`: kept prompts of an agent. Activating one copies its prompt to the agent, in one transaction, and
 //! counts the agent's own version up: whoever makes sessions looks at the agent alone.
 
-use serde_json::Value;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 use super::columns::{id_of, json_or_none, tenant_of};
+use super::tenant_use::MAX_VERSIONS;
 use super::writer::{Counters, Write};
 use super::{Store, StoreError};
-use crate::model::{Millis, TenantId, now_ms};
+use crate::model::{Millis, RawJson, TenantId, now_ms};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentVersion {
@@ -23,7 +23,7 @@ pub struct AgentVersion {
     pub system_prompt: Option<String>,
     pub release_notes: Option<String>,
     /// As the client sent it: an array.
-    pub knowledge_files: Value,
+    pub knowledge_files: RawJson,
     pub created_by: Option<String>,
     pub created_at: Millis,
     pub updated_at: Millis,
@@ -35,7 +35,7 @@ pub struct VersionFields {
     pub name: Option<String>,
     pub system_prompt: Option<Option<String>>,
     pub release_notes: Option<Option<String>>,
-    pub knowledge_files: Option<Value>,
+    pub knowledge_files: Option<RawJson>,
     pub created_by: Option<String>,
 }
 
@@ -84,6 +84,14 @@ impl Store {
             .fetch_optional(self.reader())
             .await?;
         row.as_ref().map(version).transpose()
+    }
+
+    /// The number of the agent's version with this id.
+    pub async fn version_number(&self, tenant: &TenantId, agent: &str, id: Uuid) -> Result<Option<i64>, StoreError> {
+        let number =
+            sqlx::query_scalar("SELECT number FROM agent_versions WHERE id = ?1 AND tenant = ?2 AND agent_name = ?3");
+        let number = number.bind(id.to_string()).bind(tenant.as_str()).bind(agent);
+        Ok(number.fetch_optional(self.reader()).await?)
     }
 
     /// Changes a version; the agent follows when it is the active one. `None` when there is none.
@@ -151,6 +159,13 @@ impl Write for Insert {
         let Some(agent) = agent else { return Ok(None) };
         let number: i64 = agent.try_get("versions_made")?;
         let (id, own): (String, Option<String>) = (agent.try_get("id")?, agent.try_get("system_prompt")?);
+        let kept: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM agent_versions WHERE agent = ?1")
+            .bind(&id)
+            .fetch_one(&mut *conn)
+            .await?;
+        if kept.unsigned_abs() >= MAX_VERSIONS.rows {
+            return Err(StoreError::TooMany(MAX_VERSIONS));
+        }
         let new = &self.fields;
         let row = sqlx::query(
             "INSERT INTO agent_versions (id, tenant, agent, agent_name, number, name, is_active, system_prompt, release_notes,
@@ -165,7 +180,7 @@ impl Write for Insert {
         .bind(new.name.clone().unwrap_or_else(|| format!("v{number}")))
         .bind(new.system_prompt.clone().unwrap_or(own))
         .bind(new.release_notes.clone().flatten())
-        .bind(new.knowledge_files.as_ref().map_or_else(|| "[]".to_owned(), ToString::to_string))
+        .bind(new.knowledge_files.as_ref().map_or("[]", RawJson::get))
         .bind(&new.created_by)
         .bind(self.now)
         .fetch_one(conn)
@@ -199,7 +214,7 @@ impl Write for Update {
         .bind(new.system_prompt.clone().flatten())
         .bind(new.release_notes.is_some())
         .bind(new.release_notes.clone().flatten())
-        .bind(new.knowledge_files.as_ref().map(ToString::to_string))
+        .bind(new.knowledge_files.as_ref().map(RawJson::get))
         .bind(self.now)
         .fetch_optional(&mut *conn)
         .await?;
@@ -267,6 +282,10 @@ struct Delete {
 
 impl Write for Delete {
     type Out = VersionDelete;
+    fn frees(&self) -> bool {
+        true
+    }
+
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<VersionDelete, StoreError> {
         let row = sqlx::query(
             "SELECT id, is_active FROM agent_versions WHERE tenant = ?1 AND agent_name = ?2 AND number = ?3",
@@ -286,7 +305,7 @@ impl Write for Delete {
     }
 }
 
-fn version(row: &SqliteRow) -> Result<AgentVersion, StoreError> {
+pub(super) fn version(row: &SqliteRow) -> Result<AgentVersion, StoreError> {
     Ok(AgentVersion {
         id: id_of(row, "id")?,
         tenant: tenant_of(row)?,

@@ -21,8 +21,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use super::durable::{self, Commits, OnDisk, Progress, SyncLog};
+use super::room::Room;
 use super::{Committed, StoreError, open};
 use crate::model::TenantId;
+use crate::observe::tasks;
 
 /// Writes that wait for the writer; one more waits in its caller.
 const QUEUE: usize = 1024;
@@ -40,6 +42,10 @@ pub(super) trait Write: Send + Sync + 'static {
         conn: &mut SqliteConnection,
         counters: &mut Counters,
     ) -> impl Future<Output = Result<Self::Out, StoreError>> + Send;
+    /// Whether it ends or removes something, and so is written on a full disk too.
+    fn frees(&self) -> bool {
+        false
+    }
 }
 
 /// The newest sequence numbers of sessions, as this transaction sees them. Emptied by every rollback.
@@ -90,6 +96,7 @@ trait Work: Send {
     fn answer(self: Box<Self>, result: Result<u64, StoreError>);
     /// Whether somebody waits for the disk.
     fn at_once(&self) -> bool;
+    fn frees(&self) -> bool;
 }
 
 struct Job<W: Write> {
@@ -121,21 +128,25 @@ impl<W: Write> Work for Job<W> {
     fn at_once(&self) -> bool {
         self.at_once
     }
+
+    fn frees(&self) -> bool {
+        self.write.frees()
+    }
 }
 
 impl Writer {
     /// Starts the task. It holds the lock of the data directory until its last commit is done. `sync` brings SQLite's
     /// write-ahead log to the disk.
-    pub fn start(conn: SqliteConnection, lock: Flock<std::fs::File>, sync: SyncLog) -> Self {
+    pub fn start(conn: SqliteConnection, lock: Flock<std::fs::File>, sync: SyncLog, room: Room) -> Self {
         let (queue, inbox) = mpsc::channel(QUEUE);
         let (commits, (sender, progress)) = (Arc::new(Commits::default()), watch::channel(Progress::default()));
         let progressing = Arc::new(sender);
         let mover = queue.downgrade();
-        let syncer = tokio::spawn({
+        let syncer = tasks::spawn_essential("store-sync", {
             let (commits, progressing) = (Arc::clone(&commits), Arc::clone(&progressing));
             async move { durable::keep(commits, progressing, sync, || move_log(mover.clone())).await }
         });
-        tokio::spawn(run(conn, inbox, lock, Arc::clone(&commits), progressing, syncer));
+        tasks::spawn_essential("store-writer", run(conn, inbox, lock, Arc::clone(&commits), progressing, syncer, room));
         Self { queue, commits, progress }
     }
 
@@ -181,6 +192,7 @@ async fn run(
     commits: Arc<Commits>,
     progress: Arc<watch::Sender<Progress>>,
     syncer: tokio::task::JoinHandle<()>,
+    room: Room,
 ) {
     let mut counters = Counters::default();
     let mut closing = None;
@@ -195,6 +207,11 @@ async fn run(
                 Order::Close(done) => closing = Some(done),
             }
             next = if batch.len() < BATCH && closing.is_none() { inbox.try_recv().ok() } else { None };
+        }
+        if room.is_short() {
+            let (frees, refused): (Vec<_>, Vec<_>) = batch.into_iter().partition(|work| work.frees());
+            refused.into_iter().for_each(|work| work.answer(Err(StoreError::Full)));
+            batch = frees;
         }
         commit(&mut conn, &mut counters, batch, &commits).await;
     }

@@ -22,6 +22,8 @@ pub struct Api {
     http: Client<HttpConnector, Full<Bytes>>,
     base: String,
     key: Option<String>,
+    /// One more header of every request.
+    header: Option<(&'static str, String)>,
 }
 
 pub struct Answer {
@@ -42,7 +44,16 @@ impl Answer {
 impl Api {
     pub fn new(port: u16, key: Option<&str>) -> Self {
         let http = Client::builder(TokioExecutor::new()).build_http();
-        Self { http, base: format!("http://127.0.0.1:{port}"), key: key.map(str::to_owned) }
+        Self { http, base: format!("http://127.0.0.1:{port}"), key: key.map(str::to_owned), header: None }
+    }
+
+    /// The same key at another daemon, or after a restart.
+    pub fn at(&self, port: u16) -> Self {
+        Self { base: format!("http://127.0.0.1:{port}"), ..self.clone() }
+    }
+
+    pub fn with_header(&self, name: &'static str, value: &str) -> Self {
+        Self { header: Some((name, value.to_owned())), ..self.clone() }
     }
 
     pub fn with_key(&self, key: Option<&str>) -> Self {
@@ -71,6 +82,9 @@ impl Api {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
+        }
+        if let Some((name, value)) = &self.header {
+            request = request.header(*name, value);
         }
         let body = match body {
             None => Full::default(),
@@ -111,6 +125,16 @@ impl Api {
 
     pub async fn post(&self, path: &str, body: Value) -> Answer {
         self.call("POST", path, Some(body)).await
+    }
+
+    /// The same with an `Idempotency-Key`.
+    pub async fn post_once(&self, path: &str, body: Value, key: &str) -> Answer {
+        let mut request = Request::post(format!("{}{path}", self.base)).header("idempotency-key", key);
+        if let Some(token) = &self.key {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let request = request.body(Full::from(body.to_string())).unwrap();
+        whole(self.http.request(request).await.unwrap()).await.expect("the answer is whole")
     }
 
     pub async fn delete(&self, path: &str) -> Answer {
@@ -224,8 +248,12 @@ impl Stream {
                 return None;
             };
             if let Ok(bytes) = piece.expect("the stream is not cut").into_data() {
+                // No frame ends in what was there before. A frame may have 32 MiB: it is looked through once.
+                let fresh = self.buffer.len().saturating_sub(1);
                 self.buffer.extend_from_slice(&bytes);
-                self.ready.extend(frames(&mut self.buffer));
+                if memchr::memmem::find(&self.buffer[fresh..], b"\n\n").is_some() {
+                    self.ready.extend(frames(&mut self.buffer));
+                }
             }
         }
     }

@@ -24,7 +24,8 @@ impl Size {
             let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("smaps_rollup has it");
             line.trim().strip_suffix(" kB").expect("in kB").trim().parse().expect("a number")
         };
-        let bytes = (field("Private_Clean:") + field("Private_Dirty:") + field("Swap:")) * 1024;
+        // Clean pages of the program are private or shared by whether another daemon of the same program runs.
+        let bytes = (field("Private_Dirty:") + field("Swap:")) * 1024;
         Self { bytes, descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).expect("as root").count() }
     }
 }

@@ -18,6 +18,7 @@ pub mod parked;
 pub mod patience;
 pub mod procs;
 pub mod programs;
+pub mod raw;
 pub mod skew;
 pub mod swap;
 pub mod wire;

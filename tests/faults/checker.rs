@@ -203,7 +203,13 @@ impl Check<'_> {
     /// claude got no message twice, and each one whose turn ended well.
     fn delivered(&mut self, dir: &Path, book: &Book, rows: &Rows, lines: &[Line<'_>]) {
         let record = dir.join(format!("home/.claude/projects/-workspace/{}.jsonl", self.id));
-        let record = std::fs::read_to_string(record).unwrap_or_default();
+        let record = std::fs::read(&record).unwrap_or_else(|why| {
+            let beside = std::fs::read_dir(record.parent().expect("its directory"));
+            let beside = beside.map(|dir| dir.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>());
+            self.say(format!("claude's record of the conversation: {why}; beside it: {beside:?}"));
+            Vec::new()
+        });
+        let record = String::from_utf8_lossy(&record);
         let heard: Vec<String> = record
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())

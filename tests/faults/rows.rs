@@ -22,7 +22,7 @@ pub struct Rows {
     pub messages: Vec<(i64, String)>,
     /// Sequence, type and data.
     pub events: Vec<(i64, String, String)>,
-    /// Rows of usage that are of a result (each of those counts time or tokens).
+    /// Results that are counted as usage.
     pub results: usize,
 }
 
@@ -48,9 +48,8 @@ pub async fn read(data: &Path) -> HashMap<String, Rows> {
     for row in sqlx::query(events).fetch_all(&mut db).await.unwrap() {
         all.entry(row.get(0)).or_default().events.push((row.get(1), row.get(2), row.get(3)));
     }
-    let usage = "SELECT session, SUM(input_tokens) / 10 FROM usage GROUP BY session";
+    let usage = "SELECT session, SUM(messages) FROM usage GROUP BY session";
     for row in sqlx::query(usage).fetch_all(&mut db).await.unwrap() {
-        // The fake reports ten input tokens with every result.
         all.entry(row.get(0)).or_default().results = usize::try_from(row.get::<i64, _>(1)).unwrap();
     }
     all

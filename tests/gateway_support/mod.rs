@@ -1,4 +1,5 @@
 //! A gateway in this process, with a fake model behind it that notes what it was sent.
+#![allow(dead_code)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -19,6 +20,16 @@ pub const TOKEN: &str = "placeholder-of-this-session";
 const STREAM: &str = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":10,\
 \"output_tokens\":1}}}\n\nevent: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":5}}\n\n\
 event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
+
+/// A request for a message, with whatever else stands in its head.
+pub fn post(extra: &str, body: &str) -> String {
+    let length = body.len();
+    format!("POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n{extra}\r\n{body}")
+}
+
+pub fn token() -> String {
+    format!("x-api-key: {TOKEN}\r\n")
+}
 
 #[derive(Default)]
 struct Notes {
@@ -50,7 +61,7 @@ impl Gate {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let upstream = Upstream::Url(BaseUrl::parse(base).unwrap());
         let model = Model::new(&upstream, Some(Key::parse(KEY).unwrap()), Vec::new()).unwrap();
-        let registry = Registry::new(model, limits);
+        let registry = Registry::new(model, limits, None);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let gate = Self { runtime, registry, listener, session: Uuid::new_v4(), notes };
         gate.register_again(TOKEN, None);
@@ -58,16 +69,43 @@ impl Gate {
     }
 
     pub fn register_again(&self, token: &str, key: Option<&str>) {
-        let register = Register { session: self.session, token: token.into(), key: key.map(Into::into) };
+        let register = Register { key: key.map(Into::into), ..Register::new(self.session, token) };
         let _inside = self.runtime.enter();
         self.registry.register(register, self.listener.try_clone().unwrap().into()).unwrap();
+    }
+
+    /// A session whose requests are admitted as its window stands: its address, and its id for [`Gate::window`].
+    pub fn session_with_window(&self, token: &str, open: bool) -> (SocketAddr, Uuid) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, id) = (listener.local_addr().unwrap(), Uuid::new_v4());
+        let _inside = self.runtime.enter();
+        let register = Register { window: Some(open), ..Register::new(id, token) };
+        self.registry.register(register, listener.into()).unwrap();
+        (address, id)
+    }
+
+    pub fn window(&self, session: Uuid, open: bool) {
+        self.registry.windows(&[session], open);
+    }
+
+    pub fn refused(&self) -> ashd::gateway::protocol::Refused {
+        self.registry.refused.snapshot()
+    }
+
+    pub fn session_of(&self, tenant: &str, token: &str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let _inside = self.runtime.enter();
+        let register = Register { tenant: tenant.into(), ..Register::new(Uuid::new_v4(), token) };
+        self.registry.register(register, listener.into()).unwrap();
+        address
     }
 
     pub fn another_session(&self, token: &str) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let _inside = self.runtime.enter();
-        let register = Register { session: Uuid::new_v4(), token: token.into(), key: None };
+        let register = Register::new(Uuid::new_v4(), token);
         self.registry.register(register, listener.into()).unwrap();
         address
     }
@@ -188,6 +226,25 @@ fn serve(stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
     loop {
         let (head, body) = read_message(&mut reader)?;
         notes.requests.lock().unwrap().push(format!("{head}{}", String::from_utf8_lossy(&body)));
+        if head.contains("x-fake: echo") {
+            // As some proxies do: it tells the whole request, key and all.
+            let answer = format!("refused: {head}");
+            let (length, pieces) = (answer.len(), answer.as_bytes().chunks(7));
+            let head = "HTTP/1.1 401 Unauthorized\r\ncontent-type: text/plain\r\nx-refused-key";
+            write!(writer, "{head}: {KEY}\r\ncontent-length: {length}\r\n\r\n")?;
+            for piece in pieces {
+                writer.write_all(piece)?;
+                writer.flush()?;
+            }
+            continue;
+        }
+        if head.contains("x-fake: late") {
+            std::thread::sleep(Duration::from_millis(500));
+            let answer = r#"{"type":"message","usage":{"input_tokens":3,"output_tokens":4}}"#;
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length";
+            write!(writer, "{head}: {}\r\n\r\n{answer}", answer.len())?;
+            continue;
+        }
         writer
             .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")?;
         if head.contains("x-fake: flood") {

@@ -15,7 +15,7 @@ use ashd::sessions::Sessions;
 use ashd::store::{ApiKey, Session, Store};
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Request, StatusCode};
+use axum::http::{HeaderMap, Request, Response, StatusCode};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -75,7 +75,7 @@ impl Api {
     /// A session of the first tenant that has ended.
     pub async fn ended_session(&self, id: Uuid) -> Session {
         let session = Session {
-            launch: serde_json::json!({"extraEnv": {"SECRET": "hunter2"}}),
+            launch: ashd::model::RawJson::of(&serde_json::json!({"extraEnv": {"SECRET": "hunter2"}})),
             ..Session::new(id, TenantId::default_tenant(), "a", SessionStatus::Ended)
         };
         self.store.session_insert(&session).await.unwrap();
@@ -91,10 +91,15 @@ impl Api {
             let (name, value) = line.split_once(": ").expect(line);
             request = request.header(name, value);
         }
-        let response = self.router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap();
+        let response = self.answer(request.body(body.into()).unwrap()).await;
         let (parts, body) = response.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await.unwrap().to_vec();
         Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    /// The answer as it comes.
+    pub async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        self.router.clone().oneshot(request).await.unwrap()
     }
 
     /// The same with the first tenant's key.

@@ -14,7 +14,10 @@ mod fuzz;
 #[allow(dead_code)]
 #[path = "../launcher/host.rs"]
 mod host;
+mod quotas;
 mod resources;
+mod shared;
+mod sockets;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -48,7 +51,7 @@ fn arm(workspace: &Path) {
 fn payload(arguments: &[&str], env: &BTreeMap<String, String>) -> SpawnSpec {
     let argv = std::iter::once("/workspace/hostile").chain(arguments.iter().copied()).map(str::to_owned).collect();
     let env = env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-    SpawnSpec { argv, env, cwd: "/workspace".into(), stdin: false, within_ms: None }
+    SpawnSpec { argv, env, cwd: "/workspace".into(), stdin: false, within_ms: None, leaves_share: false }
 }
 
 /// Starts a victim in a sandbox and waits until it offers what it has; its process id inside.

@@ -9,6 +9,9 @@ pub const TESTS: &[crate::Test] = &[
     ("confinement::the_host_is_not_there", the_host_is_not_there),
     ("confinement::refused_calls_are_refused", refused_calls_are_refused),
     ("confinement::workloads_work", workloads_work),
+    ("confinement::proc_tells_nothing_of_the_host", proc_tells_nothing_of_the_host),
+    ("confinement::a_sync_of_all_disks_is_not_made", a_sync_of_all_disks_is_not_made),
+    ("confinement::the_sandbox_owns_its_namespace_and_its_limits", the_sandbox_owns_its_namespace_and_its_limits),
 ];
 
 fn the_payload_has_nothing() {
@@ -131,4 +134,81 @@ fn workloads_work() {
         let ended = sandbox.sh(child, script);
         assert_eq!(ended.out, wanted, "{script}: {ended:?}");
     }
+}
+
+/// What identifies the host is in no file of /proc that a command can read; mountinfo alone knows where the session's directories are.
+fn proc_tells_nothing_of_the_host() {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap().trim().to_owned();
+    let mut sandbox = Sandbox::new();
+    let directory = sandbox.ground.dir.path().display().to_string();
+    let command_line = read("/proc/cmdline");
+    let secrets = [
+        read("/proc/sys/kernel/hostname"),
+        read("/proc/sys/kernel/random/boot_id"),
+        // Words of the command line that are nowhere else, as they are.
+        command_line.split(' ').max_by_key(|word| word.len()).unwrap().to_owned(),
+        command_line,
+        read("/proc/version"),
+        directory,
+    ];
+    assert!(secrets.iter().all(|secret| secret.len() > 1), "{secrets:?}");
+    let script = r#"
+import os, sys
+secrets = [s.encode() for s in sys.argv[1:]]
+for top, dirs, files in os.walk('/proc'):
+    dirs[:] = [d for d in dirs if not (top == '/proc' and d.isdigit() and d != str(os.getpid())) and d not in ('task', 'cwd', 'root')]
+    for name in files:
+        path = os.path.join(top, name)
+        # The arguments of this program.
+        if name == 'cmdline' and top != '/proc' or name in ('kmsg', 'pagemap', 'mem'): continue
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError: continue
+        try: text = os.read(fd, 1 << 20)
+        except OSError: text = b''
+        os.close(fd)
+        for number, secret in enumerate(secrets):
+            if secret in text: print(number, path.replace(str(os.getpid()), 'PID'))
+print('read', flush=True)
+"#;
+    let mut argv = vec!["/usr/bin/python3", "-c", script];
+    argv.extend(secrets.iter().map(String::as_str));
+    let ended = sandbox.run(1, &argv);
+    assert!(ended.out.ends_with("read\n"), "{ended:?}");
+    let found: Vec<&str> =
+        ended.out.lines().filter(|line| *line != "read" && *line != "5 /proc/PID/mountinfo").collect();
+    // The kernel's name and a host called "vm" or "a" are found in many words; the test's host has a name of its own.
+    let found: Vec<&&str> = found.iter().filter(|line| !(line.starts_with("0 ") && secrets[0].len() < 6)).collect();
+    assert!(found.is_empty(), "{found:?} of {secrets:?}");
+    // What programs ask for is there.
+    let script = "free -b | grep -c Mem; nproc > /dev/null && uptime > /dev/null && ps -e > /dev/null && df / > /dev/null && cut -d' ' -f1-3 /proc/version; cat /proc/sys/fs/pipe-max-size";
+    let ended = sandbox.sh(2, script);
+    let release = read("/proc/sys/kernel/osrelease");
+    assert_eq!(ended.out, format!("1\nLinux version {release}\n{}\n", read("/proc/sys/fs/pipe-max-size")), "{ended:?}");
+}
+
+/// syncfs(2) of a descriptor that is not open answers EBADF where it is made.
+fn a_sync_of_all_disks_is_not_made() {
+    let mut sandbox = Sandbox::new();
+    let script = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.syncfs(-1), libc.fsync(-1))\nos.sync()\nf = open('x', 'w'); f.write('y'); f.flush(); os.fsync(f.fileno()); print('durable')";
+    let ended = sandbox.run(1, &["/usr/bin/python3", "-c", script]);
+    assert_eq!(ended.out, "0 -1\ndurable\n", "{ended:?}");
+    assert_eq!(std::fs::read_to_string(sandbox.ground.path("workspace/x")).unwrap(), "y");
+    let ended = sandbox.sh(2, "sync && sync -f . && sync x && echo ok");
+    assert_eq!(ended.out, "ok\n", "{ended:?}");
+}
+
+fn the_sandbox_owns_its_namespace_and_its_limits() {
+    let mut sandbox = Sandbox::new();
+    // NS_GET_OWNER_UID, asked from the host.
+    let owner = "import fcntl, os, struct, sys\nfd = os.open('/proc/%s/ns/user' % sys.argv[1], os.O_RDONLY)\nprint(struct.unpack('I', fcntl.ioctl(fd, 0xb704, b'1234'))[0])";
+    let pid = sandbox.started.pid.to_string();
+    let said = std::process::Command::new("/usr/bin/python3").args(["-c", owner, &pid]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), (sandbox.ground.uid + 1).to_string(), "{said:?}");
+    let ended = sandbox.sh(1, "ulimit -H -i; ulimit -H -q; ulimit -H -l; ulimit -H -r; ulimit -H -e; grep core /proc/self/limits | tr -s ' '; cat /proc/sys/user/max_user_namespaces /proc/sys/user/max_inotify_watches");
+    let wanted = "4096\n819200\n8192\n0\n0\nMax core file size 1 1 bytes \n0\n131072\n";
+    assert_eq!(ended.out, wanted, "{ended:?}");
+    // The launcher is what it was before: root in every respect, with a dump as before.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    assert!(status.contains("Uid:\t0\t0\t0\t0"), "{status}");
 }

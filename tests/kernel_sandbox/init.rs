@@ -16,6 +16,7 @@ pub const TESTS: &[crate::Test] = &[
     ("init::bad_requests_are_answered_or_cut_off", bad_requests_are_answered_or_cut_off),
     ("init::listeners_are_handed_out", listeners_are_handed_out),
     ("init::a_failed_exec_is_told_and_reaped", a_failed_exec_is_told_and_reaped),
+    ("init::output_of_background_jobs_is_discarded", output_of_background_jobs_is_discarded),
 ];
 
 fn error(reply: InitReply) -> String {
@@ -166,4 +167,30 @@ fn a_failed_exec_is_told_and_reaped() {
     let InitReply::Stat { children } = sandbox.ask(InitRequest::Stat, &[]) else { panic!("no stat") };
     assert!(children.is_empty(), "{children:?}");
     assert_eq!(sandbox.run(1, &["/bin/true"]).exit, Exit::Code(0), "the number is free again");
+}
+
+/// gominimal/minimal#1342, PrimeIntellect-ai/prime-agent#1198, tinylibs/tinyexec#138: without a reader the job dies of SIGPIPE.
+fn output_of_background_jobs_is_discarded() {
+    let mut sandbox = Sandbox::new();
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let (out, err) = (pipe(), pipe());
+    // The second one does not stop printing; init has its commands done all the same.
+    let script = "(for i in 1 2 3 4 5 6 7 8; do head -c 100000 /dev/zero; echo $i >> ticks; sleep 0.05; done) & \
+                  (trap 'touch ended' EXIT; head -c 1000000000 /dev/zero >&2) & echo said";
+    let started = sandbox.spawn_with(1, &spec(&["/bin/bash", "-c", script]), &out.1, &err.1);
+    assert!(matches!(started, InitReply::Spawned { .. }), "{started:?}");
+    drop((out.1, err.1));
+    assert_eq!(sandbox.await_exit(1), Exit::Code(0));
+    assert!(matches!(sandbox.ask(InitRequest::Discard, &[&out.0, &err.0]), InitReply::Done));
+    drop((out.0, err.0));
+    // Within the test's own time, although the other one prints a gigabyte.
+    let ended = sandbox.sh(
+        2,
+        "until grep -q 8 ticks; do sleep 0.02; done; until [ -e ended ]; do sleep 0.02; done; tr -d '\\n' < ticks",
+    );
+    assert_eq!((ended.exit, ended.out.as_str()), (Exit::Code(0), "12345678"), "{}", ended.err);
+    let file = sandbox.file("no pipe");
+    let refused = error(sandbox.ask(InitRequest::Discard, &[&file]));
+    assert!(refused.contains("not a pipe"), "{refused}");
+    assert!(error(sandbox.ask(InitRequest::Discard, &[])).contains("1 descriptor"));
 }

@@ -5,11 +5,16 @@
 #![allow(clippy::unwrap_used)]
 
 mod confinement;
+mod etc;
 mod init;
 mod keeper;
+mod own;
 #[path = "../common/patience.rs"]
 mod patience;
 mod policy;
+#[allow(dead_code)]
+#[path = "../common/programs.rs"]
+mod programs;
 mod sandbox;
 mod start;
 
@@ -21,7 +26,8 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| args.iter().any(|arg| arg == name);
     let filter = args.iter().find(|arg| !arg.starts_with("--") && *arg != "terse");
-    let tests = [start::TESTS, init::TESTS, keeper::TESTS, confinement::TESTS, policy::TESTS].concat();
+    let tests =
+        [start::TESTS, etc::TESTS, init::TESTS, keeper::TESTS, confinement::TESTS, policy::TESTS, own::TESTS].concat();
     let chosen = tests.into_iter().filter(|(name, _)| match filter {
         Some(filter) if has("--exact") => name == filter,
         Some(filter) => name.contains(filter.as_str()),

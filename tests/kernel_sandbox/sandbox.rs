@@ -251,6 +251,7 @@ pub fn spec(argv: &[&str]) -> SpawnSpec {
         cwd: "/workspace".into(),
         stdin: false,
         within_ms: None,
+        leaves_share: false,
     }
 }
 

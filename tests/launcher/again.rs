@@ -46,7 +46,14 @@ async fn twenty_times_anew_and_nobody_notices() {
     let script = "n=0; while [ $n -lt 100000 ]; do n=$((n+1)); echo $n; sleep 0.01; done";
     sandbox.spawn(1, &spec(script), out, err).await.expect("spawned");
     let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).expect("status");
-    let (pid, before) = (host.pid(), descriptors(&host));
+    // While the answer is sent and the next sandbox is prepared, there is one pidfd more for a moment.
+    let pidfds = |all: &[PathBuf]| all.iter().filter(|target| target.ends_with("anon_inode:[pidfd]")).count();
+    let mut before = descriptors(&host);
+    wait_for("one pidfd, the sandbox's", || {
+        before = descriptors(&host);
+        pidfds(&before) == 1
+    });
+    let pid = host.pid();
     let lines = || std::fs::read_to_string(file.path()).expect("output").lines().count();
     for round in 0..20 {
         let written = lines();

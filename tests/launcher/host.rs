@@ -47,20 +47,30 @@ impl Host {
         Self::build(test, Path::new(env!("CARGO_BIN_EXE_ash-launcher")), Some(prelude))
     }
 
+    /// One with the range of uids of another.
+    #[allow(dead_code)]
+    pub fn start_sharing(test: &str, other: &Host) -> Self {
+        Self::build_on(test, Path::new(env!("CARGO_BIN_EXE_ash-launcher")), None, other.uid_base)
+    }
+
     fn build(test: &str, program: &Path, prelude: Option<String>) -> Self {
+        let pid = std::process::id();
+        Self::build_on(test, program, prelude, 1_800_000_000 + (pid % 100_000) * 64)
+    }
+
+    fn build_on(test: &str, program: &Path, prelude: Option<String>, uid_base: u32) -> Self {
         let program = program.to_owned();
         let dir = tempfile::Builder::new().prefix("ashd-launcher-").tempdir().expect("a directory");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("mode");
         let data = dir.path().join("data");
         std::fs::create_dir_all(data.join("sessions")).expect("sessions");
-        std::fs::create_dir_all(data.join("claude/test")).expect("claude");
-        std::fs::copy("/bin/true", data.join("claude/test/claude")).expect("a binary");
+        std::fs::create_dir_all(dir.path().join("claude/test")).expect("claude");
+        std::fs::copy("/bin/true", dir.path().join("claude/test/claude")).expect("a binary");
         for made in [&data, &data.join("sessions")] {
             chown(made, Some(CLIENT), Some(CLIENT)).expect("chown");
         }
         std::fs::write(dir.path().join("launcher.toml"), "[ceiling]\npids = 1000\n").expect("configuration");
         let pid = std::process::id();
-        let uid_base = 1_800_000_000 + (pid % 100_000) * 64;
         let mut host =
             Self { dir, cgroup: format!("ashd-test-{test}-{pid}"), uid_base, process: None, program, prelude };
         host.launch();
@@ -73,6 +83,12 @@ impl Host {
 
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// Versions of claude; `test` is one.
+    #[allow(dead_code)]
+    pub fn claude_dir(&self) -> PathBuf {
+        self.dir.path().join("claude")
     }
 
     /// The range it may give to sandboxes.
@@ -92,6 +108,7 @@ impl Host {
             command.args(["--mount", "--", "/bin/sh", "-c", &script]).arg(&self.program);
         }
         command.arg("--run-dir").arg(self.run_dir()).arg("--data-dir").arg(self.data_dir());
+        command.arg("--claude-dir").arg(self.claude_dir());
         command.arg("--config").arg(self.config()).args(["--client-user", &CLIENT.to_string()]);
         command.args(["--uid-base", &self.uid_base.to_string(), "--uid-count", "64", "--cgroup", &self.cgroup]);
         command.stdin(Stdio::null());
@@ -208,6 +225,7 @@ pub fn spec(script: &str) -> SpawnSpec {
         cwd: "/workspace".into(),
         stdin: false,
         within_ms: None,
+        leaves_share: false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! A sandbox from its creation to its end.
 
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ async fn a_whole_life() {
     assert_eq!(listed.iter().map(|info| info.id).collect::<Vec<_>>(), [id]);
     let record = host.run_dir().join("sandboxes").join(id.to_string());
     let mode = |path: &Path| std::fs::metadata(path).map(|meta| (meta.uid(), meta.mode() & 0o777)).expect("metadata");
-    assert_eq!(mode(&record), (0, 0o750), "ashd must not be able to forge the record");
+    assert_eq!(mode(&record), (0, 0o710), "ashd must not be able to forge the record");
     assert_eq!(mode(&record.join("sandbox.json")), (0, 0o600));
     assert_eq!(mode(&record.join("init.sock")), (CLIENT, 0o600));
 
@@ -113,14 +113,38 @@ async fn a_refused_creation_leaves_nothing_and_says_why() {
     symlink("/etc", host.session_dir(link).join("workspace")).expect("link");
     let foreign = host.session();
     std::os::unix::fs::chown(host.session_dir(foreign).join("home"), Some(0), Some(0)).expect("chown");
+    let open = host.session();
+    std::fs::set_permissions(host.session_dir(open), PermissionsExt::from_mode(0o711)).expect("mode");
     let version = |version: &str| Create { claude: ClaudeBinary::Version(version.into()), ..good(host.session()) };
-    let pipe = host.data_dir().join("claude/pipe");
+    let pipe = host.claude_dir().join("pipe");
     std::fs::create_dir(&pipe).expect("made");
     nix::unistd::mkfifo(&pipe.join("claude"), nix::sys::stat::Mode::S_IRWXU).expect("pipe");
-    let cases: [(&str, Create, &str); 9] = [
+    // What ashd owns or may write it could exchange: the file, its directory, or a link to it.
+    for (version, of_file, of_directory, mode) in
+        [("ashds", CLIENT, 0, 0o755), ("below", 0, CLIENT, 0o755), ("open", 0, 0, 0o777)]
+    {
+        let dir = host.claude_dir().join(version);
+        std::fs::create_dir(&dir).expect("made");
+        std::fs::copy("/bin/true", dir.join("claude")).expect("a binary");
+        std::os::unix::fs::chown(dir.join("claude"), Some(of_file), None).expect("chown");
+        std::os::unix::fs::chown(&dir, Some(of_directory), None).expect("chown");
+        std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("mode");
+    }
+    symlink(host.claude_dir().join("test"), host.claude_dir().join("linked")).expect("link");
+    std::os::unix::fs::lchown(host.claude_dir().join("linked"), Some(CLIENT), None).expect("lchown");
+    // Where ashd kept versions once.
+    std::fs::create_dir_all(host.data_dir().join("claude/old")).expect("made");
+    std::fs::copy("/bin/true", host.data_dir().join("claude/old/claude")).expect("a binary");
+    let cases: [(&str, Create, &str); 15] = [
+        ("ashd's binary", version("ashds"), "belongs to uid 61234"),
+        ("ashd's directory", version("below"), "belongs to uid 61234"),
+        ("a directory that all can write", version("open"), "has mode 777"),
+        ("ashd's link", version("linked"), "belongs to uid 61234"),
+        ("a version in the data directory", version("old"), "open claude"),
         ("no directories", good(Uuid::now_v7()), "open workspace"),
         ("a link as workspace", good(link), "is not a directory"),
         ("another's home", good(foreign), "belongs to uid 0"),
+        ("a session that others may enter", good(open), "mode 711, which lets other users"),
         ("no such version", version("none"), "open claude"),
         ("a path as version", version("../../etc"), "is not a version"),
         ("a hidden version", version(".x"), "is not a version"),

@@ -11,3 +11,5 @@ mod life;
 mod looks;
 mod story;
 mod survival;
+mod trust;
+mod uids;

@@ -25,7 +25,7 @@ def units(g: Guest) -> str:
 @contextmanager
 def real_claude(g: Guest):
     """The real Claude Code where the fake one was; processes that run keep the one they have."""
-    real = "/var/lib/ashd/claude/$(cat /opt/machine/claude-version)/claude"
+    real = "/var/lib/ash-claude/$(cat /opt/machine/claude-version)/claude"
     # A link: copying it takes a minute under emulation.
     g.run(f"chown root: /opt/machine/claude && chmod 755 /opt/machine/claude && mv -f {real} /opt/machine/fake-installed && ln /opt/machine/claude {real}")
     try:

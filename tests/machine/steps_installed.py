@@ -11,10 +11,11 @@ PLACES = """\
 root:ashd 660 /run/ashd/ashd.sock
 root:ashd 660 /run/ashd/launcher.sock
 root:ashd 660 /run/ashd/gateway.sock
-root:ashd 750 /run/ashd/sandboxes
+root:ashd 710 /run/ashd/sandboxes
 ashd:ashd 750 /var/lib/ashd
 ashd:ashd 600 /var/lib/ashd/ashd.db
 ashd:ashd 600 /var/lib/ashd/initial-api-key
+root:root 755 /var/lib/ash-claude
 root:root 644 /etc/ashd/ashd.toml
 root:root 644 /etc/ashd/launcher.toml
 root:root 755 /etc/ashd/ashd.toml.d"""
@@ -74,6 +75,13 @@ def units_running(g: Guest) -> str:
     must(all("/ash.slice/" in text for text in groups.values()), f"not below ash.slice: {groups}")
     owner = {name: g.run(f"ps -o user:32= -p {pid}").strip() for name, pid in pids.items() if name != "claude"}
     must(owner == {"ashd": "ashd", "ash-gateway": "ash-gateway", "ash-launcher": "root", "sandboxes": "root"}, f"users: {owner}")
+    # What each daemon put on itself; the units' own filters are some of Seccomp_filters.
+    daemons = {name: pid for name, pid in pids.items() if name.startswith("ash")}
+    for name, pid in daemons.items():
+        told = g.run(f"grep -E '^(NoNewPrivs|Seccomp):' /proc/{pid}/status; grep '^Max core' /proc/{pid}/limits; stat -c %u /proc/{pid}/environ").split()
+        must(told[:4] == ["NoNewPrivs:", "1", "Seccomp:", "2"] and told[8:10] == ["0", "0"] and told[-1] == "0", f"{name} is not confined: {told}")
+        journal = g.run(f"journalctl -b -o cat _PID={pid} | grep -c 'confined itself'; true").strip()
+        must(int(journal) >= 1, f"{name} does not say that it confined itself")
     network = {name: g.run(f"readlink /proc/{pid}/ns/net").strip() for name, pid in (pids | {"host": 1}).items()}
     must(network["ash-gateway"] == network["host"], "the gateway has no way out")
     alone = [name for name in ("ashd", "ash-launcher", "sandboxes", "claude") if network[name] != network["host"]]

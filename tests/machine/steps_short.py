@@ -17,7 +17,7 @@ def install(g: Guest) -> str:
     status = g.run("systemctl show -p StatusText --value ashd").strip()
     must("session" in status, f"STATUS is {status!r}")
     # The fake goes where `ashctl claude install` puts the real one.
-    g.run("d=/var/lib/ashd/claude/$(cat /opt/machine/claude-version); install -d -m755 /var/lib/ashd/claude $d && install -m755 /opt/machine/fake-claude $d/claude")
+    g.run("d=/var/lib/ash-claude/$(cat /opt/machine/claude-version); install -d -m755 $d && install -m755 /opt/machine/fake-claude $d/claude")
     return f"apt install to serving {took:.1f} s; status: {status}"
 
 
@@ -129,7 +129,7 @@ def remove(g: Guest) -> str:
 
 def nothing_left(g: Guest):
     """No file, user, unit, mount, process or cgroup of ours."""
-    left = g.run("ls -d /var/lib/ashd /etc/ashd /run/ashd /usr/lib/ashd /etc/systemd/system/*ash* /etc/systemd/system/*/ash* /etc/apparmor.d/ash* 2>/dev/null; "
+    left = g.run("ls -d /var/lib/ashd /var/lib/ash-claude /etc/ashd /run/ashd /usr/lib/ashd /etc/systemd/system/*ash* /etc/systemd/system/*/ash* /etc/apparmor.d/ash* 2>/dev/null; "
                  "getent passwd ashd ash-gateway; getent group ashd ash-gateway; grep ashd /proc/mounts; pgrep -a 'ash-|ashd'; "
                  "systemctl list-units --all --plain --no-legend 'ash*' | awk '$2 != \"not-found\"'; "
                  "find / -xdev -not -path '/proc/*' -not -path '/opt/machine*' -not -path '/var/log/*' -not -path '/var/cache/apt/*' -name '*ashd*' 2>/dev/null; true")  # fmt: skip

@@ -1,4 +1,4 @@
-//! `GET /health`: how many a second, with no session in the database and with 10,000, two daemons in turns.
+//! `GET /health`: how many a second, with no session in the database and with 10,000, two daemons in turns. And the list of these sessions.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ashd::model::{SessionStatus, TenantId};
 use ashd::store::{Session, Store};
+use http_body_util::BodyExt;
 use uuid::Uuid;
 
 use crate::common::{Daemon, Options};
@@ -19,6 +20,8 @@ const CLIENTS: usize = 4;
 const AT_LEAST: f64 = 10_000.0;
 /// Flat: processor time of one request may be so much more with all the sessions.
 const FLAT: f64 = 1.15;
+/// Milliseconds of the whole list; 146 when each row was read column by column.
+const LIST_MS: f64 = 75.0;
 
 pub async fn measure(form: Form) -> Vec<Figure> {
     let empty = Daemon::start(Options::default());
@@ -39,6 +42,15 @@ pub async fn measure(form: Form) -> Vec<Figure> {
             of_full.push(b);
         }
     }
+    let (api, mut lists) = (full.api(), Vec::new());
+    for _ in 0..form.rounds(10, 30) {
+        let start = Instant::now();
+        let answer = api.open("GET", "/api/sessions", None).await;
+        let bytes = answer.into_body().collect().await.expect("a whole list").to_bytes().len();
+        lists.push(start.elapsed().as_secs_f64() * 1e3);
+        assert!(bytes as u64 > SESSIONS * 200, "{bytes} bytes");
+    }
+    let list = Samples::of_ms(lists.iter().copied()).at(0.5);
     let memory = procfs::pss(full.pid() as i32).expect("ashd lives") as f64 / 1e6;
     empty.stop();
     full.stop();
@@ -55,6 +67,7 @@ pub async fn measure(form: Form) -> Vec<Figure> {
             .of(n)
             .at_most(FLAT)
             .noisy(),
+        Figure::single("GET /api/sessions, 10,000 sessions", "ms", list).of(lists.len()).at_most(LIST_MS).noisy(),
         Figure::single("memory of ashd, 10,000 sessions in the database", "MB", memory),
     ]
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! sudo ./scripts/perf [short] [PART...]        parts: turn pause reclaim create relay health memory start probe churn
-//!                                               streams restart many
+//!                                               streams restart many connections
 //!   -> a table on stdout, and behind it the same as one line of JSON
 //! ```
 //!
@@ -15,6 +15,7 @@
 mod churn;
 #[path = "../common/mod.rs"]
 mod common;
+mod connections;
 mod create;
 mod figures;
 mod health;
@@ -69,13 +70,14 @@ fn main() -> ExitCode {
 
 type Part = (&'static str, fn(Form) -> Vec<Figure>);
 
-const PARTS: [Part; 13] = [
+const PARTS: [Part; 14] = [
     ("turn", |form| run(turn::measure(form))),
     ("pause", |form| run(pause::measure(form))),
     ("reclaim", |form| run(reclaim::measure(form))),
     ("create", |form| run(create::measure(form))),
     ("relay", |form| run(relay::measure(form))),
     ("health", |form| run(health::measure(form))),
+    ("connections", |form| run(connections::measure(form))),
     ("memory", |form| run(memory::measure(form))),
     ("start", |form| run(start::measure(form))),
     ("probe", |form| run(probe::measure(form))),

@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child as StdChild, Command as StdCommand, Stdio};
 use std::time::{Duration, Instant};
 
-use ashd::sessions::claude::{
-    Conversation, LaunchOptions, ProcessFlags, argv, environment, initialize_line, user_line,
-};
-use serde_json::json;
+use ashd::model::RawJson;
+use ashd::sessions::claude::{Conversation, LaunchOptions, ProcessFlags, Whose, argv, environment, initialize_line};
+use ashd::sessions::message;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use uuid::Uuid;
@@ -86,11 +85,14 @@ impl Pipe {
         let binary = real_claude();
         let argv =
             argv(binary.to_str().unwrap(), &options, Conversation::New(Uuid::new_v4()), &ProcessFlags::default());
-        let mut vars = environment(&options.env, TOKEN).vars;
+        let whose = Whose { session: Uuid::new_v4(), agent: "comparison" };
+        let mut vars = environment(&options.env, &whose, TOKEN).vars;
         for (name, value) in &mut vars {
             match name.as_str() {
                 "ANTHROPIC_BASE_URL" => *value = format!("http://{}", model.address),
                 "HOME" => *value = home.display().to_string(),
+                // ashd's own shell for tools is inside a sandbox only.
+                "CLAUDE_CODE_SHELL" => "/bin/bash".clone_into(value),
                 _ => {}
             }
         }
@@ -123,7 +125,9 @@ impl Pipe {
     }
 
     pub async fn turn(&mut self, text: &str) -> Times {
-        let line = user_line(&json!(text), Uuid::new_v4());
+        let mut line = Vec::new();
+        let stored = message::stored(&RawJson::of(&text));
+        message::UserLine::of(stored, Uuid::new_v4()).write(&mut line).unwrap();
         let start = Instant::now();
         self.stdin.write_all(&line).await.unwrap();
         let mut first = None;

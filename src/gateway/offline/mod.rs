@@ -37,12 +37,14 @@ use super::admit::Route;
 use super::answer::{Body, BodyError, error, error_kind, json};
 use super::upstream::{Call, too_large};
 
-/// Bytes of a body; the API's own bound.
+/// Bytes of a body, the API's own bound, and of an answer that is not streamed.
 const MAX_BODY: usize = 32 << 20;
 /// Steps whose attempts are remembered; the oldest is forgotten first.
 const MAX_REMEMBERED: usize = 1024;
 /// Bytes of events that leave together when there is no pause between them.
 const BATCH: usize = 8 << 10;
+/// Events of a whole answer after which other tasks get their turn.
+const TURN: usize = 256;
 /// Time between the last event and a scripted cut, so that the event is on the wire when the connection breaks.
 const BEFORE_CUT: Duration = Duration::from_millis(20);
 
@@ -224,9 +226,21 @@ fn write_event(batch: &mut BytesMut, event: &Event) {
 
 async fn whole<I: FnMut() -> String>(render: Render<I>) -> Response<Body> {
     let mut assembly = Assembly::default();
-    for next in render {
+    let mut bytes = 0;
+    for (at, next) in render.enumerate() {
+        if at % TURN == TURN - 1 {
+            tokio::task::yield_now().await;
+        }
         match next {
             Next::Event(event) => {
+                bytes += event.text();
+                if bytes > MAX_BODY {
+                    let most = MAX_BODY >> 20;
+                    return error(
+                        StatusCode::BAD_REQUEST,
+                        &format!("the answer is longer than {most} MiB; ask for a stream"),
+                    );
+                }
                 if let Err(fault) = assembly.take(event) {
                     return json(StatusCode::INTERNAL_SERVER_ERROR, &json!({"type": "error", "error": fault}));
                 }

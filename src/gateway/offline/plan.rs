@@ -37,7 +37,7 @@ pub enum Act {
 /// lets an error go away.
 pub fn plan(conversation: &Conversation, attempt: u32) -> Vec<Act> {
     if let Some(schema) = &conversation.schema {
-        return vec![Act::Say(fit(schema, &conversation.last, 0).to_string())];
+        return vec![Act::Say(Fit::of(&conversation.last).value(schema, 0).to_string())];
     }
     let acts = match script::parse(&conversation.last) {
         None => plain::answer(conversation),
@@ -60,7 +60,7 @@ fn structured(acts: Vec<Act>, conversation: &Conversation) -> Vec<Act> {
     if ends || given {
         return acts;
     }
-    let input = fit(schema, &conversation.last, 0);
+    let input = Fit::of(&conversation.last).value(schema, 0);
     acts.into_iter().chain([Act::Call { name: ANSWER_TOOL.into(), input }]).collect()
 }
 
@@ -109,37 +109,65 @@ fn still(times: Option<u32>, earlier: &mut u32) -> bool {
     due
 }
 
-/// The smallest value that fits a JSON schema; its free strings repeat what was said.
-fn fit(schema: &Value, said: &str, depth: usize) -> Value {
-    let short: String = said.split_whitespace().take(6).collect::<Vec<_>>().join(" ").chars().take(60).collect();
-    if depth > 16 {
-        return Value::Null;
+/// Bytes of the largest value that is made for a schema, and levels of it: lists in lists multiply.
+const FIT: usize = 64 << 10;
+const FIT_DEPTH: usize = 16;
+
+/// Makes the smallest value that fits a JSON schema; its free strings repeat what was said. What is larger than [`FIT`] ends early.
+struct Fit {
+    said: String,
+    left: usize,
+}
+
+impl Fit {
+    fn of(said: &str) -> Self {
+        let words: Vec<String> = said.split_whitespace().take(6).map(|word| word.chars().take(60).collect()).collect();
+        let said: String = words.join(" ").chars().take(60).collect();
+        Self { said: if said.is_empty() { "offline".to_owned() } else { said }, left: FIT }
     }
-    if let Some(first) = schema.get("const").or_else(|| schema.get("enum").and_then(|values| values.get(0))) {
-        return first.clone();
+
+    fn spend(&mut self, bytes: usize) {
+        self.left = self.left.saturating_sub(bytes);
     }
-    for key in ["anyOf", "oneOf", "allOf"] {
-        if let Some(first) = schema.get(key).and_then(|schemas| schemas.get(0)) {
-            return fit(first, said, depth + 1);
+
+    fn value(&mut self, schema: &Value, depth: usize) -> Value {
+        self.spend(1);
+        if depth > FIT_DEPTH || self.left == 0 {
+            return Value::Null;
         }
-    }
-    let kind = schema.get("type").map(|kind| kind.get(0).unwrap_or(kind)).and_then(Value::as_str);
-    let least = |key: &str| schema.get(key).and_then(Value::as_i64).unwrap_or(0);
-    match kind {
-        Some("string") => json!(if short.is_empty() { "offline" } else { &short }),
-        Some("integer" | "number") => json!(least("minimum")),
-        Some("boolean") => json!(false),
-        Some("null") => Value::Null,
-        Some("array") => {
-            let item = schema.get("items").cloned().unwrap_or_else(|| json!({"type": "string"}));
-            let count = usize::try_from(least("minItems").clamp(0, 16)).unwrap_or(0);
-            Value::Array(vec![fit(&item, said, depth + 1); count])
+        if let Some(first) = schema.get("const").or_else(|| schema.get("enum").and_then(|values| values.get(0))) {
+            self.spend(first.to_string().len());
+            return first.clone();
         }
-        _ => {
-            let properties = schema.get("properties").and_then(Value::as_object);
-            let fitted =
-                properties.into_iter().flatten().map(|(key, schema)| (key.clone(), fit(schema, said, depth + 1)));
-            Value::Object(fitted.collect())
+        for key in ["anyOf", "oneOf", "allOf"] {
+            if let Some(first) = schema.get(key).and_then(|schemas| schemas.get(0)) {
+                return self.value(first, depth + 1);
+            }
+        }
+        let kind = schema.get("type").map(|kind| kind.get(0).unwrap_or(kind)).and_then(Value::as_str);
+        let least = |key: &str| schema.get(key).and_then(Value::as_i64).unwrap_or(0);
+        match kind {
+            Some("string") => {
+                self.spend(self.said.len());
+                json!(self.said)
+            }
+            Some("integer" | "number") => json!(least("minimum")),
+            Some("boolean") => json!(false),
+            Some("null") => Value::Null,
+            Some("array") => {
+                let text = json!({"type": "string"});
+                let item = schema.get("items").unwrap_or(&text);
+                let count = usize::try_from(least("minItems").clamp(0, 16)).unwrap_or(0);
+                Value::Array((0..count).map_while(|_| (self.left > 0).then(|| self.value(item, depth + 1))).collect())
+            }
+            _ => {
+                let properties = schema.get("properties").and_then(Value::as_object);
+                let fitted = properties.into_iter().flatten().map(|(key, schema)| {
+                    self.spend(key.len());
+                    (key.clone(), self.value(schema, depth + 1))
+                });
+                Value::Object(fitted.collect())
+            }
         }
     }
 }

@@ -31,6 +31,19 @@ pub enum Event {
 }
 
 impl Event {
+    /// Bytes of what it says.
+    pub fn text(&self) -> usize {
+        match self {
+            Event::ContentBlockDelta { delta, .. } => match delta {
+                Delta::TextDelta { text: said }
+                | Delta::ThinkingDelta { thinking: said }
+                | Delta::SignatureDelta { signature: said }
+                | Delta::InputJsonDelta { partial_json: said } => said.len(),
+            },
+            _ => 0,
+        }
+    }
+
     /// The value of its `event:` line.
     pub fn name(&self) -> &'static str {
         match self {

@@ -60,6 +60,8 @@ const NAMES: &[&str] = &[
     "write",
 ];
 
+/// Bytes of the word of `@repeat`: each of them is an event of its own.
+const MAX_WORD: usize = 4096;
 /// Words one `@repeat` may say.
 const MAX_REPEAT: u64 = 1_000_000;
 /// The longest `@delay` and `@hang`.
@@ -124,6 +126,9 @@ fn directive(name: &str, rest: &str) -> Result<Directive, String> {
             let count = word.parse().ok().filter(|count| *count <= MAX_REPEAT);
             let count = count.ok_or_else(|| format!("write @repeat COUNT WORD, with a count up to {MAX_REPEAT}"))?;
             let said = if tail.is_empty() { "word" } else { tail };
+            if said.len() > MAX_WORD {
+                return Err(format!("the word of @repeat has {} bytes, at most {MAX_WORD} are repeated", said.len()));
+            }
             Directive::Repeat { count, word: unescape(said) }
         }
         "error" => error(word, tail)?,

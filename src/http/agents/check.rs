@@ -2,16 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::super::auth::Caller;
 use super::super::error::ApiError;
-use super::super::files::path::relative;
-use super::UploadedFile;
+use super::super::files::path::of_text;
+use super::wire::Files;
 use crate::config::Config;
-use crate::model::TenantId;
+use crate::kernel::copy::{Bounds, Links, would_skip};
+use crate::model::raw::RawObject;
+use crate::model::{RawJson, Skipped, Variables};
+use crate::sessions::agent_directory::{AgentDirectory, Refusal};
 
 /// Most files of one deployment, and their bytes together.
 pub const MAX_FILES: usize = 10_000;
@@ -34,73 +40,102 @@ pub fn check_name(name: &str) -> Result<(), ApiError> {
     }))
 }
 
-/// Names and values that a process can be given.
-pub fn check_env(field: &str, env: &BTreeMap<String, String>) -> Result<(), ApiError> {
-    for (name, value) in env {
-        if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(ApiError::bad_request(format!("{field}: \"{name}\" is not a name of an environment variable")));
-        }
-        if value.contains('\0') {
-            return Err(ApiError::bad_request(format!("{field}.{name} must not contain a NUL byte")));
+/// The variables of an agent, as they are stored.
+pub fn env(env: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
+    let checked = Variables::parse("env", env).map_err(|e| ApiError::bad_request(e.to_string()))?;
+    Ok(checked.into_map())
+}
+
+/// Bytes of each text of an agent (its prompt, its description, ...) and of its config.
+pub const MAX_TEXT: usize = 1 << 20;
+
+/// Texts of an agent by their names.
+pub fn check_texts<const N: usize>(texts: [(&str, Option<&String>); N]) -> Result<(), ApiError> {
+    for (name, text) in texts {
+        if let Some(text) = text.filter(|text| text.len() > MAX_TEXT) {
+            return Err(ApiError::bad_request(format!("{name} has {} bytes; the limit is {MAX_TEXT}", text.len())));
         }
     }
     Ok(())
 }
 
-/// The absolute form of `path`, when this tenant may deploy it and it is an agent's directory.
+/// The members of a config; it must be an object within bounds.
+pub fn check_config(config: Option<RawJson>) -> Result<Option<RawObject>, ApiError> {
+    let Some(config) = config else { return Ok(None) };
+    if !config.is_object() {
+        return Err(ApiError::bad_request(format!("config must be an object, not {}", config.kind())));
+    }
+    let object = RawObject::read(&config).ok_or_else(too_many)?;
+    check_merged(&object)?;
+    Ok(Some(object))
+}
+
+fn too_many() -> ApiError {
+    ApiError::bad_request(format!("config must have at most {} members", RawObject::MEMBERS))
+}
+
+/// A config as it is to be stored.
+pub fn check_merged(config: &RawObject) -> Result<(), ApiError> {
+    if config.len() > RawObject::MEMBERS {
+        return Err(too_many());
+    }
+    let bytes: usize = config.iter().map(|(name, value)| name.len() + value.get().len() + 4).sum();
+    if bytes > MAX_TEXT {
+        return Err(ApiError::bad_request(format!("config has {bytes} bytes; the limit is {MAX_TEXT}")));
+    }
+    Ok(())
+}
+
+/// The absolute form of `path`, when this caller may deploy it and it is an agent's directory.
 ///
-/// Links are resolved before the rules are applied; the path is recorded as it was given.
-pub async fn check_path(config: &Config, tenant: &TenantId, path: String) -> Result<String, ApiError> {
-    let (roots, data_dir, tenant) = (config.agents.roots.clone(), config.data_dir.clone(), tenant.clone());
-    tokio::task::spawn_blocking(move || allowed(&roots, &data_dir, &tenant, &path))
+/// Links are resolved before the rules are applied; the path is recorded as it was given, and judged again at each use.
+/// With what sessions will not have of it.
+pub async fn check_path(config: Arc<Config>, caller: &Caller, path: String) -> Result<(String, Skipped), ApiError> {
+    let admin = caller.admin;
+    tokio::task::spawn_blocking(move || allowed(&config, admin, &path))
         .await
         .map_err(|cause| ApiError::internal("the agent's directory could not be looked at", &cause))?
 }
 
-fn allowed(roots: &[PathBuf], data_dir: &Path, tenant: &TenantId, given: &str) -> Result<String, ApiError> {
+fn allowed(config: &Config, admin: bool, given: &str) -> Result<(String, Skipped), ApiError> {
     if given.is_empty() || given.contains('\0') {
         return Err(ApiError::bad_request("path must be a directory on the server"));
     }
-    if roots.is_empty() && *tenant != TenantId::default_tenant() {
-        return Err(ApiError::bad_request(
-            "path: this tenant may not deploy directories of the server; upload the agent with files",
-        ));
+    if !given.starts_with('/') {
+        return Err(ApiError::bad_request(format!(
+            "path \"{given}\" is relative; give the absolute path of a directory on the server, or upload the agent with files"
+        )));
     }
     let absolute = std::path::absolute(given)
         .map_err(|cause| ApiError::bad_request(format!("path \"{given}\" cannot be resolved: {cause}")))?;
-    // The same answer for what does not exist and for what is outside the roots, so that they do not tell what is there.
-    let outside = || {
-        let roots: Vec<_> = roots.iter().map(|root| root.display().to_string()).collect();
-        ApiError::bad_request(format!("path must lie under one of the agent roots: {}", roots.join(", ")))
-    };
-    let real = match absolute.canonicalize() {
-        Ok(real) => real,
-        Err(_) if !roots.is_empty() && !roots.iter().any(|root| absolute.starts_with(root)) => return Err(outside()),
-        Err(cause) => return Err(unusable(given, &cause)),
-    };
-    if !roots.is_empty() && !roots.iter().any(|root| root.canonicalize().is_ok_and(|root| real.starts_with(root))) {
-        return Err(outside());
-    }
-    if data_dir.canonicalize().is_ok_and(|data| real.starts_with(&data) || data.starts_with(&real)) {
-        return Err(ApiError::bad_request("path must not be, hold or lie in the data directory of ashd"));
-    }
-    if !real.is_dir() {
-        return Err(ApiError::bad_request(format!("{NO_CLAUDE_MD}: \"{given}\" is not a directory")));
-    }
-    match std::fs::metadata(real.join("CLAUDE.md")) {
-        Ok(meta) if meta.is_file() => {}
-        Ok(_) => return Err(ApiError::bad_request(NO_CLAUDE_MD)),
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(ApiError::bad_request(NO_CLAUDE_MD)),
+    let directory = AgentDirectory::named(config, &absolute, admin).map_err(|refusal| match refusal {
+        Refusal::Unusable(cause) => unusable(given, &cause),
+        other => ApiError::bad_request(other.to_string()),
+    })?;
+    match directory.has_file("CLAUDE.md") {
+        Ok(true) => directory
+            .check_readable("CLAUDE.md")
+            .map_err(|cause| unusable(&format!("{}/CLAUDE.md", given.trim_end_matches('/')), &cause))?,
+        Ok(false) => return Err(ApiError::bad_request(NO_CLAUDE_MD)),
         Err(cause) => return Err(unusable(given, &cause)),
     }
-    absolute.into_os_string().into_string().map_err(|_| ApiError::bad_request("path must be UTF-8"))
+    let path = absolute.into_os_string().into_string().map_err(|_| ApiError::bad_request("path must be UTF-8"))?;
+    let skipped = would_skip(directory.as_fd(), Bounds::default(), Links::Inside, directory.takes());
+    let skipped = skipped.unwrap_or_else(|why| {
+        let mut skipped = Skipped::default();
+        skipped.add(Path::new("."), format!("sessions cannot copy this directory: {why}"));
+        skipped
+    });
+    Ok((path, skipped))
 }
 
 fn unusable(given: &str, cause: &io::Error) -> ApiError {
     ApiError::bad_request(match cause.kind() {
         io::ErrorKind::NotFound => format!("{NO_CLAUDE_MD}: \"{given}\" does not exist on the server"),
+        io::ErrorKind::NotADirectory => format!("{NO_CLAUDE_MD}: \"{given}\" is not a directory"),
         io::ErrorKind::PermissionDenied => format!(
-            "{NO_CLAUDE_MD}: ashd's user may not read \"{given}\"; make it readable or upload the agent with files"
+            "{NO_CLAUDE_MD}: the user that ashd runs as may not read \"{given}\"; give it permission (chmod -R o+rX on the agent's \
+             directory, and o+x on those above), or upload the agent with files"
         ),
         _ => format!("{NO_CLAUDE_MD}: \"{given}\": {cause}"),
     })
@@ -110,7 +145,7 @@ fn unusable(given: &str, cause: &io::Error) -> ApiError {
 pub type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
 /// Checks and decodes a whole agent; `CLAUDE.md` is made from the prompt when it is missing.
-pub fn decode(files: Vec<UploadedFile>, prompt: Option<String>) -> Result<Tree, ApiError> {
+pub fn decode(files: Files, prompt: Option<String>) -> Result<Tree, ApiError> {
     let mut tree = decode_files(files)?;
     if let Some(prompt) = prompt {
         tree.entry(PathBuf::from("CLAUDE.md")).or_insert_with(|| prompt.into_bytes());
@@ -123,19 +158,19 @@ pub fn decode(files: Vec<UploadedFile>, prompt: Option<String>) -> Result<Tree, 
 
 /// However it is spelt (`./CLAUDE.md`).
 pub fn is_claude_md(path: &str) -> bool {
-    relative(path).is_ok_and(|path| path == Path::new("CLAUDE.md"))
+    of_text(path).is_ok_and(|path| path == Path::new("CLAUDE.md"))
 }
 
 /// Checks and decodes files.
-pub fn decode_files(files: Vec<UploadedFile>) -> Result<Tree, ApiError> {
-    if files.len() > MAX_FILES {
-        return Err(ApiError::bad_request(format!("files has {} entries; the limit is {MAX_FILES}", files.len())));
+pub fn decode_files(files: Files) -> Result<Tree, ApiError> {
+    if files.count > MAX_FILES {
+        return Err(ApiError::bad_request(format!("files has {} entries; the limit is {MAX_FILES}", files.count)));
     }
     let mut tree = Tree::new();
     let mut total = 0;
-    for (index, file) in files.into_iter().enumerate() {
+    for (index, file) in files.first.into_iter().enumerate() {
         let wrong = |what: String| ApiError::bad_request(format!("files[{index}].{what}"));
-        let path = relative(&file.path).map_err(|why| wrong(format!("path: {why}")))?;
+        let path = of_text(&file.path).map_err(|why| wrong(format!("path: {why}")))?;
         let bytes = STANDARD.decode(file.content).map_err(|why| wrong(format!("content must be base64: {why}")))?;
         total += bytes.len();
         if total > MAX_BYTES {
@@ -155,10 +190,30 @@ pub fn decode_files(files: Vec<UploadedFile>) -> Result<Tree, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::UploadedFile;
     use super::*;
 
     fn file(path: &str, content: &str) -> UploadedFile {
         UploadedFile { path: path.into(), content: content.into() }
+    }
+
+    fn decode(files: Vec<UploadedFile>, prompt: Option<String>) -> Result<Tree, ApiError> {
+        super::decode(Files { count: files.len(), first: files }, prompt)
+    }
+
+    #[test]
+    fn texts_and_config_are_bounded() {
+        let long = "x".repeat(MAX_TEXT + 1);
+        let error = check_texts([("description", Some(&long))]).unwrap_err();
+        assert_eq!(error.text(), format!("description has {} bytes; the limit is {MAX_TEXT}", MAX_TEXT + 1));
+        assert!(check_texts([("description", None), ("slug", Some(&"x".repeat(MAX_TEXT)))]).is_ok());
+        let config =
+            |text: &str| check_config(Some(RawJson::parse(text).unwrap())).map(|_| ()).map_err(|e| e.text().to_owned());
+        assert_eq!(config(r#"{"z":1}"#), Ok(()));
+        assert_eq!(config("[]").unwrap_err(), "config must be an object, not an array");
+        let many: String = (0..1001).map(|n| format!("\"{n}\":0,")).collect();
+        assert!(config(&format!("{{{}}}", many.trim_end_matches(','))).unwrap_err().contains("1000 members"));
+        assert!(config(&format!(r#"{{"a":"{long}"}}"#)).unwrap_err().contains("the limit is"));
     }
 
     #[test]
@@ -214,28 +269,47 @@ mod tests {
         let stolen = make("data/agents/a", true);
         std::os::unix::fs::symlink(&elsewhere, temp.path().join("roots/link")).unwrap();
         let roots = [temp.path().join("roots")];
-        let (default, other) = (TenantId::default_tenant(), "acme".parse::<TenantId>().unwrap());
-        let try_path = |roots: &[PathBuf], tenant: &TenantId, path: &Path| {
-            allowed(roots, &data, tenant, path.to_str().unwrap()).map_err(|e| e.text().to_owned())
+        let config = |roots: &[PathBuf]| Config {
+            data_dir: data.clone(),
+            run_dir: temp.path().join("run"),
+            agents: crate::config::AgentsConfig { roots: roots.to_vec() },
+            ..Config::default()
         };
-        assert_eq!(try_path(&[], &default, &good), Ok(good.to_str().unwrap().to_owned()));
-        assert_eq!(try_path(&roots, &other, &good), Ok(good.to_str().unwrap().to_owned()));
-        assert_eq!(try_path(&[], &default, &empty).unwrap_err(), NO_CLAUDE_MD);
-        let missing = try_path(&[], &default, &temp.path().join("nowhere")).unwrap_err();
+        let try_path = |roots: &[PathBuf], admin: bool, path: &Path| {
+            let found = allowed(&config(roots), admin, path.to_str().unwrap());
+            found.map(|(path, _)| path).map_err(|e| e.text().to_owned())
+        };
+        assert_eq!(try_path(&[], true, &good), Ok(good.to_str().unwrap().to_owned()));
+        for admin in [true, false] {
+            assert_eq!(try_path(&roots, admin, &good), Ok(good.to_str().unwrap().to_owned()));
+        }
+        assert_eq!(try_path(&[], true, &empty).unwrap_err(), NO_CLAUDE_MD);
+        let missing = try_path(&[], true, &temp.path().join("nowhere")).unwrap_err();
         assert!(missing.starts_with(NO_CLAUDE_MD) && missing.ends_with("does not exist on the server"), "{missing}");
-        assert!(try_path(&[], &other, &good).unwrap_err().contains("upload the agent"));
+        let file = try_path(&[], true, &good.join("CLAUDE.md")).unwrap_err();
+        assert!(file.ends_with("is not a directory"), "{file}");
+        assert!(try_path(&[], false, &good).unwrap_err().contains("upload the agent"));
         for (roots, path) in [
             (&roots[..], elsewhere.clone()),
             (&roots[..], temp.path().join("roots/link")),
             (&roots[..], temp.path().join("roots/../elsewhere")),
             (&roots[..], temp.path().join("nowhere")),
+            (&roots[..], temp.path().join("roots/../nowhere")),
         ] {
-            let text = try_path(roots, &default, &path).unwrap_err();
+            let text = try_path(roots, true, &path).unwrap_err();
             assert!(text.starts_with("path must lie under one of the agent roots"), "{}: {text}", path.display());
         }
         for path in [&data, &stolen, &temp.path().to_path_buf()] {
-            let text = try_path(&[], &default, path).unwrap_err();
+            let text = try_path(&[], true, path).unwrap_err();
             assert!(text.contains("data directory"), "{}: {text}", path.display());
         }
+        // A CLAUDE.md may be a link, but not one that leads out.
+        std::fs::remove_file(good.join("CLAUDE.md")).unwrap();
+        std::fs::write(good.join("AGENTS.md"), "x").unwrap();
+        std::os::unix::fs::symlink("AGENTS.md", good.join("CLAUDE.md")).unwrap();
+        assert!(try_path(&[], true, &good).is_ok());
+        std::fs::remove_file(good.join("CLAUDE.md")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.join("CLAUDE.md"), good.join("CLAUDE.md")).unwrap();
+        assert_eq!(try_path(&[], true, &good).unwrap_err(), NO_CLAUDE_MD);
     }
 }

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
+use rustix::fs::Stat;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -16,8 +17,11 @@ use super::super::auth::Caller;
 use super::super::body::JsonBody;
 use super::super::error::{ApiError, ErrorBody};
 use super::super::files::{FileEntry, answer, beneath, blocking, listing, path, write};
+use super::wire::Files;
 use super::{MAX_DEPLOY, UploadedFile, check, directory, not_found};
-use crate::model::TenantId;
+use crate::config::Config;
+use crate::model::{TenantId, names};
+use crate::sessions::agent_directory::AgentDirectory;
 use crate::store::Agent;
 
 /// The files of an agent.
@@ -43,7 +47,8 @@ pub struct AgentFileBody {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct NewAgentFiles {
-    pub files: Vec<UploadedFile>,
+    #[schema(value_type = Vec<UploadedFile>)]
+    pub files: Files,
 }
 
 /// How many files were written.
@@ -62,15 +67,15 @@ async fn agent(state: &AppState, caller: &Caller, name: &str) -> Result<Agent, A
     state.store.agent(&caller.tenant, name).await?.ok_or_else(not_found)
 }
 
-/// The agent's directory. That of a `path` agent may be reached through links: they are its owner's, not a payload's.
-fn open(agent: &Agent) -> Result<File, ApiError> {
-    Path::new(&agent.path).canonicalize().and_then(|real| beneath::root(&real)).map_err(|cause| {
-        tracing::warn!(agent = agent.name, path = agent.path, error = %cause, "an agent's directory cannot be opened");
-        ApiError::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            format!("Agent directory not found at \"{}\". Deploy the agent \"{}\" again.", agent.path, agent.name),
-        )
-    })
+/// Says yes to a file that may be read.
+type Takes = fn(&Stat) -> bool;
+
+/// The agent's directory as it is now, and which of its files may be read.
+fn open(config: &Config, agent: &Agent) -> Result<(File, Takes), ApiError> {
+    let directory = AgentDirectory::of(config, agent)?;
+    let root =
+        directory.to_file().map_err(|cause| ApiError::internal("the agent's directory could not be opened", &cause))?;
+    Ok((root, directory.takes()))
 }
 
 /// Only what was uploaded is ours to change.
@@ -99,8 +104,11 @@ pub async fn list(
     AgentName(name): AgentName,
 ) -> Result<Json<AgentFilesBody>, ApiError> {
     let agent = agent(&state, &caller, &name).await?;
+    let config = state.config.now();
     let listing = blocking(move || {
-        listing::list(&open(&agent)?, true).map_err(|cause| ApiError::internal("the agent could not be listed", &cause))
+        let (root, takes) = open(&config, &agent)?;
+        listing::list_of(&root, listing::Show::Hidden, takes)
+            .map_err(|cause| ApiError::internal("the agent could not be listed", &cause))
     })
     .await?;
     Ok(Json(AgentFilesBody { files: listing.files, truncated: listing.truncated }))
@@ -130,11 +138,20 @@ pub async fn read(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let format = args.one_of("format", &["json", "raw"])?.unwrap_or("json");
-    let relative = path::relative(&path).map_err(|why| ApiError::bad_request(format!("path: {why}")))?;
+    let asked = path::Asked::new(&path)?;
     let agent = agent(&state, &caller, &name).await?;
-    let shown = path.clone();
-    let (file, size) =
-        blocking(move || beneath::read(open(&agent)?, &relative).map_err(|why| why.for_client(&shown))).await?;
+    let config = state.config.now();
+    let (file, size, path) = blocking(move || {
+        let (root, takes) = open(&config, &agent)?;
+        let ((file, size), shown) = asked.find(|path| beneath::read(&root, path))?;
+        let stat =
+            rustix::fs::fstat(&file).map_err(|cause| ApiError::internal("the file could not be read", &cause))?;
+        if !takes(&stat) {
+            return Err(ApiError::bad_request(format!("path: \"{shown}\" is a second name of a file of ashd")));
+        }
+        Ok((file, size, shown))
+    })
+    .await?;
     if format == "raw" {
         return answer::raw(file, size, &path, "snapshot", &headers).await;
     }
@@ -161,19 +178,20 @@ pub async fn write(
     AgentName(name): AgentName,
     body: JsonBody<NewAgentFiles, MAX_DEPLOY>,
 ) -> Result<Json<WrittenBody>, ApiError> {
-    if body.value.files.is_empty() {
+    if body.value.files.count == 0 {
         return Err(ApiError::bad_request("files is required: at least one {path, content}"));
     }
     let tree = check::decode_files(body.value.files)?;
-    state.sessions.check_reserve()?;
     let _publishing = state.publishing.lock().await;
     let agent = agent(&state, &caller, &name).await?;
     check_uploaded(&state, &caller.tenant, &agent)?;
+    let config = state.config.now();
     let written = blocking(move || {
-        let root = open(&agent)?;
+        let (root, _) = open(&config, &agent)?;
         for (path, bytes) in &tree {
             let mode = directory::mode(bytes);
-            write::put(&root, path, &bytes[..], mode).map_err(|why| why.for_client(&path.display().to_string()))?;
+            write::put(&root, path, bytes, write::Bits::Set(mode))
+                .map_err(|why| why.for_client(&names::shown(path)))?;
         }
         Ok(tree.len())
     })
@@ -197,13 +215,18 @@ pub async fn delete(
     AgentName(name): AgentName,
     FilePath(path): FilePath,
 ) -> Result<Json<AgentFileDeleted>, ApiError> {
-    let relative = path::relative(&path).map_err(|why| ApiError::bad_request(format!("path: {why}")))?;
-    if relative == Path::new("CLAUDE.md") {
+    let asked = path::Asked::new(&path)?;
+    if asked.is(Path::new("CLAUDE.md")) {
         return Err(ApiError::bad_request("Agent directory must contain CLAUDE.md"));
     }
     let _publishing = state.publishing.lock().await;
     let agent = agent(&state, &caller, &name).await?;
     check_uploaded(&state, &caller.tenant, &agent)?;
-    blocking(move || write::delete(&open(&agent)?, &relative).map_err(|why| why.for_client(&path))).await?;
+    let config = state.config.now();
+    blocking(move || {
+        let (root, _) = open(&config, &agent)?;
+        asked.find(|path| write::delete(&root, path, false))
+    })
+    .await?;
     Ok(Json(AgentFileDeleted { deleted: true }))
 }

@@ -8,21 +8,25 @@ mod directory;
 pub mod files;
 pub mod versions;
 pub mod warm;
-mod wire;
+pub mod wire;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde_json::{Map, Value, json};
+use axum::response::Response;
+use serde_json::json;
 
-pub use check::check_env;
-use wire::{AgentBody, AgentsBody, ConfigBody, DeployAgent, OkBody, PatchAgent, UploadedFile};
+pub use wire::given;
+use wire::{AgentBody, AgentsBody, ConfigBody, DeployAgent, DeployedBody, OkBody, PatchAgent, UploadedFile};
 
 use super::AppState;
 use super::args::AgentName;
 use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
+use super::rows;
+use crate::model::raw::RawObject;
+use crate::model::{RawJson, Skipped};
 use crate::store::{Agent, NewAgent};
 
 /// Bytes of a deployment's JSON: 100 MiB of files in base64, and room for the rest.
@@ -39,8 +43,8 @@ fn not_found() -> ApiError {
     post, path = "/api/agents", tag = "agents",
     request_body(content = DeployAgent, example = json!({"name": "my-agent", "path": "/path/to/agent/directory"})),
     responses(
-        (status = 201, body = AgentBody),
-        (status = 400, description = "Agent directory must contain CLAUDE.md, or a field is wrong", body = ErrorBody),
+        (status = 201, body = DeployedBody),
+        (status = 400, description = "Agent directory must contain CLAUDE.md, may not be named by this key, or a field is wrong", body = ErrorBody),
         (status = 413, description = "More than 100 MiB of files", body = ErrorBody),
     )
 )]
@@ -48,26 +52,36 @@ pub async fn deploy(
     State(state): State<AppState>,
     caller: Caller,
     body: JsonBody<DeployAgent, MAX_DEPLOY>,
-) -> Result<(StatusCode, Json<AgentBody>), ApiError> {
+) -> Result<(StatusCode, Json<DeployedBody>), ApiError> {
     let DeployAgent { name, path, files, system_prompt, env, slug, description, model, backend, config } = body.value;
     check::check_name(&name)?;
-    check_env("env", &env)?;
-    state.sessions.check_reserve()?;
+    let env = check::env(env)?;
+    check::check_texts([
+        ("systemPrompt", system_prompt.as_ref()),
+        ("slug", slug.as_ref()),
+        ("description", description.as_ref()),
+        ("model", model.as_ref()),
+        ("backend", backend.as_ref()),
+    ])?;
+    let config = check::check_config(config)?;
     let mut agent = NewAgent {
         name,
         path: String::new(),
+        path_by_admin: false,
         env,
         slug,
         description,
         model,
         backend,
         system_prompt: system_prompt.clone(),
-        config: config.map(Value::Object),
+        config: config.as_ref().map(RawJson::of),
     };
+    let mut skipped = Skipped::default();
     let agent = match (path, files, system_prompt) {
         (Some(_), Some(_), _) => return Err(ApiError::bad_request("path and files exclude each other; send one")),
         (Some(path), None, _) => {
-            agent.path = check::check_path(&state.config.now(), &caller.tenant, path).await?;
+            (agent.path, skipped) = check::check_path(state.config.now(), &caller, path).await?;
+            agent.path_by_admin = caller.admin;
             let _publishing = state.publishing.lock().await;
             state.store.agent_upsert(&caller.tenant, agent).await?
         }
@@ -78,7 +92,7 @@ pub async fn deploy(
         }
         (None, files, prompt) => {
             // A prompt that is the CLAUDE.md must not reach the model twice.
-            if !files.iter().flatten().any(|file| check::is_claude_md(&file.path)) {
+            if !files.iter().flat_map(|files| &files.first).any(|file| check::is_claude_md(&file.path)) {
                 agent.system_prompt = None;
             }
             let tree = check::decode(files.unwrap_or_default(), prompt)?;
@@ -86,14 +100,15 @@ pub async fn deploy(
         }
     };
     state.sessions.agents_changed();
-    Ok((StatusCode::CREATED, AgentBody::json(agent)))
+    let Skipped { entries: skipped, more: skipped_more } = skipped;
+    Ok((StatusCode::CREATED, Json(DeployedBody { agent: agent.into(), skipped, skipped_more })))
 }
 
 /// List agents by name
 #[utoipa::path(get, path = "/api/agents", tag = "agents", responses((status = 200, body = AgentsBody)))]
-pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Json<AgentsBody>, ApiError> {
-    let agents = state.store.agents(&caller.tenant).await?;
-    Ok(Json(AgentsBody { agents: agents.into_iter().map(Into::into).collect() }))
+pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Response, ApiError> {
+    let places = state.store.agent_places(&caller.tenant).await?;
+    rows::list::<Agent, wire::AgentView>(&state.store, &caller.tenant, "agents", places, "").await
 }
 
 /// One agent
@@ -128,9 +143,8 @@ pub async fn patch(
     body: JsonBody<PatchAgent>,
 ) -> Result<Json<AgentBody>, ApiError> {
     let patch = body.value;
-    if let Some(env) = &patch.env {
-        check_env("env", env)?;
-    }
+    let env = patch.env.map(check::env).transpose()?;
+    let config = check::check_config(patch.config)?;
     let agent = change(&state, &caller, &name, |agent| {
         let fields = [
             (patch.slug, &mut agent.slug),
@@ -145,12 +159,10 @@ pub async fn patch(
                 *field = new;
             }
         }
-        if let Some(env) = patch.env {
+        if let Some(env) = env {
             agent.env = env;
         }
-        if let Some(config) = patch.config {
-            merge(&mut agent.config, config);
-        }
+        config.map_or(Ok(()), |config| merge(&mut agent.config, config))
     })
     .await?;
     Ok(AgentBody::json(agent))
@@ -161,30 +173,29 @@ async fn change(
     state: &AppState,
     caller: &Caller,
     name: &str,
-    edit: impl FnOnce(&mut Agent),
+    edit: impl FnOnce(&mut Agent) -> Result<(), ApiError>,
 ) -> Result<Agent, ApiError> {
     let _publishing = state.publishing.lock().await;
     let mut agent = state.store.agent(&caller.tenant, name).await?.ok_or_else(not_found)?;
-    edit(&mut agent);
+    edit(&mut agent)?;
     let changed = state.store.agent_update(&caller.tenant, &agent).await?.ok_or_else(not_found)?;
     state.sessions.agents_changed();
     Ok(changed)
 }
 
 /// The keys of `new` over those of `old`; a null removes its key.
-fn merge(old: &mut Option<Value>, new: Map<String, Value>) {
-    let mut merged = match old.take() {
-        Some(Value::Object(map)) => map,
-        _ => Map::new(),
-    };
-    for (key, value) in new {
+fn merge(old: &mut Option<RawJson>, new: RawObject) -> Result<(), ApiError> {
+    let mut merged = old.as_ref().and_then(RawObject::read).unwrap_or_default();
+    for (key, value) in new.iter() {
         if value.is_null() {
-            merged.remove(&key);
+            merged.remove(key);
         } else {
-            merged.insert(key, value);
+            merged.set(key, value.clone());
         }
     }
-    *old = Some(Value::Object(merged));
+    check::check_merged(&merged)?;
+    *old = Some(RawJson::of(&merged));
+    Ok(())
 }
 
 /// What clients have set in an agent's config
@@ -198,7 +209,7 @@ pub async fn config(
     AgentName(name): AgentName,
 ) -> Result<Json<ConfigBody>, ApiError> {
     let agent = state.store.agent(&caller.tenant, &name).await?.ok_or_else(not_found)?;
-    Ok(Json(ConfigBody { config: agent.config.unwrap_or_else(|| json!({})) }))
+    Ok(Json(config_body(agent)))
 }
 
 /// Merge into an agent's config
@@ -211,19 +222,21 @@ pub async fn patch_config(
     State(state): State<AppState>,
     caller: Caller,
     AgentName(name): AgentName,
-    body: JsonBody<Map<String, Value>>,
+    body: JsonBody<RawJson>,
 ) -> Result<Json<ConfigBody>, ApiError> {
-    let mut keys = body.value;
+    let given = check::check_config(Some(body.value))?.unwrap_or_default();
     // Both forms are in use: {"config": {...}} and the bare keys.
-    if keys.len() == 1
-        && let Some(Value::Object(inner)) = keys.get_mut("config").map(Value::take)
-    {
-        keys = inner;
-    } else if keys.get("config").is_some_and(Value::is_null) {
-        return Err(ApiError::bad_request("config must be an object"));
-    }
+    let inner = given.get("config").filter(|inner| inner.is_null() || (given.len() == 1 && inner.is_object()));
+    let keys = match inner {
+        Some(inner) => check::check_config(Some(inner.clone()))?.unwrap_or_default(),
+        None => given,
+    };
     let agent = change(&state, &caller, &name, |agent| merge(&mut agent.config, keys)).await?;
-    Ok(Json(ConfigBody { config: agent.config.unwrap_or_else(|| json!({})) }))
+    Ok(Json(config_body(agent)))
+}
+
+fn config_body(agent: Agent) -> ConfigBody {
+    ConfigBody { config: agent.config.unwrap_or_else(|| json!({}).into()) }
 }
 
 /// Delete an agent
@@ -252,13 +265,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn config_merges_by_key() {
-        let mut config = Some(json!({"a": 1, "b": 2}));
-        let Value::Object(new) = json!({"b": null, "c": {"d": 3}}) else { unreachable!() };
-        merge(&mut config, new);
-        assert_eq!(config, Some(json!({"a": 1, "c": {"d": 3}})));
+    fn config_merges_by_key_and_keeps_the_order() {
+        let raw = |text: &str| RawJson::parse(text).unwrap();
+        let object = |text: &str| RawObject::read(&raw(text)).unwrap();
+        let mut config = Some(raw(r#"{"z":1,"b":2}"#));
+        merge(&mut config, object(r#"{"b":null,"a":{"y":3,"c":"\ud99c"}}"#)).unwrap();
+        assert_eq!(config, Some(raw(r#"{"z":1,"a":{"y":3,"c":"\ud99c"}}"#)));
         let mut none = None;
-        merge(&mut none, Map::new());
-        assert_eq!(none, Some(json!({})));
+        merge(&mut none, RawObject::default()).unwrap();
+        assert_eq!(none, Some(raw("{}")));
+        let half = format!(r#"{{"a":"{}"}}"#, "x".repeat(check::MAX_TEXT / 2 + 100));
+        let mut config = Some(raw(&half));
+        assert!(merge(&mut config, object(&half.replace("\"a\"", "\"b\""))).is_err(), "what it grows to is bounded");
+        assert_eq!(config, Some(raw(&half)), "and nothing changes");
     }
 }

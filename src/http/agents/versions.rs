@@ -3,18 +3,22 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, OneOfBuilder, Schema, SchemaFormat, Type};
 use uuid::Uuid;
 
 use super::super::AppState;
-use super::super::args::{AgentName, VersionNumber};
+use super::super::args::{AgentName, VersionName, VersionNumber};
 use super::super::auth::Caller;
 use super::super::body::{JsonBody, MIB};
 use super::super::error::{ApiError, ErrorBody};
+use super::super::rows;
 use super::wire::given;
-use crate::model::iso;
+use crate::model::{RawJson, iso};
 use crate::store::{AgentVersion, VersionDelete, VersionFields};
 
 /// Longest name, in bytes.
@@ -34,9 +38,54 @@ pub struct VersionBodyIn {
     pub release_notes: Option<Option<String>>,
     /// Kept as sent.
     #[schema(value_type = Option<Vec<Object>>)]
-    pub knowledge_files: Option<Vec<Value>>,
+    pub knowledge_files: Option<RawJson>,
     /// Who made it, in the client's words; of a PATCH it is ignored.
     pub created_by: Option<String>,
+    /// The number or the id of a version of the same agent whose prompt and knowledge files are copied where the body has none;
+    /// of a PATCH it is ignored.
+    #[schema(schema_with = number_or_id)]
+    pub clone_from: Option<RawJson>,
+}
+
+fn number_or_id() -> RefOr<Schema> {
+    let item = |kind| ObjectBuilder::new().schema_type(kind);
+    let id = item(Type::String).format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid)));
+    let either = OneOfBuilder::new().item(item(Type::Integer)).item(id);
+    let about = "The number or the id of a version of the same agent whose prompt and knowledge files are copied where the body has \
+                 none; of a PATCH it is ignored.";
+    Schema::OneOf(either.description(Some(about)).build()).into()
+}
+
+/// What the POST takes from another version.
+async fn cloned(
+    state: &AppState,
+    caller: &Caller,
+    agent: &str,
+    from: Option<RawJson>,
+    fields: &mut VersionFields,
+) -> Result<(), ApiError> {
+    let Some(from) = from.filter(|from| !from.is_null()) else { return Ok(()) };
+    let name = match serde_json::from_str(from.get()) {
+        Ok(Value::Number(number)) => VersionName::parse(&number.to_string()),
+        Ok(Value::String(text)) => Uuid::try_parse(&text).ok().map(VersionName::Id),
+        _ => None,
+    };
+    let name = name.ok_or_else(|| ApiError::bad_request("cloneFrom must be the number or the UUID of a version"))?;
+    let number = match name {
+        VersionName::Number(number) => Some(number),
+        VersionName::Id(id) => state.store.version_number(&caller.tenant, agent, id).await?,
+    };
+    let source = match number {
+        Some(number) => state.store.version(&caller.tenant, agent, number).await?,
+        None => None,
+    };
+    let Some(source) = source else {
+        state.store.agent(&caller.tenant, agent).await?.ok_or_else(super::not_found)?;
+        return Err(ApiError::bad_request(format!("cloneFrom: the agent has no version {}", from.get())));
+    };
+    fields.system_prompt.get_or_insert(source.system_prompt);
+    fields.knowledge_files.get_or_insert(source.knowledge_files);
+    Ok(())
 }
 
 /// A version of an agent.
@@ -53,7 +102,7 @@ pub struct VersionView {
     pub system_prompt: Option<String>,
     pub release_notes: Option<String>,
     #[schema(value_type = Vec<Object>)]
-    pub knowledge_files: Value,
+    pub knowledge_files: RawJson,
     pub created_by: Option<String>,
     pub created_at: String,
     pub updated_at: String,
@@ -102,11 +151,14 @@ fn check(body: VersionBodyIn) -> Result<VersionFields, ApiError> {
     if body.name.as_ref().is_some_and(|name| name.trim().is_empty() || name.len() > MAX_NAME) {
         return Err(ApiError::bad_request(format!("name must have 1 to {MAX_NAME} bytes")));
     }
+    if let Some(files) = body.knowledge_files.as_ref().filter(|files| !files.is_array()) {
+        return Err(ApiError::bad_request(format!("knowledgeFiles must be an array, not {}", files.kind())));
+    }
     Ok(VersionFields {
         name: body.name,
         system_prompt: body.system_prompt,
         release_notes: body.release_notes,
-        knowledge_files: body.knowledge_files.map(Value::Array),
+        knowledge_files: body.knowledge_files,
         created_by: body.created_by,
     })
 }
@@ -118,11 +170,15 @@ fn found(version: Option<AgentVersion>) -> Result<Json<VersionBody>, ApiError> {
 
 /// Keep a version of an agent
 ///
-/// It changes nothing until it is activated.
+/// It changes nothing until it is activated. `cloneFrom` copies prompt and knowledge files of another version.
 #[utoipa::path(
     post, path = "/api/agents/{name}/versions", tag = "agents", params(("name" = String, Path)),
     request_body(content = VersionBodyIn, example = json!({"name": "shorter answers", "systemPrompt": "Be brief."})),
-    responses((status = 201, body = VersionBody), (status = 404, description = "Agent not found", body = ErrorBody))
+    responses(
+        (status = 201, body = VersionBody),
+        (status = 400, description = "A field is wrong, or cloneFrom names no version", body = ErrorBody),
+        (status = 404, description = "Agent not found", body = ErrorBody),
+    )
 )]
 pub async fn create(
     State(state): State<AppState>,
@@ -130,7 +186,11 @@ pub async fn create(
     AgentName(name): AgentName,
     body: JsonBody<VersionBodyIn, { 2 * MIB }>,
 ) -> Result<(StatusCode, Json<VersionBody>), ApiError> {
-    let made = state.store.version_insert(&caller.tenant, &name, check(body.value)?).await?;
+    let mut body = body.value;
+    let from = body.clone_from.take();
+    let mut fields = check(body)?;
+    cloned(&state, &caller, &name, from, &mut fields).await?;
+    let made = state.store.version_insert(&caller.tenant, &name, fields).await?;
     let version = made.ok_or_else(super::not_found)?;
     Ok((StatusCode::CREATED, Json(VersionBody { version: version.into() })))
 }
@@ -144,16 +204,16 @@ pub async fn list(
     State(state): State<AppState>,
     caller: Caller,
     AgentName(name): AgentName,
-) -> Result<Json<VersionsBody>, ApiError> {
+) -> Result<Response, ApiError> {
     state.store.agent(&caller.tenant, &name).await?.ok_or_else(super::not_found)?;
-    let versions = state.store.versions(&caller.tenant, &name).await?;
-    Ok(Json(VersionsBody { versions: versions.into_iter().map(Into::into).collect() }))
+    let places = state.store.version_places(&caller.tenant, &name).await?;
+    rows::list::<AgentVersion, VersionView>(&state.store, &caller.tenant, "versions", places, "").await
 }
 
 /// One version
 #[utoipa::path(
     get, path = "/api/agents/{name}/versions/{number}", tag = "agents",
-    params(("name" = String, Path), ("number" = i64, Path)),
+    params(("name" = String, Path), ("number" = String, Path, description = "Its number or its id", example = "1")),
     responses((status = 200, body = VersionBody), (status = 404, description = "Version not found", body = ErrorBody))
 )]
 pub async fn get(
@@ -170,7 +230,7 @@ pub async fn get(
 /// New sessions see a change of the active one's prompt.
 #[utoipa::path(
     patch, path = "/api/agents/{name}/versions/{number}", tag = "agents",
-    params(("name" = String, Path), ("number" = i64, Path)),
+    params(("name" = String, Path), ("number" = String, Path, description = "Its number or its id", example = "1")),
     request_body(content = VersionBodyIn, example = json!({"releaseNotes": "Shorter."})),
     responses((status = 200, body = VersionBody), (status = 404, description = "Version not found", body = ErrorBody))
 )]
@@ -191,7 +251,7 @@ pub async fn patch(
 /// Let new sessions have this version's prompt
 #[utoipa::path(
     post, path = "/api/agents/{name}/versions/{number}/activate", tag = "agents",
-    params(("name" = String, Path), ("number" = i64, Path)),
+    params(("name" = String, Path), ("number" = String, Path, description = "Its number or its id", example = "1")),
     responses((status = 200, body = ActivatedBody), (status = 404, description = "Version not found", body = ErrorBody))
 )]
 pub async fn activate(
@@ -210,7 +270,7 @@ pub async fn activate(
 /// Delete a version that is not active
 #[utoipa::path(
     delete, path = "/api/agents/{name}/versions/{number}", tag = "agents",
-    params(("name" = String, Path), ("number" = i64, Path)),
+    params(("name" = String, Path), ("number" = String, Path, description = "Its number or its id", example = "1")),
     responses(
         (status = 204),
         (status = 400, description = "It is active", body = ErrorBody),

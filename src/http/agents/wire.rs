@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::model::iso;
+use super::check::MAX_FILES;
+use crate::model::bounded::{Counted, map, some_map};
+use crate::model::skipped::{SkippedEntry, is_zero};
+use crate::model::{RawJson, iso};
 use crate::store::Agent;
 
 /// An agent as clients see it (contract §4).
@@ -44,7 +46,7 @@ pub struct AgentView {
     pub status: Option<String>,
     #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub config: Option<Value>,
+    pub config: Option<RawJson>,
     /// Names of the agent's variables; the values are never shown.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, &'static str>,
@@ -84,6 +86,20 @@ impl AgentBody {
     }
 }
 
+/// A deployed agent.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeployedBody {
+    pub agent: AgentView,
+    /// What sessions will not have of the directory: links that lead out of it, sockets, named pipes, devices. Absent when they will
+    /// have all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<SkippedEntry>,
+    /// How many more there are: 100 are named.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub skipped_more: u64,
+}
+
 /// Agents by name.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AgentsBody {
@@ -94,7 +110,7 @@ pub struct AgentsBody {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ConfigBody {
     #[schema(value_type = Object)]
-    pub config: Value,
+    pub config: RawJson,
 }
 
 /// Answer of a deletion.
@@ -114,6 +130,9 @@ pub struct UploadedFile {
     pub content: String,
 }
 
+/// Files of an agent, and how many there are.
+pub type Files = Counted<UploadedFile, MAX_FILES>;
+
 /// Body of `POST /api/agents`: `path`, or `files` and/or `systemPrompt`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -122,16 +141,18 @@ pub struct DeployAgent {
     pub name: String,
     /// A directory on the server; it must contain a CLAUDE.md.
     pub path: Option<String>,
-    pub files: Option<Vec<UploadedFile>>,
+    #[schema(value_type = Option<Vec<UploadedFile>>)]
+    pub files: Option<Files>,
     /// Becomes CLAUDE.md when `files` has none (and is then not a field of the agent); else it is added to the prompt.
     pub system_prompt: Option<String>,
+    #[serde(deserialize_with = "map")]
     pub env: BTreeMap<String, String>,
     pub slug: Option<String>,
     pub description: Option<String>,
     pub model: Option<String>,
     pub backend: Option<String>,
     #[schema(value_type = Option<Object>)]
-    pub config: Option<Map<String, Value>>,
+    pub config: Option<RawJson>,
 }
 
 /// Body of `PATCH /api/agents/{name}`: what is absent stays, what is null is cleared.
@@ -157,10 +178,11 @@ pub struct PatchAgent {
     #[schema(value_type = Option<String>)]
     pub status: Option<Option<String>>,
     /// Replaces all variables.
+    #[serde(deserialize_with = "some_map")]
     pub env: Option<BTreeMap<String, String>>,
     /// Merged into what is there; a null removes its key.
     #[schema(value_type = Option<Object>)]
-    pub config: Option<Map<String, Value>>,
+    pub config: Option<RawJson>,
 }
 
 /// Tells `null` (clear it) from an absent field (leave it).

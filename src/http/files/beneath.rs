@@ -6,10 +6,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::super::error::ApiError;
+use crate::kernel::owned::{self, Opened};
 
 /// Why a path could not be opened, for a text to the client.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,12 @@ pub enum Refused {
     NotDirectory,
     #[error("is not a regular file")]
     NotRegular,
+    #[error("is a directory that is not empty; recursive=true deletes it with all that is in it")]
+    NotEmpty,
+    #[error("is nested deeper than 128 directories")]
+    TooDeep,
+    #[error("cannot be used by ashd: the file system denies it")]
+    Denied,
     #[error("{0}")]
     Io(#[from] io::Error),
 }
@@ -37,6 +44,8 @@ impl Refused {
             Errno::LOOP => Self::Link,
             Errno::XDEV => Self::Outside,
             Errno::ISDIR => Self::Directory,
+            Errno::NOTEMPTY => Self::NotEmpty,
+            Errno::ACCESS | Errno::PERM => Self::Denied,
             // A socket, or a FIFO without a reader.
             Errno::NXIO | Errno::NODEV => Self::NotRegular,
             other => Self::Io(other.into()),
@@ -46,6 +55,9 @@ impl Refused {
     pub fn for_client(self, path: &str) -> ApiError {
         match self {
             Self::NotFound => ApiError::not_found(format!("File not found: {path}")),
+            Self::Io(cause) if cause.kind() == io::ErrorKind::FileTooLarge => {
+                ApiError::too_large(format!("path: \"{path}\" is larger than the file system takes"))
+            }
             Self::Io(cause) => ApiError::disk("the file could not be opened", &cause),
             other => ApiError::bad_request(format!("path: \"{path}\" {other}")),
         }
@@ -59,27 +71,18 @@ const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
 
 /// The workspace itself. Its path is ours, not the payload's.
 pub fn root(directory: &Path) -> io::Result<File> {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
-    Ok(rustix::fs::openat(CWD, directory, flags, Mode::empty())?.into())
+    Ok(crate::kernel::copy::directory(directory)?.into())
 }
 
-/// Opens beneath `root`. The kernel answers EAGAIN when something was renamed at that moment; a payload could keep
-/// that up, so the number of tries is bounded.
-pub fn open(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> Result<File, Refused> {
-    let mut tries = 0;
-    loop {
-        match rustix::fs::openat2(root.as_fd(), path, flags | OFlags::CLOEXEC, mode, RESOLVE) {
-            Ok(fd) => return Ok(fd.into()),
-            Err(Errno::AGAIN | Errno::INTR) if tries < 64 => tries += 1,
-            Err(errno) => return Err(Refused::from_errno(errno)),
-        }
-    }
+/// Opens beneath `root`. What ashd owns is opened whatever its mode is.
+pub fn open(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> Result<Opened, Refused> {
+    owned::open(root, path, flags, mode, RESOLVE).map_err(Refused::from_errno)
 }
 
 /// A regular file for reading, with its size. `O_NONBLOCK` keeps a FIFO from blocking us until it is refused.
 pub fn read(root: impl AsFd, path: &Path) -> Result<(File, u64), Refused> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
-    let file = open(root, path, flags, Mode::empty())?;
+    let file = File::from(open(root, path, flags, Mode::empty())?.into_fd());
     let meta = file.metadata()?;
     if meta.is_dir() {
         return Err(Refused::Directory);
@@ -91,7 +94,7 @@ pub fn read(root: impl AsFd, path: &Path) -> Result<(File, u64), Refused> {
 }
 
 /// A directory, for listing or for work on its entries. The empty path is the root.
-pub fn directory(root: impl AsFd, path: &Path) -> Result<File, Refused> {
+pub fn directory(root: impl AsFd, path: &Path) -> Result<Opened, Refused> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     // Not O_NOFOLLOW: with it a link at the end is "not a directory", without it the resolution refuses it as a link.
     open(root, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
@@ -118,8 +121,14 @@ mod tests {
         symlink("/etc/passwd", space.join("absolute")).unwrap();
         symlink("dir", space.join("alias")).unwrap();
         symlink("/proc/self/root", space.join("magic")).unwrap();
-        rustix::fs::mknodat(CWD, space.join("fifo"), rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o666), 0)
-            .unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            space.join("fifo"),
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o666),
+            0,
+        )
+        .unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(space.join("socket")).unwrap();
         let root = root(&space).unwrap();
         assert_eq!(read(&root, Path::new("dir/file")).unwrap().1, 6);

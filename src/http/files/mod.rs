@@ -90,7 +90,7 @@ pub async fn blocking<T: Send + 'static>(
     get, path = "/api/sessions/{id}/files", tag = "files",
     params(
         ("id" = Uuid, Path),
-        ("includeHidden" = Option<bool>, Query, description = "Also caches, virtual environments and tmp (default true)"),
+        ("includeHidden" = Option<String>, Query, description = "true (default): also caches, virtual environments and tmp; all: every file, also `.git`, `node_modules` and lock files"),
     ),
     responses((status = 200, body = FilesBody), (status = 404, description = "Session not found", body = ErrorBody))
 )]
@@ -99,10 +99,14 @@ pub async fn list(
     OwnSession(session): OwnSession,
     args: Args,
 ) -> Result<Json<FilesBody>, ApiError> {
-    let hidden = args.flag("includeHidden", true)?;
+    let show = match args.text("includeHidden") {
+        Some("all") => listing::Show::All,
+        _ if args.flag("includeHidden", true)? => listing::Show::Hidden,
+        _ => listing::Show::Plain,
+    };
     let Workspace { root, source } = open(&state, &session).await?;
     let listing = blocking(move || {
-        listing::list(&root, hidden).map_err(|cause| ApiError::internal("the workspace could not be listed", &cause))
+        listing::list(&root, show).map_err(|cause| ApiError::internal("the workspace could not be listed", &cause))
     })
     .await?;
     Ok(Json(FilesBody { files: listing.files, source, truncated: listing.truncated }))
@@ -136,10 +140,9 @@ pub async fn read(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let format = args.one_of("format", &["raw", "json"])?.unwrap_or("raw");
-    let relative = path::relative(&path).map_err(|why| ApiError::bad_request(format!("path: {why}")))?;
+    let asked = path::Asked::new(&path)?;
     let Workspace { root, source } = open(&state, &session).await?;
-    let name = path.clone();
-    let (file, size) = blocking(move || beneath::read(&root, &relative).map_err(|why| why.for_client(&name))).await?;
+    let ((file, size), path) = blocking(move || asked.find(|path| beneath::read(&root, path))).await?;
     if format == "json" {
         let content = blocking({
             let path = path.clone();

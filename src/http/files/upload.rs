@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::AppState;
-use super::super::args::{FilePath, OwnSession};
+use super::super::args::{Args, FilePath, OwnSession};
 use super::super::body::{JsonBody, MIB};
 use super::super::error::{ApiError, ErrorBody};
 use super::beneath::Refused;
 use super::{Workspace, blocking, open, path, write};
+use crate::model::bounded::Counted;
+use crate::model::names;
 
 /// Most files of a batch; most bytes of one file and of all together (contract §7).
 const MAX_FILES: usize = 500;
@@ -23,7 +25,7 @@ const MAX_BATCH: usize = 100 * MIB;
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewFile {
-    /// Relative to `targetPath`.
+    /// Relative to `targetPath`. What is not UTF-8 in a name is percent-encoded (`caf%E9`).
     #[schema(example = "notes.txt")]
     pub path: String,
     /// Base64.
@@ -33,12 +35,16 @@ pub struct NewFile {
     pub mime_type: Option<String>,
 }
 
+/// The files, and how many there are.
+pub type Files = Counted<NewFile, MAX_FILES>;
+
 /// Body of `POST .../files`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct UploadFiles {
     /// 1 to 500 files.
-    pub files: Vec<NewFile>,
+    #[schema(value_type = Vec<NewFile>)]
+    pub files: Files,
     /// A directory of the workspace; made when missing. Default: the workspace itself.
     pub target_path: Option<String>,
 }
@@ -70,7 +76,8 @@ pub struct DeletedBody {
 
 /// Write files into a workspace
 ///
-/// Each file is put in place whole. One that cannot be written says why, and the others are written.
+/// Each file is put in place whole; one that replaces another keeps its mode. One that cannot be written says why, and the others
+/// are written.
 #[utoipa::path(
     post, path = "/api/sessions/{id}/files", tag = "files", params(("id" = Uuid, Path)),
     request_body(content = UploadFiles, example = json!({"files": [{"path": "notes.txt", "content": "aGVsbG8="}]})),
@@ -88,7 +95,7 @@ pub async fn upload(
     body: JsonBody<UploadFiles, { 140 * MIB }>,
 ) -> Result<Json<UploadedBody>, ApiError> {
     let UploadFiles { files, target_path } = body.value;
-    let target = path::directory(target_path.as_deref().unwrap_or("."))
+    let target = path::directory(&names::bytes_of(target_path.as_deref().unwrap_or(".")))
         .map_err(|why| ApiError::bad_request(format!("targetPath: {why}")))?;
     let files = decode(files)?;
     let Workspace { root, .. } = open(&state, &session).await?;
@@ -98,8 +105,9 @@ pub async fn upload(
         Ok(files
             .into_iter()
             .map(|(given, bytes)| {
-                let result = path::relative(&given).and_then(|relative| {
-                    write::put(&root, &target.join(relative), &bytes[..], 0o644).map_err(|why| in_words(&given, why))
+                let result = path::of_text(&given).and_then(|relative| {
+                    let put = write::put(&root, &target.join(relative), &bytes, write::Bits::KeepOr(0o644));
+                    put.map_err(|why| in_words(&given, why))
                 });
                 match result {
                     Ok(()) => WrittenFile { path: given, written: true, size: Some(bytes.len()), error: None },
@@ -124,13 +132,14 @@ fn in_words(path: &str, why: Refused) -> String {
 }
 
 /// Sizes and base64 of the whole batch, before anything is written.
-fn decode(files: Vec<NewFile>) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
-    if files.is_empty() || files.len() > MAX_FILES {
-        return Err(ApiError::bad_request(format!("files must have 1 to {MAX_FILES} entries, not {}", files.len())));
+fn decode(files: Files) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
+    let Files { first, count } = files;
+    if count == 0 || count > MAX_FILES {
+        return Err(ApiError::bad_request(format!("files must have 1 to {MAX_FILES} entries, not {count}")));
     }
     let mut total = 0;
-    let mut decoded = Vec::with_capacity(files.len());
-    for (index, file) in files.into_iter().enumerate() {
+    let mut decoded = Vec::with_capacity(first.len());
+    for (index, file) in first.into_iter().enumerate() {
         let bytes = STANDARD
             .decode(file.content)
             .map_err(|why| ApiError::bad_request(format!("files[{index}].content must be base64: {why}")))?;
@@ -149,13 +158,17 @@ fn decode(files: Vec<NewFile>) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
     Ok(decoded)
 }
 
-/// Delete a file of a workspace
+/// Delete a file or a directory of a workspace
 #[utoipa::path(
     delete, path = "/api/sessions/{id}/files/{*path}", tag = "files",
-    params(("id" = Uuid, Path), ("path" = String, Path, description = "Relative to the workspace")),
+    params(
+        ("id" = Uuid, Path),
+        ("path" = String, Path, description = "Relative to the workspace"),
+        ("recursive" = Option<bool>, Query, description = "Delete a directory with all that is in it (default false)"),
+    ),
     responses(
         (status = 200, body = DeletedBody),
-        (status = 400, description = "The path leaves the workspace, or is a directory", body = ErrorBody),
+        (status = 400, description = "The path leaves the workspace, or is a directory that is not empty", body = ErrorBody),
         (status = 404, description = "Session not found, or file not found", body = ErrorBody),
     )
 )]
@@ -163,11 +176,14 @@ pub async fn delete(
     State(state): State<AppState>,
     OwnSession(session): OwnSession,
     FilePath(path): FilePath,
+    args: Args,
 ) -> Result<Json<DeletedBody>, ApiError> {
-    let relative = path::relative(&path).map_err(|why| ApiError::bad_request(format!("path: {why}")))?;
+    let recursive = args.flag("recursive", false)?;
+    // A directory may be written with a slash at its end.
+    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    let asked = path::Asked::new(if path.starts_with(b"/") { &path } else { &path[..end] })?;
     let Workspace { root, .. } = open(&state, &session).await?;
-    let name = path.clone();
-    blocking(move || write::delete(&root, &relative).map_err(|why| why.for_client(&name))).await?;
+    let ((), path) = blocking(move || asked.find(|path| write::delete(&root, path, recursive))).await?;
     state.sessions.files_changed(session.id()).await;
     Ok(Json(DeletedBody { path, deleted: true }))
 }
@@ -178,6 +194,7 @@ mod tests {
 
     #[test]
     fn batches_are_checked_before_anything_is_written() {
+        let decode = |files: Vec<NewFile>| super::decode(Files { count: files.len(), first: files });
         let file = |content: &str| NewFile { path: "a".into(), content: content.into(), mime_type: None };
         assert_eq!(decode(vec![]).unwrap_err().text(), "files must have 1 to 500 entries, not 0");
         let many = (0..501).map(|_| file("")).collect();

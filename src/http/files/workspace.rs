@@ -1,81 +1,155 @@
 //! `GET` and `POST .../workspace`: all files at once.
 
 use std::io;
-use std::sync::Arc;
+use std::os::fd::AsFd;
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use axum::{Extension, Json};
+use base64::engine::general_purpose::{GeneralPurpose, STANDARD};
+use base64::read::DecoderReader;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::AppState;
 use super::super::args::OwnSession;
 use super::super::body::{JsonBody, MIB};
 use super::super::error::{ApiError, ErrorBody};
+use super::super::{AppState, BUNDLES, coding};
 use super::{Workspace, blocking, bundle, open, unbundle};
+use crate::archive::coding::Coding;
+use crate::archive::pack;
+use crate::model::Skipped;
+use crate::model::skipped::{SkippedEntry, is_zero};
+use crate::sessions::shares::{Holder, Over};
 
 /// Most bytes of an archive that is sent to us (contract §7).
 const MAX_BUNDLE: usize = 100 * MIB;
+/// Seconds after which a client may try again to download.
+const RETRY_S: u64 = 5;
 
 /// Body of `POST .../workspace`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct NewWorkspace {
-    /// Base64 of a tar.gz, at most 100 MiB.
+    /// Base64 of a tar archive, compressed with gzip or zstd or plain; at most 100 MiB.
     #[schema(example = "H4sIAAAAAAAAA...")]
     pub bundle: String,
 }
 
 /// What was done.
 #[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct MessageBody {
     #[schema(example = "Workspace restored: 12 files")]
     pub message: String,
+    /// What the workspace does not have of the archive, or has differently: devices, named pipes, setuid bits. Absent when it has all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<SkippedEntry>,
+    /// How many more there are: 100 are named.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub skipped_more: u64,
 }
 
-/// Download a workspace as tar.gz
+/// Download a workspace as an archive
 ///
-/// Everything but sockets, FIFOs and devices; links as links. Streamed: an archive that breaks off is not complete.
+/// A tar.gz; with `Accept-Encoding: zstd` a tar in zstd, as `Content-Encoding` says. All that a file has is kept: links, hard links,
+/// modes, times, holes, names of any bytes. What cannot be kept (sockets, named pipes, devices) is named in `X-Ash-Skipped`.
+/// Streamed: an archive that breaks off is not complete.
 #[utoipa::path(
     get, path = "/api/sessions/{id}/workspace", tag = "files", params(("id" = Uuid, Path)),
     responses(
-        (status = 200, description = "tar.gz", body = Vec<u8>, content_type = "application/gzip"),
+        (status = 200, description = "tar.gz, or a tar in zstd", content(
+            (Vec<u8> = "application/gzip"), (Vec<u8> = "application/x-tar"))),
         (status = 404, description = "Session not found", body = ErrorBody),
-        (status = 413, description = "Its files have more than 64 GiB, holes included", body = ErrorBody),
-        (status = 503, description = "Too many downloads at once; see Retry-After", body = ErrorBody),
+        (status = 429, description = "The tenant downloads 8 workspaces; see Retry-After", body = ErrorBody),
+        (status = 503, description = "All tenants together download too many; see Retry-After", body = ErrorBody),
     )
 )]
-pub async fn download(State(state): State<AppState>, OwnSession(session): OwnSession) -> Result<Response, ApiError> {
+pub async fn download(
+    State(state): State<AppState>,
+    Extension(holder): Extension<Holder>,
+    OwnSession(session): OwnSession,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let Workspace { root, source } = open(&state, &session).await?;
-    let permit = Arc::clone(&state.bundles)
-        .try_acquire_owned()
-        .map_err(|_| ApiError::unavailable("too many workspaces are being downloaded at once; try again", 5))?;
-    let name = format!("attachment; filename=\"workspace-{}.tar.gz\"", session.id());
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("application/gzip")),
-        (header::CONTENT_DISPOSITION, HeaderValue::try_from(name).expect("an id is ASCII")),
-        (HeaderName::from_static("x-ash-source"), HeaderValue::from_static(source)),
-    ];
-    let archive = bundle::stream(root, permit).await.map_err(|cause| match cause.kind() {
-        io::ErrorKind::FileTooLarge => ApiError::too_large(format!("the workspace cannot be archived: {cause}")),
-        _ => ApiError::disk("the workspace could not be archived", &cause),
+    let permit = state.bundles.take(&holder, 1, BUNDLES).map_err(|over| match over {
+        Over::Own => ApiError::too_many(
+            format!("{holder} downloads {} workspaces, the most that one tenant may download at once", BUNDLES.each),
+            RETRY_S,
+        ),
+        Over::All => ApiError::unavailable(
+            format!(
+                "all tenants together download {} workspaces, or so many that {holder} may have no more; try again",
+                BUNDLES.all
+            ),
+            RETRY_S,
+        ),
     })?;
-    Ok((headers, archive).into_response())
+    let look = root.try_clone().map_err(|cause| ApiError::internal("the workspace could not be opened", &cause))?;
+    let failed = |cause: io::Error| ApiError::disk("the workspace could not be archived", &cause);
+    let skipped = blocking(move || pack::would_skip(look.as_fd()).map_err(failed)).await?;
+    // gzip is what clients of the route expect without a word, so it is no coding of the transfer.
+    let (coding, kind, ending) = match coding::accepted(&headers) {
+        Some(Coding::Zstd) => (Coding::Zstd, "application/x-tar", "tar"),
+        _ => (Coding::Gzip, "application/gzip", "tar.gz"),
+    };
+    let name = format!("attachment; filename=\"workspace-{}.{ending}\"", session.id());
+    let mut response = bundle::stream(root, coding, permit).await.map_err(failed)?.into_response();
+    let out = response.headers_mut();
+    out.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    out.insert(header::CONTENT_DISPOSITION, HeaderValue::try_from(name).expect("an id is ASCII"));
+    out.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    out.insert("x-ash-source", HeaderValue::from_static(source));
+    if coding == Coding::Zstd {
+        out.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding.word()));
+    }
+    if let Some(value) = in_a_header(&skipped) {
+        out.insert("x-ash-skipped", value);
+    }
+    Ok(response)
 }
 
-/// Unpack a tar.gz into a workspace
+/// What is skipped, in words of ASCII and within 4 KiB.
+fn in_a_header(skipped: &Skipped) -> Option<HeaderValue> {
+    const MOST: usize = 4096;
+    let (mut text, mut left) = (String::new(), skipped.count());
+    for entry in &skipped.entries {
+        let path: String = entry.path.bytes().map(in_ascii).collect();
+        let this = format!("{}{path} ({})", if text.is_empty() { "" } else { ", " }, entry.reason);
+        if text.len() + this.len() > MOST {
+            break;
+        }
+        text.push_str(&this);
+        left -= 1;
+    }
+    if left > 0 {
+        text.push_str(&format!("{}{left} more", if text.is_empty() { "" } else { ", and " }));
+    }
+    (!text.is_empty()).then(|| HeaderValue::try_from(text).ok()).flatten()
+}
+
+fn in_ascii(byte: u8) -> String {
+    match byte {
+        b' '..=b'~' if byte != b',' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    }
+}
+
+fn decoded(bundle: &str) -> DecoderReader<'_, GeneralPurpose, &[u8]> {
+    DecoderReader::new(bundle.as_bytes(), &STANDARD)
+}
+
+/// Unpack an archive into a workspace
 ///
-/// Nothing is written when any of its paths leaves the workspace. Files that are there and not in the archive stay.
+/// A tar archive of any tar program, compressed with gzip or zstd or plain. Nothing is written when any of its paths leaves the
+/// workspace. Files that are there and not in the archive stay. Links are kept as they are, and never followed.
 #[utoipa::path(
     post, path = "/api/sessions/{id}/workspace", tag = "files", params(("id" = Uuid, Path)),
     request_body(content = NewWorkspace, example = json!({"bundle": "H4sIAAAAAAAAA..."})),
     responses(
         (status = 200, body = MessageBody),
-        (status = 400, description = "No tar.gz, or a path that leaves the workspace", body = ErrorBody),
+        (status = 400, description = "No tar archive, or a path that leaves the workspace", body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
         (status = 413, description = "Larger than 100 MiB, or than the session's disk", body = ErrorBody),
     )
@@ -86,16 +160,41 @@ pub async fn restore(
     body: JsonBody<NewWorkspace, { 140 * MIB }>,
 ) -> Result<Json<MessageBody>, ApiError> {
     if body.value.bundle.is_empty() {
-        return Err(ApiError::bad_request("bundle is required: a tar.gz in base64"));
+        return Err(ApiError::bad_request("bundle is required: a tar archive (gzip, zstd or plain) in base64"));
     }
-    let archive = STANDARD
-        .decode(&body.value.bundle)
-        .map_err(|why| ApiError::bad_request(format!("bundle must be base64: {why}")))?;
-    if archive.len() > MAX_BUNDLE {
-        return Err(ApiError::too_large(format!("bundle has {} bytes; the limit is {MAX_BUNDLE}", archive.len())));
+    let JsonBody { value: NewWorkspace { bundle }, memory } = body;
+    // Decoded while it is read: there is never a second copy of it.
+    let (bundle, size) = blocking(move || match io::copy(&mut decoded(&bundle), &mut io::sink()) {
+        Ok(size) => Ok((bundle, size)),
+        Err(why) => Err(ApiError::bad_request(format!("bundle must be base64: {why}"))),
+    })
+    .await?;
+    if size > MAX_BUNDLE as u64 {
+        return Err(ApiError::too_large(format!("bundle has {size} bytes; the limit is {MAX_BUNDLE}")));
     }
     let Workspace { root, .. } = open(&state, &session).await?;
-    let disk_bytes = state.sessions.check_room(&session, archive.len() as u64).await?;
-    let report = blocking(move || unbundle::unpack(&root, &archive, disk_bytes)).await?;
-    Ok(Json(MessageBody { message: report.in_words() }))
+    let disk_bytes = state.sessions.check_room(&session, size).await?;
+    let report = blocking(move || unbundle::unpack(&root, || decoded(&bundle), disk_bytes)).await?;
+    drop(memory);
+    let message = report.in_words();
+    let Skipped { entries: skipped, more: skipped_more } = report.skipped;
+    Ok(Json(MessageBody { message, skipped, skipped_more }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_skipped_fits_a_header() {
+        let mut skipped = Skipped::default();
+        assert_eq!(in_a_header(&skipped), None);
+        skipped.add(std::path::Path::new("run/a\n,ü.sock"), "a socket");
+        assert_eq!(in_a_header(&skipped).unwrap(), "run/a%0A%2C%C3%BC.sock (a socket)");
+        for n in 0..300 {
+            skipped.add(std::path::Path::new(&format!("{n}{}", "x".repeat(100))), "a socket");
+        }
+        let text = in_a_header(&skipped).unwrap();
+        assert!(text.len() < 4200 && text.to_str().unwrap().ends_with(" more"), "{text:?}");
+    }
 }

@@ -6,72 +6,208 @@
 //! descriptor stays where it is, in the workspace.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timestamps};
 use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::beneath::{self, Refused};
+use crate::kernel::owned::{self, Opened};
+use crate::kernel::walk::MAX_DEPTH;
+
+/// The permission bits of what is written.
+#[derive(Clone, Copy, Debug)]
+pub enum Bits {
+    /// These.
+    Set(u32),
+    /// Those of the file that is replaced; these for a new one.
+    KeepOr(u32),
+}
 
 /// Creates the directories that are missing on the way to `path` and opens the last one.
-pub fn make_directory(root: &File, path: &Path) -> Result<File, Refused> {
+pub fn make_directory(root: &File, path: &Path) -> Result<Opened, Refused> {
     let mut open = beneath::directory(root, Path::new(""))?;
     for part in path.components() {
         let part = Path::new(part.as_os_str());
-        match rustix::fs::mkdirat(&open, part, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
+        let made = match rustix::fs::mkdirat(open.as_fd(), part, Mode::from_raw_mode(0o755)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(errno) => return Err(Refused::from_errno(errno)),
-        }
+        };
         open = match beneath::directory(&open, part) {
             // There is something of that name, and it is a file.
             Err(Refused::NotFound) => return Err(Refused::NotDirectory),
             other => other?,
         };
+        if made {
+            // A directory gets the setgid bit of the one it is made in; what ashd makes has none.
+            rustix::fs::fchmod(open.as_fd(), Mode::from_raw_mode(0o755)).map_err(Refused::from_errno)?;
+        }
     }
     Ok(open)
 }
 
-/// Writes a whole file, with the directories it needs.
-pub fn put(root: &File, path: &Path, mut content: impl Read, mode: u32) -> Result<(), Refused> {
+/// Writes a whole file with `fill`, and the directories it needs.
+pub fn put_with(
+    root: &File,
+    path: &Path,
+    bits: Bits,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), Refused> {
     let (directory, name) = split(path)?;
     let directory = make_directory(root, directory)?;
+    let directory = directory.as_fd();
     let staging = format!(".ash-{}", Uuid::new_v4());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-    let mut file = beneath::open(&directory, Path::new(&staging), flags, Mode::from_raw_mode(mode))?;
-    let written = io::copy(&mut content, &mut file)
-        .map_err(Refused::from)
-        .and_then(|_| rustix::fs::renameat(&directory, &staging, &directory, name).map_err(Refused::from_errno));
+    let file = beneath::open(directory, Path::new(&staging), flags, Mode::RUSR | Mode::WUSR)?;
+    let mut file = File::from(file.into_fd());
+    let mode = match (bits, rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)) {
+        (Bits::KeepOr(_), Ok(old)) if is(&old, FileType::RegularFile) => owned::mode_of(&old),
+        (Bits::Set(mode) | Bits::KeepOr(mode), _) => mode,
+    };
+    let written = rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))
+        .map_err(Refused::from_errno)
+        .and_then(|()| fill(&mut file).map_err(Refused::from))
+        .and_then(|()| rustix::fs::renameat(directory, &staging, directory, name).map_err(Refused::from_errno));
     if written.is_err() {
         // The first error is the one to report.
-        let _ = rustix::fs::unlinkat(&directory, &staging, AtFlags::empty());
+        let _ = rustix::fs::unlinkat(directory, &staging, AtFlags::empty());
     }
     written
 }
 
-/// Removes one file, or the link of that name itself. Directories are refused.
-pub fn delete(root: &File, path: &Path) -> Result<(), Refused> {
-    let (directory, name) = split(path)?;
-    let directory = beneath::directory(root, directory)?;
-    let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(Refused::from_errno)?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        return Err(Refused::Directory);
-    }
-    rustix::fs::unlinkat(&directory, name, AtFlags::empty()).map_err(Refused::from_errno)
+/// Writes a whole file, and the directories it needs.
+pub fn put(root: &File, path: &Path, content: &[u8], bits: Bits) -> Result<(), Refused> {
+    put_with(root, path, bits, |file| io::Write::write_all(file, content))
 }
 
-/// Makes a symbolic link; whoever stands there (but for a directory) is replaced.
-pub fn link(root: &File, path: &Path, target: &Path) -> Result<(), Refused> {
+/// Writes a whole file where there is nothing yet. `false`: there is something.
+pub fn put_new(root: &File, path: &Path, content: &[u8], mode: u32) -> Result<bool, Refused> {
     let (directory, name) = split(path)?;
     let directory = make_directory(root, directory)?;
+    let directory = directory.as_fd();
     let staging = format!(".ash-{}", Uuid::new_v4());
-    rustix::fs::symlinkat(target, &directory, &staging).map_err(Refused::from_errno)?;
-    rustix::fs::renameat(directory.as_fd(), &staging, directory.as_fd(), name).map_err(|errno| {
-        let _ = rustix::fs::unlinkat(&directory, &staging, AtFlags::empty());
-        Refused::from_errno(errno)
+    put(root, &path.with_file_name(&staging), content, Bits::Set(mode))?;
+    // Unlike a rename, this never replaces what is there.
+    let placed = rustix::fs::linkat(directory, &staging, directory, name, AtFlags::empty());
+    let _ = rustix::fs::unlinkat(directory, &staging, AtFlags::empty());
+    match placed {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(errno) => Err(Refused::from_errno(errno)),
+    }
+}
+
+/// Removes one file, the link of that name itself, or an empty directory; with `recursive` a directory with all that is in it.
+pub fn delete(root: &File, path: &Path, recursive: bool) -> Result<(), Refused> {
+    let (directory, name) = split(path)?;
+    let directory = beneath::directory(root, directory)?;
+    let directory = directory.as_fd();
+    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(Refused::from_errno)?;
+    if !is(&stat, FileType::Directory) {
+        return rustix::fs::unlinkat(directory, name, AtFlags::empty()).map_err(Refused::from_errno);
+    }
+    // A program of the session may put something into it meanwhile.
+    let mut tries = 0;
+    loop {
+        if recursive {
+            empty(beneath::directory(directory, name)?)?;
+        }
+        match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY) if recursive && tries < 8 => tries += 1,
+            other => return other.map_err(Refused::from_errno),
+        }
+    }
+}
+
+/// Removes what is in a directory. Links go, and not what they lead to.
+fn empty(top: Opened) -> Result<(), Refused> {
+    // Of each directory on the way: it, its entries, and its name in the one before.
+    let entries = Dir::read_from(top.as_fd()).map_err(Refused::from_errno)?;
+    let mut way: Vec<(Opened, Dir, PathBuf)> = vec![(top, entries, PathBuf::new())];
+    loop {
+        let depth = way.len();
+        let Some((open, entries, _)) = way.last_mut() else { return Ok(()) };
+        let (here, next) = (open.as_fd(), entries.next());
+        let Some(entry) = next else {
+            let Some((_, _, name)) = way.pop() else { return Ok(()) };
+            let Some((above, ..)) = way.last() else { return Ok(()) };
+            match rustix::fs::unlinkat(above.as_fd(), &name, AtFlags::REMOVEDIR) {
+                // What was put into it meanwhile is for the next try.
+                Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::NOTDIR) => continue,
+                Err(errno) => return Err(Refused::from_errno(errno)),
+            }
+        };
+        let entry = entry.map_err(Refused::from_errno)?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        match rustix::fs::unlinkat(here, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::ISDIR) if depth > MAX_DEPTH => return Err(Refused::TooDeep),
+            Err(Errno::ISDIR) => {
+                let path = crate::kernel::walk::path_of(name.to_bytes().to_vec());
+                match beneath::directory(here, &path) {
+                    Ok(inner) => {
+                        let entries = Dir::read_from(inner.as_fd()).map_err(Refused::from_errno)?;
+                        way.push((inner, entries, path));
+                    }
+                    Err(Refused::NotFound | Refused::Link | Refused::NotDirectory) => {}
+                    Err(why) => return Err(why),
+                }
+            }
+            Err(errno) => return Err(Refused::from_errno(errno)),
+        }
+    }
+}
+
+fn is(stat: &Stat, kind: FileType) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == kind
+}
+
+/// Makes a symbolic link; whatever stands there (but for a directory) is replaced.
+pub fn link(root: &File, path: &Path, target: &Path, times: Timestamps) -> Result<(), Refused> {
+    place(root, path, |directory, staging| {
+        rustix::fs::symlinkat(target, directory, staging)?;
+        rustix::fs::utimensat(directory, staging, &times, AtFlags::SYMLINK_NOFOLLOW)
     })
+}
+
+/// Gives the file at `first` another name; whatever stands there (but for a directory) is replaced.
+pub fn hard_link(root: &File, path: &Path, first: &Path) -> Result<(), Refused> {
+    let (above, old) = split(first)?;
+    let above = beneath::directory(root, above)?;
+    place(root, path, |directory, staging| rustix::fs::linkat(above.as_fd(), old, directory, staging, AtFlags::empty()))
+}
+
+/// Makes something under a name of its own and puts it in its place.
+fn place(
+    root: &File,
+    path: &Path,
+    make: impl FnOnce(BorrowedFd<'_>, &str) -> Result<(), Errno>,
+) -> Result<(), Refused> {
+    let (directory, name) = split(path)?;
+    let directory = make_directory(root, directory)?;
+    let directory = directory.as_fd();
+    let staging = format!(".ash-{}", Uuid::new_v4());
+    let made = make(directory, &staging).and_then(|()| rustix::fs::renameat(directory, &staging, directory, name));
+    // It is still there when this failed, and when both names are of one file.
+    let _ = rustix::fs::unlinkat(directory, &staging, AtFlags::empty());
+    made.map_err(Refused::from_errno)
+}
+
+/// Gives a directory that is filled its mode and times.
+pub fn finish_directory(root: &File, path: &Path, mode: u32, times: Timestamps) -> Result<(), Refused> {
+    // Its mode may be one that only its owner may change: what opened it must not change it back.
+    let open = beneath::directory(root, path)?;
+    let own = open.as_fd().try_clone_to_owned().map_err(Refused::Io)?;
+    drop(open);
+    let mode = Mode::from_raw_mode(mode & 0o777);
+    rustix::fs::fchmod(&own, mode).and_then(|()| rustix::fs::futimens(&own, &times)).map_err(Refused::from_errno)
 }
 
 fn split(path: &Path) -> Result<(&Path, &Path), Refused> {
@@ -116,19 +252,54 @@ mod tests {
     #[test]
     fn files_are_made_replaced_and_deleted() {
         let space = space();
-        put(&space.root, Path::new("a/b/c.txt"), &b"one"[..], 0o644).unwrap();
-        put(&space.root, Path::new("a/b/c.txt"), &b"two"[..], 0o644).unwrap();
+        put(&space.root, Path::new("a/b/c.txt"), b"one", Bits::KeepOr(0o644)).unwrap();
+        put(&space.root, Path::new("a/b/c.txt"), b"two", Bits::KeepOr(0o644)).unwrap();
         assert_eq!(space.read("workspace/a/b/c.txt"), "two");
         assert_eq!(space.names("workspace/a/b"), ["c.txt"]);
-        delete(&space.root, Path::new("a/b/c.txt")).unwrap();
+        delete(&space.root, Path::new("a/b/c.txt"), false).unwrap();
         assert!(space.names("workspace/a/b").is_empty());
-        assert!(matches!(delete(&space.root, Path::new("a/b/c.txt")), Err(Refused::NotFound)));
-        assert!(matches!(delete(&space.root, Path::new("dir")), Err(Refused::Directory)));
-        assert!(matches!(put(&space.root, Path::new("dir"), &b""[..], 0o644), Err(Refused::Directory)));
-        put(&space.root, Path::new("file"), &b""[..], 0o644).unwrap();
-        let below = put(&space.root, Path::new("file/x"), &b""[..], 0o644).unwrap_err();
+        assert!(matches!(delete(&space.root, Path::new("a/b/c.txt"), false), Err(Refused::NotFound)));
+        assert!(matches!(put(&space.root, Path::new("dir"), b"", Bits::Set(0o644)), Err(Refused::Directory)));
+        put(&space.root, Path::new("file"), b"", Bits::Set(0o644)).unwrap();
+        let below = put(&space.root, Path::new("file/x"), b"", Bits::Set(0o644)).unwrap_err();
         assert!(matches!(below, Refused::NotDirectory), "{below}");
         assert_eq!(space.names("workspace"), ["a", "dir", "file"], "no staging file stays");
+    }
+
+    #[test]
+    fn a_replaced_file_keeps_its_mode() {
+        use std::os::unix::fs::PermissionsExt;
+        let space = space();
+        let at = space.temp.path().join("workspace/run.sh");
+        std::fs::write(&at, "old").unwrap();
+        let mode = |at: &Path| std::fs::metadata(at).unwrap().permissions().mode() & 0o7777;
+        for (before, bits, after) in
+            [(0o755, Bits::KeepOr(0o644), 0o755), (0o600, Bits::KeepOr(0o644), 0o600), (0o600, Bits::Set(0o750), 0o750)]
+        {
+            std::fs::set_permissions(&at, PermissionsExt::from_mode(before)).unwrap();
+            put(&space.root, Path::new("run.sh"), b"new", bits).unwrap();
+            assert_eq!(mode(&at), after);
+        }
+        put(&space.root, Path::new("fresh"), b"", Bits::KeepOr(0o644)).unwrap();
+        assert_eq!(mode(&at.with_file_name("fresh")), 0o644);
+    }
+
+    #[test]
+    fn directories_go_when_they_are_empty_or_with_all_that_is_in_them() {
+        let space = space();
+        let workspace = space.temp.path().join("workspace");
+        std::fs::create_dir_all(workspace.join("full/a/b")).unwrap();
+        std::fs::write(workspace.join("full/a/file"), "x").unwrap();
+        symlink("../../outside", workspace.join("full/out")).unwrap();
+        symlink("/", workspace.join("full/a/b/root")).unwrap();
+        assert!(matches!(delete(&space.root, Path::new("full"), false), Err(Refused::NotEmpty)));
+        assert_eq!(space.names("workspace/full"), ["a", "out"], "nothing of it went");
+        delete(&space.root, Path::new("full"), true).unwrap();
+        delete(&space.root, Path::new("dir"), false).unwrap();
+        assert!(space.names("workspace").is_empty());
+        assert_eq!(space.read("outside/secret"), "untouched");
+        std::fs::create_dir_all(workspace.join("d/".repeat(200))).unwrap();
+        assert!(matches!(delete(&space.root, Path::new("d"), true), Err(Refused::TooDeep)));
     }
 
     #[test]
@@ -137,13 +308,13 @@ mod tests {
         let workspace = space.temp.path().join("workspace");
         symlink("../outside/secret", workspace.join("file-link")).unwrap();
         symlink("../outside", workspace.join("dir-link")).unwrap();
-        put(&space.root, Path::new("file-link"), &b"mine"[..], 0o644).unwrap();
+        put(&space.root, Path::new("file-link"), b"mine", Bits::KeepOr(0o644)).unwrap();
         assert_eq!(space.read("workspace/file-link"), "mine");
         assert!(!workspace.join("file-link").is_symlink());
-        assert!(matches!(put(&space.root, Path::new("dir-link/x"), &b""[..], 0o644), Err(Refused::Link)));
-        assert!(matches!(delete(&space.root, Path::new("dir-link/secret")), Err(Refused::Link)));
-        assert!(matches!(put(&space.root, Path::new("../outside/x"), &b""[..], 0o644), Err(Refused::Outside)));
-        delete(&space.root, Path::new("dir-link")).unwrap();
+        assert!(matches!(put(&space.root, Path::new("dir-link/x"), b"", Bits::Set(0o644)), Err(Refused::Link)));
+        assert!(matches!(delete(&space.root, Path::new("dir-link/secret"), false), Err(Refused::Link)));
+        assert!(matches!(put(&space.root, Path::new("../outside/x"), b"", Bits::Set(0o644)), Err(Refused::Outside)));
+        delete(&space.root, Path::new("dir-link"), false).unwrap();
         assert_eq!(space.read("outside/secret"), "untouched");
         assert_eq!(space.names("outside"), ["secret"]);
     }
@@ -162,9 +333,13 @@ mod tests {
                     rustix::fs::renameat_with(&space.root, "dir", &space.root, "link", flags).unwrap();
                 }
             });
-            for _ in 0..3_000 {
-                written += usize::from(put(&space.root, Path::new("dir/secret"), &b"evil"[..], 0o644).is_ok());
-                let _ = delete(&space.root, Path::new("dir/secret"));
+            // A file arrives only when the directory is there at each of its steps, which is rare while the other thread has a core alone.
+            let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            let mut rounds = 0;
+            while rounds < 3_000 || (written == 0 && std::time::Instant::now() < until) {
+                rounds += 1;
+                written += usize::from(put(&space.root, Path::new("dir/secret"), b"evil", Bits::Set(0o644)).is_ok());
+                let _ = delete(&space.root, Path::new("dir/secret"), false);
             }
             writing.store(false, std::sync::atomic::Ordering::Relaxed);
         });

@@ -21,11 +21,17 @@ const MIN_MEMORY: u64 = 4 << 20;
 /// init, the payload and one child of it.
 const MIN_PIDS: u64 = 3;
 
+/// Most bytes of socket buffers, on cgroup v1: the kernel's own bound for all of the host together (net.ipv4.tcp_mem) is about a tenth
+/// of its memory.
+const MAX_SOCKETS: u64 = 64 << 20;
+
 /// The values to write, the same for both versions of cgroups where the files mean the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Values {
     pub memory_bytes: i64,
     pub swap_bytes: i64,
+    /// Bytes of TCP and UDP buffers, which v1 counts beside the memory: an eighth of it, at most 64 MiB. v2 counts them in it.
+    pub socket_bytes: u64,
     /// Microseconds of CPU time a period of 100 ms.
     pub quota_us: i64,
     /// cgroup v2's `cpu.weight`.
@@ -79,6 +85,7 @@ pub fn values(limits: &Limits) -> Result<Values, CgroupError> {
     Ok(Values {
         memory_bytes: cap(limits.memory_bytes, 1 << 60),
         swap_bytes: cap(limits.swap_bytes, 1 << 60),
+        socket_bytes: (limits.memory_bytes / 8).min(MAX_SOCKETS),
         quota_us: cap(limits.cpu_millis.saturating_mul(PERIOD_US / 1000), 1 << 40),
         weight: limits.cpu_weight,
         shares: (limits.cpu_weight * 1024 / 100).clamp(2, 262_144),
@@ -193,6 +200,12 @@ fn memory(dir: &Path, values: &Values, v1: bool, missing: &mut Vec<String>) -> R
         } else {
             missing.push("swap: this kernel does not account swap".to_owned());
         }
+        let sockets = dir.join("memory.kmem.tcp.limit_in_bytes");
+        if sockets.exists() {
+            super::write(&sockets, &values.socket_bytes.to_string())?;
+        } else {
+            missing.push("memory: this kernel does not account buffers of sockets".to_owned());
+        }
         // One process of the group dies at the limit, not all: v1 has no memory.oom.group.
         return Ok(());
     }
@@ -226,6 +239,8 @@ mod tests {
         let got = values(&Limits::default()).expect("the defaults are fit");
         assert_eq!((got.quota_us, got.weight, got.shares, got.pids), (100_000, 100, 1024, 512));
         assert_eq!((got.memory_bytes, got.swap_bytes), (2 << 30, 2 << 30));
+        let small = values(&Limits { memory_bytes: 256 << 20, ..Limits::default() }).expect("fit");
+        assert_eq!((got.socket_bytes, small.socket_bytes), (64 << 20, 32 << 20));
     }
 
     #[test]

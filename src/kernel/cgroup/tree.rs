@@ -91,12 +91,18 @@ impl Tree {
                 (root, missing.into_iter().collect())
             }
         };
-        let tree = Self { root, missing };
+        let mut tree = Self { root, missing };
         for dir in tree.root.directories() {
             ensure_dir(dir)?;
             ensure_dir(&dir.join(TENANTS))?;
         }
         enable(&tree.root.join(TENANTS))?;
+        if let Some(dir) = tree.root.join(TENANTS).pids
+            && let Some(most) = process_ids()
+            && let Err(error) = write(&dir.join("pids.max"), &most.to_string())
+        {
+            tree.missing.push(format!("pids of all sandboxes together: {error}"));
+        }
         Ok(tree)
     }
 
@@ -188,6 +194,13 @@ impl Tree {
             std::fs::remove_dir(dir).ok();
         }
     }
+}
+
+/// What all sandboxes together may have of the host's process ids and threads: three quarters. Each takes one of the host's own.
+fn process_ids() -> Option<u64> {
+    let number =
+        |name: &str| std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?.trim().parse::<u64>().ok();
+    Some(number("pid_max")?.min(number("threads-max")?) / 4 * 3)
 }
 
 /// This host's layout.

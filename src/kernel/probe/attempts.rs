@@ -104,6 +104,11 @@ static ATTEMPTS: &[Attempt] = &[
     refused(Layer::NetworkNamespace, "reach the internet over IPv6", &[Errno::ENETUNREACH, Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL], || udp6("[2001:db8::1]:443")),
     refused(Layer::Landlock, "write /proc/self/comm", ACCES, || open_to_write("/proc/self/comm")),
     refused(Layer::Landlock, "write /proc/self/oom_score_adj", ACCES, || open_to_write("/proc/self/oom_score_adj")),
+    refused(Layer::UserNamespace, "draw on the quotas of another user", PERM, another_owner),
+    refused(Layer::UserNamespace, "raise the quota of queued signals", PERM, || raise(nix::sys::resource::Resource::RLIMIT_SIGPENDING)),
+    refused(Layer::UserNamespace, "raise the quota of message queues", PERM, || raise(nix::sys::resource::Resource::RLIMIT_MSGQUEUE)),
+    refused(Layer::UserNamespace, "raise the quota of user namespaces", FORBIDDEN, || open_to_write("/proc/sys/user/max_user_namespaces")),
+    refused(Layer::MountNamespace, "read the kernel's command line", &[Errno::ENODATA], || told("/proc/cmdline")),
     refused(Layer::Seccomp, "unshare a user namespace", PERM, || call(sys::SYS_unshare, &[sys::CLONE_NEWUSER as i64])),
     refused(Layer::Seccomp, "clone3", NOSYS, || call(sys::SYS_clone3, &[0, 0])),
     refused(Layer::Seccomp, "setns", PERM, || call(sys::SYS_setns, &[BAD, 0])),
@@ -112,6 +117,7 @@ static ATTEMPTS: &[Attempt] = &[
     refused(Layer::Seccomp, "open_tree", PERM, || call(sys::SYS_open_tree, &[BAD, 0, 0])),
     refused(Layer::Seccomp, "bpf", PERM, || call(sys::SYS_bpf, &[0, 0, 0])),
     refused(Layer::Seccomp, "io_uring_setup", NOSYS, || call(sys::SYS_io_uring_setup, &[1, 0])),
+    refused(Layer::Seccomp, "asynchronous I/O of the kernel (io_setup)", NOSYS, || call(sys::SYS_io_setup, &[1, 0])),
     refused(Layer::Seccomp, "perf_event_open", PERM, || call(sys::SYS_perf_event_open, &[0, 0, BAD, BAD, 0])),
     refused(Layer::Seccomp, "userfaultfd", PERM, || call(sys::SYS_userfaultfd, &[1])),
     refused(Layer::Seccomp, "keyctl", PERM, || call(sys::SYS_keyctl, &[0, -3, 0])),
@@ -123,8 +129,13 @@ static ATTEMPTS: &[Attempt] = &[
     refused(Layer::Seccomp, "a vsock socket", PERM, || call(sys::SYS_socket, &[sys::AF_VSOCK as i64, sys::SOCK_STREAM as i64, 0])),
     refused(Layer::Seccomp, "an AF_ALG socket", PERM, || call(sys::SYS_socket, &[sys::AF_ALG as i64, sys::SOCK_SEQPACKET as i64, 0])),
     refused(Layer::Seccomp, "an audit socket", PERM, || call(sys::SYS_socket, &[sys::AF_NETLINK as i64, sys::SOCK_RAW as i64, 9])),
+    refused(Layer::Seccomp, "an SCTP socket", PERM, || call(sys::SYS_socket, &[sys::AF_INET as i64, sys::SOCK_STREAM as i64, 132])),
+    refused(Layer::Seccomp, "an MPTCP socket", PERM, || call(sys::SYS_socket, &[sys::AF_INET as i64, sys::SOCK_STREAM as i64, 262])),
+    refused(Layer::Seccomp, "a line discipline (TIOCSETD)", PERM, || call(sys::SYS_ioctl, &[BAD, sys::TIOCSETD as i64, 0])),
+    refused(Layer::Seccomp, "a lease of a file", PERM, || call(sys::SYS_fcntl, &[BAD, sys::F_SETLEASE as i64, 0])),
+    refused(Layer::Seccomp, "a filter of a socket", PERM, || call(sys::SYS_setsockopt, &[BAD, sys::SOL_SOCKET as i64, sys::SO_ATTACH_FILTER as i64, 0, 0])),
     refused(Layer::Seccomp, "type into a terminal (TIOCSTI)", PERM, || call(sys::SYS_ioctl, &[BAD, sys::TIOCSTI as i64, 0])),
-    refused(Layer::Capabilities, "a raw socket", PERM, || call(sys::SYS_socket, &[sys::AF_INET as i64, sys::SOCK_RAW as i64, 1])),
+    refused(Layer::Seccomp, "a raw socket", PERM, || call(sys::SYS_socket, &[sys::AF_INET as i64, sys::SOCK_RAW as i64, 1])),
     refused(Layer::Capabilities, "a real-time priority", PERM, realtime),
     refused(Layer::Capabilities, "a niceness below 0", ACCES, || call(sys::SYS_setpriority, &[0, 0, -5])),
     refused(Layer::Capabilities, "make a block device", FORBIDDEN, block_device),
@@ -142,6 +153,8 @@ static ATTEMPTS: &[Attempt] = &[
     works("unix sockets", || UnixStream::pair().map(drop)),
     works("a pseudo-terminal", pty),
     works("anonymous files", || Ok(rustix::fs::memfd_create("probe", rustix::fs::MemfdFlags::CLOEXEC).map(drop)?)),
+    // With a descriptor that is never open: made, it would answer EBADF.
+    works("syncfs, which is not made", || call(sys::SYS_syncfs, &[BAD])),
     works("watching files", || Ok(rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).map(drop)?)),
     works("an epoll loop", || Ok(rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).map(drop)?)),
 ];
@@ -162,6 +175,31 @@ fn udp6(to: &str) -> io::Result<()> {
     UdpSocket::bind("[::]:0")?.connect(to)
 }
 
+/// Success: the kernel charges somebody who is not of this sandbox.
+fn another_owner() -> io::Result<()> {
+    match crate::kernel::owner::of_this_namespace()? {
+        OVERFLOW => Ok(()),
+        _ => Err(Errno::EPERM.into()),
+    }
+}
+
+/// What ids without a place in the namespace look like (user_namespaces(7)).
+const OVERFLOW: u32 = 65_534;
+
+/// Success: the limit can be raised, or there is none.
+fn raise(resource: nix::sys::resource::Resource) -> io::Result<()> {
+    let (soft, hard) = nix::sys::resource::getrlimit(resource)?;
+    Ok(nix::sys::resource::setrlimit(resource, soft, hard.saturating_add(1))?)
+}
+
+/// An empty file tells nothing: ENODATA.
+fn told(path: &str) -> io::Result<()> {
+    match File::open(path)?.read(&mut [0; 1])? {
+        0 => Err(Errno::ENODATA.into()),
+        _ => Ok(()),
+    }
+}
+
 fn realtime() -> io::Result<()> {
     // The parameter lies in readable memory of this program; SCHED_FIFO with priority 1.
     static PRIORITY: i32 = 1;
@@ -175,9 +213,10 @@ fn block_device() -> io::Result<()> {
 }
 
 fn process() -> io::Result<()> {
-    match crate::kernel::clone::fork()? {
-        None => crate::kernel::clone::exit_now(0),
-        Some(pid) => Ok(nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None).map(drop)?),
+    use crate::kernel::clone::{Fork, exit_now, fork};
+    match fork(&crate::kernel::single::require_single_thread()?)? {
+        Fork::Child(_forked) => exit_now(0),
+        Fork::Parent(pid) => Ok(nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None).map(drop)?),
     }
 }
 

@@ -10,8 +10,9 @@ use super::Events;
 use super::payload::Payload;
 use super::requests::Refusal;
 use crate::launcher::init_protocol::{ChildStat, Exit, InitEvent};
+use crate::launcher::policy::processes;
 
-/// Commands that run at the same time; one more is refused.
+/// Commands that run at the same time; one more is refused. Fewer where few processes are allowed ([`processes::commands`]).
 pub const MAX_LIVE: usize = 64;
 /// Ended commands that `Stat` still tells of; older ones are forgotten.
 pub const MAX_ENDED: usize = 64;
@@ -55,8 +56,11 @@ impl Children {
         if self.all.iter().any(|child| child.number == number) {
             return Err(Refusal::new("spawn", format!("child {number} exists already")));
         }
-        if self.all.iter().filter(|child| child.exited.is_none()).count() >= MAX_LIVE {
-            return Err(Refusal::new("spawn", format!("{MAX_LIVE} commands run already")));
+        let live = self.all.iter().filter(|child| child.exited.is_none()).count();
+        // One more is claude itself.
+        let most = processes::limit().map_or(MAX_LIVE, |limit| MAX_LIVE.min(processes::commands(limit) + 1));
+        if live >= most {
+            return Err(Refusal::new("spawn", format!("{live} commands run already")));
         }
         Ok(())
     }

@@ -10,19 +10,21 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::resource::Resource;
 use nix::unistd::{Gid, Pid, Uid};
 use rustix::thread::CapabilitySet;
 use serde::Deserialize;
 
 use super::keeper;
 use super::requests::Refusal;
-use crate::kernel::{caps, clone, landlock, pidfd, process, seqpacket};
+use crate::kernel::clone::{Fork, exit_now, fork};
+use crate::kernel::single::{Forked, require_single_thread};
+use crate::kernel::{caps, landlock, pidfd, process, seqpacket};
 use crate::launcher::init_protocol::{PAYLOAD_UID, SpawnSpec};
+use crate::launcher::policy::{processes, rlimits};
 
 /// Bytes of a [`SpawnSpec`] as JSON, at most.
 const MAX_SPEC: usize = 1 << 20;
-/// Descriptors of one command, at most; what node and large builds use stays far below.
-const MAX_FILES: u64 = 65_536;
 /// How long a command may take to reach execve. It needs a millisecond.
 const EXEC_WITHIN: Duration = Duration::from_secs(10);
 
@@ -57,20 +59,24 @@ pub fn start(fds: [OwnedFd; 3], rules: Option<&landlock::Rules>) -> Result<Paylo
         rustix::io::ioctl_fionbio(feed, true).map_err(|error| Refusal::new("pipe", error))?;
     }
     let (heard, tell) = pipe().map_err(|error| Refusal::new("pipe", error))?;
-    let Some(pid) = clone::fork().map_err(|error| Refusal::new("fork", error))? else {
-        drop((feed, heard));
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            if let Some(within) = within_ms {
-                stay_above(Duration::from_millis(within))?;
-            }
-            become_payload(&text, input, &stdout, &stderr, rules)
-        }));
-        let told = match outcome {
-            Ok(Err((step, message))) => format!("{step}\n{message}"),
-            _ => "start\npanicked".to_owned(),
-        };
-        std::fs::File::from(tell).write_all(told.as_bytes()).ok();
-        clone::exit_now(127)
+    let one = require_single_thread().map_err(|error| Refusal::new("fork", error))?;
+    let pid = match fork(&one).map_err(|error| Refusal::new("fork", error))? {
+        Fork::Parent(pid) => pid,
+        Fork::Child(forked) => {
+            drop((feed, heard));
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                if let Some(within) = within_ms {
+                    stay_above(&forked, Duration::from_millis(within))?;
+                }
+                become_payload(&text, input, &stdout, &stderr, rules)
+            }));
+            let told = match outcome {
+                Ok(Err((step, message))) => format!("{step}\n{message}"),
+                _ => "start\npanicked".to_owned(),
+            };
+            std::fs::File::from(tell).write_all(told.as_bytes()).ok();
+            exit_now(127)
+        }
     };
     drop((tell, input, stdout, stderr));
     match listen(heard) {
@@ -85,13 +91,17 @@ pub fn start(fds: [OwnedFd; 3], rules: Option<&landlock::Rules>) -> Result<Paylo
 }
 
 /// Returns in a new process; this one becomes the [`keeper`] of it, which holds none of its descriptors.
-fn stay_above(within: Duration) -> Result<(), Failed> {
+fn stay_above(forked: &Forked, within: Duration) -> Result<(), Failed> {
     at("keeper", nix::sys::prctl::set_child_subreaper(true))?;
-    match at("keeper", clone::fork())? {
-        None => Ok(()),
-        Some(command) => {
+    match at("keeper", fork(&forked.single()))? {
+        // The outer proof holds for this process too, and outlives its code.
+        Fork::Child(inner) => {
+            std::mem::forget(inner);
+            Ok(())
+        }
+        Fork::Parent(command) => {
             // Left open, the pipe of the start would never tell that the command runs.
-            at("keeper", process::close_all_but(&[]))?;
+            at("keeper", process::close_all_but(forked, &[]))?;
             keeper::keep(command, within)
         }
     }
@@ -151,7 +161,7 @@ fn become_payload(
     at("stdio", nix::unistd::dup2_stderr(stderr))?;
     at("stdio", process::close_on_exec_from_3())?;
     at("signals", process::default_signals())?;
-    at("rlimits", process::limit(MAX_FILES))?;
+    at("rlimits", process::limit(rlimits::RLIMITS))?;
     at("priority", process::ordinary_priority())?;
     if let Some(rules) = rules {
         at("landlock", rules.enforce())?;
@@ -159,6 +169,12 @@ fn become_payload(
     let (uid, gid) = (Uid::from_raw(PAYLOAD_UID), Gid::from_raw(PAYLOAD_UID));
     at("ids", nix::unistd::setresgid(gid, gid, gid))?;
     at("ids", nix::unistd::setresuid(uid, uid, uid))?;
+    // Behind the change of user, which would count this process against it: at the limit, a command that starts no other still runs.
+    if spec.leaves_share
+        && let Some(limit) = processes::limit()
+    {
+        at("rlimits", process::limit(&[(Resource::RLIMIT_NPROC, processes::for_commands(limit))]))?;
+    }
     at("capabilities", caps::keep_only(CapabilitySet::empty()))?;
     at("working directory", nix::unistd::chdir(spec.cwd.as_str()).map_err(|error| format!("{}: {error}", spec.cwd)))?;
     let status = at("verify", std::fs::read_to_string("/proc/self/status"))?;

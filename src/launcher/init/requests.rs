@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::children::Children;
+use super::discard::Discards;
 use super::{Init, payload};
 use crate::launcher::init_protocol::{InitReply, InitRequest, Listener};
 
@@ -25,6 +26,7 @@ pub fn answer<'a>(
     fds: Vec<OwnedFd>,
     init: &'a Init,
     children: &mut Children,
+    discards: &mut Discards,
 ) -> (InitReply, Vec<BorrowedFd<'a>>) {
     let done = match request {
         InitRequest::Spawn { child } => spawn(child, fds, init, children),
@@ -34,11 +36,11 @@ pub fn answer<'a>(
             Err(fds) => Err(Refusal::new("deliver", format!("1 descriptor is needed, {} came", fds.len()))),
         },
         InitRequest::CloseStdin { child } => children.close_stdin(child).map(|()| InitReply::Done),
+        InitRequest::Discard => discards.take(fds).map(|()| InitReply::Done),
         InitRequest::Stat => Ok(InitReply::Stat { children: children.stat() }),
         InitRequest::Listener { which } => {
             let listener = match which {
                 Listener::Model => &init.model,
-                Listener::Proxy => &init.proxy,
             };
             return (InitReply::Listener, vec![listener.as_fd()]);
         }

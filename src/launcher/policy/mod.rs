@@ -2,6 +2,10 @@
 
 pub mod etc;
 pub mod landlock;
+pub mod proc;
+pub mod processes;
+pub mod quotas;
+pub mod rlimits;
 pub mod seccomp;
 
 use crate::kernel::seccomp::Filters;
@@ -20,9 +24,10 @@ impl Policies {
     /// # Errors
     /// When the seccomp filters cannot be built for this machine.
     pub fn compile() -> Result<Self, Failure> {
-        let allowed: Vec<i64> = seccomp::ALLOWED.iter().flat_map(|group| group.calls).copied().collect();
+        let allowed = crate::kernel::syscalls::of(seccomp::ALLOWED);
         let refused: Vec<_> = seccomp::REFUSED.iter().flat_map(|group| group.refusals()).collect();
-        let seccomp = Filters::compile(&allowed, &refused).map_err(|error| Failure {
+        let answered: Vec<_> = seccomp::ANSWERED.iter().map(|(_, answer)| *answer).collect();
+        let seccomp = Filters::compile(&allowed, &answered, &refused).map_err(|error| Failure {
             step: "compile seccomp".into(),
             message: error.to_string(),
             hint: Some("ashd runs on x86_64 and aarch64".into()),

@@ -1,21 +1,25 @@
 //! The child's half of a set-up: it makes the root it will live in, gives up what made that possible, and becomes init.
 
+use std::ffi::OsStr;
 use std::ffi::{CStr, CString};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::unistd::{Gid, Uid};
 use rustix::thread::CapabilitySet;
 
-use super::SetupSpec;
 use super::steps::{Report, Steps};
 use super::trees::{DEVICES, Part, Trees};
+use super::view::Source;
+use super::{SetupSpec, proc};
+use crate::kernel::single::Forked;
 use crate::kernel::{caps, clone, landlock, mounts, net, process};
 use crate::launcher::init::{self, Init};
-use crate::launcher::init_protocol::{INIT_UID, MODEL_PORT, PROXY_PORT};
-use crate::launcher::policy::{Policies, etc, landlock as rules};
+use crate::launcher::init_protocol::{INIT_UID, MODEL_PORT};
+use crate::launcher::policy::{Policies, etc, landlock as rules, processes};
 use crate::launcher::protocol::Failure;
 
 /// The step of waiting for the launcher; it fails only when the launcher gave up or died.
@@ -29,26 +33,20 @@ const ROOT_OPTIONS: &CStr = c"size=1m,nr_inodes=1k,mode=0755";
 const TMP_OPTIONS: &CStr = c"size=1g,nr_inodes=200k,mode=1777";
 const RUN_OPTIONS: &CStr = c"size=16m,nr_inodes=4k,mode=1777";
 const SHM_OPTIONS: &CStr = c"size=256m,nr_inodes=4k,mode=1777";
-/// Parts of /proc that speak of the host or change it: covered, though file modes refuse most of them already.
-const PROC_MASKED: [&CStr; 9] = [
-    c"proc/kcore",
-    c"proc/keys",
-    c"proc/key-users",
-    c"proc/timer_list",
-    c"proc/sysrq-trigger",
-    c"proc/kallsyms",
-    c"proc/kmsg",
-    c"proc/scsi",
-    c"proc/acpi",
-];
-const PROC_READ_ONLY: [&CStr; 4] = [c"proc/sys", c"proc/irq", c"proc/bus", c"proc/fs"];
 
 /// Runs in the child and never returns.
-pub fn run(spec: &SetupSpec<'_>, policies: &Policies, trees: &Trees, gate: OwnedFd, report: OwnedFd) -> ! {
+pub fn run(
+    forked: Forked,
+    spec: &SetupSpec<'_>,
+    policies: &Policies,
+    trees: &Trees,
+    gate: OwnedFd,
+    report: OwnedFd,
+) -> ! {
     let mut steps = Steps::new();
     // A panic must not unwind into the launcher's frames, which this process has a copy of.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        build(spec, policies, trees, gate, report.as_fd(), &mut steps)
+        build(&forked, spec, policies, trees, gate, report.as_fd(), &mut steps)
     }));
     let (init, failure) = match outcome {
         Ok(Ok(init)) => (Some(init), None),
@@ -68,6 +66,7 @@ pub fn run(spec: &SetupSpec<'_>, policies: &Policies, trees: &Trees, gate: Owned
 const OOM_SCORE_ADJ: &str = "500";
 
 fn build(
+    forked: &Forked,
     spec: &SetupSpec<'_>,
     policies: &Policies,
     trees: &Trees,
@@ -82,12 +81,11 @@ fn build(
     steps.run(GATE, || pass(&mut gate))?;
     // Before the first mount: an id that the namespace does not map cannot make files in its tmpfs.
     steps.run("become init", become_init)?;
-    make_root(trees, &hostname, steps)?;
+    make_root(trees, &hostname, &spec.id.simple().to_string(), steps)?;
     steps.run("pivot root", mounts::pivot_to_here)?;
     steps.run("seal root", mounts::seal_root)?;
     steps.run("loopback", net::loopback_up)?;
     let model = steps.run("listen", || net::listen(MODEL_PORT))?;
-    let proxy = steps.run("listen", || net::listen(PROXY_PORT))?;
     steps.run("hostname", || Ok(nix::unistd::sethostname(&hostname)?))?;
     let socket = steps.run("close descriptors", || {
         let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
@@ -95,7 +93,7 @@ fn build(
         nix::unistd::dup2_stdout(&null)?;
         nix::unistd::dup2_stderr(&null)?;
         let socket = spec.init_socket.try_clone_to_owned()?;
-        process::close_all_but(&[socket.as_fd(), model.as_fd(), proxy.as_fd(), report, gate.as_fd()])?;
+        process::close_all_but(forked, &[socket.as_fd(), model.as_fd(), report, gate.as_fd()])?;
         // Closed with the others already; as a number only.
         std::mem::forget(null);
         Ok(socket)
@@ -119,7 +117,7 @@ fn build(
         Ok(rustix::thread::set_name(c"ash-init")?)
     })?;
     steps.run("seccomp", || policies.seccomp.install())?;
-    Ok(Init { socket, model, proxy, rules })
+    Ok(Init { socket, model, rules })
 }
 
 /// Waits for one byte from the launcher.
@@ -135,40 +133,32 @@ fn become_init() -> io::Result<()> {
 }
 
 /// Builds the new root on [`BASE`] and leaves the working directory there.
-fn make_root(trees: &Trees, hostname: &str, steps: &mut Steps) -> Result<(), Failure> {
+fn make_root(trees: &Trees, hostname: &str, machine: &str, steps: &mut Steps) -> Result<(), Failure> {
     steps.run("make mounts private", mounts::make_all_private)?;
     steps.run("mount root", || {
+        // Below the new root, so it goes with the old one.
+        trees.view.as_ref().map_or(Ok(()), |view| view.attach(BASE))?;
         mounts::tmpfs(BASE, ROOT_OPTIONS)?;
         rustix::process::chdir(BASE)?;
-        for dir in [
-            "etc",
-            "etc/ssl",
-            "dev",
-            "dev/pts",
-            "dev/shm",
-            "proc",
-            "tmp",
-            "run",
-            "opt",
-            "opt/claude",
-            "opt/ashd",
-            "home",
-        ] {
+        for dir in ["etc", "dev", "dev/pts", "dev/shm", "proc", "tmp", "run", "opt", "opt/claude", "opt/ashd", "home"] {
             std::fs::DirBuilder::new().mode(0o755).create(dir)?;
         }
         Ok(())
     })?;
     steps.run("mount system trees", || trees.system.iter().try_for_each(|(path, part)| place(path, part)))?;
     steps.run("write etc", || {
-        for (name, contents) in etc::files(hostname) {
+        for (name, contents) in etc::files(hostname, machine) {
             let file = std::fs::File::options().write(true).create_new(true).mode(0o644).open(format!("etc/{name}"));
             file?.write_all(contents.as_bytes())?;
         }
-        Ok(())
+        let shell = relative(&CString::new(processes::SHELL)?);
+        let shell =
+            std::fs::File::options().write(true).create_new(true).mode(0o755).open(OsStr::from_bytes(shell.as_bytes()));
+        shell?.write_all(processes::shell().as_bytes())
     })?;
     steps.run("mount devices", || {
         for (path, tree) in DEVICES.iter().zip(&trees.devices) {
-            place_file(path, tree)?;
+            place_file(&CString::new(*path)?, tree)?;
         }
         mounts::devpts(c"dev/pts")?;
         mounts::tmpfs(c"dev/shm", SHM_OPTIONS)?;
@@ -183,43 +173,52 @@ fn make_root(trees: &Trees, hostname: &str, steps: &mut Steps) -> Result<(), Fai
         }
         Ok(())
     })?;
-    steps.run("mount proc", || mounts::proc(c"proc"))?;
-    steps.run("mask proc", || {
-        for path in PROC_READ_ONLY {
-            if Path::new(std::ffi::OsStr::new(path.to_str().unwrap_or_default())).exists() {
-                mounts::bind_read_only(path, path)?;
-            }
-        }
-        PROC_MASKED.iter().try_for_each(|path| mounts::mask(path, c"dev/null"))
-    })?;
+    proc::make(steps)?;
     steps.run("mount tmp", || {
         mounts::tmpfs(c"tmp", TMP_OPTIONS)?;
         mounts::tmpfs(c"run", RUN_OPTIONS)
     })?;
-    steps.run("mount workspace", || place_dir(c"/workspace", &trees.workspace))?;
-    steps.run("mount home", || place_dir(c"/home/agent", &trees.home))?;
+    steps.run("mount workspace", || mounts::attach(trees.workspace.as_fd(), &directory(c"/workspace")?))?;
+    steps.run("mount home", || mounts::attach(trees.home.as_fd(), &directory(c"/home/agent")?))?;
     steps.run("mount claude", || place_file(c"/opt/claude/claude", &trees.claude))
 }
 
 fn place(path: &CStr, part: &Part) -> io::Result<()> {
+    above(path)?;
     match part {
         Part::Dir(tree) => place_dir(path, tree),
         Part::File(tree) => place_file(path, tree),
+        Part::Over(tree) => tree.attach(&relative(path)),
         Part::Link(target) => Ok(rustix::fs::symlink(target, relative(path).as_c_str())?),
     }
 }
 
-fn place_dir(path: &CStr, tree: &OwnedFd) -> io::Result<()> {
+/// Makes the directories above a part that do not exist yet.
+fn above(path: &CStr) -> io::Result<()> {
     let here = relative(path);
-    rustix::fs::mkdir(here.as_c_str(), rustix::fs::Mode::from_raw_mode(0o755))?;
-    mounts::attach(tree.as_fd(), &here)
+    match Path::new(OsStr::from_bytes(here.as_bytes())).parent() {
+        Some(parent) => std::fs::DirBuilder::new().mode(0o755).recursive(true).create(parent),
+        None => Ok(()),
+    }
 }
 
-fn place_file(path: &CStr, tree: &OwnedFd) -> io::Result<()> {
+fn place_dir(path: &CStr, tree: &Source) -> io::Result<()> {
+    let here = directory(path)?;
+    tree.attach(&here)
+}
+
+/// Makes the directory; its path from the new root.
+fn directory(path: &CStr) -> io::Result<CString> {
+    let here = relative(path);
+    rustix::fs::mkdir(here.as_c_str(), rustix::fs::Mode::from_raw_mode(0o755))?;
+    Ok(here)
+}
+
+fn place_file(path: &CStr, tree: &Source) -> io::Result<()> {
     let here = relative(path);
     let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::EXCL | rustix::fs::OFlags::CLOEXEC;
     drop(rustix::fs::open(here.as_c_str(), flags, rustix::fs::Mode::from_raw_mode(0o444))?);
-    mounts::attach(tree.as_fd(), &here)
+    tree.attach(&here)
 }
 
 /// An absolute path of the sandbox, seen from the new root as the working directory.

@@ -1,13 +1,18 @@
 //! What a claude process is started with.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use uuid::Uuid;
 
-/// `MAX_ARG_STRLEN` of Linux (32 pages): execve refuses a longer argument or environment string, its end included.
-pub const MAX_ARG_BYTES: usize = 128 * 1024 - 1;
+use crate::model::bounded::raw_map;
+use crate::model::raw::RawObject;
+use crate::model::{RawJson, Variables};
+
+/// Bytes of one argument, at most.
+pub const MAX_ARG_BYTES: usize = crate::model::variables::MAX_STRING;
+
+/// Tools that promise a turn at a later time. A session is frozen when it is idle, and its process may be stopped, so that the
+/// promise would not be kept: they are not offered. claude names the reason when a model asks for one all the same.
+const WAKE_UPS: [&str; 4] = ["CronCreate", "CronDelete", "CronList", "ScheduleWakeup"];
 
 /// How a session's claude is started, through all of its processes. Stored as `Session.launch`; holds secrets of the
 /// client (`env`): never shown, never logged.
@@ -17,20 +22,21 @@ pub const MAX_ARG_BYTES: usize = 128 * 1024 - 1;
 #[serde(rename_all = "camelCase", default)]
 pub struct LaunchOptions {
     pub model: Option<String>,
-    /// Appended to claude's own prompt (the agent's active version, then the session's).
+    /// Appended to claude's own prompt, in place of the agent's CLAUDE.md: the session's, or else the agent's (its active version's).
     pub system_prompt: Option<String>,
     /// The session's variables, merged: agent, then extraEnv.
-    pub env: BTreeMap<String, String>,
+    pub env: Variables,
     /// Whose key the gateway uses for this session, where it is the tenant's own; only the id is kept here.
     pub credential: Option<Uuid>,
     /// Servers by name, each `{"url",...}` or `{"command","args","env"}`; the agent's own `.mcp.json` stays in force.
-    pub mcp_servers: BTreeMap<String, Value>,
+    #[serde(deserialize_with = "raw_map")]
+    pub mcp_servers: RawObject,
     pub permission_mode: PermissionMode,
     pub allowed_tools: Vec<String>,
     pub disallowed_tools: Vec<String>,
     pub betas: Vec<String>,
     /// Subagents by name: `{"description","prompt","tools","model"}`.
-    pub subagents: Option<Value>,
+    pub subagents: Option<RawJson>,
     /// The subagent that leads the conversation.
     pub initial_agent: Option<String>,
 }
@@ -67,7 +73,10 @@ impl std::str::FromStr for PermissionMode {
             "permissionsByAgent" => Ok(Self::PermissionsByAgent),
             "default" => Ok(Self::Default),
             _ => {
-                Err(format!("permissionMode must be bypassPermissions, permissionsByAgent or default, not \"{word}\""))
+                let shown: String = word.chars().take(80).collect();
+                Err(format!(
+                    "permissionMode must be one of bypassPermissions, permissionsByAgent, default, not \"{shown}\""
+                ))
             }
         }
     }
@@ -83,7 +92,7 @@ pub struct ProcessFlags {
     /// US dollars since the process started; past it the turn ends with `error_max_budget_usd`.
     pub max_budget_usd: Option<f64>,
     /// The answer comes as `structured_output` of the result.
-    pub json_schema: Option<Value>,
+    pub json_schema: Option<RawJson>,
 }
 
 /// Which conversation the process has.
@@ -100,14 +109,14 @@ pub enum Conversation {
 impl LaunchOptions {
     /// Checks what would make the start fail, in words for the client. `Err` names the field.
     pub fn check(&self) -> Result<(), String> {
-        super::check_env("extraEnv", &self.env).map_err(|e| e.to_string())?;
         if let Some(subagents) = &self.subagents
             && !subagents.is_object()
         {
             return Err("subagents must be an object of subagents by name".to_owned());
         }
-        for (name, server) in &self.mcp_servers {
-            let fits = ["url", "command"].iter().any(|key| server.get(key).is_some_and(Value::is_string));
+        for (name, server) in self.mcp_servers.iter() {
+            let is_string = |name| server.member(name).is_some_and(|value| value.get().starts_with('"'));
+            let fits = ["url", "command"].into_iter().any(is_string);
             if !fits {
                 return Err(format!("mcpServers.{name} must have a \"url\" or a \"command\" (a string)"));
             }
@@ -154,20 +163,20 @@ pub fn argv(binary: &str, options: &LaunchOptions, conversation: Conversation, f
     if let Some(model) = &options.model {
         flag("model", model);
     }
-    for (name, list) in [("allowedTools", &options.allowed_tools), ("disallowedTools", &options.disallowed_tools)] {
-        if !list.is_empty() {
-            flag(name, &list.join(","));
-        }
+    if !options.allowed_tools.is_empty() {
+        flag("allowedTools", &options.allowed_tools.join(","));
     }
+    let disallowed: Vec<&str> = options.disallowed_tools.iter().map(String::as_str).chain(WAKE_UPS).collect();
+    flag("disallowedTools", &disallowed.join(","));
     // Unlike the tools, betas are not split at commas.
     for beta in &options.betas {
         flag("betas", beta);
     }
     if !options.mcp_servers.is_empty() {
-        flag("mcp-config", &json!({ "mcpServers": mcp_servers(&options.mcp_servers) }).to_string());
+        flag("mcp-config", &mcp_servers(&options.mcp_servers));
     }
     if let Some(subagents) = &options.subagents {
-        flag("agents", &subagents.to_string());
+        flag("agents", subagents.get());
     }
     if let Some(agent) = &options.initial_agent {
         flag("agent", agent);
@@ -179,7 +188,7 @@ pub fn argv(binary: &str, options: &LaunchOptions, conversation: Conversation, f
         flag("max-budget-usd", &budget.to_string());
     }
     if let Some(schema) = &flags.json_schema {
-        flag("json-schema", &schema.to_string());
+        flag("json-schema", schema.get());
     }
     match conversation {
         Conversation::New(id) => flag("session-id", &id.to_string()),
@@ -193,23 +202,30 @@ pub fn argv(binary: &str, options: &LaunchOptions, conversation: Conversation, f
     argv
 }
 
-/// claude wants a `type` beside a `url`; the contract's servers have none, and `http` is what a plain URL means.
-fn mcp_servers(servers: &BTreeMap<String, Value>) -> BTreeMap<&String, Value> {
-    let with_type = |server: &Value| {
-        let mut server = server.clone();
-        if let Some(fields) = server.as_object_mut()
-            && fields.contains_key("url")
-            && !fields.contains_key("type")
-        {
-            fields.insert("type".to_owned(), "http".into());
+/// claude wants a `type` beside a `url`; the contract's servers have none, and `http` is what a plain URL means. Nothing
+/// else of a server is touched.
+fn mcp_servers(servers: &RawObject) -> String {
+    let mut json = String::from(r#"{"mcpServers":{"#);
+    for (n, (name, server)) in servers.iter().enumerate() {
+        json.push_str(if n == 0 { "" } else { "," });
+        json.push_str(RawJson::of(name).get());
+        json.push(':');
+        match server.get().strip_prefix('{') {
+            Some(rest) if server.member("url").is_some() && server.member("type").is_none() => {
+                json.push_str(r#"{"type":"http","#);
+                json.push_str(rest);
+            }
+            _ => json.push_str(server.get()),
         }
-        server
-    };
-    servers.iter().map(|(name, server)| (name, with_type(server))).collect()
+    }
+    json.push_str("}}");
+    json
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const ID: Uuid = Uuid::from_u128(7);
@@ -224,6 +240,7 @@ mod tests {
         assert_eq!(argv[0], "/claude");
         assert!(argv.contains(&"--permission-mode=bypassPermissions".to_owned()));
         assert!(argv.contains(&format!("--session-id={ID}")));
+        assert!(argv.contains(&"--disallowedTools=CronCreate,CronDelete,CronList,ScheduleWakeup".to_owned()));
         assert!(!argv.iter().any(|a| a.starts_with("--model") || a.starts_with("--mcp") || a.starts_with("--allowed")));
     }
 
@@ -232,16 +249,41 @@ mod tests {
         let options = LaunchOptions {
             model: Some("--resume".into()),
             allowed_tools: vec!["--dangerously-skip-permissions".into(), "Bash(git *)".into()],
+            disallowed_tools: vec!["WebFetch".into()],
             initial_agent: Some("-p".into()),
-            mcp_servers: [("s".to_owned(), json!({ "url": "http://x" }))].into(),
+            mcp_servers: [("s".to_owned(), json!({ "url": "http://x" }).into())].into(),
             ..LaunchOptions::default()
         };
         let argv = args(&options);
         for expected in [
             "--model=--resume",
             "--allowedTools=--dangerously-skip-permissions,Bash(git *)",
+            "--disallowedTools=WebFetch,CronCreate,CronDelete,CronList,ScheduleWakeup",
             "--agent=-p",
             r#"--mcp-config={"mcpServers":{"s":{"type":"http","url":"http://x"}}}"#,
+        ] {
+            assert!(argv.contains(&expected.to_owned()), "{expected} in {argv:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_client_sent_is_passed_on_as_it_is() {
+        let raw = |text: &str| RawJson::parse(text).unwrap();
+        let options = LaunchOptions {
+            mcp_servers: [
+                ("z".to_owned(), raw(r#"{"command":"c"}"#)),
+                ("a\"b".to_owned(), raw(r#"{"url":"u","headers":{"z":1,"a":"\ud99c"}}"#)),
+                ("c".to_owned(), raw(r#"{"type":"sse","url":"u"}"#)),
+            ]
+            .into(),
+            subagents: Some(raw(r#"{"zebra":{"prompt":"x"},"apple":1e999}"#)),
+            ..LaunchOptions::default()
+        };
+        let stored: LaunchOptions = serde_json::from_str(RawJson::of(&options).get()).unwrap();
+        let argv = args(&stored);
+        for expected in [
+            r#"--mcp-config={"mcpServers":{"z":{"command":"c"},"a\"b":{"type":"http","url":"u","headers":{"z":1,"a":"\ud99c"}},"c":{"type":"sse","url":"u"}}}"#,
+            r#"--agents={"zebra":{"prompt":"x"},"apple":1e999}"#,
         ] {
             assert!(argv.contains(&expected.to_owned()), "{expected} in {argv:?}");
         }
@@ -259,12 +301,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_started_is_refused_by_name() {
-        let table: [(LaunchOptions, &str); 5] = [
-            (LaunchOptions { subagents: Some(json!([])), ..Default::default() }, "subagents"),
-            (LaunchOptions { mcp_servers: [("x".into(), json!({}))].into(), ..Default::default() }, "mcpServers.x"),
+        let table: [(LaunchOptions, &str); 4] = [
+            (LaunchOptions { subagents: Some(json!([]).into()), ..Default::default() }, "subagents"),
+            (
+                LaunchOptions { mcp_servers: [("x".into(), json!({}).into())].into(), ..Default::default() },
+                "mcpServers.x",
+            ),
             (LaunchOptions { model: Some("a\0b".into()), ..Default::default() }, "model"),
             (LaunchOptions { allowed_tools: vec!["x".repeat(200_000)], ..Default::default() }, "allowedTools"),
-            (LaunchOptions { env: [("A=B".to_owned(), String::new())].into(), ..Default::default() }, "extraEnv"),
         ];
         for (options, field) in table {
             let error = options.check().expect_err(field);

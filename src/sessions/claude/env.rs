@@ -8,86 +8,21 @@
 
 use std::collections::BTreeMap;
 
-use super::argv::MAX_ARG_BYTES;
+use uuid::Uuid;
+
+use super::argv::LaunchOptions;
 use crate::launcher::init_protocol::MODEL_PORT;
-
-/// Names and values of all variables together, in bytes. Linux gives arguments and environment a quarter of the
-/// stack limit (2 MiB of 8); past it execve fails.
-pub const MAX_ENV_BYTES: usize = 1 << 20;
-
-/// Set by ashd, whatever the client says: changing one would cut the session from its gateway or its conversation.
-const RESERVED: [&str; 14] = [
-    "ANTHROPIC_BASE_URL",
-    "ANTHROPIC_UNIX_SOCKET",
-    "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
-    "CLAUDE_CODE_OAUTH_TOKEN",
-    "CLAUDE_CODE_USE_BEDROCK",
-    "CLAUDE_CODE_USE_FOUNDRY",
-    "CLAUDE_CODE_USE_VERTEX",
-    "CLAUDE_CONFIG_DIR",
-    "DISABLE_AUTOUPDATER",
-    "HOME",
-    "LOGNAME",
-    "PWD",
-    "USER",
-    "IS_SANDBOX",
-];
+use crate::model::Variables;
+use crate::store::Session;
 
 /// A client's own key for the model, in the order in which claude prefers them.
 pub const MODEL_KEYS: [&str; 2] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"];
 
+/// The shell of claude's Bash tool, written by [`crate::launcher::policy::processes`].
+const SHELL_OF_TOOLS: &str = crate::launcher::policy::processes::SHELL;
+
 /// Home of the payload inside the sandbox.
 pub const HOME: &str = "/home/agent";
-
-/// Why a variable cannot be set. Never holds a value: values are secrets.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EnvError {
-    #[error("{field}: \"{name}\" is not a variable name (letters, digits and _, not beginning with a digit)")]
-    Name { field: String, name: String },
-    #[error("{field}.{name} cannot be set: ashd sets it for the sandbox")]
-    Reserved { field: String, name: String },
-    #[error("{field}.{name} cannot be set: it would load other code into claude itself; set it in the command instead")]
-    Loader { field: String, name: String },
-    #[error("{field}.{name} must not contain a NUL character")]
-    Nul { field: String, name: String },
-    #[error("{field}.{name} is too long: at most {MAX_ARG_BYTES} bytes with its name")]
-    Long { field: String, name: String },
-    #[error("{field} is too large: at most {MAX_ENV_BYTES} bytes in all")]
-    Large { field: String },
-}
-
-/// Checks variables as they come in; `field` is how the client named them (`extraEnv`, `env`).
-pub fn check_env(field: &str, vars: &BTreeMap<String, String>) -> Result<(), EnvError> {
-    let mut total = 0;
-    for (name, value) in vars {
-        let mut bytes = name.bytes();
-        let starts = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-        let field = field.to_owned();
-        if !starts || !bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-            return Err(EnvError::Name { field, name: name.chars().take(80).collect() });
-        }
-        let name = name.clone();
-        if RESERVED.contains(&name.as_str()) {
-            return Err(EnvError::Reserved { field, name });
-        }
-        // LD_LIBRARY_PATH only names where libraries are; agents with native code need it.
-        if name.starts_with("LD_") && name != "LD_LIBRARY_PATH" {
-            return Err(EnvError::Loader { field, name });
-        }
-        if value.contains('\0') {
-            return Err(EnvError::Nul { field, name });
-        }
-        let bytes = name.len() + 1 + value.len();
-        if bytes > MAX_ARG_BYTES {
-            return Err(EnvError::Long { field, name });
-        }
-        total += bytes + 1;
-        if total > MAX_ENV_BYTES {
-            return Err(EnvError::Large { field });
-        }
-    }
-    Ok(())
-}
 
 /// What [`environment`] makes of the session's variables.
 #[derive(Clone, PartialEq, Eq)]
@@ -105,20 +40,49 @@ impl std::fmt::Debug for Environment {
     }
 }
 
-/// The whole environment of a claude process. `token` is the session's, which the gateway knows; `session` are the
-/// session's merged variables, checked when they came in (what slipped through is overridden here).
-pub fn environment(session: &BTreeMap<String, String>, token: &str) -> Environment {
+/// Whose process it is; it can read that in its environment.
+#[derive(Clone, Copy, Debug)]
+pub struct Whose<'a> {
+    pub session: Uuid,
+    pub agent: &'a str,
+}
+
+impl<'a> Whose<'a> {
+    #[must_use]
+    pub fn of(session: &'a Session) -> Self {
+        Self { session: session.id, agent: &session.agent_name }
+    }
+}
+
+/// The client's own key for the model, which takes the place of the host's.
+#[must_use]
+pub fn own_key(session: &Variables) -> Option<String> {
+    MODEL_KEYS.iter().filter_map(|name| session.get(*name)).find(|key| !key.is_empty()).cloned()
+}
+
+/// The whole environment of a process of a session: claude, a command, a script of the agent. `token` is the session's, which the
+/// gateway knows; `session` are the session's merged variables, checked when they came in (what an earlier version accepted is
+/// overridden here).
+#[must_use]
+pub fn environment(session: &Variables, whose: &Whose<'_>, token: &str) -> Environment {
     let defaults = [
+        // Leaves a part of the session's processes to claude itself (`docs/limits.md`).
+        ("CLAUDE_CODE_SHELL", SHELL_OF_TOOLS),
         ("LANG", "C.UTF-8"),
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ("SHELL", "/bin/bash"),
         ("TERM", "dumb"),
         ("TMPDIR", "/tmp"),
     ];
-    let base_url = format!("http://127.0.0.1:{MODEL_PORT}");
+    let (base_url, id) = (format!("http://127.0.0.1:{MODEL_PORT}"), whose.session.to_string());
     let fixed = [
         ("ANTHROPIC_API_KEY", token),
         ("ANTHROPIC_BASE_URL", base_url.as_str()),
+        ("ASH_AGENT_NAME", whose.agent),
+        ("ASH_SESSION_ID", id.as_str()),
+        ("ASH_WORKSPACE_DIR", "/workspace"),
+        // A session that is idle is frozen: what was scheduled would not happen.
+        ("CLAUDE_CODE_DISABLE_CRON", "1"),
         // Without these claude tries hosts that an empty network cannot reach, and waits for them.
         ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
         ("DISABLE_AUTOUPDATER", "1"),
@@ -130,22 +94,44 @@ pub fn environment(session: &BTreeMap<String, String>, token: &str) -> Environme
     ];
     let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     let mut vars: BTreeMap<String, String> = defaults.into_iter().map(own).collect();
-    vars.extend(session.iter().map(|(name, value)| (name.clone(), value.clone())));
-    let keys = MODEL_KEYS.map(|name| vars.remove(name));
-    vars.retain(|name, _| {
-        !RESERVED.contains(&name.as_str()) && (!name.starts_with("LD_") || name == "LD_LIBRARY_PATH")
-    });
+    let settable = session.settable().filter(|(name, _)| !MODEL_KEYS.contains(&name.as_str()));
+    vars.extend(settable.map(|(name, value)| (name.clone(), value.clone())));
     vars.extend(fixed.into_iter().map(own));
-    let key = keys.into_iter().flatten().find(|key| !key.is_empty());
-    Environment { vars: vars.into_iter().collect(), key }
+    Environment { vars: vars.into_iter().collect(), key: own_key(session) }
+}
+
+/// The same for claude itself, as its options ask for it.
+#[must_use]
+pub fn environment_of_claude(options: &LaunchOptions, whose: &Whose<'_>, token: &str) -> Environment {
+    const NO_CLAUDE_MD: &str = "CLAUDE_CODE_DISABLE_CLAUDE_MDS";
+    let mut all = environment(&options.env, whose, token);
+    if options.system_prompt.is_some() {
+        // The prompt takes the place of CLAUDE.md.
+        all.vars.retain(|(name, _)| name != NO_CLAUDE_MD);
+        all.vars.push((NO_CLAUDE_MD.to_owned(), "1".to_owned()));
+        all.vars.sort();
+    }
+    all
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn vars(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+    const WHOSE: Whose<'_> = Whose { session: Uuid::nil(), agent: "a" };
+
+    fn vars(pairs: &[(&str, &str)]) -> Variables {
+        Variables::stored(pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn a_prompt_takes_the_place_of_claude_md() {
+        let with = |prompt: Option<&str>| {
+            let options = LaunchOptions { system_prompt: prompt.map(str::to_owned), ..LaunchOptions::default() };
+            let environment = environment_of_claude(&options, &WHOSE, "t");
+            get(&environment, "CLAUDE_CODE_DISABLE_CLAUDE_MDS").map(str::to_owned)
+        };
+        assert_eq!((with(None), with(Some("You are A.")).as_deref()), (None, Some("1")));
     }
 
     fn get<'a>(environment: &'a Environment, name: &str) -> Option<&'a str> {
@@ -154,8 +140,11 @@ mod tests {
 
     #[test]
     fn the_client_may_override_defaults_and_nothing_fixed() {
-        let env =
-            environment(&vars(&[("PATH", "/opt/x"), ("A", "b"), ("HOME", "/root"), ("LD_PRELOAD", "x.so")]), "tok");
+        let env = environment(
+            &vars(&[("PATH", "/opt/x"), ("A", "b"), ("HOME", "/root"), ("LD_PRELOAD", "x.so")]),
+            &WHOSE,
+            "tok",
+        );
         assert_eq!(get(&env, "PATH"), Some("/opt/x"));
         assert_eq!(get(&env, "A"), Some("b"));
         assert_eq!(get(&env, "HOME"), Some("/home/agent"));
@@ -167,9 +156,11 @@ mod tests {
 
     #[test]
     fn nothing_of_the_daemon_gets_in() {
-        let names: Vec<_> = environment(&BTreeMap::new(), "t").vars.into_iter().map(|(n, _)| n).collect();
-        assert_eq!(names.len(), 14);
-        assert!(!names.iter().any(|n| n.starts_with("CARGO") || n.starts_with("ASH_")), "{names:?}");
+        let names: Vec<_> = environment(&Variables::default(), &WHOSE, "t").vars.into_iter().map(|(n, _)| n).collect();
+        assert_eq!(names.len(), 19);
+        assert!(!names.iter().any(|n| n.starts_with("CARGO")), "{names:?}");
+        let own: Vec<_> = names.iter().filter(|n| n.starts_with("ASH_")).collect();
+        assert_eq!(own, ["ASH_AGENT_NAME", "ASH_SESSION_ID", "ASH_WORKSPACE_DIR"]);
     }
 
     #[test]
@@ -179,34 +170,10 @@ mod tests {
             (vec![("ANTHROPIC_AUTH_TOKEN", "secret2")], "secret2"),
             (vec![("ANTHROPIC_API_KEY", ""), ("ANTHROPIC_AUTH_TOKEN", "secret3")], "secret3"),
         ] {
-            let env = environment(&vars(&pairs), "tok");
+            let env = environment(&vars(&pairs), &WHOSE, "tok");
             assert_eq!(env.key.as_deref(), Some(key));
             assert!(!env.vars.iter().any(|(_, value)| value.contains("secret")), "{env:?}");
             assert!(!format!("{env:?}").contains("secret"));
         }
-    }
-
-    #[test]
-    fn bad_variables_are_refused_by_name_and_never_by_value() {
-        let long = "secret".repeat(30_000);
-        for (name, value, part) in [
-            ("", "secret", "not a variable name"),
-            ("1A", "secret", "not a variable name"),
-            ("A-B", "secret", "not a variable name"),
-            ("HOME", "secret", "ashd sets it"),
-            ("ANTHROPIC_BASE_URL", "secret", "ashd sets it"),
-            ("LD_PRELOAD", "secret", "load other code"),
-            ("A", "secret\0", "NUL"),
-            ("A", long.as_str(), "too long"),
-        ] {
-            let error = check_env("extraEnv", &vars(&[(name, value)])).expect_err(name).to_string();
-            assert!(error.starts_with("extraEnv") && error.contains(part) && !error.contains("secret"), "{error}");
-        }
-        assert_eq!(
-            check_env("env", &vars(&[("LD_LIBRARY_PATH", "/x"), ("ANTHROPIC_API_KEY", "k"), ("_a1", "")])),
-            Ok(())
-        );
-        let many = (0..20).map(|i| (format!("V{i}"), "x".repeat(100_000))).collect();
-        assert_eq!(check_env("env", &many), Err(EnvError::Large { field: "env".to_owned() }));
     }
 }

@@ -1,40 +1,69 @@
 //! One line of claude's stdout, parsed as far as routing needs and no further: every field stays the raw text it was,
-//! so that passing a part on never re-serialises it.
+//! so that passing a part on never re-serialises it, and nothing in it (a lone surrogate, a huge number, deep nesting) can
+//! make the rest of the line unreadable.
 
-use serde::Deserialize;
+use std::borrow::Cow;
+
 use serde_json::value::RawValue;
 
-/// A line that is one JSON object in UTF-8. Fields that routing does not need are validated and skipped.
+use crate::model::raw::{elements, members, text};
+
+/// A line that is one JSON object. Fields that routing does not need are validated and skipped; of a field that is there
+/// twice the last counts, as for claude's own clients.
 ///
 /// The payload can write to stdout too, so nothing is trusted: a field of an unexpected type is treated as absent.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default)]
 pub struct Line<'a> {
-    #[serde(borrow, default, rename = "type")]
     kind: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     subtype: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub message: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub event: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub tool_use_result: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub result: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub num_turns: Option<&'a RawValue>,
-    #[serde(borrow, default, rename = "isReplay")]
+    pub model: Option<&'a RawValue>,
+    pub request: Option<&'a RawValue>,
+    pub request_id: Option<&'a RawValue>,
+    pub response: Option<&'a RawValue>,
+    pub command_uuid: Option<&'a RawValue>,
+    pub state: Option<&'a RawValue>,
+    pub tasks: Option<&'a RawValue>,
+    pub session_id: Option<&'a RawValue>,
     is_replay: Option<&'a RawValue>,
 }
 
+/// A line's bytes as text. JSON is UTF-8; bytes that are not become U+FFFD, so that the rest of the line is not lost.
+pub fn utf8(line: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(line)
+}
+
 impl<'a> Line<'a> {
-    /// `None` when the line is not one JSON object in UTF-8 (or names a field twice, which readers of JSON understand
-    /// differently).
-    pub fn parse(line: &'a [u8]) -> Option<Self> {
-        let text = std::str::from_utf8(line).ok()?;
-        // serde would take an array of the fields' values for a struct.
-        text.trim_start().starts_with('{').then_some(())?;
-        serde_json::from_str(text).ok()
+    /// `None` when the line is not one JSON object.
+    pub fn parse(line: &'a str) -> Option<Self> {
+        let mut all = Self::default();
+        let whole = members(line, |name, value| {
+            let field = match name {
+                "type" => &mut all.kind,
+                "subtype" => &mut all.subtype,
+                "message" => &mut all.message,
+                "event" => &mut all.event,
+                "tool_use_result" => &mut all.tool_use_result,
+                "result" => &mut all.result,
+                "num_turns" => &mut all.num_turns,
+                "model" => &mut all.model,
+                "request" => &mut all.request,
+                "request_id" => &mut all.request_id,
+                "response" => &mut all.response,
+                "command_uuid" => &mut all.command_uuid,
+                "state" => &mut all.state,
+                "tasks" => &mut all.tasks,
+                "session_id" => &mut all.session_id,
+                "isReplay" => &mut all.is_replay,
+                _ => return,
+            };
+            *field = Some(value);
+        });
+        whole.then_some(all)
     }
 
     /// The `type`, or the empty string.
@@ -52,63 +81,80 @@ impl<'a> Line<'a> {
         is_true(self.is_replay)
     }
 
-    /// The blocks of `message.content`; none when the content is a plain string.
-    pub fn blocks(&self) -> Vec<Block<'a>> {
-        #[derive(Deserialize)]
-        struct Content<'a> {
-            #[serde(borrow, default)]
-            content: Option<&'a RawValue>,
-        }
-        let content = self.message.and_then(object::<Content<'a>>).and_then(|message| message.content);
-        let raw: Vec<&'a RawValue> =
-            content.and_then(|content| serde_json::from_str(content.get()).ok()).unwrap_or_default();
-        raw.into_iter().filter_map(object).collect()
+    /// Calls `each` with the blocks of `message.content` until it answers `false`; there are none when the content is a
+    /// plain string. Blocks are not collected: a line of a few MiB can hold a million of them.
+    pub fn each_block(&self, mut each: impl FnMut(Block<'a>) -> bool) {
+        let Some(content) = self.message.and_then(|message| member(message, "content")) else { return };
+        elements(content.get(), |raw| Block::read(raw).is_none_or(&mut each));
     }
 }
 
 /// One content block of an assistant or user message.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default)]
 pub struct Block<'a> {
-    #[serde(borrow, default, rename = "type")]
     kind: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub name: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub input: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub text: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub thinking: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub tool_use_id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub content: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     pub is_error: Option<&'a RawValue>,
 }
 
 impl<'a> Block<'a> {
+    /// `None` when it is not an object.
+    pub fn read(raw: &'a RawValue) -> Option<Self> {
+        let mut all = Self::default();
+        let whole = members(raw.get(), |name, value| {
+            let field = match name {
+                "type" => &mut all.kind,
+                "id" => &mut all.id,
+                "name" => &mut all.name,
+                "input" => &mut all.input,
+                "text" => &mut all.text,
+                "thinking" => &mut all.thinking,
+                "tool_use_id" => &mut all.tool_use_id,
+                "content" => &mut all.content,
+                "is_error" => &mut all.is_error,
+                _ => return,
+            };
+            *field = Some(value);
+        });
+        whole.then_some(all)
+    }
+
     pub fn kind(&self) -> &'a str {
         plain(self.kind)
     }
 }
 
-/// Parses an object; `None` for anything else.
-pub fn object<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
-    raw.get().starts_with('{').then(|| serde_json::from_str(raw.get()).ok()).flatten()
+/// The member of an object with this name; `None` for anything else.
+pub fn member<'a>(raw: &'a RawValue, name: &str) -> Option<&'a RawValue> {
+    let mut found = None;
+    let whole = members(raw.get(), |key, value| {
+        if key == name {
+            found = Some(value);
+        }
+    });
+    found.filter(|_| whole)
 }
 
 /// The characters of a JSON string that needs no unescaping, as protocol words do not; else the empty string.
-fn plain(raw: Option<&RawValue>) -> &str {
+pub fn plain(raw: Option<&RawValue>) -> &str {
     let text = raw.map_or("", RawValue::get);
     text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).filter(|t| !t.contains('\\')).unwrap_or("")
 }
 
 /// The value of a JSON string, unescaped; `None` for anything else.
 pub fn string(raw: Option<&RawValue>) -> Option<String> {
-    serde_json::from_str(raw?.get()).ok()
+    raw.and_then(text).map(Cow::into_owned)
+}
+
+/// The text of a JSON string as it stands, quotes included; `None` for anything else.
+pub fn quoted(raw: Option<&RawValue>) -> Option<&str> {
+    raw.map(RawValue::get).filter(|text| text.starts_with('"'))
 }
 
 pub fn is_true(raw: Option<&RawValue>) -> bool {
@@ -120,33 +166,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_one_object_in_utf8_is_a_line() {
-        for good in [r#"{}"#, r#"{"type":"x"}"#, r#" {"type":1} "#, r#"{"a":{"b":[1,2,{}]}}"#] {
-            assert!(Line::parse(good.as_bytes()).is_some(), "{good}");
+    fn only_one_object_is_a_line() {
+        for good in [
+            r#"{}"#,
+            r#"{"type":"x"}"#,
+            r#" {"type":1} "#,
+            r#"{"a":{"b":[1,2,{}]}}"#,
+            r#"{"a":"\ud99c","b":1e999,"a":2}"#,
+            r#"{"a\u0000":1}"#,
+        ] {
+            assert!(Line::parse(good).is_some(), "{good}");
         }
-        let bad: [&[u8]; 9] = [
-            b"",
-            b"null",
-            b"[]",
-            b"[null,null,null,null,null,null,null,null,null,null,null,null]",
-            b"{} {}",
-            b"{\"type\":\"x\"",
-            b"{\"type\":\"a\",\"type\":\"b\"}",
-            b"{\"a\":\"\xff\"}",
-            b"{\"a\":\"raw \x1e control\"}",
+        let bad = [
+            "",
+            "null",
+            "[]",
+            "[null,null,null,null,null,null,null,null,null,null,null,null]",
+            "{} {}",
+            "{\"type\":\"x\"",
+            "{\"a\":\"raw \x1e control\"}",
+            "{\"raw \x1e control\":1}",
         ];
         for bad in bad {
-            assert!(Line::parse(bad).is_none(), "{}", String::from_utf8_lossy(bad));
+            assert!(Line::parse(bad).is_none(), "{bad}");
         }
     }
 
     #[test]
-    fn fields_of_a_wrong_type_are_absent() {
-        let line = Line::parse(br#"{"type":7,"subtype":{},"message":"x","isReplay":"yes"}"#).expect("an object");
+    fn fields_of_a_wrong_type_are_absent_and_of_two_the_last_counts() {
+        let blocks = |line: &Line<'_>| {
+            let mut texts = Vec::new();
+            line.each_block(|block| {
+                texts.push(string(block.text));
+                true
+            });
+            texts
+        };
+        let line = Line::parse(r#"{"type":7,"subtype":{},"message":"x","isReplay":"yes"}"#).expect("an object");
         assert_eq!((line.kind(), line.subtype(), line.is_replay()), ("", "", false));
-        assert!(line.blocks().is_empty());
-        let line = Line::parse(br#"{"message":{"content":[1,"x",null,{"type":"text","text":"hi"}]}}"#).expect("object");
-        assert_eq!(line.blocks().len(), 1);
-        assert_eq!(string(line.blocks()[0].text).as_deref(), Some("hi"));
+        assert!(blocks(&line).is_empty());
+        let line = Line::parse(r#"{"message":{"content":[1,"x",null,{"type":"text","text":"hi"}]}}"#).expect("object");
+        assert_eq!(blocks(&line), [Some("hi".to_owned())]);
+        let line = Line::parse(r#"{"type":"a","type":"b"}"#).expect("an object");
+        assert_eq!(line.kind(), "b");
     }
 }

@@ -14,7 +14,7 @@ mod permissions;
 mod requests;
 
 pub use argv::{Conversation, LaunchOptions, MAX_ARG_BYTES, PermissionMode, ProcessFlags, argv};
-pub use env::{EnvError, Environment, MODEL_KEYS, check_env, environment};
+pub use env::{Environment, MODEL_KEYS, Whose, environment, environment_of_claude, own_key};
 pub use line::Line;
 pub use permissions::answer_permission;
 pub use requests::*;

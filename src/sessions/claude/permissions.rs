@@ -1,56 +1,65 @@
 //! What ashd answers when claude asks whether a tool may run. Nobody can be asked through the API, so the session's
 //! `permissionMode` decides, and a refusal tells the model (and through it the user) what to change.
 
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::PermissionMode;
+use super::line::{Line, member, string};
 use super::requests::{InputLine, line, refuse_line};
+use crate::model::raw::on_one_line;
 
-/// The answer to a `control_request` of claude's (`raw` is its line). Every request gets one: an unanswered request
+/// The answer to a `control_request` of claude's (`raw` is its line, or empty when that was too long to be held). Every request gets one: an unanswered request
 /// holds the turn for ever.
 pub fn answer_permission(mode: PermissionMode, request_id: &str, raw: &str) -> InputLine {
-    #[derive(Deserialize)]
-    struct Outer {
-        request: Inner,
+    let unreadable = || refuse_line(request_id, "the request could not be read");
+    if raw.is_empty() {
+        return refuse_line(request_id, "the request is larger than ashd reads (4 MiB)");
     }
-    #[derive(Deserialize)]
-    struct Inner {
-        subtype: String,
-        #[serde(default)]
-        tool_name: String,
-        #[serde(default)]
-        input: Value,
+    let Some(request) = Line::parse(raw).and_then(|line| line.request) else { return unreadable() };
+    let Some(subtype) = string(member(request, "subtype")) else { return unreadable() };
+    if subtype != "can_use_tool" {
+        return refuse_line(request_id, &format!("ashd does not answer \"{subtype}\""));
     }
-    let Ok(Outer { request }) = serde_json::from_str::<Outer>(raw) else {
-        return refuse_line(request_id, "the request could not be read");
-    };
-    if request.subtype != "can_use_tool" {
-        return refuse_line(request_id, &format!("ashd does not answer \"{}\"", request.subtype));
-    }
-    let answer = match mode {
-        PermissionMode::BypassPermissions => json!({ "behavior": "allow", "updatedInput": request.input }),
-        PermissionMode::PermissionsByAgent => json!({ "behavior": "deny", "message": denied(
-            &request.tool_name,
+    let tool = string(member(request, "tool_name")).unwrap_or_default();
+    let message = match mode {
+        PermissionMode::BypassPermissions => {
+            // The input goes back as it came, whatever it holds.
+            let input = member(request, "input").map_or("null", RawValue::get);
+            let line = format!(
+                r#"{{"type":"control_response","response":{{"subtype":"success","request_id":{},"response":{{"behavior":"allow","updatedInput":{}}}}}}}"#,
+                json!(request_id),
+                on_one_line(input),
+            );
+            return (line + "\n").into_bytes();
+        }
+        PermissionMode::PermissionsByAgent => denied(
+            &tool,
             "allow it under permissions.allow in the agent's .claude/settings.json, or in the session's allowedTools",
-        )}),
-        PermissionMode::Default => json!({ "behavior": "deny", "message": denied(
-            &request.tool_name,
+        ),
+        PermissionMode::Default => denied(
+            &tool,
             "name it in the session's allowedTools, or create the session with permissionMode bypassPermissions",
-        )}),
+        ),
     };
     line(&json!({
         "type": "control_response",
-        "response": { "subtype": "success", "request_id": request_id, "response": answer },
+        "response": {
+            "subtype": "success",
+            "request_id": request_id,
+            "response": { "behavior": "deny", "message": message },
+        },
     }))
 }
 
 fn denied(tool: &str, way_out: &str) -> String {
-    format!("{tool} is not permitted in this session, and nobody can be asked. To permit it: {way_out}.")
+    format!("{tool} is not permitted in this session, and no person can be asked. To permit it: {way_out}.")
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn ask(mode: PermissionMode, raw: &str) -> Value {
@@ -74,7 +83,7 @@ mod tests {
 
     #[test]
     fn every_other_request_is_refused_at_once() {
-        for raw in ["", "{}", r#"{"request":{"subtype":"hook_callback"}}"#, r#"{"request":7}"#] {
+        for raw in ["", "x", "{}", r#"{"request":{"subtype":"hook_callback"}}"#, r#"{"request":7}"#] {
             let answer = ask(PermissionMode::BypassPermissions, raw);
             assert_eq!(answer["response"]["subtype"], "error", "{raw}");
             assert_eq!(answer["response"]["request_id"], "r1");

@@ -1,10 +1,12 @@
 //! The lines ashd writes to claude's stdin. Each ends with its newline and is written whole or not at all: half a line
 //! makes claude exit.
 
+use super::{LaunchOptions, MAX_ARG_BYTES};
+use crate::model::RawJson;
 use serde_json::{Map, Value, json};
-use uuid::Uuid;
 
-use super::LaunchOptions;
+/// Bytes of a schema: it is an argument of the process, with its flag's name.
+const MAX_SCHEMA: usize = MAX_ARG_BYTES - "--json-schema=".len();
 
 /// One line for claude's stdin, newline included.
 pub type InputLine = Vec<u8>;
@@ -19,18 +21,6 @@ pub fn initialize_line(request_id: &str, options: &LaunchOptions) -> InputLine {
         request.insert("appendSystemPrompt".into(), prompt.into());
     }
     control(request_id, Value::Object(request))
-}
-
-/// A user's message: `content` as the client sent it (a string or an array of blocks). `uuid` comes back in
-/// `command_lifecycle` lines.
-pub fn user_line(content: &Value, uuid: Uuid) -> InputLine {
-    line(&json!({
-        "type": "user",
-        "message": { "role": "user", "content": content },
-        "parent_tool_use_id": null,
-        "session_id": "",
-        "uuid": uuid,
-    }))
 }
 
 /// Ends the running turn; harmless when none runs. Its answer comes before the turn's `result`.
@@ -73,11 +63,17 @@ pub fn thinking_tokens(thinking: &Value) -> Result<Option<u64>, String> {
 }
 
 /// The JSON schema of a message's `outputFormat`: `{"type":"json_schema","schema":{...}}`, as the SDK has it.
-pub fn output_schema(format: &Value) -> Result<Value, String> {
-    match (format.get("type").and_then(Value::as_str), format.get("schema")) {
-        (Some("json_schema"), Some(schema @ Value::Object(_))) => Ok(schema.clone()),
-        _ => Err("outputFormat must be {\"type\":\"json_schema\",\"schema\":{...}}".to_owned()),
+pub fn output_schema(format: &RawJson) -> Result<RawJson, String> {
+    const FORM: &str = "outputFormat must be {\"type\":\"json_schema\",\"schema\":{...}}";
+    if format.member("type").is_none_or(|kind| kind.get() != "\"json_schema\"") {
+        return Err(FORM.to_owned());
     }
+    let schema = format.member("schema").filter(|schema| schema.get().starts_with('{')).ok_or(FORM)?;
+    if schema.get().len() > MAX_SCHEMA {
+        let length = schema.get().len();
+        return Err(format!("outputFormat.schema is too long: {length} bytes, at most {MAX_SCHEMA} fit"));
+    }
+    RawJson::parse(schema.get()).map_err(|error| format!("outputFormat.schema: {error}"))
 }
 
 /// An answer to a control request of claude's that ashd does not know: refused, so that claude does not wait for ever.
@@ -104,10 +100,8 @@ mod tests {
 
     #[test]
     fn every_line_is_one_line() {
-        let content = json!([{ "type": "text", "text": "two\nlines\u{2028}and \u{0} more" }]);
         let options = LaunchOptions { system_prompt: Some("a\nb".into()), ..LaunchOptions::default() };
         for line in [
-            user_line(&content, Uuid::nil()),
             initialize_line("i", &options),
             interrupt_line("x"),
             set_model_line("m", None),
@@ -119,8 +113,6 @@ mod tests {
             assert_eq!(line.last(), Some(&b'\n'));
             assert!(serde_json::from_slice::<Value>(&line).is_ok());
         }
-        let back: Value = serde_json::from_slice(&user_line(&content, Uuid::nil())).expect("one object");
-        assert_eq!(back["message"]["content"], content);
     }
 
     #[test]
@@ -141,11 +133,20 @@ mod tests {
         }
     }
 
+    /// A6, <https://github.com/vllm-project/router/issues/186>, NVIDIA-NeMo/Switchyard#438: properties were sorted. Expected: the order
+    /// that was sent.
     #[test]
     fn output_format_must_be_a_schema() {
-        assert_eq!(output_schema(&json!({ "type": "json_schema", "schema": { "a": 1 } })), Ok(json!({ "a": 1 })));
-        for bad in [json!({}), json!("json"), json!({ "type": "json_schema" }), json!({ "schema": {} })] {
-            assert!(output_schema(&bad).is_err(), "{bad}");
+        let raw = |text: &str| RawJson::parse(text).unwrap();
+        let schema = r#"{"zebra":{"type":"string"},"apple":1}"#;
+        let format = raw(&format!(r#"{{"type":"json_schema","schema":{schema}}}"#));
+        assert_eq!(output_schema(&format), Ok(raw(schema)), "its properties keep their order");
+        for bad in
+            ["{}", "\"json\"", r#"{"type":"json_schema"}"#, r#"{"schema":{}}"#, r#"{"type":"json_schema","schema":1}"#]
+        {
+            assert!(output_schema(&raw(bad)).is_err(), "{bad}");
         }
+        let long = raw(&format!(r#"{{"type":"json_schema","schema":{{"a":"{}"}}}}"#, "x".repeat(MAX_ARG_BYTES)));
+        assert!(output_schema(&long).is_err_and(|why| why.contains("too long")));
     }
 }

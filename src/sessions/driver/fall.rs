@@ -4,8 +4,7 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use nix::libc::SIGKILL;
-use serde_json::{Value, json};
-use uuid::Uuid;
+use serde_json::json;
 
 use super::turn::message_file;
 use super::{Driver, Interrupted, Running};
@@ -17,9 +16,9 @@ use crate::sandbox::usage::Usage;
 use crate::sessions::adopt::{self, Attached};
 use crate::sessions::alarms::Alarm;
 use crate::sessions::cause::{self, OomCount};
-use crate::sessions::claude;
 use crate::sessions::conversation;
 use crate::sessions::lines::{Tail, TailError};
+use crate::sessions::message::UserLine;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::process::of_turn;
 use crate::sessions::turns::Turns;
@@ -28,6 +27,8 @@ use crate::store::{Commit, Store, Turn};
 
 /// What claude calls itself.
 const NAME: &str = "claude";
+/// Longest time for the output that is there when a session's process ends.
+const CATCH_UP: Duration = Duration::from_secs(5);
 /// Longest time from the kernel's choice of a process to its end: gigabytes are given back meanwhile.
 const DYING: Duration = Duration::from_secs(5);
 
@@ -83,7 +84,7 @@ impl Driver {
         let mut change = if self.session.status == SessionStatus::Paused {
             let mut change = self.ledger.blank();
             let data = super::lifecycle("parked", json!({ "reason": reason, "error": why }));
-            change.events.push(("lifecycle", data));
+            change.events.push(("lifecycle", data.into()));
             change
         } else {
             self.change(SessionStatus::Error, Some(why.clone()), "error", json!({ "reason": reason, "error": why }))
@@ -91,7 +92,7 @@ impl Driver {
         let running = self.turn.as_ref().map(|running| running.turn.clone());
         let interrupted = self.break_turn(&mut change, &why);
         if running.is_some() {
-            change.events.push(("error", json!({ "error": why }).to_string()));
+            change.events.push(("error", json!({ "error": why }).to_string().into()));
         }
         self.enter_or_note(change).await;
         self.tear_down().await;
@@ -116,7 +117,8 @@ impl Driver {
 
     /// Closes the running turn in `change`, with the reason.
     pub(super) fn break_turn(&mut self, change: &mut Commit, why: &str) -> Option<Interrupted> {
-        let Running { mut turn, interrupted, since } = self.turn.take()?;
+        let Running { mut turn, interrupted, since, .. } = self.turn.take()?;
+        self.break_foreign(&mut turn, why);
         tracing::info!(ASH_EVENT = "turn-end", ASH_SESSION = %self.session.id, ASH_TURN = turn.number,
             ms = since.elapsed().as_millis(), error = why, "the turn broke off");
         self.turns.broke();
@@ -124,6 +126,7 @@ impl Driver {
         turn.ended_at = Some(now_ms());
         turn.error = Some(interrupted.as_ref().and_then(|i| i.why.clone()).unwrap_or_else(|| why.to_owned()));
         change.stdout_offset = turn.end;
+        change.of_turn = Some(turn.number);
         change.turn = Some(turn);
         interrupted
     }
@@ -137,10 +140,20 @@ impl Driver {
         }
     }
 
-    /// Reads what is there now. Bounded, since a hostile payload may write faster than anybody reads.
+    /// Reads what is there now. Bounded in bytes, memory and time, since a hostile payload may write faster than the database takes it;
+    /// what is left is read when the session is resumed.
     pub(super) async fn catch_up(&mut self) {
         const BATCHES: usize = 64;
+        let until = tokio::time::Instant::now() + CATCH_UP;
         for _ in 0..BATCHES {
+            while !self.ledger.has_room() {
+                if tokio::time::timeout_at(until, self.ledger.landed()).await.is_err() {
+                    return;
+                }
+            }
+            if self.allowances.is_over() || tokio::time::Instant::now() >= until {
+                return;
+            }
             let drained = match self.live.as_mut().and_then(|live| live.tail.as_mut()) {
                 Some(tail) => tail.drain(),
                 None => return,
@@ -178,12 +191,12 @@ impl Driver {
             return;
         }
         let first = !std::mem::replace(&mut live.saved, true);
-        let (dir, id) = (self.dir.clone(), self.session.id);
+        let (dir, id) = (self.dir.clone(), self.session.conversation);
         tokio::task::spawn_blocking(move || {
             let output = File::open(dir.stdout()).and_then(|file| file.sync_data());
             // One that has no conversation yet has nothing to lose.
             if let Err(e) = output.and_then(|()| conversation::sync(&dir.home(), id, first)) {
-                tracing::debug!(ASH_SESSION = %id, "its files are not on the disk yet: {e}");
+                tracing::debug!(conversation = %id, "its files are not on the disk yet: {e}");
             }
         });
     }
@@ -202,7 +215,7 @@ impl Driver {
             }
         } else {
             let mut change = self.ledger.blank();
-            change.events.push(("lifecycle", super::lifecycle("parked", json!({ "reason": reason }))));
+            change.events.push(("lifecycle", super::lifecycle("parked", json!({ "reason": reason })).into()));
             self.ledger.note(change);
         }
         self.catch_up().await;
@@ -284,23 +297,39 @@ impl Driver {
     }
 
     async fn attach(&mut self, slot: Slot) -> Result<Option<Exit>, String> {
+        if let Some(why) = &self.unusable {
+            return Err(why.clone());
+        }
         let (shared, dir) = (self.shared.clone(), self.dir.clone());
+        // Before the session is registered: the turn goes on, and must not find its window closed.
+        let _window = match self.open_turns_of_before().await? {
+            Some(_) => Some(shared.gateway.hold_open(self.session.id)),
+            None => None,
+        };
         let attached = adopt::attach(&shared, &self.session, &self.options, &dir, self.newest, slot).await?;
         let Attached { mut live, accepted, exited } = attached;
-        if let Some(turn) = self.open_turn_of_before().await? {
+        self.turns = Turns::idle(live.record.reports);
+        if let Some(mut open) = self.open_turns_of_before().await? {
+            let turn = &open.turn;
             let number = of_turn(turn.number);
             if !turn.unasked && accepted.is_none_or(|accepted| accepted < number) && exited.is_none() {
-                let file = message_again(&shared.store, &dir, &turn)
+                let file = message_again(&shared.store, &dir, turn)
                     .await
                     .map_err(|e| format!("the message of turn {}: {e}", turn.number))?;
                 live.numbers.turn(turn.number);
                 live.sandbox.deliver(live.record.child, number, file.into()).await.map_err(|e| e.to_string())?;
             }
-            self.goes_on(Turn { delivered: true, ..turn });
+            open.turn.delivered = true;
+            self.goes_on(open, live.record.reports);
         }
         if self.session.status == SessionStatus::Paused && exited.is_none() {
             live.freeze().await.map_err(|e| e.to_string())?;
             self.paused_since = Some(Instant::now());
+            if self.is_held() {
+                // A limit broke its turn off, and claude is in it still.
+                let last = shared.store.last_turn(self.session.id).await.map_err(|e| e.to_string())?;
+                live.unfinished = last.filter(|turn| turn.error.is_some()).map(|turn| turn.number);
+            }
         }
         self.watch(&mut live);
         let found = live.sandbox.info.limits;
@@ -308,17 +337,6 @@ impl Driver {
         self.place();
         self.put_in_force_again(found).await;
         Ok(exited)
-    }
-
-    async fn open_turn_of_before(&mut self) -> Result<Option<Turn>, String> {
-        let last = self.shared.store.last_turn(self.session.id).await.map_err(|e| e.to_string())?;
-        Ok(last.filter(|turn| turn.end.is_none()))
-    }
-
-    /// The turn that another ashd began is this one's now.
-    fn goes_on(&mut self, turn: Turn) {
-        self.turns = Turns::adopted(turn.unasked);
-        self.turn = Some(Running { turn, since: Instant::now(), interrupted: None });
     }
 
     /// The session's processes did not survive. What they said while nobody looked is taken down; then it is paused,
@@ -330,8 +348,8 @@ impl Driver {
     }
 
     async fn take_down(&mut self, why: &str) -> Result<(), SessionError> {
-        if let Some(turn) = self.open_turn_of_before().await.map_err(SessionError::Failed)? {
-            self.goes_on(turn);
+        if let Some(open) = self.open_turns_of_before().await.map_err(SessionError::Failed)? {
+            self.goes_on(open, false);
         }
         // A session that never came to a process has no file.
         if let Ok(mut tail) = Tail::open(self.dir.root(), self.session.stdout_offset, &self.shared.hub) {
@@ -354,7 +372,7 @@ impl Driver {
             change = self.change(SessionStatus::Paused, None, "paused", data);
         }
         if self.turn.is_some() {
-            change.events.push(("error", json!({ "error": why }).to_string()));
+            change.events.push(("error", json!({ "error": why }).to_string().into()));
         }
         self.break_turn(&mut change, why);
         change.stdout_offset = Some(self.read_to());
@@ -365,7 +383,6 @@ impl Driver {
 /// The message of a turn that another ashd began.
 async fn message_again(store: &Store, dir: &SessionDir, turn: &Turn) -> Result<File, String> {
     let message = store.message_of(turn).await.map_err(|e| e.to_string())?.ok_or("it is not in the history")?;
-    let message: Value = serde_json::from_str(&message).map_err(|e| e.to_string())?;
-    let line = claude::user_line(&message["content"], Uuid::new_v4());
+    let line = UserLine::again(message.into(), turn.id)?;
     message_file(dir, line).await.map_err(|e| e.to_string())
 }

@@ -27,8 +27,10 @@ use crate::sessions::published::Published;
 use crate::sessions::retain;
 use crate::store::{Commit, Committed, OnDisk, Session, Store, StoreError, Turn, Usage};
 
-/// Bytes of messages and events that may wait for the database. Past it nothing more is read.
+/// Bytes of messages and events that may wait for the database, as they are in memory. Past it nothing more is read.
 const ROOM: usize = 8 << 20;
+/// Rows after which a commit takes no more changes: the writer serves all sessions, and those of others wait for one commit.
+const ROWS: usize = 1024;
 /// What claude says waits so long for more of it. Its last words and the `result` come within a few milliseconds: one commit for both
 /// is done sooner than the second of two.
 const LINGER: Duration = Duration::from_millis(10);
@@ -53,6 +55,8 @@ pub struct Ledger {
     noted: Instant,
     landing: Option<Landing>,
     failing: bool,
+    /// Turns that are published when the one that runs is over.
+    behind: Vec<Turn>,
 }
 
 impl fmt::Debug for Ledger {
@@ -73,7 +77,13 @@ impl Ledger {
             noted: Instant::now(),
             landing: None,
             failing: false,
+            behind: Vec::new(),
         }
+    }
+
+    /// Gives the published state to a successor. What is still queued is dropped.
+    pub fn into_published(self) -> watch::Sender<Published> {
+        self.published
     }
 
     /// An empty change of this session.
@@ -125,7 +135,23 @@ impl Ledger {
     }
 
     /// Publishes a turn whose row is in the database.
-    pub fn publish(&self, turn: Turn) {
+    ///
+    /// One behind the turn that runs (claude began it by itself before it began with the message) waits until that is over: what
+    /// is published is the newest, and all before it are over.
+    pub fn publish(&mut self, turn: Turn) {
+        let now = self.published.borrow().turn.clone();
+        if now.is_some_and(|runs| runs.end.is_none() && runs.number < turn.number) {
+            self.behind.retain(|other| other.number != turn.number);
+            return self.behind.push(turn);
+        }
+        let over = turn.end.is_some();
+        self.show(turn);
+        if over {
+            std::mem::take(&mut self.behind).into_iter().for_each(|turn| self.show(turn));
+        }
+    }
+
+    fn show(&self, turn: Turn) {
         self.published.send_modify(|p| {
             // An older turn never hides a newer one.
             if p.turn.as_ref().is_none_or(|newest| newest.number <= turn.number) {
@@ -200,6 +226,15 @@ impl Ledger {
         Ok(on_disk)
     }
 
+    /// Gives up what is noted and not written: a full disk must not keep a session from its end. The output itself stays.
+    pub fn give_up(&mut self) {
+        self.landing = None;
+        self.bytes = 0;
+        for turn in std::mem::take(&mut self.queue).into_iter().filter_map(|change| change.turn) {
+            self.publish(turn);
+        }
+    }
+
     /// Writes everything noted before. While the disk does not confirm it, nothing new is promised.
     async fn settle(&mut self) -> Result<(), StoreError> {
         while let Some(landing) = self.flight() {
@@ -262,10 +297,23 @@ fn fits(last: &Commit, change: &Commit) -> bool {
         (Some(a), Some(b)) => a.number == b.number,
         _ => true,
     };
-    same_turn && last.status.is_none() && change.status.is_none()
+    // Rows of different turns are of different commits.
+    let same_rows = last.of_turn == change.of_turn || !has_rows(last) || !has_rows(change);
+    same_turn && same_rows && last.status.is_none() && change.status.is_none() && !is_large(last)
+}
+
+/// Whether a change is a commit of its own, however much comes behind it.
+pub(super) fn is_large(change: &Commit) -> bool {
+    change.messages.len() + change.events.len() >= ROWS
+}
+
+fn has_rows(change: &Commit) -> bool {
+    !change.messages.is_empty() || !change.events.is_empty() || change.usage.is_some()
 }
 
 fn merge(into: &mut Commit, change: Commit) {
+    into.of_turn = if has_rows(into) { into.of_turn } else { change.of_turn };
+    into.conversation = change.conversation.or(into.conversation);
     into.messages.extend(change.messages);
     into.events.extend(change.events);
     into.stdout_offset = change.stdout_offset.or(into.stdout_offset);
@@ -290,12 +338,16 @@ pub fn sum(a: &Usage, b: &Usage) -> Usage {
         cache_read_tokens: a.cache_read_tokens.saturating_add(b.cache_read_tokens),
         tool_calls: a.tool_calls.saturating_add(b.tool_calls),
         compute_ms: a.compute_ms.saturating_add(b.compute_ms),
+        messages: a.messages.saturating_add(b.messages),
     }
 }
 
+/// Bytes of a change in memory, those of the statement that writes it included.
 fn weight(change: &Commit) -> usize {
-    let texts = change.messages.iter().map(|(_, text)| text.len()).sum::<usize>();
-    let events = change.events.iter().map(|(_, data)| data.len()).sum::<usize>();
+    /// Beside its text, a row has an id, the session's, the tenant's, a word, and a place in the statement.
+    const ROW: usize = 768;
+    let texts = change.messages.iter().map(|(_, text)| ROW + text.len()).sum::<usize>();
+    let events = change.events.iter().map(|(_, data)| ROW + data.len()).sum::<usize>();
     256 + texts + events
 }
 

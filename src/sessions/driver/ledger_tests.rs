@@ -19,12 +19,14 @@ fn turn(ledger: &Ledger, number: i64, start: u64, end: Option<u64>) -> Commit {
     let mut change = ledger.blank();
     change.turn = Some(Turn {
         session: change.session,
+        id: Uuid::new_v4(),
         number,
         start,
         end,
         error: None,
         delivered: true,
         unasked: false,
+        partial: false,
         started_at: 1,
         ended_at: end.map(|_| 2),
     });
@@ -58,11 +60,11 @@ async fn what_was_noted_comes_before_what_is_committed() {
     let (_dir, mut ledger, _published) = ledger().await;
     for n in 0..3 {
         let mut note = ledger.blank();
-        note.messages.push((Role::Assistant, format!("noted {n}")));
+        note.messages.push((Role::Assistant, format!("noted {n}").into()));
         ledger.note(note);
     }
     let mut last = ledger.blank();
-    last.messages.push((Role::User, "committed".to_owned()));
+    last.messages.push((Role::User, "committed".into()));
     let (session, tenant) = (last.session, last.tenant.clone());
     assert_eq!(ledger.commit(last).await.unwrap().message_sequence, 4);
     assert!(ledger.is_settled());
@@ -76,7 +78,7 @@ async fn the_last_words_and_the_end_of_a_turn_are_one_commit() {
     let (_dir, mut ledger, published) = ledger().await;
     drop(ledger.commit_early(turn(&ledger, 1, 0, None)).await.unwrap());
     let mut words = ledger.blank();
-    words.messages.push((Role::Assistant, "last words".to_owned()));
+    words.messages.push((Role::Assistant, "last words".into()));
     ledger.note(words);
     assert!(tokio::time::timeout(LINGER / 3, ledger.landed()).await.is_err(), "it waits for more");
     let start = Instant::now();
@@ -86,7 +88,7 @@ async fn the_last_words_and_the_end_of_a_turn_are_one_commit() {
     assert!(ledger.is_settled() && published.borrow().turn.as_ref().unwrap().end == Some(100));
     // And what nobody waits for goes by itself.
     let mut words = ledger.blank();
-    words.messages.push((Role::Assistant, "more".to_owned()));
+    words.messages.push((Role::Assistant, "more".into()));
     ledger.note(words);
     ledger.landed().await;
     assert!(ledger.is_settled() && start.elapsed() >= LINGER);

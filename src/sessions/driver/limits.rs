@@ -57,8 +57,8 @@ impl Driver {
 
     pub(super) fn watch(&self, live: &mut Live) {
         let cgroup = &live.sandbox.info.cgroup;
-        let watch =
-            self.shared.warden.watch(self.session.id, self.dir.root(), cgroup, &self.session.limits, live.frozen);
+        let whose = (&self.session.tenant, self.session.id);
+        let watch = self.shared.warden.watch(whose, self.dir.root(), cgroup, &self.session.limits, live.frozen);
         live.watch = Some(watch);
     }
 
@@ -110,7 +110,7 @@ impl Driver {
             "new limits");
         let mut commit = self.ledger.blank();
         commit.limits = Some(new);
-        commit.events.push(("lifecycle", lifecycle("limits", json!({ "changed": changed }))));
+        commit.events.push(("lifecycle", lifecycle("limits", json!({ "changed": changed })).into()));
         self.ledger.note(commit);
         self.session.limits = new;
         if let Some(watch) = self.live.as_ref().and_then(|live| live.watch.as_ref()) {
@@ -157,6 +157,15 @@ impl Driver {
         self.session.status == SessionStatus::Paused && self.session.error.is_some()
     }
 
+    /// Before a session that was paused by a limit of storage continues.
+    ///
+    /// # Errors
+    /// `Full` while it has more on the disk than allowed, or its tenant stores more than allowed.
+    pub(super) async fn check_held(&mut self) -> Result<(), SessionError> {
+        self.check_disk().await?;
+        if self.is_held() { self.shared.check_write(&self.session.tenant, 0).await } else { Ok(()) }
+    }
+
     /// # Errors
     /// `Full` while it has more on the disk than allowed.
     pub(super) async fn check_disk(&mut self) -> Result<(), SessionError> {
@@ -174,17 +183,18 @@ impl Driver {
 
     /// Lets a held session go on, if there is room again.
     pub(super) async fn release(&mut self) {
-        if !self.is_held() || self.live.is_none() || self.check_disk().await.is_err() {
+        if !self.is_held() || self.live.is_none() || self.check_held().await.is_err() {
             return;
         }
         if let Err(e) = self.resume_warm().await {
-            tracing::error!(ASH_SESSION = %self.session.id, "there is room again, but it does not go on: {e}");
+            tracing::error!(ASH_SESSION = %self.session.id, "there is room again, but the session does not continue: {e}");
         }
     }
 
     pub(super) async fn found(&mut self, finding: Finding) {
         match finding {
             Finding::Disk(used) => self.too_much_on_disk(used).await,
+            Finding::Storage => self.tenant_is_full().await,
             Finding::OomKilled(processes) => self.oom_killed(processes).await,
             Finding::ForksRefused(refused) => {
                 let pids = self.session.limits.pids;
@@ -192,6 +202,15 @@ impl Driver {
                     format!("the limit of {pids} processes and threads was reached: {refused} forks were refused");
                 self.shared.tally.count("pids");
                 self.cause("limited", "pids", json!({ "limit": Limit::Pids, "value": pids, "refused": refused }), &why);
+            }
+            Finding::CommandsFull(share) => {
+                let pids = self.session.limits.pids;
+                let why = format!(
+                    "commands and tools had no room for another process: they may start more up to {share} processes and threads, \
+                     the rest of the limit of {pids} is claude's. End some, or raise pids"
+                );
+                self.shared.tally.count("pids");
+                self.cause("limited", "pids", json!({ "limit": Limit::Pids, "value": pids, "commands": share }), &why);
             }
         }
     }
@@ -256,7 +275,7 @@ impl Driver {
         }
         let data = lifecycle(action, more);
         self.ledger.tell(&data);
-        change.events.push(("lifecycle", data));
+        change.events.push(("lifecycle", data.into()));
         self.ledger.note(change);
     }
 
@@ -287,12 +306,34 @@ impl Driver {
             // It went on once, and what holds the files was not interrupted with its turn: nothing else gives the room back.
             return self.fell(format!("{why}; and it did so again, so its processes were ended"), "disk").await;
         }
-        let mut change =
-            self.change(SessionStatus::Paused, Some(why.clone()), "paused", json!({ "reason": "disk", "error": why }));
+        self.hold("disk", why).await;
+    }
+
+    /// The tenant stores more than it may, and this session writes on.
+    async fn tenant_is_full(&mut self) {
+        // Deleted meanwhile, as far as is known.
+        let Some(SessionError::Full(why)) = self.shared.is_storage_full(&self.session.tenant) else { return };
+        let Some(live) = self.live.as_mut().filter(|live| !live.frozen) else { return };
+        let why = format!("the session is paused: {why}");
+        if let Err(e) = live.freeze().await {
+            return self.fell(format!("{why} It could not be frozen: {e}"), "storage").await;
+        }
+        self.catch_up().await;
+        let storage = &self.shared.storage;
+        let (limit, used) = (storage.limit(&self.session.tenant).value, storage.stored(&self.session.tenant).total());
+        self.shared.tally.count("storage");
+        self.cause("limited", "storage", json!({ "limit": "storageBytes", "value": limit, "used": used }), &why);
+        self.hold("storage", why).await;
+    }
+
+    /// Pauses a session that is frozen already, with the reason as its error.
+    async fn hold(&mut self, reason: &'static str, why: String) {
+        let data = json!({ "reason": reason, "error": why });
+        let mut change = self.change(SessionStatus::Paused, Some(why.clone()), "paused", data);
         let broken = self.turn.as_ref().map(|running| running.turn.number);
         let interrupted = self.break_turn(&mut change, &why);
         if broken.is_some() {
-            change.events.push(("error", json!({ "error": why }).to_string()));
+            change.events.push(("error", json!({ "error": why }).to_string().into()));
         }
         if let Some(live) = &mut self.live {
             live.unfinished = broken;
@@ -312,31 +353,26 @@ fn number(limits: &Limits, limit: Limit) -> Option<u64> {
 fn over(used: &DiskUse, limits: &Limits) -> String {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let what = if used.held_hidden {
-        "the disk has lost more than it may have left, and its processes hold files that cannot be counted (descriptors in \
-         the queues of sockets)"
-            .to_owned()
+        "disk use cannot be measured: its processes hold deleted files by descriptors in socket queues".to_owned()
     } else if used.hidden {
-        "it has directories that nobody can look into, or more than 128 of them in each other".to_owned()
+        "disk use cannot be measured: it has directories that cannot be read, or more than 128 nested directories"
+            .to_owned()
     } else if used.bytes > limits.disk_bytes {
         let held = match used.held_bytes {
             0 => String::new(),
-            held => format!(", {} of them in files that were deleted and are still open", mib(held)),
+            held => format!(", {} MiB of them in deleted files that are still open", mib(held)),
         };
-        format!(
-            "it has {} MiB or more on the disk{held}, and its limit is {} MiB",
-            mib(used.bytes),
-            mib(limits.disk_bytes)
-        )
+        format!("disk limit exceeded ({} of {} MiB{held})", mib(used.bytes), mib(limits.disk_bytes))
     } else {
-        format!("it has {} files or more, and its limit is {}", used.files, limits.disk_files)
+        format!("file limit exceeded ({} of {} files)", used.files, limits.disk_files)
     };
     format!(
-        "the session stands still: {what}. It goes on when files are deleted (DELETE .../files/*) or the limit is raised \
-         (PATCH .../limits){}",
+        "Session paused: {what}. Delete files (DELETE .../files/*) or raise the limit (`diskBytes`, `diskFiles`; PATCH .../limits) to \
+         continue{}",
         if used.held_bytes > 0 || used.held_hidden {
-            "; what has no name goes with the processes that hold it: when it goes on, the turn it was in is interrupted"
+            ". Deleted files are released with the processes that hold them: when the session continues, its turn is interrupted"
         } else {
-            ""
+            "."
         }
     )
 }

@@ -1,5 +1,4 @@
 //! One task per session: the only writer of its state.
-//!
 //! ```text
 //!    requests --\                                   /--> sandbox (freeze, deliver, signal)
 //!    started ----\                                 /---> ledger  (database, then readers)
@@ -8,42 +7,52 @@
 //!    alarms -----/
 //! ```
 
+mod copy;
 mod fall;
+mod flood;
+mod foreign;
+mod history;
+mod ingest;
 mod ledger;
 mod limits;
+mod load;
 mod requests;
 mod starts;
+mod supervise;
 mod turn;
 
 use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use crate::model::{SessionStatus, now_ms};
+use self::flood::Allowances;
+use crate::gateway::windows::Hold;
+use crate::model::{SessionStatus, Skipped, now_ms};
 use crate::sandbox::SandboxEvent;
 use crate::sessions::alarms::{self, Alarm, Clocks};
 use crate::sessions::claude::LaunchOptions;
 use crate::sessions::exec::Place;
+use crate::sessions::history_cap::HistoryCap;
 use crate::sessions::lines::{Batch, TailError};
 use crate::sessions::live::Live;
+use crate::sessions::new_message::NewMessage;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::pulse::SharedPulse;
 use crate::sessions::queue::{self, Accept, Standing};
-use crate::sessions::registry::Ends;
-use crate::sessions::retain;
 use crate::sessions::shared::Shared;
 use crate::sessions::state::Verb;
 use crate::sessions::turns::Turns;
-use crate::sessions::{PatchConfig, SendMessage, SessionError};
+use crate::sessions::{PatchConfig, SessionError};
 use crate::store::{Commit, Session, Turn};
 
 use ledger::Ledger;
 use starts::Start;
 
+pub use crate::sessions::timeline::lifecycle;
 pub use limits::Looked;
 
 pub type Reply<T> = oneshot::Sender<Result<T, SessionError>>;
@@ -68,7 +77,9 @@ pub enum Request {
     /// At the start of the daemon this session's row says that it lives, and it does not.
     FoundCold,
     Send {
-        body: Box<SendMessage>,
+        /// Of the turn that it becomes, and of its message.
+        id: Uuid,
+        message: Box<NewMessage>,
         reply: Reply<Turn>,
     },
     /// A place for a command beside claude, in a sandbox that runs.
@@ -97,7 +108,7 @@ pub enum Request {
     /// Copy workspace, home and conversation to the directory of another session.
     Fork {
         to: Uuid,
-        reply: Reply<Session>,
+        reply: Reply<(Session, Skipped)>,
     },
     /// The pool needs this paused session's place.
     Park {
@@ -135,6 +146,8 @@ pub struct Driver {
     dir: SessionDir,
     session: Session,
     options: LaunchOptions,
+    /// Why no process can be started: the stored launch options cannot be read. Stop, end and deletion still work.
+    unusable: Option<String>,
     requests: mpsc::Receiver<Request>,
     pulse: SharedPulse,
     ledger: Ledger,
@@ -144,10 +157,16 @@ pub struct Driver {
     turns: Turns,
     /// The turn that runs.
     turn: Option<Running>,
+    /// The one that claude began by itself before it begins with that.
+    foreign: Option<Running>,
+    /// What it may add to the history.
+    cap: HistoryCap,
     /// Number of the newest turn.
     newest: i64,
     paused_since: Option<Instant>,
     last_asked: Instant,
+    /// What its processes may announce without being asked.
+    allowances: Allowances,
     /// Said to leave; nobody asks for this session any more.
     retired: bool,
 }
@@ -158,6 +177,8 @@ struct Running {
     turn: Turn,
     since: Instant,
     interrupted: Option<Interrupted>,
+    /// The model may be asked while the turn runs.
+    _window: Hold,
 }
 
 #[derive(Debug)]
@@ -166,6 +187,8 @@ struct Interrupted {
     /// What the turn's readers are told; `None` when the client asked for it.
     why: Option<String>,
     replies: Vec<Reply<Session>>,
+    /// claude was in a turn of its own when it was told.
+    hit_foreign: bool,
 }
 
 enum Wake {
@@ -178,68 +201,8 @@ enum Wake {
 }
 
 impl Driver {
-    /// Runs until the session rests. The row is read here, so that it is never older than the task.
-    pub async fn run(shared: Arc<Shared>, id: Uuid, ends: Ends) {
-        match Self::load(&shared, id, ends).await {
-            Ok(driver) => driver.drive().await,
-            Err((why, mut ends)) => {
-                tracing::error!(ASH_SESSION = %id, "the session cannot be read: {why}");
-                shared.registry.remove_if(id, || true);
-                ends.requests.close();
-                // Answered by the drop of their replies.
-                while ends.requests.recv().await.is_some() {}
-            }
-        }
-    }
-
-    async fn load(shared: &Arc<Shared>, id: Uuid, ends: Ends) -> Result<Self, (String, Ends)> {
-        let read = async {
-            let session = shared.store.session_of_any_tenant(id).await.map_err(|e| e.to_string())?;
-            let session = session.ok_or("its row is gone")?;
-            let options = serde_json::from_value(session.launch.clone()).map_err(|e| format!("launch: {e}"))?;
-            let turn = shared.store.last_turn(id).await.map_err(|e| e.to_string())?;
-            // A level above may have been changed while nobody looked.
-            let levels = shared.levels(&session).await.map_err(|e| e.to_string())?;
-            Ok((Session { limits: levels.effective(), ..session }, options, turn))
-        };
-        let (session, options, turn): (Session, LaunchOptions, Option<Turn>) = match read.await {
-            Ok(read) => read,
-            Err(why) => return Err((why, ends)),
-        };
-        let mut ledger = Ledger::new(shared.store.clone(), &session, ends.published);
-        ledger.saw(session.stdout_offset);
-        // A session that never had a process has no file.
-        ledger.floor(retain::found_floor(&SessionDir::new(&shared.config.now().data_dir, id).stdout()).unwrap_or(0));
-        let newest = turn.as_ref().map_or(0, |turn| turn.number);
-        if let Some(turn) = turn {
-            ledger.publish(turn);
-        }
-        if session.status == SessionStatus::Ended {
-            ledger.close(Some("the session has ended".to_owned()));
-        }
-        ledger.loaded();
-        tracing::Span::current().record("ASH_AGENT", session.agent_name.as_str());
-        Ok(Self {
-            dir: SessionDir::new(&shared.config.now().data_dir, id),
-            shared: Arc::clone(shared),
-            session,
-            options,
-            requests: ends.requests,
-            pulse: ends.pulse,
-            ledger,
-            live: None,
-            start: None,
-            waiting: Vec::new(),
-            turns: Turns::idle(),
-            turn: None,
-            newest,
-            paused_since: None,
-            last_asked: Instant::now(),
-            retired: false,
-        })
-    }
-
-    async fn drive(mut self) {
+    /// Returns when the session rests: this task has left the registry.
+    async fn drive(&mut self) {
         loop {
             self.pulse.end();
             let wake = self.wait().await;
@@ -249,7 +212,7 @@ impl Driver {
                     self.last_asked = Instant::now();
                     self.request(request).await;
                     if self.retired {
-                        return;
+                        return self.refuse_rest();
                     }
                 }
                 // Every handle is gone with the registry, and that with the daemon.
@@ -267,6 +230,8 @@ impl Driver {
                 }
                 Wake::Alarm(alarm) => self.alarm(alarm).await,
             }
+            self.end_flood().await;
+            self.after_start().await;
         }
     }
 
@@ -328,7 +293,7 @@ impl Driver {
     }
 
     /// A request that was under way when the task left goes to its successor.
-    async fn leave(mut self) {
+    async fn leave(&mut self) {
         self.requests.close();
         while let Some(request) = self.requests.recv().await {
             self.shared.pass_on(self.session.tenant.clone(), self.session.id, request).await;
@@ -352,7 +317,7 @@ impl Driver {
     fn change(&self, to: SessionStatus, error: Option<String>, action: &'static str, more: Value) -> Commit {
         let mut change = self.ledger.blank();
         change.status = Some((to, error));
-        change.events.push(("lifecycle", lifecycle(action, more)));
+        change.events.push(("lifecycle", lifecycle(action, more).into()));
         change
     }
 
@@ -383,13 +348,4 @@ impl Driver {
             live.place(self.turn.is_some(), self.session.status == SessionStatus::Paused);
         }
     }
-}
-
-/// Data of a `lifecycle` event: `more` is an object (or null) of further fields.
-pub fn lifecycle(action: &str, more: Value) -> String {
-    let mut data = json!({ "action": action });
-    if let (Value::Object(data), Value::Object(more)) = (&mut data, more) {
-        data.extend(more);
-    }
-    data.to_string()
 }

@@ -3,21 +3,19 @@
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use super::starts::Purpose;
 use super::{Driver, Interrupted, Reply, Request};
-use crate::model::SessionStatus;
-use crate::sessions::conversation;
-use crate::sessions::copy_tree::{Bounds, copy_tree};
+use crate::model::{RawJson, SessionStatus};
+use crate::pool::Admission;
+use crate::sessions::claude::Whose;
 use crate::sessions::exec::Place;
 use crate::sessions::launch::{Room, launcher_error};
 use crate::sessions::live::Live;
-use crate::sessions::paths::SessionDir;
 use crate::sessions::queue::Accept;
 use crate::sessions::state::Verb;
 use crate::sessions::{PatchConfig, SessionError, claude};
-use crate::store::Session;
+use crate::store::{Session, StoreError};
 
 impl Driver {
     pub(super) async fn request(&mut self, request: Request) {
@@ -50,7 +48,7 @@ impl Driver {
             Accept::Now => {}
         }
         match request {
-            Request::Send { body, reply } => self.send(*body, reply).await,
+            Request::Send { id, message, reply } => self.send(id, *message, reply).await,
             Request::Exec { reply } => answer(reply, self.place_for_command().await),
             Request::Interrupt { reply } => self.interrupt(None, Some(reply)).await,
             Request::Pause { reply } => answer(reply, self.pause().await),
@@ -117,8 +115,9 @@ impl Driver {
         let Some(live) = &mut self.live else { return Err(SessionError::NotActive(self.session.status)) };
         live.thaw().await.map_err(|e| launcher_error(&e))?;
         live.idle_since = Instant::now();
-        let env = claude::environment(&self.options.env, &live.record.token).vars;
-        Ok(Place { sandbox: live.sandbox.clone(), env, guest: live.guest() })
+        let env = claude::environment(&self.options.env, &Whose::of(&self.session), &live.record.token).vars;
+        let window = self.shared.gateway.hold_open(self.session.id);
+        Ok(Place { sandbox: live.sandbox.clone(), env, guest: live.guest(), window })
     }
 
     /// Freezes, then says so; when it cannot be said, thaws again.
@@ -147,7 +146,7 @@ impl Driver {
             return answer(reply, Ok(self.session.clone()));
         }
         if (self.is_held() || self.live.is_none())
-            && let Err(e) = self.check_disk().await
+            && let Err(e) = self.check_held().await
         {
             return answer(reply, Err(e));
         }
@@ -157,11 +156,11 @@ impl Driver {
         if let Err(e) = self.shared.check_memory() {
             return answer(reply, Err(e));
         }
-        match self.shared.admit_now(self.session.id) {
-            Ok(slot) => self.start_cold(Room::Empty(slot), Purpose::Resume(reply)),
-            Err(None) => answer(reply, Err(self.shared.full())),
+        match self.shared.pool.admit(&self.session.tenant, self.session.id) {
+            Admission::Granted(slot) => self.start_cold(Room::Empty(slot), Purpose::Resume(reply)),
+            Admission::Full(why) => answer(reply, Err(self.shared.full(why))),
             // Room must be made, by another session's task: not waited for here, or two full ones wait for each other.
-            Err(Some(victim)) => {
+            Admission::MakeRoom(victim) => {
                 let (shared, id, tenant) = (self.shared.clone(), self.session.id, self.session.tenant.clone());
                 tokio::spawn(async move {
                     shared.make_room(victim).await;
@@ -205,7 +204,14 @@ impl Driver {
         self.catch_up().await;
         let mut change = self.change(to, None, action, Value::Null);
         let interrupted = self.break_turn(&mut change, why);
-        self.enter(change).await?;
+        if let Err(e) = self.enter(change.clone()).await {
+            if !matches!(e, SessionError::Store(StoreError::Full)) {
+                return Err(e);
+            }
+            // An end is written there, when nothing has to be written before it.
+            self.ledger.give_up();
+            self.enter(change).await?;
+        }
         self.tear_down().await;
         self.answer_interrupted(interrupted, Ok(()));
         if to == SessionStatus::Ended {
@@ -222,16 +228,28 @@ impl Driver {
         Ok(())
     }
 
+    /// Requests that came behind the one that had this task leave: their session is about to be removed.
+    pub(super) fn refuse_rest(&mut self) {
+        self.requests.close();
+        for request in std::mem::take(&mut self.waiting) {
+            refuse(request, SessionError::NotFound);
+        }
+        while let Ok(request) = self.requests.try_recv() {
+            refuse(request, SessionError::NotFound);
+        }
+    }
+
     /// Ends the running turn cleanly; without one there is nothing to do. `why` is for the turn's readers when it was
     /// not the client who asked.
     pub(super) async fn interrupt(&mut self, why: Option<String>, reply: Option<Reply<Session>>) {
+        let hit_foreign = self.foreign.is_some();
         let Some(running) = &mut self.turn else {
             reply.into_iter().for_each(|reply| answer(reply, Ok(self.session.clone())));
             return;
         };
         let at = Instant::now();
         let first = running.interrupted.is_none();
-        let interrupted = running.interrupted.get_or_insert(Interrupted { at, why, replies: Vec::new() });
+        let interrupted = running.interrupted.get_or_insert(Interrupted { at, why, replies: Vec::new(), hit_foreign });
         // Answered when the turn has ended, in its undisturbed or its forced way.
         interrupted.replies.extend(reply);
         if !first {
@@ -250,10 +268,9 @@ impl Driver {
 
     async fn patch(&mut self, body: PatchConfig) -> Result<Session, SessionError> {
         let mut options = self.options.clone();
-        let mut config = self.session.config.clone().unwrap_or_else(|| json!({}));
+        let mut config = self.session.config.clone().unwrap_or_else(|| json!({}).into());
         super::super::options::patch(&mut options, &mut config, &body).map_err(SessionError::Invalid)?;
-        let launch =
-            serde_json::to_value(&options).map_err(|e| SessionError::Failed(format!("launch options: {e}")))?;
+        let launch = RawJson::of(&options);
         let mut change = self.ledger.blank();
         change.launch = Some(launch.clone());
         change.config = Some(Some(config.clone()));
@@ -278,52 +295,6 @@ impl Driver {
         self.options = options;
         Ok(self.session.clone())
     }
-
-    /// Copies what makes the session to the directory of another one. The sandbox stands still meanwhile.
-    async fn copy_to(&mut self, to: Uuid) -> Result<Session, SessionError> {
-        self.ledger.commit(self.ledger.blank()).await?;
-        if self.live.is_none() && !self.dir.is_whole() {
-            let why = "The files of this session are no longer kept, so there is nothing to fork; create a new session";
-            return Err(SessionError::Invalid(why.to_owned()));
-        }
-        let lift = match &mut self.live {
-            Some(live) if !live.frozen => {
-                live.freeze().await.map_err(|e| launcher_error(&e))?;
-                true
-            }
-            _ => false,
-        };
-        let (from, target) = (self.dir.clone(), SessionDir::new(&self.shared.config.now().data_dir, to));
-        let (old, bytes, had_turns) = (self.session.id, self.session.limits.disk_bytes, self.newest > 0);
-        let copied = tokio::task::spawn_blocking(move || copy_session(&from, &target, old, to, bytes, had_turns)).await;
-        if lift && let Some(live) = &mut self.live {
-            live.thaw().await.map_err(|e| launcher_error(&e))?;
-        }
-        copied.map_err(|e| SessionError::Failed(e.to_string()))?.map_err(SessionError::Failed)?;
-        Ok(self.session.clone())
-    }
-}
-
-fn copy_session(
-    from: &SessionDir,
-    to: &SessionDir,
-    old: Uuid,
-    new: Uuid,
-    bytes: u64,
-    had_turns: bool,
-) -> Result<(), String> {
-    let fail = |what: &str, e: &dyn std::fmt::Display| format!("the session could not be copied ({what}): {e}");
-    to.make().map_err(|e| fail("directory", &e))?;
-    crate::sessions::paths::make_dir(&to.workspace()).map_err(|e| fail("workspace", &e))?;
-    let bounds = Bounds { bytes, ..Bounds::default() };
-    copy_tree(&from.workspace(), &to.workspace(), bounds).map_err(|e| fail("workspace", &e))?;
-    copy_tree(&from.home(), &to.home(), bounds).map_err(|e| fail("home", &e))?;
-    let renamed = conversation::rename(&to.home(), old, new).map_err(|e| fail("conversation", &e))?;
-    if had_turns && !renamed {
-        // A conversation whose turns all failed before claude wrote anything is a blank one, truly.
-        tracing::warn!(ASH_SESSION = %new, "the session forked from {old} has no conversation to go on with");
-    }
-    Ok(())
 }
 
 fn answer<T>(reply: Reply<T>, result: Result<T, SessionError>) {
@@ -334,6 +305,7 @@ fn answer<T>(reply: Reply<T>, result: Result<T, SessionError>) {
 fn refuse(request: Request, refusal: SessionError) {
     match request {
         Request::Send { reply, .. } => answer(reply, Err(refusal)),
+        Request::Fork { reply, .. } => answer(reply, Err(refusal)),
         Request::Exec { reply } => answer(reply, Err(refusal)),
         Request::Interrupt { reply }
         | Request::Pause { reply }
@@ -341,11 +313,18 @@ fn refuse(request: Request, refusal: SessionError) {
         | Request::Stop { reply }
         | Request::End { reply }
         | Request::Patch { reply, .. }
-        | Request::Fork { reply, .. }
         | Request::Limits { reply, .. }
+        | Request::LimitsMoved { reply }
         | Request::Claim { reply, .. }
         | Request::Create { reply, .. } => answer(reply, Err(refusal)),
-        // The others are never refused.
-        _ => {}
+        Request::Retire { reply } => answer(reply, Err(refusal)),
+        // No client is told of the others.
+        Request::Adopt { .. }
+        | Request::FoundCold
+        | Request::Park { .. }
+        | Request::RegisterAgain
+        | Request::Found(_)
+        | Request::FilesChanged
+        | Request::Look { .. } => {}
     }
 }

@@ -1,11 +1,11 @@
 //! Starts of a process: they run beside the task, so that an end can overtake them.
 
 use std::fmt;
-use std::future::{Future, pending};
+use std::future::{Future, pending, ready};
 use std::pin::Pin;
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{Driver, Reply};
@@ -17,9 +17,11 @@ use crate::sessions::launch::{Plan, Room, cancelled};
 use crate::sessions::live::Live;
 use crate::store::Session;
 
+type Starting = Pin<Box<dyn Future<Output = Result<Live, SessionError>> + Send>>;
+
 /// A start that is under way.
 pub struct Start {
-    future: Pin<Box<dyn Future<Output = Result<Live, SessionError>> + Send>>,
+    future: Starting,
     cancel: CancellationToken,
     purpose: Purpose,
 }
@@ -66,8 +68,11 @@ impl Driver {
     pub(super) fn start_cold(&mut self, room: Room, purpose: Purpose) {
         self.shared.went_live(self.session.status);
         let cancel = CancellationToken::new();
-        let plan = self.plan(ProcessFlags::default(), cancel.clone());
-        self.start = Some(Start { future: Box::pin(plan.cold(room)), cancel, purpose });
+        let future: Starting = match self.unusable.clone() {
+            Some(why) => Box::pin(ready(Err(SessionError::Failed(why)))),
+            None => Box::pin(self.plan(ProcessFlags::default(), cancel.clone()).cold(room)),
+        };
+        self.start = Some(Start { future, cancel, purpose });
     }
 
     /// A new process in the sandbox that is there.
@@ -88,16 +93,11 @@ impl Driver {
                     data["path"] = json!("parked");
                 }
                 self.shared.pool.created(live.parked);
-                self.came_up(live);
-                let change = self.change(SessionStatus::Active, None, "created", data);
-                self.answer_start(change, reply).await;
+                self.begin(live, "created", data, reply).await;
             }
             (Ok(live), Purpose::Resume(reply)) => {
-                self.came_up(live);
-                let change =
-                    self.change(SessionStatus::Active, None, "resumed", json!({ "path": "cold", "source": "local" }));
                 self.shared.pool.resumed(false);
-                self.answer_start(change, reply).await;
+                self.begin(live, "resumed", json!({ "path": "cold", "source": "local" }), reply).await;
             }
             (Ok(live), Purpose::Turn(outgoing)) => {
                 self.came_up(live);
@@ -121,7 +121,7 @@ impl Driver {
                 // The state stays what it was: whatever made the start fail, the session can be resumed again.
                 let mut change = self.ledger.blank();
                 let data = super::lifecycle("resume-failed", json!({ "error": e.to_string() }));
-                change.events.push(("lifecycle", data));
+                change.events.push(("lifecycle", data.into()));
                 self.ledger.note(change);
                 event!(&events::RESUME_FAILED, ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant, "{e}");
                 self.shared.went_cold(self.session.status);
@@ -129,18 +129,35 @@ impl Driver {
             }
             (Err(e), Purpose::Turn(_)) => self.fell(e.to_string(), "start").await,
         }
-        for request in std::mem::take(&mut self.waiting) {
-            Box::pin(self.request(request)).await;
+    }
+
+    /// Once a start is over, or was abandoned: requests that waited for it are decided anew.
+    pub(super) async fn after_start(&mut self) {
+        if self.start.is_none() {
+            for request in std::mem::take(&mut self.waiting) {
+                self.request(request).await;
+            }
         }
     }
 
     /// The new session took over a warm sandbox. It stays frozen until it has something to do.
     pub(super) async fn claimed(&mut self, mut live: Live, reply: Reply<Session>) {
         live.idle_since = Instant::now();
-        self.came_up(live);
         let data = json!({ "agent": self.session.agent_name, "path": "prewarm" });
-        let change = self.change(SessionStatus::Active, None, "created", data);
         self.shared.pool.pre_warmed();
+        self.begin(live, "created", data, reply).await;
+    }
+
+    /// The session is active from here on, in this sandbox.
+    async fn begin(&mut self, mut live: Live, action: &'static str, data: Value, reply: Reply<Session>) {
+        let startup = live.startup_failed.take();
+        self.came_up(live);
+        let mut change = self.change(SessionStatus::Active, None, action, data);
+        if let Some(why) = startup {
+            tracing::warn!(ASH_SESSION = %self.session.id, ASH_EVENT = "startup-failed", "startup.sh {why}");
+            let data = super::lifecycle("startup-failed", json!({ "error": format!("startup.sh {why}") }));
+            change.events.push(("lifecycle", data.into()));
+        }
         self.answer_start(change, reply).await;
     }
 
@@ -152,7 +169,7 @@ impl Driver {
         self.ledger.note(change);
         self.session.stdout_offset = live.read_to;
         if self.turn.is_none() {
-            self.turns = crate::sessions::turns::Turns::idle();
+            self.turns = crate::sessions::turns::Turns::idle(live.record.reports);
         }
         self.live = Some(live);
     }

@@ -1,9 +1,9 @@
 //! From a directory to a claude that answered `initialize`.
 //!
 //! ```text
-//!   cold:   prepare -> sandbox -> probe -> gateway --+
-//!   parked: limits -> prepare, gateway --------------+--> spawn -> initialize -> Live
-//!   again:  end the process before ------------------+
+//!   cold:   prepare -> sandbox -> probe -> gateway --+-> install.sh, startup.sh --+
+//!   parked: limits -> prepare, gateway --------------+                            +--> spawn -> initialize -> Live
+//!   again:  end the process before -----------------------------------------------+
 //! ```
 //!
 //! Each step is timed and named in its error. Whatever fails (or is cancelled) takes the whole sandbox with it, so a
@@ -11,6 +11,7 @@
 
 mod parked;
 mod prepare;
+mod scripts;
 mod steps;
 mod wire;
 
@@ -25,9 +26,10 @@ use crate::launcher::init_protocol::SpawnSpec;
 use crate::launcher::protocol::Create;
 use crate::observe::events::{self, event};
 use crate::pool::Slot;
+use crate::sessions::background::Background;
 use crate::sessions::cause::{self, Oom, OomCount};
 use crate::sessions::classify::{Classifier, Kind, classify};
-use crate::sessions::claude::{self, Conversation, LaunchOptions, ProcessFlags};
+use crate::sessions::claude::{self, Conversation, LaunchOptions, ProcessFlags, Whose};
 use crate::sessions::lines::Tail;
 use crate::sessions::live::{Applied, Live};
 use crate::sessions::paths::SessionDir;
@@ -42,6 +44,9 @@ pub use wire::{cancelled, launcher_error};
 
 /// The step in which claude runs.
 const INITIALIZE: &str = "initialize";
+/// Sandboxes of one tenant that are being made at the same time. The launcher makes one after the other, and those of other
+/// tenants wait behind these.
+pub const STARTS_AT_ONCE: usize = 8;
 /// Path of the binary inside every sandbox.
 const CLAUDE: &str = "/opt/claude/claude";
 /// Seconds claude has from its start to its answer to `initialize`.
@@ -74,7 +79,9 @@ impl Plan {
                 self.cold_steps(&mut slot, &mut live, &mut steps).await
             }
             Room::Parked(parked) => match self.parked_steps(*parked, &mut slot, &mut live, &mut steps).await {
-                Err(failure) if failure.step != INITIALIZE && !self.cancel.is_cancelled() => {
+                Err(failure)
+                    if ![INITIALIZE, scripts::INSTALL].contains(&failure.step) && !self.cancel.is_cancelled() =>
+                {
                     tracing::warn!(ASH_SESSION = %self.session.id, ASH_EVENT = "parked-failed", %steps,
                         "the parked sandbox is given up, and the session starts from nothing: {failure}");
                     self.undo().await;
@@ -132,6 +139,10 @@ impl Plan {
     ) -> Result<(), StepError> {
         self.prepare(false).await?;
         steps.done("prepare");
+        let admission = tokio::select! {
+            admission = self.shared.starts.wait(&self.session.tenant) => admission,
+            () = self.cancel.cancelled() => return Err(StepError { step: "prepare", error: cancelled() }),
+        };
         self.check_cancelled("prepare")?;
 
         let create = Create {
@@ -167,10 +178,13 @@ impl Plan {
         );
         proof.map_err(|error| StepError { step: "probe", error })?;
         let listener = gateway.map_err(|error| StepError { step: "gateway", error })?;
+        drop(admission);
         steps.done("probe and gateway");
 
         let slot = slot.take().ok_or_else(|| failed("sandbox")("no slot".to_owned()))?;
-        self.start_claude(live.insert(Live::new(sandbox, events, slot, listener, record)), steps).await
+        let live = live.insert(Live::new(sandbox, events, slot, listener, record));
+        self.scripts(live, steps).await?;
+        self.start_claude(live, steps).await
     }
 
     async fn again_steps(&self, live: &mut Live, steps: &mut Steps) -> Result<(), StepError> {
@@ -199,19 +213,23 @@ impl Plan {
         let conversation = self.conversation().await?;
         live.record.child += 1;
         live.record.flags = self.flags.clone();
+        live.record.background = false;
+        live.record.reports = false;
         live.record.write(&self.dir).map_err(|e| fail(format!("process.json: {e}")))?;
         let stdout = self.dir.open_stdout(self.offset).map_err(|e| fail(format!("stdout: {e}")))?;
         let (stderr, stderr_from) = self.dir.open_stderr().map_err(|e| fail(format!("stderr: {e}")))?;
         let spec = SpawnSpec {
             argv: claude::argv(CLAUDE, &self.options, conversation, &self.flags),
-            env: claude::environment(&self.options.env, &live.record.token).vars,
+            env: claude::environment_of_claude(&self.options, &Whose::of(&self.session), &live.record.token).vars,
             cwd: "/workspace".to_owned(),
             stdin: true,
             within_ms: None,
+            leaves_share: false,
         };
         live.stderr_from = stderr_from;
         live.classifier = Classifier::default();
         live.stale = false;
+        live.background = Background::default();
         live.applied = Applied { model: self.options.model.clone(), ..Applied::default() };
         live.numbers = MessageNumbers::after(self.turn, None);
         let mut tail =
@@ -256,9 +274,10 @@ impl Plan {
 
     /// The conversation is never lost in silence: a session that had one gets it back or an error.
     async fn conversation(&self) -> Result<Conversation, StepError> {
-        let (home, id) = (self.dir.home(), self.session.id);
+        let (home, id) = (self.dir.home(), self.session.conversation);
         let recorded = tokio::task::spawn_blocking(move || conversation::exists(&home, id)).await.unwrap_or(false);
-        let had = if recorded { true } else { had_a_turn(&self.shared, id, self.turn).await? };
+        let since = self.session.conversation_turn;
+        let had = if recorded { true } else { had_a_turn(&self.shared, self.session.id, since, self.turn).await? };
         choose(recorded, had, id).map_err(|why| StepError { step: "conversation", error: SessionError::Failed(why) })
     }
 }
@@ -269,15 +288,15 @@ fn choose(recorded: bool, had_a_turn: bool, id: Uuid) -> Result<Conversation, St
         (true, _) => Ok(Conversation::Resumed(id)),
         (false, false) => Ok(Conversation::New(id)),
         (false, true) => Err(format!(
-            "the conversation of session {id} is gone: home/.claude/projects/-workspace/{id}.jsonl is missing in the \
+            "the conversation {id} of this session is gone: home/.claude/projects/-workspace/{id}.jsonl is missing in the \
              session's directory. Its messages are still in GET .../messages; create a new session to go on"
         )),
     }
 }
 
-/// Whether some turn ended well, so that claude must have written a record.
-async fn had_a_turn(shared: &Shared, id: Uuid, newest: i64) -> Result<bool, StepError> {
-    for number in 1..=newest {
+/// Whether some turn ended well since the conversation began, so that claude must have written a record.
+async fn had_a_turn(shared: &Shared, id: Uuid, since: i64, newest: i64) -> Result<bool, StepError> {
+    for number in since + 1..=newest {
         let turn =
             shared.store.turn(id, number).await.map_err(|e| StepError { step: "conversation", error: e.into() })?;
         if turn.is_some_and(|turn| turn.end.is_some() && turn.error.is_none()) {
@@ -294,7 +313,7 @@ async fn ready(live: &mut Live, tail: &mut Tail, request: &str) -> Result<u64, S
             biased;
             batch = tail.next_batch() => {
                 let batch = batch.map_err(|e| e.to_string())?;
-                for (_, line) in batch.lines() {
+                for (_, _, line) in batch.lines() {
                     if let Kind::ControlResponse { request_id, ok, error } = classify(line).kind
                         && request_id == request
                     {

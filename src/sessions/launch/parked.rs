@@ -98,15 +98,11 @@ impl Parked {
 impl Shared {
     pub fn program(&self) -> Program {
         let config = self.config.now();
-        let (binary, path) = match &config.claude.binary {
-            Some(path) => (ClaudeBinary::Configured, path.clone()),
-            None => {
-                let version = &config.claude.version;
-                let path = config.data_dir.join("claude").join(version).join("claude");
-                (ClaudeBinary::Version(version.clone()), path)
-            }
+        let binary = match &config.claude.binary {
+            Some(_) => ClaudeBinary::Configured,
+            None => ClaudeBinary::Version(config.claude.version.clone()),
         };
-        Program { binary, file: mark(&path) }
+        Program { binary, file: mark(&config.claude.program()) }
     }
 
     /// What a sandbox that is parked now stands upon.
@@ -199,6 +195,7 @@ impl Plan {
         let slot = slot.take().ok_or_else(|| failed("parked")("no slot".to_owned()))?;
         let live = live.insert(Live::new(sandbox, events, slot, listener, record));
         live.parked = true;
+        self.scripts(live, steps).await?;
         self.start_claude(live, steps).await
     }
 

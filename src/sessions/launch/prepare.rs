@@ -1,8 +1,10 @@
 //! A session's directories, and the agent's files in its workspace.
 
+use std::os::fd::AsFd;
+
 use super::{Plan, StepError, failed};
+use crate::kernel::copy::{Bounds, CopyError, Links, copy_tree};
 use crate::sessions::SessionError;
-use crate::sessions::copy_tree::{Bounds, copy_tree};
 use crate::sessions::paths::make_dir;
 
 impl Plan {
@@ -13,10 +15,8 @@ impl Plan {
         let dir = self.dir.clone();
         let (workspace, partial) = (dir.workspace(), dir.partial());
         let made = tokio::task::spawn_blocking(move || dir.make().map(|()| dir.is_whole()));
-        let present = made
-            .await
-            .map_err(|e| fail(e.to_string()))?
-            .map_err(|e| fail(format!("{}: {e}", self.dir.root().display())))?;
+        let present =
+            made.await.map_err(|e| fail(e.to_string()))?.map_err(|e| fail(format!("the session's directory: {e}")))?;
         if present {
             return Ok(());
         }
@@ -31,12 +31,16 @@ impl Plan {
                 error: SessionError::AgentNotFound(self.session.agent_name.clone()),
             })?;
         let bounds = Bounds { bytes: self.session.limits.disk_bytes.min(Bounds::default().bytes), ..Bounds::default() };
-        let path = agent.path.clone();
+        let source = self.shared.agent_directory(&agent).await.map_err(|error| StepError { step: "prepare", error })?;
+        let name = agent.name.clone();
+        let dir = self.dir.clone();
         let copied = tokio::task::spawn_blocking(move || -> Result<_, SessionError> {
             let trouble = |e: &dyn std::fmt::Display| SessionError::Failed(format!("the session's workspace: {e}"));
-            let refused = |e| SessionError::Failed(format!("the agent's directory {path} could not be copied: {e}"));
+            let refused = |e| not_copied(&name, &e);
             if mounted {
-                let copied = copy_tree(path.as_ref(), &workspace, bounds).map_err(refused)?;
+                let copied =
+                    copy_tree(source.as_fd(), &workspace, bounds, Links::Inside, source.takes()).map_err(refused)?;
+                dir.note_install(&workspace).map_err(|e| trouble(&e))?;
                 std::fs::remove_dir(&partial).map_err(|e| trouble(&e))?;
                 return Ok(copied);
             }
@@ -49,19 +53,33 @@ impl Plan {
                 }
             }
             make_dir(&partial).map_err(|e| trouble(&e))?;
-            let copied = copy_tree(path.as_ref(), &partial, bounds).map_err(|e| {
+            let copied = copy_tree(source.as_fd(), &partial, bounds, Links::Inside, source.takes()).map_err(|e| {
                 let _ = std::fs::remove_dir_all(&partial);
                 refused(e)
             })?;
+            dir.note_install(&partial).map_err(|e| trouble(&e))?;
             std::fs::rename(&partial, &workspace).map_err(|e| trouble(&e))?;
             Ok(copied)
         });
         let copied =
             copied.await.map_err(|e| fail(e.to_string()))?.map_err(|error| StepError { step: "prepare", error })?;
-        if copied.skipped > 0 {
-            tracing::warn!(ASH_SESSION = %self.session.id, skipped = copied.skipped, agent = %agent.name,
-                "links that lead out of the agent's directory, sockets and devices were not copied");
+        if !copied.skipped.is_empty() {
+            let first = copied.skipped.entries.first().map(|entry| format!("{}: {}", entry.path, entry.reason));
+            tracing::warn!(ASH_SESSION = %self.session.id, skipped = copied.skipped.count(), first, agent = %agent.name,
+                "the agent's directory has entries that were not copied; the answer of its deployment names them");
         }
         Ok(())
+    }
+}
+
+/// Of what may not be read, whoever deployed the agent can change the mode.
+fn not_copied(agent: &str, cause: &CopyError) -> SessionError {
+    match cause {
+        CopyError::At { path, source } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            let why =
+                format!("the user that ashd runs as may not read \"{path}\" in it (chmod -R o+rX makes it readable)");
+            SessionError::AgentDirectoryRefused { agent: agent.to_owned(), why }
+        }
+        cause => SessionError::Failed(format!("the files of agent \"{agent}\" could not be copied: {cause}")),
     }
 }

@@ -53,8 +53,13 @@ impl Shared {
     ) -> Result<(), SessionError> {
         let listener =
             listener.try_clone().map_err(|e| SessionError::Failed(format!("the gateway's listener: {e}")))?;
-        let key = self.model_key(session, options, token).await?;
-        let register = Register { session: session.id, token: token.to_owned(), key };
+        let key = self.model_key(session, options).await?;
+        let register = Register {
+            key,
+            tenant: session.tenant.to_string(),
+            agent: session.agent_name.clone(),
+            ..Register::new(session.id, token)
+        };
         self.gateway
             .register(register, listener)
             .await

@@ -2,13 +2,16 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 
 use crate::sessions::claude::LaunchOptions;
 
 /// Files of an agent's directory that are looked at before each claim. An agent with more is started cold.
 const MAX_FILES: usize = 2000;
+/// Directories below one another in it.
+const MAX_DEPTH: usize = 128;
 
 /// Whether a process that was started with `prepared` can serve a session that asks for `wanted`: the same, but for the
 /// model, which each turn sets by a request where it differs. Prompt, environment, servers and tools exist only as flags or
@@ -23,22 +26,50 @@ pub fn fits(prepared: &LaunchOptions, wanted: &LaunchOptions) -> bool {
 /// edited in place without anybody telling ashd, and a session must get the files as they are now.
 ///
 /// # Errors
-/// A directory that cannot be read, or holds more than 2000 entries.
-pub fn fingerprint(directory: &Path) -> io::Result<u64> {
-    let root = directory.canonicalize()?;
+/// A directory that cannot be read, holds more than 2000 entries or is more than 128 directories deep.
+pub fn fingerprint(directory: BorrowedFd<'_>) -> io::Result<u64> {
     let mut hash = DefaultHasher::new();
-    root.hash(&mut hash);
-    for (seen, entry) in walkdir::WalkDir::new(&root).sort_by_file_name().into_iter().enumerate() {
-        if seen >= MAX_FILES {
+    let mut seen = 0;
+    mark(&mut hash, &fstat(directory)?);
+    walk(directory, &mut hash, &mut seen, 0)?;
+    Ok(hash.finish())
+}
+
+fn walk(directory: BorrowedFd<'_>, hash: &mut DefaultHasher, seen: &mut usize, depth: usize) -> io::Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(io::Error::other(format!("it holds directories more than {MAX_DEPTH} deep")));
+    }
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let name = entry?.file_name().to_owned();
+        if name.as_bytes() == b"." || name.as_bytes() == b".." {
+            continue;
+        }
+        *seen += 1;
+        if *seen >= MAX_FILES {
             return Err(io::Error::other(format!("it holds more than {MAX_FILES} files and directories")));
         }
-        let entry = entry?;
-        let data = entry.metadata()?;
-        entry.path().hash(&mut hash);
-        (data.ino(), data.mode(), data.size(), data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec())
-            .hash(&mut hash);
+        names.push(name);
     }
-    Ok(hash.finish())
+    names.sort_unstable();
+    for name in names {
+        let stat = statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        name.hash(hash);
+        mark(hash, &stat);
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let inner = openat(directory, &name, flags, Mode::empty())?;
+            walk(inner.as_fd(), hash, seen, depth + 1)?;
+        }
+    }
+    // Where a directory ends: a file of it is not one of the directory above.
+    u8::MAX.hash(hash);
+    Ok(())
+}
+
+fn mark(hash: &mut DefaultHasher, stat: &Stat) {
+    let (modified, changed) = ((stat.st_mtime, stat.st_mtime_nsec), (stat.st_ctime, stat.st_ctime_nsec));
+    (stat.st_dev, stat.st_ino, stat.st_mode, stat.st_size, modified, changed).hash(hash);
 }
 
 #[cfg(test)]
@@ -46,6 +77,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::Variables;
     use crate::sessions::claude::PermissionMode;
 
     #[test]
@@ -53,7 +85,7 @@ mod tests {
         let agent = LaunchOptions {
             model: Some("m".into()),
             system_prompt: Some("You are A.".into()),
-            env: [("A".into(), "1".into())].into(),
+            env: Variables::stored([("A".into(), "1".into())].into()),
             ..LaunchOptions::default()
         };
         let with = |edit: fn(&mut LaunchOptions)| {
@@ -65,13 +97,13 @@ mod tests {
         assert!(with(|o| o.model = Some("other".into())));
         assert!(!with(|o| o.model = None));
         assert!(!with(|o| o.system_prompt = Some("You are A.\n\nBe brief.".into())));
-        assert!(!with(|o| drop(o.env.insert("B".into(), "2".into()))));
-        assert!(!with(|o| drop(o.mcp_servers.insert("s".into(), json!({ "command": "x" })))));
+        assert!(!with(|o| o.env.set("env", "B", "2").unwrap()));
+        assert!(!with(|o| o.mcp_servers.set("s", json!({ "command": "x" }).into())));
         assert!(!with(|o| o.permission_mode = PermissionMode::Default));
         assert!(!with(|o| o.allowed_tools.push("Bash".into())));
         assert!(!with(|o| o.disallowed_tools.push("Bash".into())));
         assert!(!with(|o| o.betas.push("b".into())));
-        assert!(!with(|o| o.subagents = Some(json!({}))));
+        assert!(!with(|o| o.subagents = Some(json!({}).into())));
         assert!(!with(|o| o.initial_agent = Some("x".into())));
         assert!(fits(&LaunchOptions::default(), &LaunchOptions { model: Some("m".into()), ..Default::default() }));
     }
@@ -82,13 +114,20 @@ mod tests {
         let file = dir.path().join("sub/CLAUDE.md");
         std::fs::create_dir(dir.path().join("sub")).unwrap();
         std::fs::write(&file, "one").unwrap();
-        let first = fingerprint(dir.path()).unwrap();
-        assert_eq!(first, fingerprint(dir.path()).unwrap());
+        let open = std::fs::File::open(dir.path()).unwrap();
+        let first = fingerprint(open.as_fd()).unwrap();
+        assert_eq!(first, fingerprint(open.as_fd()).unwrap());
         std::fs::write(&file, "two").unwrap();
-        let second = fingerprint(dir.path()).unwrap();
+        let second = fingerprint(open.as_fd()).unwrap();
         assert_ne!(first, second);
         std::fs::write(dir.path().join("new"), "").unwrap();
-        assert_ne!(second, fingerprint(dir.path()).unwrap());
-        assert!(fingerprint(&dir.path().join("missing")).is_err());
+        let third = fingerprint(open.as_fd()).unwrap();
+        assert_ne!(second, third);
+        // The same name elsewhere in the tree.
+        std::fs::rename(dir.path().join("new"), dir.path().join("sub/new")).unwrap();
+        assert_ne!(third, fingerprint(open.as_fd()).unwrap());
+        let deep = dir.path().join("d/".repeat(MAX_DEPTH + 2));
+        std::fs::create_dir_all(deep).unwrap();
+        assert!(fingerprint(open.as_fd()).unwrap_err().to_string().contains("deep"));
     }
 }

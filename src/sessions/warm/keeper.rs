@@ -2,14 +2,15 @@
 //! time, and never at the cost of a session. What is parked has a task of its own, [`super::parking`].
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::{Key, Warm, fit};
-use crate::model::{Limits, SandboxState, SessionStatus};
+use crate::model::{Limits, RawJson, SandboxState, SessionStatus, TenantId};
+use crate::observe::tasks;
 use crate::pool::{Slot, Spare};
 use crate::sessions::claude::{LaunchOptions, ProcessFlags};
 use crate::sessions::launch::{Plan, Program, Room};
@@ -45,13 +46,16 @@ impl Shared {
     pub fn keep_warm(self: &Arc<Self>) {
         self.keep_parked();
         let shared = Arc::clone(self);
-        tokio::spawn(async move {
-            let mut failed = HashMap::new();
-            loop {
-                while shared.warm_step(&mut failed).await {}
-                let _ = tokio::time::timeout(LOOK_AGAIN, shared.warm.changed()).await;
-                if shared.warm.was_taken() {
-                    tokio::time::sleep(REFILL_AFTER).await;
+        tasks::spawn_restarting("warm-sandboxes", move || {
+            let shared = Arc::clone(&shared);
+            async move {
+                let mut failed = HashMap::new();
+                loop {
+                    while shared.warm_step(&mut failed).await {}
+                    let _ = tokio::time::timeout(LOOK_AGAIN, shared.warm.changed()).await;
+                    if shared.warm.was_taken() {
+                        tokio::time::sleep(REFILL_AFTER).await;
+                    }
                 }
             }
         });
@@ -86,7 +90,10 @@ impl Shared {
             !failed.contains_key(&key) && self.warm.warm.count(&key).0 < *count as usize
         });
         let Some((agent, _)) = missing else { return false };
-        if self.short_of_memory().is_some() {
+        if self.short_of_memory().is_some()
+            || self.has_reserve().is_err()
+            || self.is_storage_full(&agent.tenant).is_some()
+        {
             return false;
         }
         match self.make_warm(&agent).await {
@@ -105,7 +112,7 @@ impl Shared {
         let Mould { options, print, program, .. } = self.mould(agent).await?;
         let id = Uuid::new_v4();
         let session = self.row(id, agent, &options).await?;
-        let Some(slot) = self.admit_warm(id).await else { return Ok(false) };
+        let Some(slot) = self.admit_warm(&agent.tenant, id).await else { return Ok(false) };
         let key = Key::of(agent);
         let cancel = self.warm.warm.making(id, key.clone());
         let plan = Plan {
@@ -147,9 +154,9 @@ impl Shared {
     }
 
     /// A slot for a warm one; parked ones make room for it.
-    async fn admit_warm(&self, id: Uuid) -> Option<Slot> {
+    async fn admit_warm(&self, tenant: &TenantId, id: Uuid) -> Option<Slot> {
         loop {
-            match self.pool.admit_spare(id, Spare::Warm) {
+            match self.pool.admit_spare(tenant, id, Spare::Warm) {
                 None if self.give_up_parked().await => {}
                 admitted => return admitted,
             }
@@ -167,7 +174,7 @@ impl Shared {
     pub async fn row(&self, id: Uuid, agent: &Agent, launch: &LaunchOptions) -> Result<Session, SessionError> {
         Ok(Session {
             model: launch.model.clone(),
-            launch: serde_json::to_value(launch).map_err(|e| SessionError::Failed(e.to_string()))?,
+            launch: RawJson::of(launch),
             limits: self.levels_of(&agent.tenant, Some(&agent.name), None).await?.effective(),
             ..Session::new(id, agent.tenant.clone(), &agent.name, SessionStatus::Starting)
         })
@@ -175,12 +182,12 @@ impl Shared {
 
     /// See [`fit::fingerprint`]. An uploaded agent's directory is never written again.
     async fn agent_print(&self, agent: &Agent) -> Result<u64, SessionError> {
-        let path = Path::new(&agent.path).to_owned();
-        if path.starts_with(self.config.now().data_dir.join("agents")) {
+        let directory = self.agent_directory(agent).await?;
+        if directory.is_uploaded() {
             return Ok(0);
         }
         let name = agent.path.clone();
-        let print = tokio::task::spawn_blocking(move || fit::fingerprint(&path)).await;
+        let print = tokio::task::spawn_blocking(move || fit::fingerprint(directory.as_fd())).await;
         let print = print.map_err(|e| SessionError::Failed(e.to_string()))?;
         print.map_err(|e| SessionError::Failed(format!("the agent's directory {name}: {e}")))
     }

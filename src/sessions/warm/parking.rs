@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::keeper::{LOOK_AGAIN, REFILL_AFTER};
 use crate::model::TenantId;
+use crate::observe::tasks;
 use crate::pool::Spare;
 use crate::sessions::launch::Parked;
 use crate::sessions::shared::Shared;
@@ -44,17 +45,20 @@ impl Shared {
     /// Ends with the daemon.
     pub(super) fn keep_parked(self: &Arc<Self>) {
         let shared = Arc::clone(self);
-        tokio::spawn(async move {
-            match shared.store.newest_tenant().await {
-                Ok(tenant) => shared.warm.started_cold_before(tenant),
-                Err(e) => tracing::warn!("whose session was made last cannot be read: {e}"),
-            }
-            let mut rest = Rest::default();
-            loop {
-                while shared.park_step(&mut rest).await {}
-                if tokio::time::timeout(LOOK_AGAIN, shared.warm.parking()).await.is_ok() {
-                    // Not beside the start of the session that took one.
-                    tokio::time::sleep(REFILL_AFTER).await;
+        tasks::spawn_restarting("parked-sandboxes", move || {
+            let shared = Arc::clone(&shared);
+            async move {
+                match shared.store.newest_tenant().await {
+                    Ok(tenant) => shared.warm.started_cold_before(tenant),
+                    Err(e) => tracing::warn!("whose session was made last cannot be read: {e}"),
+                }
+                let mut rest = Rest::default();
+                loop {
+                    while shared.park_step(&mut rest).await {}
+                    if tokio::time::timeout(LOOK_AGAIN, shared.warm.parking()).await.is_ok() {
+                        // Not beside the start of the session that took one.
+                        tokio::time::sleep(REFILL_AFTER).await;
+                    }
                 }
             }
         });
@@ -72,11 +76,11 @@ impl Shared {
             self.unpark(parked).await;
         }
         let enough = self.warm.parked.count(&basis).0 >= wanted;
-        if enough || rest.holds(Instant::now()) || self.short_of_memory().is_some() {
+        if enough || rest.holds(Instant::now()) || self.short_of_memory().is_some() || self.has_reserve().is_err() {
             return false;
         }
         let id = Uuid::new_v4();
-        let Some(slot) = self.pool.admit_spare(id, Spare::Parked) else { return false };
+        let Some(slot) = self.pool.admit_spare(&basis.tenant, id, Spare::Parked) else { return false };
         let cancel = self.warm.parked.making(id, basis.clone());
         let made = self.park(id, basis, slot, &cancel).await;
         match made {

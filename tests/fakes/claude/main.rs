@@ -46,6 +46,9 @@ fn main() {
         eprintln!("fake claude: told to fail at its start");
         std::process::exit(3);
     }
+    if let Some(ms) = std::env::var("FAKE_SLOW_START").ok().and_then(|ms| ms.parse().ok()) {
+        std::thread::sleep(std::time::Duration::from_millis(ms));
+    }
     let mut voice = Voice::new(&session, &value("--model").unwrap_or_else(|| "claude-fake-1".into()));
     let mut history = match resumed.map(|id| (History::open(&id, &session), id)) {
         Some((None, id)) => {

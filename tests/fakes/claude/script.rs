@@ -19,8 +19,13 @@
 //! | `@raw LINE` | writes a line of stdout as it stands |
 //! | `@half` | writes half a line and ends |
 //! | `@huge BYTES` | one text of so many bytes |
+//! | `@fill BYTES HEAD~UNIT~TAIL` | one line of about so many bytes: the head, the unit again and again, the tail |
+//! | `@flood N LINES` | lines of stdout as they stand, N times; `~` ends one |
 //! | `@truncate` | empties the stdout file |
 //! | `@fail WORDS` | ends the turn with an error result |
+//! | `@reports` (first line) | reports on the message as the real one does (`command_lifecycle`) |
+//! | `@foreign WORDS` | reports, and says the words in a turn of its own before it begins with the message |
+//! | `@ignored` (first line) | does not begin with the message, and reports that it is done with it |
 
 use std::time::Duration;
 
@@ -43,6 +48,8 @@ pub enum Step {
     Raw(String),
     Half,
     Huge(usize),
+    Fill(usize, String),
+    Flood(usize, String),
     Truncate,
     Fail(String),
 }
@@ -84,6 +91,14 @@ fn step(line: &str) -> Option<Step> {
         "@raw" => Step::Raw(rest.to_owned()),
         "@half" => Step::Half,
         "@huge" => Step::Huge(number()),
+        "@fill" => {
+            let (bytes, parts) = rest.split_once(' ').unwrap_or((rest, ""));
+            Step::Fill(bytes.parse().unwrap_or_default(), parts.to_owned())
+        }
+        "@flood" => {
+            let (times, lines) = rest.split_once(' ').unwrap_or((rest, ""));
+            Step::Flood(times.parse().unwrap_or_default(), lines.replace('~', "\n"))
+        }
         "@truncate" => Step::Truncate,
         "@fail" => Step::Fail(rest.to_owned()),
         _ => return None,

@@ -4,24 +4,42 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
+/// Stands for a text of tens of MiB, which a debug build would take long to escape again and again.
+pub const HUGE: &str = "@huge@";
+
 pub struct Voice {
     session: String,
     pub model: String,
     lines: u64,
     messages: u64,
     pub output_tokens: u64,
+    /// What stands for [`HUGE`] in the lines.
+    pub huge: String,
+    /// The uuid of the message that the turn answers.
+    pub answers: Value,
 }
 
 impl Voice {
     pub fn new(session: &str, model: &str) -> Self {
-        Self { session: session.to_owned(), model: model.to_owned(), lines: 0, messages: 0, output_tokens: 0 }
+        Self {
+            session: session.to_owned(),
+            model: model.to_owned(),
+            lines: 0,
+            messages: 0,
+            output_tokens: 0,
+            huge: String::new(),
+            answers: Value::Null,
+        }
     }
 
     /// One line, in one write, with `type` as its first field, as the real one does: a daemon may rely on either.
     pub fn line(&mut self, value: &Value) {
         let mut rest = value.clone();
         let kind = rest.as_object_mut().and_then(|o| o.remove("type")).unwrap_or_default();
-        let rest = rest.to_string();
+        let mut rest = rest.to_string();
+        if !self.huge.is_empty() {
+            rest = rest.replace(HUGE, &self.huge);
+        }
         let comma = if rest == "{}" { "" } else { "," };
         self.bytes(format!("{{\"type\":{kind}{comma}{}\n", &rest[1..]).as_bytes());
     }
@@ -53,6 +71,11 @@ impl Voice {
             "model": model, "permissionMode": "bypassPermissions", "slash_commands": [], "apiKeySource": "ANTHROPIC_API_KEY",
             "claude_code_version": "2.1.330", "output_style": "default",
         }));
+    }
+
+    /// What becomes of the message with this uuid.
+    pub fn report(&mut self, message: &Value, state: &str) {
+        self.say(json!({"type": "command_lifecycle", "command_uuid": message, "state": state}));
     }
 
     pub fn event(&mut self, event: Value) {
@@ -88,8 +111,9 @@ impl Voice {
 
     pub fn result(&mut self, subtype: &str, is_error: bool, text: &str, turns: u64) {
         let tokens = self.output_tokens;
+        let answers: Vec<&Value> = Some(&self.answers).filter(|uuid| uuid.is_string()).into_iter().collect();
         self.say(json!({
-            "type": "result", "subtype": subtype, "is_error": is_error, "duration_ms": 5, "duration_api_ms": 3,
+            "user_message_uuids": answers, "type": "result", "subtype": subtype, "is_error": is_error, "duration_ms": 5, "duration_api_ms": 3,
             "num_turns": turns, "result": text, "total_cost_usd": 0.0, "permission_denials": [],
             "usage": {"input_tokens": 10, "output_tokens": tokens, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0},
         }));

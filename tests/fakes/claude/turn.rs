@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::history::History;
 use crate::script::{Step, parse};
-use crate::speak::Voice;
+use crate::speak::{HUGE, Voice};
 
 struct Turn<'a> {
     voice: &'a mut Voice,
@@ -27,6 +27,25 @@ struct Turn<'a> {
 pub fn run(voice: &mut Voice, history: &mut History, lines: &Receiver<String>, input: &Value) {
     let text = text_of(&input["message"]["content"]);
     history.add("user", &text);
+    if text.starts_with("@ignored") {
+        // As for a message that it cannot read: done with it, and nothing said.
+        return voice.report(&input["uuid"], "completed");
+    }
+    if let Some(words) = text.lines().find_map(|line| line.strip_prefix("@foreign ")) {
+        voice.report(&input["uuid"], "queued");
+        voice.answers = Value::Null;
+        voice.init();
+        voice.message_start();
+        voice.assistant(0, json!({"type": "text", "text": words}));
+        voice.message_stop("end_turn");
+        voice.result("success", false, words, 1);
+        voice.report(&input["uuid"], "started");
+    }
+    if text.starts_with("@reports") {
+        voice.report(&input["uuid"], "queued");
+        voice.report(&input["uuid"], "started");
+    }
+    voice.answers = input["uuid"].clone();
     voice.init();
     let mut turn = Turn {
         voice,
@@ -109,7 +128,24 @@ impl Turn<'_> {
                 self.voice.bytes(br#"{"type":"assistant","message":{"role":"assi"#);
                 std::process::exit(0);
             }
-            Step::Huge(bytes) => self.text(std::iter::once("x".repeat(bytes))),
+            Step::Huge(bytes) => {
+                self.voice.huge = "x".repeat(bytes);
+                self.text(std::iter::once(HUGE.to_owned()));
+            }
+            Step::Fill(bytes, parts) => {
+                let mut parts = parts.split('~');
+                let mut part = || parts.next().unwrap_or_default();
+                let (head, unit, tail) = (part(), part(), part());
+                let count = bytes.saturating_sub(head.len() + tail.len()) / unit.len().max(1);
+                self.voice.bytes(format!("{head}{}{tail}\n", unit.repeat(count)).as_bytes());
+            }
+            Step::Flood(times, lines) => {
+                // In parts: a reader sees it come.
+                let part = format!("{lines}\n").repeat(times.min(1000));
+                for _ in 0..times / 1000 {
+                    self.voice.bytes(part.as_bytes());
+                }
+            }
             Step::Truncate => {
                 if let Err(e) = nix::unistd::ftruncate(std::io::stdout(), 0) {
                     eprintln!("fake claude: truncate: {e}");

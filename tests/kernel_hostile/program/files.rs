@@ -16,6 +16,8 @@ use crate::act::{Attempt, Context, Outcome, at, attempt, call, cstring, errno, r
 const NO: &[i32] = &[ENOENT, EACCES, EPERM, EROFS, ENOTDIR, ENODATA];
 const GONE: &[i32] = &[ENOENT];
 const DENIED: &[i32] = &[EACCES, EPERM, EROFS];
+/// Covered: it says nothing, or this kernel does not have it.
+const EMPTY: &[i32] = &[ENODATA, ENOENT];
 const DEVICE: &[i32] = &[ENOENT, EACCES, EPERM, ENXIO];
 
 #[rustfmt::skip]
@@ -24,7 +26,6 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt(Read("/etc/gshadow"), GONE, IfThere),
     attempt(Read("/etc/sudoers"), GONE, IfThere),
     attempt(Read("/etc/fstab"), GONE, IfThere),
-    attempt(Read("/etc/machine-id"), GONE, IfThere),
     attempt(Read("/etc/ssh"), GONE, IfThere),
     attempt(Read("/etc/ssl/private"), GONE, IfThere),
     attempt(Read("/etc/systemd"), GONE, IfThere),
@@ -56,6 +57,20 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt(Read("/proc/self/root/../../../../etc/shadow"), GONE, Shown),
     attempt(Read("/proc/self/cwd/../../../../../../etc/shadow"), GONE, Shown),
     attempt(Read("/proc/thread-self/root/var"), GONE, Shown),
+    attempt(Read("/proc/cmdline"), EMPTY, Shown),
+    attempt(Read("/proc/config.gz"), EMPTY, IfThere),
+    attempt(Read("/proc/modules"), EMPTY, IfThere),
+    attempt(Read("/proc/partitions"), EMPTY, IfThere),
+    attempt(Read("/proc/diskstats"), EMPTY, IfThere),
+    attempt(Read("/proc/swaps"), EMPTY, Shown),
+    attempt(Read("/proc/interrupts"), EMPTY, IfThere),
+    attempt(Read("/proc/locks"), EMPTY, IfThere),
+    attempt(Read("/proc/pressure"), EMPTY, IfThere),
+    attempt(Read("/proc/fs"), EMPTY, IfThere),
+    attempt(Read("/proc/bus"), EMPTY, IfThere),
+    attempt(Read("/proc/irq"), EMPTY, IfThere),
+    attempt(Read("/proc/sys/kernel/random/boot_id"), EMPTY, Shown),
+    attempt(Read("/proc/sys/kernel/core_pattern"), EMPTY, Shown),
     attempt(Read("/proc/kcore"), NO, IfThere),
     attempt(Read("/proc/kmsg"), NO, Not("reading it waits for the kernel")),
     attempt(Read("/proc/kallsyms"), NO, IfThere),

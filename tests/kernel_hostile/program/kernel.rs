@@ -115,6 +115,17 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt(Call("personality ADDR_COMPAT_LAYOUT", sys::SYS_personality, &[0x0020_0000]), PERM, Shown),
     attempt(Do("TIOCSTI", |_| terminal(sys::TIOCSTI as i64)), PERM, IfThere),
     attempt(Do("TIOCSTI with high bits set", |_| terminal(sys::TIOCSTI as i64 | 0x77 << 32)), PERM, IfThere),
+    attempt(Do("TIOCSETD", |_| terminal(sys::TIOCSETD as i64)), PERM, IfThere),
+    attempt(Do("a lease of a file", lease), PERM, Shown),
+    attempt(Call("io_setup", sys::SYS_io_setup, &[1, 0]), NOSYS, Not("needs memory for its answer")),
+    attempt(Call("verity of a file", sys::SYS_ioctl, &[-1, 0x4080_6685, 0]), PERM, Not("needs a file system with verity")),
+    attempt(Call("a subvolume of btrfs", sys::SYS_ioctl, &[-1, 0x5000_940e, 0]), PERM, Not("needs btrfs")),
+    attempt(Call("a snapshot of btrfs", sys::SYS_ioctl, &[-1, 0x5000_9417, 0]), PERM, Not("needs btrfs")),
+    attempt(Call("ext4: extents of a file anew", sys::SYS_ioctl, &[-1, 0x6609, 0]), PERM, Not("needs a file")),
+    attempt(Call("the map of the disk (GETFSMAP)", sys::SYS_ioctl, &[-1, 0xc0c0_583b, 0]), PERM, Not("needs a file")),
+    attempt(Call("the UUID of the disk", sys::SYS_ioctl, &[-1, 0x8011_1500, 0]), PERM, Not("needs a file")),
+    attempt(Call("the device of the disk", sys::SYS_ioctl, &[-1, 0x8081_1501, 0]), PERM, Not("needs a file")),
+    attempt(Call("the label of the disk", sys::SYS_ioctl, &[-1, 0x8100_9431, 0]), PERM, Not("needs a file")),
     attempt(Do("TIOCLINUX", |_| terminal(sys::TIOCLINUX as i64)), PERM, Not("needs a console")),
     attempt(Call("lookup_dcookie", DCOOKIE, &[0, 0, 0]), NOSYS, Not("gone from the kernel")),
     attempt(Call("a number past the last call", 4000, &[]), NOSYS, Not("refused everywhere")),
@@ -132,7 +143,8 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt(Call("uselib", 134, &[0]), NOSYS, Not("gone from many kernels")),
     #[cfg(target_arch = "x86_64")]
     attempt(Call("sysfs", 139, &[3]), NOSYS, IfThere),
-    attempt(Do("lift the filter by a wider one", lift), PERM, Shown),
+    attempt(Do("lift the filter by a wider one", lift), &[EINVAL], Shown),
+    attempt(Do("a filter by the older call", older_filter), PERM, Shown),
     attempt(Do("drop no_new_privs", |_| call(sys::SYS_prctl, &[sys::PR_SET_NO_NEW_PRIVS.into(), 0, 0, 0, 0]).map(drop)), &[EINVAL], Not("refused everywhere")),
     attempt(Do("leave landlock by a ruleset of one's own", landlock), &[EACCES], Not("nothing confines it outside")),
     attempt(Call("a bad pointer to a refused call", sys::SYS_mount, &[1, 1, 1, 0, 1]), PERM, Not("EFAULT outside")),
@@ -251,6 +263,15 @@ fn terminal(request: i64) -> Outcome {
     call(sys::SYS_ioctl, &[slave, request, at(b"x")]).map(drop)
 }
 
+fn lease(_: &Context) -> Outcome {
+    let path = cstring(&format!("/tmp/ash-hostile-lease-{}", std::process::id()));
+    let flags = i64::from(sys::O_RDWR | sys::O_CREAT);
+    let file = call(sys::SYS_openat, &[sys::AT_FDCWD.into(), path.as_ptr() as i64, flags, 0o600])?;
+    let taken = call(sys::SYS_fcntl, &[file, sys::F_SETLEASE.into(), sys::F_WRLCK.into()]);
+    call(sys::SYS_unlinkat, &[sys::AT_FDCWD.into(), path.as_ptr() as i64, 0])?;
+    taken.map(drop)
+}
+
 /// A filter that allows everything, and then what the older ones refuse.
 fn lift(_: &Context) -> Outcome {
     // BPF_RET | BPF_K, SECCOMP_RET_ALLOW
@@ -259,6 +280,13 @@ fn lift(_: &Context) -> Outcome {
     call(sys::SYS_prctl, &[sys::PR_SET_NO_NEW_PRIVS.into(), 1, 0, 0, 0])?;
     call(sys::SYS_seccomp, &[1, 0, at(&program)])?;
     call(sys::SYS_unshare, &[sys::CLONE_NEWUTS.into()]).map(drop)
+}
+
+fn older_filter(_: &Context) -> Outcome {
+    let code = [0x06_u64 | 0x7fff_0000 << 32];
+    let program = [1_u64, at(&code) as u64];
+    call(sys::SYS_prctl, &[sys::PR_SET_NO_NEW_PRIVS.into(), 1, 0, 0, 0])?;
+    call(sys::SYS_prctl, &[sys::PR_SET_SECCOMP.into(), 2, at(&program), 0, 0]).map(drop)
 }
 
 /// A ruleset of one's own cannot give back what an older one took.

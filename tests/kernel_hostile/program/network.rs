@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use libc as sys;
 use libc::{
-    EACCES, EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, ECONNREFUSED, EEXIST, ENETUNREACH, ENODEV, ENOENT, EPERM,
-    EPROTOTYPE,
+    EACCES, EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, ECONNREFUSED, EEXIST, ENETUNREACH, ENOBUFS, ENODEV,
+    ENOENT, EPERM, EPROTOTYPE,
 };
 
 use crate::act::Act::{Do, Family, Socket};
@@ -59,6 +59,29 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt(Family("tcp raw", sys::AF_INET, RAW, 6), PERM, Shown),
     attempt(Family("ip raw", sys::AF_INET, RAW, 255), PERM, Shown),
     attempt(Family("icmp6 raw", sys::AF_INET6, RAW, 58), PERM, IfThere),
+    attempt(Family("sctp", sys::AF_INET, STREAM, 132), PERM, IfThere),
+    attempt(Family("sctp, one to many", sys::AF_INET, SEQ, 132), PERM, IfThere),
+    attempt(Family("sctp over IPv6", sys::AF_INET6, SEQ, 132), PERM, IfThere),
+    attempt(Family("dccp", sys::AF_INET, 6, 33), PERM, IfThere),
+    attempt(Family("mptcp", sys::AF_INET, STREAM, 262), PERM, Shown),
+    attempt(Family("mptcp over IPv6", sys::AF_INET6, STREAM, 262), PERM, IfThere),
+    attempt(Family("smc over TCP", sys::AF_INET, STREAM, 256), PERM, IfThere),
+    attempt(Family("udplite", sys::AF_INET, DGRAM, 136), PERM, IfThere),
+    attempt(Family("l2tp", sys::AF_INET, DGRAM, 115), PERM, IfThere),
+    attempt(Family("ping", sys::AF_INET, DGRAM, 1), PERM, IfThere),
+    attempt(Family("ping over IPv6", sys::AF_INET6, DGRAM, 58), PERM, IfThere),
+    attempt(Family("a module by its protocol", sys::AF_INET, DGRAM, 200), PERM, Not("runs modprobe")),
+    attempt(Family("a module by its type", sys::AF_INET, 4, 0), PERM, Not("runs modprobe")),
+    attempt(Family("a type past the last", sys::AF_INET, 11, 0), PERM, Not("refused everywhere")),
+    attempt(Family("sctp with flags in the type", sys::AF_INET, STREAM | sys::SOCK_CLOEXEC | sys::SOCK_NONBLOCK, 132), PERM, IfThere),
+    attempt(Family("a protocol of unix sockets", sys::AF_UNIX, STREAM, 2), PERM, Not("refused everywhere")),
+    attempt(Do("a protocol with high bits set", |_| call(sys::SYS_socket, &[sys::AF_INET.into(), STREAM.into(), 262 | 1 << 32]).map(drop)), PERM, Shown),
+    attempt(Do("a pair of TCP sockets", |_| { let pair = [0_i32; 2]; call(sys::SYS_socketpair, &[sys::AF_INET.into(), STREAM.into(), 0, at(&pair)]).map(drop) }), PERM, Not("refused everywhere")),
+    attempt(Do("kernel TLS (TCP_ULP)", |_| ulp()), PERM, IfThere),
+    attempt(Do("a program on a socket (SO_ATTACH_FILTER)", |_| filter(sys::SO_ATTACH_FILTER)), PERM, Shown),
+    attempt(Do("a program on a port (SO_ATTACH_REUSEPORT_CBPF)", |_| filter(51)), PERM, IfThere),
+    attempt(Do("a bridge's module (SIOCGIFBR)", |_| interface(0x8940)), PERM, Not("runs modprobe")),
+    attempt(Do("a VLAN's module (SIOCGIFVLAN)", |_| interface(0x8982)), PERM, Not("runs modprobe")),
     attempt(Family("netlink generic", sys::AF_NETLINK, RAW, 16), PERM, Shown),
     attempt(Family("netlink audit", sys::AF_NETLINK, RAW, 9), PERM, IfThere),
     attempt(Family("netlink kobject", sys::AF_NETLINK, RAW, 15), PERM, Shown),
@@ -113,6 +136,10 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt(Do("debugging of a socket", |_| option(sys::SOL_SOCKET, sys::SO_DEBUG, 1)), &[EACCES, EPERM], Shown),
     attempt(Do("transparent proxying", |_| option(sys::IPPROTO_IP, sys::IP_TRANSPARENT, 1)), PERM, Shown),
     attempt(Do("repair of connections", |_| option(sys::IPPROTO_TCP, 19, 1)), PERM, Shown),
+    attempt(Do("signed segments (TCP_MD5SIG)", |_| option(sys::IPPROTO_TCP, 14, 1)), PERM, Not("needs an address")),
+    attempt(Do("signed segments (TCP-AO)", |_| option(sys::IPPROTO_TCP, 38, 1)), PERM, Not("not in every kernel")),
+    attempt(Do("IPsec in UDP", |_| set(&socket(sys::AF_INET, DGRAM, 0)?, sys::IPPROTO_UDP, 100, 2)), PERM, IfThere),
+    attempt(Do("64 KiB of options on a socket", |_| large_options()), &[ENOBUFS], Shown),
     attempt(Do("a filter table (iptables)", |_| option(sys::IPPROTO_IP, 64, 0)), &[EPERM, EACCES, libc::ENOPROTOOPT], Not("empties the host's table")),
     attempt(Do("a new address on lo", |c| netlink(c, 20, &address())), PERM, Shown),
     attempt(Do("a new link (dummy)", |c| netlink(c, 16, &link())), PERM, IfThere),
@@ -168,6 +195,28 @@ fn set(fd: &OwnedFd, level: i32, name: i32, value: i32) -> Outcome {
 
 fn option(level: i32, name: i32, value: i32) -> Outcome {
     set(&socket(sys::AF_INET, STREAM, 0)?, level, name, value)
+}
+
+/// `IPV6_2292PKTOPTIONS` keeps the whole text; its one control message is of a level that is skipped.
+fn large_options() -> Outcome {
+    let fd = socket(sys::AF_INET6, DGRAM, 0)?;
+    let mut text = vec![0_u64; 65_000 / 8];
+    (text[0], text[1]) = (65_000, 0x1234 | 1 << 32);
+    let arguments = [fd.as_raw_fd().into(), sys::IPPROTO_IPV6.into(), 6, at(text.as_slice()), 65_000];
+    call(sys::SYS_setsockopt, &arguments).map(drop)
+}
+
+fn ulp() -> Outcome {
+    let fd = socket(sys::AF_INET, STREAM, 0)?;
+    call(sys::SYS_setsockopt, &[fd.as_raw_fd().into(), sys::IPPROTO_TCP.into(), 31, at(b"tls"), 3]).map(drop)
+}
+
+/// BPF_RET | BPF_K: takes every packet.
+fn filter(name: i32) -> Outcome {
+    let fd = socket(sys::AF_INET, DGRAM, 0)?;
+    let code = [0x06_u64 | 0xffff << 32];
+    let program = [1_u64, at(&code) as u64];
+    call(sys::SYS_setsockopt, &[fd.as_raw_fd().into(), sys::SOL_SOCKET.into(), name.into(), at(&program), 16]).map(drop)
 }
 
 fn take_port(ip: Ipv4Addr) -> Outcome {

@@ -67,6 +67,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     attempt(Do("raise capabilities", raise), PERM, Shown),
     attempt(Call("an ambient capability", sys::SYS_prctl, &[47, 2, 21, 0, 0]), PERM, Not("needs it inheritable first")),
     attempt(Call("drop from the bounding set", sys::SYS_prctl, &[24, 21, 0, 0, 0]), PERM, Shown),
+    attempt(Call("a core of its own (PR_SCHED_CORE)", sys::SYS_prctl, &[62, 1, 0, 0, 0]), PERM, IfThere),
     attempt(Call("secure bits", sys::SYS_prctl, &[28, 0x10, 0, 0, 0]), PERM, Shown),
     attempt(Do("another program as its own (PR_SET_MM)", |_| call(sys::SYS_prctl, &[35, 1, 0x1000, 0, 0]).map(drop)), PERM, Not("EINVAL outside")),
     attempt(Do("more descriptors than its hard limit", |_| raise_limit(sys::RLIMIT_NOFILE as i64, 1)), PERM, IfThere),

@@ -1,0 +1,39 @@
+//! What ashd may still do when it serves: docs/decisions/self-confinement.md.
+
+use std::path::Path;
+
+use crate::confine::calls::{self, COMMON, Sockets};
+use crate::confine::{Calls, Domain, Plan, Unconfined, apply};
+use crate::kernel::landlock::Right;
+use crate::kernel::sanitize;
+use crate::kernel::single::require_single_thread;
+use crate::kernel::syscalls;
+
+/// Raised with every change of the plan.
+const MARK: u16 = 3301;
+
+/// Before the first thread; listeners are bound, and sockets to launcher and gateway are unix ones.
+pub(super) fn confine(data_dir: &Path) -> Result<(), Unconfined> {
+    let failed = |source| Unconfined { program: "ashd", layer: "one thread", source };
+    let one = require_single_thread().map_err(failed)?;
+    // SQLite's own choice would be /var/tmp, which ashd cannot write any more.
+    sanitize::set_variable(&one, "SQLITE_TMPDIR", data_dir).map_err(failed)?;
+    apply(&one, &plan(data_dir))
+}
+
+/// Reading is left to the files' modes: agents' directories and a configuration file may be anywhere an admin says, also later.
+fn plan(data_dir: &Path) -> Plan {
+    Plan {
+        program: "ashd",
+        mark: MARK,
+        domain: Some(Domain {
+            paths: vec![
+                ("/".into(), Right::Read),
+                ("/dev/null".into(), Right::Device),
+                (data_dir.to_owned(), Right::Full),
+            ],
+            connect: Vec::new(),
+        }),
+        calls: Calls::Only { allowed: syscalls::of(COMMON), refused: calls::refused(Sockets::Unix) },
+    }
+}

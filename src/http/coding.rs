@@ -1,0 +1,160 @@
+//! Compressed answers, for clients that ask for them with `Accept-Encoding`.
+//!
+//! ```text
+//!   answer of a GET: JSON, 1 KiB or more (or of unknown length), not coded yet --> gzip or zstd, chunk by chunk
+//!   everything else (event streams, files, archives, small answers)            --> as it is
+//! ```
+//!
+//! Each chunk is compressed when it comes, so a long list is never held. The coding that the client likes best is taken; zstd where it
+//! likes both the same.
+
+use std::io::Write;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::Request;
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, VARY};
+use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::Response;
+use futures_util::{StreamExt, stream};
+
+use crate::archive::coding::{Coding, Encoder};
+
+/// A smaller answer gains nothing.
+const LEAST: u64 = 1024;
+
+/// The coding that a client accepts and likes best.
+pub fn accepted(headers: &HeaderMap) -> Option<Coding> {
+    let mut best: Option<(u32, Coding)> = None;
+    let given = headers.get_all(ACCEPT_ENCODING);
+    for item in given.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')) {
+        let mut parts = item.split(';').map(str::trim);
+        let coding = match parts.next() {
+            Some(word) if word.eq_ignore_ascii_case("zstd") => Coding::Zstd,
+            Some(word) if word.eq_ignore_ascii_case("gzip") || word.eq_ignore_ascii_case("x-gzip") => Coding::Gzip,
+            _ => continue,
+        };
+        let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
+        let weight = weight.map_or(Some(1.0), |q| q.trim().parse::<f32>().ok().filter(|q| (0.0..=1.0).contains(q)));
+        // To three digits, as RFC 9110 §12.4.2 has it.
+        let Some(weight) = weight.map(|q| (q * 1000.0).round() as u32).filter(|weight| *weight > 0) else { continue };
+        let better = best.is_none_or(|(known, other)| weight > known || (weight == known && other == Coding::Gzip));
+        if better {
+            best = Some((weight, coding));
+        }
+    }
+    best.map(|(_, coding)| coding)
+}
+
+/// Compresses what is worth it.
+pub async fn compress(request: Request, next: Next) -> Response {
+    let coding = (request.method() == Method::GET).then(|| accepted(request.headers())).flatten();
+    let response = next.run(request).await;
+    if !is_worth_it(&response) {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    parts.headers.append(VARY, HeaderValue::from_static("accept-encoding"));
+    let Some(coding) = coding else { return Response::from_parts(parts, body) };
+    let Ok(encoder) = Encoder::new(Vec::new(), coding) else { return Response::from_parts(parts, body) };
+    parts.headers.remove(CONTENT_LENGTH);
+    parts.headers.remove(ETAG);
+    parts.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.word()));
+    Response::from_parts(parts, coded(body, encoder))
+}
+
+fn is_worth_it(response: &Response) -> bool {
+    let headers = response.headers();
+    let json = headers
+        .get(CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok())
+        .is_some_and(|kind| kind.starts_with("application/json"));
+    json && response.status().is_success()
+        && !headers.contains_key(CONTENT_ENCODING)
+        && response.body().size_hint().upper().is_none_or(|most| most >= LEAST)
+}
+
+/// The body, compressed as it comes. A failure of it is a failure of this one, and no end is written then.
+fn coded(body: Body, encoder: Encoder<Vec<u8>>) -> Body {
+    let state = (body.into_data_stream(), Some(encoder));
+    let coded = stream::unfold(state, |(mut from, encoder)| async move {
+        let mut encoder = encoder?;
+        loop {
+            let step = match from.next().await {
+                Some(Ok(chunk)) => encoder.write_all(&chunk).map(|()| std::mem::take(encoder.get_mut())),
+                Some(Err(error)) => return Some((Err(error), (from, None))),
+                None => {
+                    let end = encoder.finish().map(Bytes::from).map_err(axum::Error::new);
+                    return Some((end, (from, None)));
+                }
+            };
+            match step {
+                // The encoder holds it until it has more.
+                Ok(bytes) if bytes.is_empty() => {}
+                Ok(bytes) => return Some((Ok(Bytes::from(bytes)), (from, Some(encoder)))),
+                Err(error) => return Some((Err(axum::Error::new(error)), (from, None))),
+            }
+        }
+    });
+    Body::from_stream(coded)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use axum::Router;
+    use axum::routing::get;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::archive::coding::decoder;
+
+    #[test]
+    fn the_client_chooses() {
+        for (text, want) in [
+            ("", None),
+            ("identity", None),
+            ("gzip", Some(Coding::Gzip)),
+            ("gzip, deflate, br, zstd", Some(Coding::Zstd)),
+            ("zstd;q=0, gzip;q=0.5", Some(Coding::Gzip)),
+            ("GZIP;q=0.9, zstd;q=0.8", Some(Coding::Gzip)),
+            ("zstd; q=0.001", Some(Coding::Zstd)),
+            ("*", None),
+            ("gzip;q=x", None),
+        ] {
+            let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(text))]);
+            assert_eq!(accepted(&headers), want, "{text}");
+        }
+    }
+
+    async fn ask(kind: &'static str, body: Vec<u8>, accept: &'static str) -> (HeaderMap, Vec<u8>) {
+        let answer = move || async move { ([(CONTENT_TYPE, kind)], body) };
+        let app: Router = Router::new().route("/", get(answer)).layer(axum::middleware::from_fn(compress));
+        let request = Request::get("/").header(ACCEPT_ENCODING, accept).body(Body::empty()).unwrap();
+        let (parts, body) = app.oneshot(request).await.unwrap().into_parts();
+        (parts.headers, axum::body::to_bytes(body, 1 << 24).await.unwrap().to_vec())
+    }
+
+    #[tokio::test]
+    async fn large_json_is_compressed_and_nothing_else() {
+        let list = b"{\"id\":1},".repeat(10_000);
+        for (accept, word) in [("gzip", "gzip"), ("zstd, gzip", "zstd")] {
+            let (headers, body) = ask("application/json", list.clone(), accept).await;
+            assert!(headers[CONTENT_ENCODING] == word && headers[VARY] == "accept-encoding", "{headers:?}");
+            assert!(!headers.contains_key(CONTENT_LENGTH) && body.len() < list.len() / 10);
+            let mut read = Vec::new();
+            decoder(&body[..]).unwrap().read_to_end(&mut read).unwrap();
+            assert!(read == list);
+        }
+        for (kind, body, accept) in [
+            ("application/json", list.clone(), "identity"),
+            ("application/json", b"{}".to_vec(), "gzip"),
+            ("text/event-stream; charset=utf-8", list.clone(), "gzip"),
+            ("application/gzip", list.clone(), "gzip"),
+        ] {
+            let (headers, answer) = ask(kind, body.clone(), accept).await;
+            assert!(!headers.contains_key(CONTENT_ENCODING) && answer == body, "{kind} {accept}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The first request of a connection, until its head is complete.
+//!
+//! A connection that has not sent one costs what it has sent (at most [`MAX_HEAD`]) and nothing else: the HTTP server's own
+//! buffers are made when there is something to answer.
+
+use std::io;
+
+use super::bounds::MAX_HEAD;
+use super::socket::Socket;
+
+/// Bytes that are taken from the socket at once.
+const PIECE: usize = 2048;
+
+/// What came.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// The head of a request, and perhaps some of what follows it.
+    Head(Vec<u8>),
+    /// More than [`MAX_HEAD`] bytes, and no end.
+    TooLarge,
+    /// The client has left.
+    Closed,
+}
+
+/// Reads until the first head is complete.
+///
+/// # Errors
+/// When the connection broke.
+pub async fn read(socket: &Socket, head: &mut Vec<u8>) -> io::Result<Opening> {
+    loop {
+        socket.readable().await?;
+        match take(socket, head) {
+            Ok(0) => return Ok(Opening::Closed),
+            Ok(new) if complete(head, head.len() - new) => return Ok(Opening::Head(std::mem::take(head))),
+            Ok(_) if head.len() >= MAX_HEAD => return Ok(Opening::TooLarge),
+            Ok(_) => {}
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
+            Err(why) => return Err(why),
+        }
+    }
+}
+
+/// Apart, so that the buffer is not kept while the connection waits.
+fn take(socket: &Socket, head: &mut Vec<u8>) -> io::Result<usize> {
+    let mut piece = [0; PIECE];
+    let length = socket.try_read(&mut piece)?;
+    head.reserve_exact(length);
+    head.extend_from_slice(&piece[..length]);
+    Ok(length)
+}
+
+/// Whether an empty line ends the head; `from` bytes were looked at before. Lines before the first that is not empty do not
+/// count (RFC 9112 §2.2).
+fn complete(head: &[u8], from: usize) -> bool {
+    let start = head.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(head.len());
+    let head = &head[start.max(from.saturating_sub(3)).min(head.len())..];
+    memchr::memchr_iter(b'\n', head).any(|at| matches!(&head[at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_head_ends() {
+        for (head, expected) in [
+            ("GET / HTTP/1.1\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\na: b\r\n\r\nbody", true),
+            ("GET / HTTP/1.1\n\n", true),
+            ("\r\n\r\nGET / HTTP/1.1\r\n", false),
+            ("\r\n\r\nGET / HTTP/1.1\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\na: b\r\n", false),
+            ("GET / HTTP/1.1\r\na: b\r\n\r", false),
+            ("", false),
+            ("\r\n\r\n", false),
+        ] {
+            assert_eq!(complete(head.as_bytes(), 0), expected, "{head:?}");
+            // Wherever it is cut into two pieces.
+            let pieces = (0..head.len()).any(|cut| {
+                let bytes = head.as_bytes();
+                !complete(&bytes[..cut], 0) && complete(bytes, cut)
+            });
+            assert_eq!(pieces, expected, "{head:?} in pieces");
+        }
+    }
+}

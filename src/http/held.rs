@@ -1,0 +1,99 @@
+//! A body that holds something until it was sent, or given up. It leaves in pieces: the HTTP server takes a body's bytes as
+//! they come, so that of one that came as a whole nothing would be left to hold, while its client has not read it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use axum::body::{Body, Bytes};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+
+/// Bytes that the HTTP server is given at a time.
+const PIECE: usize = 64 << 10;
+
+struct Held<G> {
+    body: Body,
+    /// What is left of the frame before.
+    rest: Bytes,
+    guard: Option<G>,
+}
+
+/// The same body; `guard` is dropped behind its last piece, or with it.
+pub fn hold<G: Send + Unpin + 'static>(body: Body, guard: G) -> Body {
+    Body::new(Held { body, rest: Bytes::new(), guard: Some(guard) })
+}
+
+impl<G: Unpin> HttpBody for Held<G> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        if this.rest.is_empty() {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => this.rest = data,
+                    Err(other) => return Poll::Ready(Some(Ok(other))),
+                },
+                Some(Err(why)) => return Poll::Ready(Some(Err(why))),
+                None => {
+                    this.guard = None;
+                    return Poll::Ready(None);
+                }
+            }
+        }
+        let piece = this.rest.split_to(this.rest.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (rest, mut hint) = (self.rest.len() as u64, self.body.size_hint());
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint.set_lower(hint.lower() + rest);
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_guard_lives_as_long_as_the_body() {
+        let guard = Arc::new(());
+        let body = hold(Body::from("abc"), Arc::clone(&guard));
+        assert_eq!((body.size_hint().exact(), Arc::strong_count(&guard)), (Some(3), 2));
+        assert_eq!(axum::body::to_bytes(body, 9).await.unwrap(), "abc");
+        assert_eq!(Arc::strong_count(&guard), 1);
+        drop(hold(Body::from("abc"), Arc::clone(&guard)));
+        assert_eq!(Arc::strong_count(&guard), 1);
+    }
+
+    #[tokio::test]
+    async fn a_large_body_is_held_until_its_last_piece_is_taken() {
+        use http_body_util::BodyExt;
+        let guard = Arc::new(());
+        let whole: Vec<u8> = (0..3 * PIECE + 1).map(|n| n as u8).collect();
+        let mut body = hold(Body::from(whole.clone()), Arc::clone(&guard));
+        let mut got = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let piece = frame.unwrap().into_data().unwrap();
+            assert!(piece.len() <= PIECE);
+            got.extend_from_slice(&piece);
+            let left = whole.len() - got.len();
+            assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(left as u64), left == 0));
+            if left > 0 {
+                assert_eq!(Arc::strong_count(&guard), 2, "{left} bytes are not taken yet");
+            }
+        }
+        assert!(got == whole);
+        assert_eq!(Arc::strong_count(&guard), 1);
+    }
+}

@@ -1,0 +1,213 @@
+//! Opening what this process owns, whatever mode it has.
+//!
+//! The files of a session belong to ashd on the disk, and a payload may give them any mode, 000 included. The owner of a file may
+//! always change its mode, so one that refuses its owner is made readable, opened, and gets its mode back:
+//!
+//! ```text
+//!   openat2(path) --EACCES--> for each component: O_PATH, chmod u+r (a directory: u+rwx) by descriptor, open, chmod back
+//!                             (a directory stays open to its owner as long as it is used: the kernel asks at each look-up)
+//! ```
+//!
+//! A process that ends within that time leaves the wider mode. Several readers of one directory share the change, and
+//! [`mode_of`] tells what its mode is meant to be.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, chmod, fstat, openat2};
+use rustix::io::Errno;
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+/// A mode that is wider for a while.
+#[derive(Debug)]
+struct Change {
+    /// What it was, and is to be again.
+    meant: u32,
+    /// What it was made.
+    set: u32,
+    users: usize,
+}
+
+static CHANGES: Mutex<BTreeMap<Identity, Change>> = Mutex::new(BTreeMap::new());
+
+fn changes() -> MutexGuard<'static, BTreeMap<Identity, Change>> {
+    // Whole between any two statements.
+    CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What was opened. A directory can be searched as long as this lives.
+#[derive(Debug)]
+pub struct Opened {
+    fd: OwnedFd,
+    _wider: Option<Wider>,
+}
+
+impl AsFd for Opened {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Opened {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd, _wider: None }
+    }
+}
+
+/// A mode that is changed back with this.
+#[derive(Debug)]
+struct Wider {
+    at: OwnedFd,
+    identity: Identity,
+}
+
+impl Wider {
+    /// Gives the owner `bits`; `None` when it has them.
+    fn new(at: OwnedFd, bits: u32) -> Result<Option<Self>, Errno> {
+        let mut changes = changes();
+        let stat = fstat(&at)?;
+        let (mode, identity) = (stat.st_mode & 0o7777, (stat.st_dev, stat.st_ino));
+        let known = changes.get(&identity).filter(|change| change.set == mode);
+        if known.is_none() && mode & bits == bits {
+            return Ok(None);
+        }
+        let (meant, users) = (known.map_or(mode, |change| change.meant), changes.get(&identity).map_or(0, |c| c.users));
+        let set = mode | bits;
+        if set != mode {
+            change_mode(&at, set)?;
+        }
+        changes.insert(identity, Change { meant, set, users: users + 1 });
+        Ok(Some(Self { at, identity }))
+    }
+}
+
+impl Drop for Wider {
+    fn drop(&mut self) {
+        let mut changes = changes();
+        let Some(change) = changes.get_mut(&self.identity) else { return };
+        change.users -= 1;
+        if change.users > 0 {
+            return;
+        }
+        // One that its owner changed meanwhile is left as it is.
+        let now = fstat(&self.at).map(|stat| stat.st_mode & 0o7777);
+        if now == Ok(change.set)
+            && let Err(error) = change_mode(&self.at, change.meant)
+        {
+            tracing::warn!(%error, "a file did not get its mode back");
+        }
+        changes.remove(&self.identity);
+    }
+}
+
+/// By a descriptor that was opened with `O_PATH`, which fchmod(2) does not take.
+fn change_mode(at: &OwnedFd, mode: u32) -> Result<(), Errno> {
+    chmod(format!("/proc/self/fd/{}", at.as_raw_fd()), Mode::from_raw_mode(mode)).map_err(|errno| match errno {
+        // Another user's: the refusal to open it is the true reason.
+        Errno::PERM => Errno::ACCESS,
+        errno => errno,
+    })
+}
+
+/// The permission bits that a file is meant to have, also while this process has made them wider.
+pub fn mode_of(stat: &Stat) -> u32 {
+    let mode = stat.st_mode & 0o7777;
+    let changes = changes();
+    let known = changes.get(&(stat.st_dev, stat.st_ino));
+    known.filter(|change| change.set == mode).map_or(mode, |change| change.meant)
+}
+
+/// As openat2(2), with `resolve`. What its mode denies to its owner is opened all the same.
+///
+/// # Errors
+/// As openat2(2); `EACCES` for what belongs to another user and may not be opened.
+pub fn open(dir: impl AsFd, path: &Path, flags: OFlags, mode: Mode, resolve: ResolveFlags) -> Result<Opened, Errno> {
+    let dir = dir.as_fd();
+    let flags = flags | OFlags::CLOEXEC;
+    match openat2_again(dir, path, flags, mode, resolve) {
+        Ok(fd) if flags.contains(OFlags::PATH) || !is_closed_directory(&fd) => return Ok(fd.into()),
+        Ok(_) | Err(Errno::ACCESS) => {}
+        Err(errno) => return Err(errno),
+    }
+    let mut above: Vec<Opened> = Vec::new();
+    let mut parts = path.components().filter(|part| *part != Component::CurDir).peekable();
+    if parts.peek().is_none() {
+        // The directory itself: not even its `.` can be looked up before it is opened to its owner.
+        let wider = Wider::new(dir.try_clone_to_owned().map_err(|_| Errno::MFILE)?, 0o700)?;
+        return Ok(Opened { fd: openat2_again(dir, Path::new("."), flags, mode, resolve)?, _wider: wider });
+    }
+    while let Some(part) = parts.next() {
+        let at = above.last().map_or(dir, AsFd::as_fd);
+        let part = Path::new(part.as_os_str());
+        if parts.peek().is_none() {
+            return last(at, part, flags, mode, resolve);
+        }
+        let inner = last(at, part, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+        above.push(inner);
+    }
+    Err(Errno::ACCESS)
+}
+
+/// One component.
+fn last(dir: BorrowedFd<'_>, name: &Path, flags: OFlags, mode: Mode, resolve: ResolveFlags) -> Result<Opened, Errno> {
+    match openat2_again(dir, name, flags, mode, resolve) {
+        // A directory that can be read, and not searched, opens and is of no use.
+        Ok(fd) if flags.contains(OFlags::PATH) || !is_closed_directory(&fd) => return Ok(fd.into()),
+        Ok(_) | Err(Errno::ACCESS) => {}
+        Err(errno) => return Err(errno),
+    }
+    let at = openat2_again(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    let bits = match FileType::from_raw_mode(fstat(&at)?.st_mode) {
+        FileType::Directory => 0o700,
+        FileType::RegularFile if flags.intersects(OFlags::WRONLY | OFlags::RDWR) => 0o600,
+        FileType::RegularFile => 0o400,
+        _ => return Err(Errno::ACCESS),
+    };
+    let wider = Wider::new(at, bits)?;
+    let fd = openat2_again(dir, name, flags, mode, resolve)?;
+    let directory = FileType::from_raw_mode(fstat(&fd)?.st_mode) == FileType::Directory;
+    Ok(Opened { fd, _wider: wider.filter(|_| directory) })
+}
+
+fn is_closed_directory(fd: &OwnedFd) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    fstat(fd).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            && own != 0
+            && stat.st_uid == own
+            && mode_of(&stat) & 0o700 != 0o700
+    })
+}
+
+/// The kernel answers EAGAIN when something was renamed at that moment; a payload could keep that up, so the number of tries
+/// is bounded.
+fn openat2_again(
+    dir: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    let mut tries = 0;
+    loop {
+        match openat2(dir, path, flags, mode, resolve) {
+            Err(Errno::AGAIN | Errno::INTR) if tries < 64 => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+impl Opened {
+    /// The descriptor alone, of a file: what is open stays readable.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+#[cfg(test)]
+#[path = "owned_tests.rs"]
+mod tests;

@@ -1,0 +1,43 @@
+//! What a command sees in `/proc` beside the processes: this list and no more. Everything else that its mode lets others read or
+//! write is covered, also what a later kernel adds; what is root's alone stays so, since uid 0 has no id in a sandbox.
+
+/// Entries of `/proc` that stay, each with the reason. Links (`self`, `net`, `mounts`) and directories of processes always do.
+pub const KEPT: &[(&str, &str)] = &[
+    ("cgroups", "names of controllers: the JVM finds the limits of its group by them"),
+    (
+        "cpuinfo",
+        "node, compilers and numeric libraries ask for processors and their features, as the instruction CPUID tells them",
+    ),
+    ("crypto", "names of ciphers"),
+    ("dma", "channels of 1981, the same on every machine"),
+    ("execdomains", "one line, the same everywhere"),
+    ("filesystems", "names of file systems: mount(8), df, libblkid"),
+    ("loadavg", "make -l, os.getloadavg; the load is the host's"),
+    ("meminfo", "free, node, the JVM, allocators; the memory is the host's, the limit is in the group"),
+    ("misc", "names of drivers that every kernel has"),
+    ("stat", "ps, top, node's os.cpus; processor time of the host"),
+    ("sys", "read-only: overcommit, limits of pipes, inotify, message queues, ports; see COVERED"),
+    ("sysvipc", "ipcs; of the sandbox's own ipc namespace"),
+    ("tty", "ps names terminals by /proc/tty/drivers"),
+    ("uptime", "ps and uptime; of the host"),
+    ("version", "one line written for the sandbox: what uname(2) tells, without who built the kernel and how"),
+];
+
+/// Entries below those of [`KEPT`] that are covered all the same.
+pub const COVERED: &[(&str, &str)] = &[
+    ("sys/kernel/random/boot_id", "tells one start of the host from another, in every sandbox"),
+    ("sys/kernel/core_pattern", "programs of the host and their paths"),
+    ("sys/kernel/modprobe", "as core_pattern"),
+    ("sys/kernel/hotplug", "as core_pattern"),
+    ("sys/kernel/poweroff_cmd", "as core_pattern"),
+    ("sys/kernel/tainted", "modules and faults of the host"),
+    ("sys/kernel/ns_last_pid", "how many processes begin"),
+    ("sys/fs/binfmt_misc", "interpreters of the host and their paths"),
+    ("sys/dev", "devices of the host"),
+    ("tty/driver", "serial lines of the host"),
+];
+
+/// `/proc/version`.
+pub fn version(release: &str) -> String {
+    format!("Linux version {release}\n")
+}

@@ -1,0 +1,108 @@
+//! Background tasks that live as long as the daemon: a panic in one ends the current pass, and the task starts again.
+
+use std::future::Future;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::task::JoinHandle;
+
+/// Between a panic and the next pass, so that a task that always panics does not use a core.
+const RESTART_AFTER: Duration = Duration::from_secs(1);
+
+/// Runs what `make` makes, again after each panic, until it returns. `name` is for the journal.
+pub fn spawn_restarting<F, M>(name: &'static str, make: M) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+    M: FnMut() -> F + Send + 'static,
+{
+    tokio::spawn(restart(name, make))
+}
+
+/// The same, for whoever spawns it among other tasks.
+pub async fn restart<F: Future<Output = ()>>(name: &'static str, make: impl FnMut() -> F) {
+    restarting(name, RESTART_AFTER, make).await;
+}
+
+async fn restarting<F: Future<Output = ()>>(name: &'static str, rest: Duration, mut make: impl FnMut() -> F) {
+    while AssertUnwindSafe(make()).catch_unwind().await.is_err() {
+        // The panic itself, with its place, is in the journal already.
+        tracing::error!(task = name, "a background task panicked; it starts again after {rest:?}");
+        tokio::time::sleep(rest).await;
+    }
+}
+
+/// Runs a task without which the process can do nothing useful. A panic in it ends the process at once: the service manager, or
+/// the keeper, starts it again; sandboxes and their output files outlive it.
+pub fn spawn_essential<F>(name: &'static str, task: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    tokio::spawn(essential(name, task))
+}
+
+/// The same, for whoever spawns it among other tasks.
+pub async fn essential<F: Future>(name: &'static str, task: F) -> F::Output {
+    AssertUnwindSafe(task).catch_unwind().await.unwrap_or_else(|_| give_up(name))
+}
+
+/// The same for a thread.
+///
+/// # Errors
+/// When there are no threads left.
+pub fn spawn_essential_thread(name: &'static str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let work = AssertUnwindSafe(work);
+    let thread = move || std::panic::catch_unwind(work).unwrap_or_else(|_| give_up(name));
+    std::thread::Builder::new().name(name.to_owned()).spawn(thread).map(drop)
+}
+
+fn give_up(name: &'static str) -> ! {
+    tracing::error!(task = name, "an essential task panicked; the process ends, to be started again");
+    std::process::abort()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_starts_again_until_it_returns() {
+        let mut passes = 0;
+        restarting("test", Duration::from_millis(1), || {
+            passes += 1;
+            let pass = passes;
+            async move { assert!(pass > 2, "panics twice") }
+        })
+        .await;
+        assert_eq!(passes, 3);
+    }
+
+    /// Each in a process of its own, which must end.
+    #[test]
+    fn a_panic_in_an_essential_task_ends_the_process() {
+        const VARIABLE: &str = "ASH_TEST_ESSENTIAL";
+        let wait = Duration::from_secs(60);
+        match std::env::var(VARIABLE).as_deref() {
+            Ok("task") => {
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+                runtime.spawn(essential("test", async { panic!("as the test wants it") }));
+                std::thread::sleep(wait);
+            }
+            Ok(_) => {
+                spawn_essential_thread("test", || panic!("as the test wants it")).unwrap();
+                std::thread::sleep(wait);
+            }
+            Err(_) => {
+                for kind in ["task", "thread"] {
+                    let mut own = std::process::Command::new(std::env::current_exe().unwrap());
+                    own.args(["observe::tasks::tests::a_panic_in_an_essential_task_ends_the_process", "--exact"]);
+                    let output = own.env(VARIABLE, kind).output().unwrap();
+                    use std::os::unix::process::ExitStatusExt;
+                    assert_eq!(output.status.signal(), Some(6), "{kind}: {:?}", output.status);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! How much one process may announce without being asked: a token bucket. Pure.
+//!
+//! Every process in a sandbox can write lines in claude's name. A line that begins a turn, or asks a question, costs ashd work: a
+//! transaction, an answer, an entry in the log. Without a bound, lines of a second would be the work of hours, and requests for the
+//! session would wait behind it.
+
+use std::time::Instant;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Allowance {
+    burst: f64,
+    per_second: f64,
+    left: f64,
+    at: Option<Instant>,
+}
+
+impl Allowance {
+    /// So many at once, and so many a second after that.
+    pub const fn new(burst: u32, per_second: f64) -> Self {
+        Self { burst: burst as f64, per_second, left: burst as f64, at: None }
+    }
+
+    /// Takes one; whether it is within the bound.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let gained = self.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64() * self.per_second);
+        self.at = Some(now);
+        self.left = (self.left + gained).min(self.burst);
+        let within = self.left >= 1.0;
+        if within {
+            self.left -= 1.0;
+        }
+        within
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_burst_and_then_the_rate() {
+        let mut allowance = Allowance::new(3, 2.0);
+        let start = Instant::now();
+        let taken = |allowance: &mut Allowance, ms: u64| {
+            (0..10).filter(|_| allowance.take(start + Duration::from_millis(ms))).count()
+        };
+        assert_eq!(taken(&mut allowance, 0), 3);
+        assert_eq!(taken(&mut allowance, 400), 0);
+        assert_eq!(taken(&mut allowance, 1000), 2);
+        assert_eq!(taken(&mut allowance, 3_600_000), 3, "the burst at most, however long nothing was taken");
+        assert_eq!(taken(&mut allowance, 1000), 0, "a clock that goes back gives nothing");
+    }
+}

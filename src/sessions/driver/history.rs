@@ -1,0 +1,52 @@
+//! What lines add to the history, bounded ([`crate::sessions::history_cap`]) and counted for the tenant.
+
+use serde_json::json;
+
+use super::Driver;
+use crate::sessions::SessionError;
+use crate::sessions::classify::Classified;
+use crate::sessions::history_cap::{HistoryCap, Kept};
+
+/// One batch of lines.
+#[derive(Debug)]
+pub(super) struct Batched {
+    /// Why the tenant may store nothing more, as of the beginning of the batch.
+    full: Option<String>,
+    added: u64,
+    stopped: bool,
+}
+
+impl Batched {
+    pub(super) fn bound(&mut self, cap: &mut HistoryCap, classified: &mut Classified, offset: u64) {
+        let kept = cap.bound(classified, offset, self.full.is_some());
+        self.stopped |= kept == Kept::Stopped;
+        self.added += HistoryCap::weigh(classified);
+    }
+}
+
+impl Driver {
+    pub(super) fn history(&self) -> Batched {
+        let full = match self.shared.is_storage_full(&self.session.tenant) {
+            Some(SessionError::Full(why)) => Some(why),
+            _ => None,
+        };
+        Batched { full, added: 0, stopped: false }
+    }
+
+    /// A batch was taken in. A turn that continues although its tenant may store nothing more is interrupted.
+    pub(super) async fn history_over(&mut self, batch: &Batched) {
+        if batch.added > 0 {
+            self.shared.storage.add(&self.session.tenant, batch.added);
+        }
+        let Some(why) = batch.full.as_ref().filter(|_| batch.stopped) else { return };
+        if self.turn.as_ref().is_none_or(|running| running.interrupted.is_some()) {
+            return;
+        }
+        let why = format!("the turn was interrupted: {why}");
+        let storage = &self.shared.storage;
+        let (limit, used) = (storage.limit(&self.session.tenant).value, storage.stored(&self.session.tenant).total());
+        self.shared.tally.count("storage");
+        self.cause("limited", "storage", json!({ "limit": "storageBytes", "value": limit, "used": used }), &why);
+        self.interrupt(Some(why), None).await;
+    }
+}

@@ -1,0 +1,151 @@
+//! A panic in a session's task ends that task, and nothing else.
+//!
+//! ```text
+//!            +------------------ ends (inbox, published state) ------------------+
+//!            v                                                                   |
+//!   load --> [recover, after a panic] --> drive --panic--> give up (sandbox ends, queue is written)
+//!                                           |
+//!                                           +--rests--> the task ends
+//! ```
+//!
+//! The inbox outlives the panic, so requests that wait in it are answered by the next driver. The request in progress is
+//! answered with the cause. The session goes to `error`: its running turn ends with the cause, its sandbox is destroyed,
+//! and its output counts as read to the end, so that the same line cannot cause a second panic. It can be resumed.
+
+use std::any::Any;
+use std::fs;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{Driver, Request};
+use crate::model::SessionStatus;
+use crate::observe::events::{self, event};
+use crate::sessions::registry::Ends;
+use crate::sessions::shared::Shared;
+
+/// Panics without a completed recovery between them, after which the task ends. The next request starts a new one.
+const MAX_FAILED_RECOVERIES: usize = 3;
+/// Longest time to write what the broken driver had read, and to undo a start that was in progress.
+const GIVE_UP_WITHIN: Duration = Duration::from_secs(10);
+/// Bytes of a panic's message that are repeated to clients. The journal has all of it.
+const MESSAGE_BYTES: usize = 200;
+
+/// What is left of a driver that panicked.
+struct Broken {
+    why: String,
+    /// The state that the daemon's counters have for the session.
+    status: SessionStatus,
+    /// Requests that waited for a start to complete.
+    waiting: Vec<Request>,
+}
+
+impl Driver {
+    /// Runs until the session rests. The row is read here, so that it is never older than the task.
+    pub async fn run(shared: Arc<Shared>, id: Uuid, mut ends: Ends) {
+        let mut broken: Option<Broken> = None;
+        let mut failures = 0;
+        loop {
+            let mut driver = match Self::load(&shared, id, ends).await {
+                Ok(driver) => driver,
+                Err((why, ends)) => {
+                    tracing::error!(ASH_SESSION = %id, "the session cannot be read: {why}");
+                    return leave_unanswered(&shared, id, ends).await;
+                }
+            };
+            let drive = async {
+                if let Some(broken) = broken.take() {
+                    driver.recover(broken).await;
+                    failures = 0;
+                }
+                driver.drive().await;
+            };
+            let Err(panic) = AssertUnwindSafe(drive).catch_unwind().await else { return };
+            failures += 1;
+            let why = format!("internal error: the session's task panicked: {}", message(&*panic));
+            event!(&events::PANICKED, ASH_SESSION = %id, ASH_TENANT = %driver.session.tenant, "{why}");
+            let left = driver.give_up(why).await;
+            ends = left.1;
+            if failures >= MAX_FAILED_RECOVERIES {
+                return leave_unanswered(&shared, id, ends).await;
+            }
+            broken = Some(left.0);
+        }
+    }
+
+    /// Ends the sandbox and writes what was read, as far as the state that the panic left allows.
+    async fn give_up(mut self, why: String) -> (Broken, Ends) {
+        let rescue = async {
+            self.overtake().await;
+            self.ledger.commit(self.ledger.blank()).await
+        };
+        let rescued = AssertUnwindSafe(tokio::time::timeout(GIVE_UP_WITHIN, rescue)).catch_unwind().await;
+        if !matches!(rescued, Ok(Ok(Ok(_)))) {
+            tracing::warn!(ASH_SESSION = %self.session.id, "what was read before the panic may be missing in the history");
+        }
+        let had_sandbox = self.live.take().is_some();
+        self.shared.remove_sandbox(self.session.id).await;
+        if had_sandbox {
+            self.shared.went_cold(self.session.status);
+        }
+        let broken = Broken { why, status: self.session.status, waiting: std::mem::take(&mut self.waiting) };
+        let published = self.ledger.into_published();
+        (broken, Ends { requests: self.requests, published, pulse: self.pulse })
+    }
+
+    /// The first act of the driver that replaces a broken one.
+    async fn recover(&mut self, broken: Broken) {
+        let Broken { why, status, waiting } = broken;
+        let length = fs::metadata(self.dir.stdout()).map_or(0, |meta| meta.len());
+        self.session.stdout_offset = self.session.stdout_offset.max(length);
+        match self.open_turns_of_before().await {
+            Ok(open) => open.into_iter().for_each(|turn| self.goes_on(turn, false)),
+            Err(e) => tracing::error!(ASH_SESSION = %self.session.id, "its open turn cannot be read: {e}"),
+        }
+        // The counters have the state that the broken driver had; the row may be one change ahead or behind.
+        self.session.status = status;
+        let mut change = if matches!(status, SessionStatus::Ended | SessionStatus::Stopped) {
+            self.ledger.blank()
+        } else {
+            let data = json!({ "reason": "internal", "error": why });
+            self.change(SessionStatus::Error, Some(why.clone()), "error", data)
+        };
+        if self.turn.is_some() {
+            change.events.push(("error", json!({ "error": why }).to_string().into()));
+        }
+        let interrupted = self.break_turn(&mut change, &why);
+        change.stdout_offset = Some(self.read_to());
+        self.ledger.saw(self.read_to());
+        self.enter_or_note(change).await;
+        self.answer_interrupted(interrupted, Err(why));
+        for request in waiting {
+            Box::pin(self.request(request)).await;
+        }
+    }
+}
+
+/// Ends the task without a driver. Requests in the inbox are answered by the drop of their replies.
+async fn leave_unanswered(shared: &Shared, id: Uuid, mut ends: Ends) {
+    shared.registry.remove_if(id, || true);
+    ends.requests.close();
+    while ends.requests.recv().await.is_some() {}
+}
+
+/// The text of a panic, cut at a character.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    text[..text.floor_char_boundary(MESSAGE_BYTES)].to_owned()
+}
+
+/// A word in the output on which the driver panics, in the tests of this module alone.
+#[cfg(test)]
+pub(super) const POISON: &str = "poison-of-the-supervision-tests";
+
+#[cfg(test)]
+#[path = "supervise_tests.rs"]
+mod tests;

@@ -1,0 +1,138 @@
+//! `install.sh` and `startup.sh` of an agent: run in the sandbox as its user, in /workspace, before claude.
+//!
+//! | script | runs | within | fails |
+//! |---|---|---|---|
+//! | `install.sh` | once, when the session is first created; not in a fork | 10 min | the create, with the last lines of its output |
+//! | `startup.sh` | whenever the session gets a sandbox: create, resume | 60 s | nothing: the timeline says so, with its last lines |
+//!
+//! What they leave in the background lives on; its output is discarded. While one runs, the session can be ended or deleted.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::steps::{StepError, Steps};
+use super::{Plan, cancelled};
+use crate::launcher::init_protocol::{Exit, SpawnSpec};
+use crate::sandbox::LauncherError;
+use crate::sandbox::usage::CpuUsage;
+use crate::sessions::SessionError;
+use crate::sessions::claude::{self, Whose};
+use crate::sessions::drain::Drain;
+use crate::sessions::exec::{GRACE, leave, pipe};
+use crate::sessions::live::Live;
+use crate::sessions::warden::bound;
+
+/// The step in which `install.sh` runs.
+pub const INSTALL: &str = "install.sh";
+const STARTUP: &str = "startup.sh";
+const INSTALL_WITHIN: Duration = Duration::from_secs(600);
+const STARTUP_WITHIN: Duration = Duration::from_secs(60);
+/// Between two looks at the disk, which no one else watches before the session has started.
+const LOOK: Duration = Duration::from_secs(1);
+/// Processor time after which a script may have written something.
+const BUSY_US: u64 = 20_000;
+
+/// How a script ended that did not succeed: the rest of a sentence that begins with its name.
+type Failed = String;
+
+impl Plan {
+    /// Both, where the agent has them.
+    pub(super) async fn scripts(&self, live: &mut Live, steps: &mut Steps) -> Result<(), StepError> {
+        let failed = |error| StepError { step: INSTALL, error };
+        if self.dir.install_is_due() {
+            let ended = self.script(live, INSTALL, INSTALL_WITHIN).await.map_err(failed)?;
+            ended.map_err(|why| failed(SessionError::Install { agent: self.session.agent_name.clone(), why }))?;
+            let done = self.dir.installed();
+            done.map_err(|e| failed(SessionError::Failed(format!("the session's directory: {e}"))))?;
+            steps.done(INSTALL);
+        }
+        if self.dir.has_script(STARTUP) {
+            let failed = |error| StepError { step: STARTUP, error };
+            live.startup_failed = self.script(live, STARTUP, STARTUP_WITHIN).await.map_err(failed)?.err();
+            steps.done(STARTUP);
+        }
+        Ok(())
+    }
+
+    /// Runs one to its end. An error is the sandbox's or ashd's, or the start was cancelled.
+    async fn script(
+        &self,
+        live: &Live,
+        name: &'static str,
+        within: Duration,
+    ) -> Result<Result<(), Failed>, SessionError> {
+        let trouble = |e: std::io::Error| SessionError::Failed(format!("{name} could not be started: pipe: {e}"));
+        let (read, stdout) = pipe().map_err(trouble)?;
+        let mut out = Drain::of_the_end(read).map_err(trouble)?;
+        let stderr = stdout.try_clone().map_err(trouble)?;
+        let spec = SpawnSpec {
+            argv: vec!["/bin/bash".to_owned(), format!("/workspace/{name}")],
+            env: claude::environment(&self.options.env, &Whose::of(&self.session), &live.record.token).vars,
+            cwd: "/workspace".to_owned(),
+            stdin: false,
+            within_ms: u64::try_from(within.as_millis()).ok(),
+            leaves_share: true,
+        };
+        let child = self.shared.execs.number();
+        let mut watched = match live.sandbox.spawn_watched(child, &spec, stdout, stderr).await {
+            Ok(watched) => watched,
+            Err(LauncherError::Failed(failure)) => return Ok(Err(format!("could not be started ({failure})"))),
+            Err(e) => return Err(super::launcher_error(&e)),
+        };
+        let end = tokio::select! {
+            end = timeout(within + GRACE, watched.ended()) => Ok(end),
+            why = self.over_its_disk(live) => Err(why),
+            () = async { out.all().await; std::future::pending().await } => Ok(Ok(None)),
+            () = self.cancel.cancelled() => return Err(cancelled()),
+        };
+        if end.is_err() {
+            // It and what it started in its own group; an install's sandbox goes with the session.
+            live.sandbox.signal(child, Signal::SIGKILL as i32, true).await.ok();
+        }
+        out.rest();
+        leave(&live.sandbox, [&mut out]).await.ok();
+        let why = match end {
+            Ok(Ok(Some(Exit::Code(0)))) => return Ok(Ok(())),
+            Ok(Ok(Some(Exit::Code(code)))) if code > 128 => format!("was killed by signal {}", code - 128),
+            Ok(Ok(Some(Exit::Code(code)))) => format!("failed with exit code {code}"),
+            Ok(Ok(Some(Exit::Signal(signal)))) if signal != Signal::SIGALRM as i32 => {
+                format!("was killed by signal {signal}")
+            }
+            Ok(Ok(Some(Exit::Signal(_))) | Err(_)) => {
+                format!("did not end within {} s and was ended", within.as_secs())
+            }
+            Ok(Ok(None)) => "was lost with its sandbox (was its memory limit reached?)".to_owned(),
+            Err(why) => why,
+        };
+        let said = out.last_lines();
+        Ok(Err(if said.is_empty() { why } else { format!("{why}. Its last lines:\n{said}") }))
+    }
+
+    /// Resolves when the session's files are more than allowed.
+    async fn over_its_disk(&self, live: &Live) -> Failed {
+        let (limits, cgroup) = (&self.session.limits, &live.sandbox.info.cgroup);
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut seen = 0;
+        loop {
+            looks.tick().await;
+            let used = CpuUsage::read(cgroup).usage_us.unwrap_or(u64::MAX);
+            if used.saturating_sub(seen) < BUSY_US {
+                continue;
+            }
+            seen = used;
+            let began = Instant::now();
+            let Ok(found) = self.shared.warden.measure(self.dir.root(), bound(limits)).await else { continue };
+            if found.is_over(bound(limits)) {
+                return format!(
+                    "wrote more than the session's limit of the disk (diskBytes {}, diskFiles {})",
+                    limits.disk_bytes, limits.disk_files
+                );
+            }
+            // A large tree is walked a tenth of the time at most.
+            tokio::time::sleep(began.elapsed() * 9).await;
+        }
+    }
+}

@@ -15,9 +15,9 @@ build:
 test *FILTER:
     {{ sudo }} ./scripts/test {{ FILTER }}
 
-# The tests that need no root and start no daemon
+# The unit tests: no daemon, no sandbox
 test-unit:
-    ./scripts/test unit
+    {{ sudo }} ./scripts/test unit
 
 # Measure the promised numbers (docs/promises.md): just perf short
 perf *ARGS:

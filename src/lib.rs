@@ -27,21 +27,13 @@
 //! Dependencies go one way, `http -> sessions -> pool -> sandbox -> kernel`, and `tests/layers.rs` checks it.
 //! `store`, `gateway`, `observe`, `config`, `vault`, `systemd` stand beside; `model` holds the words all of them share.
 
-pub mod archive;
 pub mod boot;
 pub mod config;
-pub mod confine;
-pub mod ctl;
 pub mod doctor;
 pub mod gateway;
 pub mod http;
-pub mod kernel;
-pub mod launcher;
-pub mod model;
-pub mod observe;
 pub mod pool;
 pub mod sandbox;
 pub mod sessions;
 pub mod store;
-pub mod systemd;
 pub mod vault;

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 /// First byte of everything sealed, so that another cipher can follow.
 const VERSION: u8 = 1;

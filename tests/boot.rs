@@ -92,8 +92,8 @@ fn each_daemon_confines_itself_without_systemd() {
     for name in ["ashd", "ash-launcher", "ash-gateway"] {
         let pids = if name == "ashd" { vec![daemon.pid()] } else { named(&daemon, name) };
         assert_eq!(pids.len(), 1, "{name}");
-        let facts = ashd::confine::facts_of(pids[0]).unwrap();
-        assert_eq!(ashd::confine::missing(&facts), [], "{name}");
+        let facts = ash_kernel::confine::facts_of(pids[0]).unwrap();
+        assert_eq!(ash_kernel::confine::missing(&facts), [], "{name}");
         // What root's own process is cannot be seen from outside, so each says what it found.
         assert!(facts.status.contains("Seccomp_filters:"), "{name}");
     }

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use ashd::kernel::cgroup::{CgroupError, Layout, Leaf, Tree};
-use ashd::kernel::freeze;
-use ashd::model::{Limits, TenantId};
+use ash_kernel::cgroup::{CgroupError, Layout, Leaf, Tree};
+use ash_kernel::freeze;
+use ash_model::{Limits, TenantId};
 use patience::patient;
 use uuid::Uuid;
 

@@ -103,7 +103,7 @@ fn every_option_we_have_is_known_to_claude() {
     let options = LaunchOptions {
         model: Some("claude-x".into()),
         system_prompt: Some("Be brief.\n".repeat(20_000)),
-        env: ashd::model::Variables::stored([("A".to_owned(), "b".to_owned())].into()),
+        env: ash_model::Variables::stored([("A".to_owned(), "b".to_owned())].into()),
         // Nothing listens there; claude goes on without the server.
         mcp_servers: [("s".to_owned(), json!({ "url": "http://127.0.0.1:9/mcp" }).into())].into(),
         permission_mode: PermissionMode::Default,

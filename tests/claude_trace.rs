@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ashd::ctl::claude_install::{EXECUTE_ONLY, PINNED};
+use ash_ctl::claude_install::{EXECUTE_ONLY, PINNED};
 use common::{Daemon, Options, fake_claude, real_claude};
 use serde_json::{Value, json};
 

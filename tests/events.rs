@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ashd::observe::events::{self, Event, Severity};
+use ash_observe::events::{self, Event, Severity};
 use common::{Daemon, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -89,7 +89,7 @@ impl Gateway {
     fn start(upstream: SocketAddr) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ash-gateway"));
+        let mut command = Command::new(ash_testkit::program("ash-gateway"));
         command.args(["--client-user", "nobody", "--user", "nobody", "--listen", "127.0.0.1:0", "--token", "tok"]);
         command.arg("--run-dir").arg(dir.path()).args(["--upstream", &format!("http://{upstream}")]);
         command.env_clear().env("ANTHROPIC_API_KEY", "sk-ant-api03-planted").stdout(Stdio::piped()).stderr(log);

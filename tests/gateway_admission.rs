@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use ashd::gateway::registry::Limits;
+use ash_gateway::registry::Limits;
 use gateway_support::{Gate, KEY, post, read_answer, token};
 
 #[test]

@@ -37,7 +37,7 @@ impl Offline {
             chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
         }
         // The target directory may be closed to other users; the binary is started before the gateway drops its own.
-        let mut gateway = Command::new(env!("CARGO_BIN_EXE_ash-gateway"))
+        let mut gateway = Command::new(ash_testkit::program("ash-gateway"))
             .args(["--upstream", "offline", "--client-user", "nobody", "--user", "nobody"])
             .args(["--listen", "127.0.0.1:0", "--token", TOKEN, "--run-dir"])
             .arg(directory.path().join("run"))

@@ -11,14 +11,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use ash_protocol::gateway::Register;
 use ashd::gateway::client::{Gateway, GatewayError};
-use ashd::gateway::protocol::Register;
 use process::{NOBODY, Process, command, run_dir, start};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
-const GATEWAY: &str = env!("CARGO_BIN_EXE_ash-gateway");
+fn gateway() -> std::path::PathBuf {
+    ash_testkit::program("ash-gateway")
+}
 
 fn register(session: Uuid) -> Register {
     Register::new(session, "tok")
@@ -164,7 +166,7 @@ async fn sigterm_finishes_the_open_answer() {
 fn it_refuses_to_stay_root_and_explains_itself() {
     let run = run_dir();
     let attempt = |args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ash-gateway"));
+        let mut command = Command::new(gateway());
         let output =
             command.args(["--client-user", "nobody", "--run-dir"]).arg(run.path()).args(args).output().unwrap();
         assert!(!output.status.success(), "{args:?}");
@@ -177,7 +179,7 @@ fn it_refuses_to_stay_root_and_explains_itself() {
     let secret = attempt(&["--upstream", "https://me:hunter2@host", "--user", "nobody"]);
     assert!(secret.contains("argv") && !secret.contains("hunter2"), "{secret}");
     assert_eq!(std::fs::read_dir(run.path()).unwrap().count(), 0, "nothing is left behind");
-    let help = Command::new(env!("CARGO_BIN_EXE_ash-gateway")).arg("--help").output().unwrap();
+    let help = Command::new(gateway()).arg("--help").output().unwrap();
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     for word in ["CREDENTIALS_DIRECTORY", "--client-user", "Examples", "SIGTERM"] {
         assert!(help.contains(word), "{word}");
@@ -189,9 +191,9 @@ fn it_refuses_to_stay_root_and_explains_itself() {
 async fn a_socket_from_systemd_is_served_and_left_in_place() {
     let run = run_dir();
     let path = run.path().join("gateway.sock");
-    let listener = ashd::kernel::seqpacket::listen(&path).unwrap();
+    let listener = ash_kernel::seqpacket::listen(&path).unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
-    let start = || activated(GATEWAY, &listener, run.path());
+    let start = || activated(&gateway(), &listener, run.path());
     let first = start();
     let client = Gateway::connect(run.path()).await.unwrap();
     assert_eq!(client.hello().await.unwrap().pid, first.0.id());
@@ -203,13 +205,13 @@ async fn a_socket_from_systemd_is_served_and_left_in_place() {
 }
 
 /// The shell stands for systemd: it puts the socket at 3 and names the process that it becomes.
-fn activated(program: &str, listener: &std::os::fd::OwnedFd, run: &Path) -> Process {
+fn activated(program: &Path, listener: &std::os::fd::OwnedFd, run: &Path) -> Process {
     let fd = std::os::fd::AsRawFd::as_raw_fd(listener);
-    ashd::kernel::inherited::keep_on_exec(std::os::fd::AsFd::as_fd(listener)).unwrap();
+    ash_kernel::inherited::keep_on_exec(std::os::fd::AsFd::as_fd(listener)).unwrap();
     let command = format!(
         "exec 3<&{fd}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=gateway exec {} --upstream offline --user nobody \
          --client-user nobody --run-dir {} --state-dir {}",
-        program,
+        program.display(),
         run.display(),
         run.join("state").display()
     );
@@ -226,9 +228,9 @@ async fn a_reload_replaces_the_gateway_and_no_answer_breaks() {
     use nix::sys::signal::Signal::{SIGHUP, SIGTERM};
     let run = run_dir();
     let path = run.path().join("gateway.sock");
-    let socket = ashd::kernel::seqpacket::listen(&path).unwrap();
+    let socket = ash_kernel::seqpacket::listen(&path).unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o660)).unwrap();
-    let mut old = activated(GATEWAY, &socket, run.path());
+    let mut old = activated(&gateway(), &socket, run.path());
     let client = Gateway::connect(run.path()).await.unwrap();
     assert_eq!(client.hello().await.unwrap().pid, old.0.id());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -271,10 +273,10 @@ async fn a_successor_that_does_not_start_changes_nothing() {
     use nix::sys::signal::Signal::SIGHUP;
     let run = run_dir();
     std::fs::set_permissions(run.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let socket = ashd::kernel::seqpacket::listen(&run.path().join("gateway.sock")).unwrap();
+    let socket = ash_kernel::seqpacket::listen(&run.path().join("gateway.sock")).unwrap();
     let program = run.path().join("ash-gateway");
-    std::fs::copy(GATEWAY, &program).unwrap();
-    let mut process = activated(program.to_str().unwrap(), &socket, run.path());
+    std::fs::copy(gateway(), &program).unwrap();
+    let mut process = activated(&program, &socket, run.path());
     let client = Gateway::connect(run.path()).await.unwrap();
     let pid = client.hello().await.unwrap().pid;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

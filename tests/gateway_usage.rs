@@ -12,9 +12,9 @@ use std::os::unix::fs::chown;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ash_gateway::ledger::Marks;
+use ash_protocol::gateway::Register;
 use ashd::gateway::client::Gateway;
-use ashd::gateway::ledger::Marks;
-use ashd::gateway::protocol::Register;
 use process::{NOBODY, Process, command, run_dir, start};
 use uuid::Uuid;
 

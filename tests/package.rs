@@ -9,8 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ash_launcher::settings::{Flags, Settings};
 use ashd::config::{self, Config};
-use ashd::launcher::settings::{Flags, Settings};
 use clap::{CommandFactory, Parser};
 
 fn path(name: &str) -> PathBuf {

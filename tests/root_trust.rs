@@ -210,7 +210,7 @@ fn npm_and_what_it_fetched_run_without_roots_privileges() {
 #[test]
 fn a_known_version_is_copied_out_of_the_data_directory() {
     let planted = Planted::new();
-    let version = ashd::ctl::claude_install::PINNED;
+    let version = ash_ctl::claude_install::PINNED;
     let old = format!("data/claude/{version}/claude");
     std::fs::create_dir_all(planted.at(&old).parent().unwrap()).unwrap();
     std::fs::copy(common::real_claude(), planted.at(&old)).unwrap();

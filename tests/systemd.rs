@@ -243,7 +243,7 @@ async fn the_journal_tells_a_session_s_story() {
     let states: Vec<&str> = story.iter().filter_map(|e| e.get("TO").map(String::as_str)).collect();
     assert_eq!(states, ["active", "paused", "active", "error", "ended"]);
     let killed = find("killed").unwrap();
-    let event = ashd::observe::events::of_reason("signal");
+    let event = ash_observe::events::of_reason("signal");
     assert_eq!((killed["MESSAGE_ID"].as_str(), killed["PRIORITY"].as_str()), (event.id, "4"), "{killed:?}");
     assert_eq!(killed["ASH_TURN"], "2");
     daemon.stop();

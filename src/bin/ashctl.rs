@@ -1,9 +1,9 @@
-//! ashctl: the command line of ashd. What it does is in `ashd::ctl`.
+//! ashctl: the command line of ashd. What it does is in `ash_ctl`.
 
 use std::process::ExitCode;
 
-use ashd::ctl::cli::{Cli, Command, Format};
-use ashd::ctl::render::printable;
+use ash_ctl::cli::{Cli, Command, Format};
+use ash_ctl::render::printable;
 use clap::Parser;
 
 #[tokio::main(flavor = "current_thread")]
@@ -12,7 +12,7 @@ async fn main() -> ExitCode {
     if let Command::Doctor { json, config } = &cli.command {
         return doctor(*json || cli.output == Format::Json, config.as_deref()).await;
     }
-    let Err(error) = ashd::ctl::run(cli).await else { return ExitCode::SUCCESS };
+    let Err(error) = ash_ctl::run(cli).await else { return ExitCode::SUCCESS };
     if !error.is_silent() {
         // ashd, an agent's file names and npm have their words in it.
         eprintln!("ashctl: {}", printable(&error.to_string()));

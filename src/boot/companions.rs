@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use super::users::{Account, Accounts};
 use super::{BootError, keeper};
 use crate::config::{Config, Upstream};
-use crate::kernel::seqpacket;
-use crate::model::UNLIMITED;
-use crate::{gateway, launcher};
+use ash_kernel::seqpacket;
+use ash_model::UNLIMITED;
+use ash_protocol::{gateway, launcher};
 
 /// How long a companion may take until it answers.
 const START: Duration = Duration::from_secs(10);
@@ -278,7 +278,7 @@ fn ask<Q: Serialize, R: DeserializeOwned>(
     setsockopt(&socket, sockopt::ReceiveTimeout, &time).map_err(BootError::errno("receive time-out"))?;
     setsockopt(&socket, sockopt::SendTimeout, &time).map_err(BootError::errno("send time-out"))?;
     let text = serde_json::to_vec(request).map_err(|why| failed()(why.into()))?;
-    let mut buffer = vec![0; launcher::protocol::MAX_PACKET];
+    let mut buffer = vec![0; launcher::MAX_PACKET];
     let packet = match seqpacket::send(socket.as_fd(), &text, &[])
         .and_then(|()| seqpacket::recv(socket.as_fd(), &mut buffer))
     {
@@ -303,7 +303,7 @@ pub(super) fn gateway_socket(run_dir: &Path) -> PathBuf {
 
 /// The version of the launcher that runs; `None` when none does.
 fn launcher_version(run_dir: &Path) -> Result<Option<String>, BootError> {
-    use launcher::protocol::{PROTOCOL, Reply, Request};
+    use launcher::{PROTOCOL, Reply, Request};
     let path = launcher_socket(run_dir);
     match ask(&path, &Request::Hello, ANSWER)? {
         Answer::Nobody => Ok(None),
@@ -318,7 +318,7 @@ fn launcher_version(run_dir: &Path) -> Result<Option<String>, BootError> {
 }
 
 fn gateway_version(run_dir: &Path) -> Result<Option<String>, BootError> {
-    use gateway::protocol::{Reply, Request};
+    use gateway::{Reply, Request};
     let path = gateway_socket(run_dir);
     match ask(&path, &Request::Hello, ANSWER)? {
         Answer::Nobody => Ok(None),
@@ -329,7 +329,7 @@ fn gateway_version(run_dir: &Path) -> Result<Option<String>, BootError> {
 
 /// Ends every sandbox and the launcher. `false` when none ran.
 pub(super) fn shut_down_launcher(run_dir: &Path, patience: Duration) -> Result<bool, BootError> {
-    use launcher::protocol::{Reply, Request};
+    use launcher::{Reply, Request};
     let socket = launcher_socket(run_dir);
     shut_down(&socket, &keeper_file(run_dir, LAUNCHER), patience, || {
         match ask(&socket, &Request::Shutdown, patience)? {
@@ -342,7 +342,7 @@ pub(super) fn shut_down_launcher(run_dir: &Path, patience: Duration) -> Result<b
 
 /// Ends the gateway, which finishes open answers first. `false` when none ran.
 pub(super) fn shut_down_gateway(run_dir: &Path, patience: Duration) -> Result<bool, BootError> {
-    use gateway::protocol::{Reply, Request};
+    use gateway::{Reply, Request};
     let socket = gateway_socket(run_dir);
     shut_down(&socket, &keeper_file(run_dir, GATEWAY), patience, || match ask(&socket, &Request::Shutdown, patience)? {
         Answer::Nobody => Ok(false),

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use crate::confine::calls::{self, COMMON, Sockets};
-use crate::confine::{Calls, Domain, Plan, Unconfined, apply};
-use crate::kernel::landlock::Right;
-use crate::kernel::sanitize;
-use crate::kernel::single::require_single_thread;
-use crate::kernel::syscalls;
+use ash_kernel::confine::calls::{self, COMMON, Sockets};
+use ash_kernel::confine::{Calls, Domain, Plan, Unconfined, apply};
+use ash_kernel::landlock::Right;
+use ash_kernel::sanitize;
+use ash_kernel::single::require_single_thread;
+use ash_kernel::syscalls;
 
 /// Raised with every change of the plan.
 const MARK: u16 = 3301;

@@ -12,8 +12,8 @@ use std::path::Path;
 
 use super::BootError;
 use super::users::Account;
-use crate::kernel::beneath::Refused;
-use crate::kernel::tree::{Owner, Tree};
+use ash_kernel::beneath::Refused;
+use ash_kernel::tree::{Owner, Tree};
 
 /// What a data directory holds. One that is root's and holds anything else is somebody's, and is left alone.
 const KNOWN: [&str; 6] = ["agents", "attachments", "claude", "credential-key", "initial-api-key", "sessions"];

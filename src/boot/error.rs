@@ -22,7 +22,7 @@ pub enum BootError {
     )]
     Gateway(#[from] GatewayError),
     #[error(transparent)]
-    Unconfined(#[from] crate::confine::Unconfined),
+    Unconfined(#[from] ash_kernel::confine::Unconfined),
     #[error("{0}")]
     Refused(String),
 }

@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::BootError;
-use crate::model::{TenantId, now_ms};
 use crate::store::{ApiKey, Store};
+use ash_model::{TenantId, now_ms};
 
 /// Below the data directory; the plaintext is here and nowhere else.
 const FILE: &str = "initial-api-key";

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::BootError;
 use super::listeners::Listeners;
 use crate::config::{Config, Source};
-use crate::kernel::{inherited, seqpacket};
+use ash_kernel::{inherited, seqpacket};
 
 #[derive(Serialize, Deserialize)]
 struct Letter {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::kernel::heap;
+use ash_kernel::heap;
 
 /// Between two looks.
 const FIRST: Duration = Duration::from_secs(5);

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::kernel::sanitize;
+use ash_kernel::sanitize;
 
 /// First argument of the keeper. Not for people, so not in the help.
 pub const KEEP: &str = "keep";
@@ -43,7 +43,7 @@ const SERVED: Duration = Duration::from_secs(10);
 /// What the program failed with, or why it cannot be kept.
 pub fn keep(file: &Path, command: &[std::ffi::OsString]) -> Result<(), String> {
     let [program, arguments @ ..] = command else { return Err("keep: no program is named".to_owned()) };
-    crate::observe::logging::start("ash-keeper", None)?;
+    ash_observe::logging::start("ash-keeper", None)?;
     nix::sys::prctl::set_name(c"ash-keeper").map_err(|errno| format!("keep: {errno}"))?;
     nix::unistd::setsid().map_err(|errno| format!("keep: no session of its own: {errno}"))?;
     sanitize::close_inherited(0).map_err(|why| format!("keep: inherited descriptors: {why}"))?;

@@ -19,8 +19,8 @@ use super::BootError;
 use super::users::Account;
 use crate::config::Config;
 use crate::http::Listener;
-use crate::kernel::{inherited, tcp};
-use crate::systemd;
+use ash_kernel::{inherited, tcp};
+use ash_observe::systemd;
 
 /// Connections that wait to be accepted; the kernel's own bound is net.core.somaxconn, 4096.
 const BACKLOG: i32 = 4096;

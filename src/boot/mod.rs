@@ -40,8 +40,8 @@ pub use error::BootError;
 pub use stop::stop;
 
 use crate::config::{Source, foreign};
-use crate::kernel::sanitize;
-use crate::observe::logging;
+use ash_kernel::sanitize;
+use ash_observe::logging;
 
 /// `ashd serve`: serves until SIGTERM or SIGINT.
 ///

@@ -3,9 +3,9 @@
 use tracing::{info, warn};
 
 use crate::config::{self, Live, Source};
-use crate::observe::events::{self, event};
-use crate::observe::logging;
 use crate::sessions::Sessions;
+use ash_observe::events::{self, event};
+use ash_observe::logging;
 
 /// Takes over what can be taken over now. A faulty file changes nothing and says line and key.
 pub(super) async fn reload(source: &Source, live: &Live, sessions: &Sessions) {

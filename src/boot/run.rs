@@ -13,11 +13,11 @@ use super::{BootError, first_key, idle_memory, reload, watchdog};
 use crate::config::{Config, Live, Source};
 use crate::gateway::client::{Gateway, GatewayError};
 use crate::http::{AppState, server};
-use crate::observe::tasks;
 use crate::sandbox::{Launcher, LauncherError};
 use crate::sessions::Sessions;
 use crate::store::Store;
-use crate::systemd;
+use ash_observe::systemd;
+use ash_observe::tasks;
 
 /// How long open answers may go on after SIGTERM. Streams have no end of their own; their clients come back.
 const GRACE: Duration = Duration::from_millis(500);
@@ -39,7 +39,7 @@ pub(super) fn run(config: Config, source: Source, listeners: Listeners) -> Resul
     super::confine::confine(&config.data_dir)?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let workers = (cores / 2).max(2);
-    crate::kernel::heap::configure(workers);
+    ash_kernel::heap::configure(workers);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .thread_name("ashd-worker")

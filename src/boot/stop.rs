@@ -9,7 +9,7 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::companions::{shut_down_gateway, shut_down_launcher};
 use super::{BootError, listeners};
 use crate::config::Config;
-use crate::kernel::seqpacket;
+use ash_kernel::seqpacket;
 
 /// ashd itself ends within a second of SIGTERM.
 const ASHD: i64 = 10;

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::observe::events::{self, event};
 use crate::sessions::Sessions;
 use crate::store::Store;
+use ash_observe::events::{self, event};
 
 /// A beat for each round that went all the way. The main loop takes it, and says so to systemd.
 pub(super) fn beats(store: Store, sessions: Sessions, every: Duration) -> mpsc::Receiver<()> {

@@ -1,7 +1,7 @@
 //! What cannot work together, or at all, is refused before anything is started.
 
 use super::{Config, Upstream};
-use crate::model::{Limits, UNLIMITED, sends_in_clear};
+use ash_model::{Limits, UNLIMITED, sends_in_clear};
 
 /// Bytes that a run directory's path may have: `<run dir>/sandboxes/<36>/init.sock` must fit the 107 of a unix socket's
 /// address (unix(7), sun_path).

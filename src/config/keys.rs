@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use toml::de::DeValue;
 
 use super::{Config, Upstream, evals_keys, server_keys, units};
-use crate::model::Limits;
+use ash_model::Limits;
 
 /// A configuration while the layers are applied.
 #[derive(Debug, Default)]
@@ -275,7 +275,7 @@ static OTHERS: &[Key] = &[
         Some(())
     }),
     key("confinement.floor", None, FLOOR, |d, g| {
-        d.config.confinement.floor = crate::model::floor(&g.list()?).ok()?;
+        d.config.confinement.floor = ash_model::floor(&g.list()?).ok()?;
         Some(())
     }),
     key("confinement.landlock_abi", None, "a version of landlock's ABI, 0 for none", |d, g| {

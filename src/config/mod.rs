@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Layer, Limits};
+use ash_model::{Layer, Limits};
 
 pub use keys::reference;
 pub use load::{ConfigErrors, DEFAULT_FILE};
@@ -326,7 +326,7 @@ impl Default for Config {
             auth: AuthConfig::default(),
             claude: ClaudeConfig {
                 binary: None,
-                dir: crate::model::CLAUDE_DIR.into(),
+                dir: ash_model::CLAUDE_DIR.into(),
                 version: CLAUDE_VERSION.to_owned(),
             },
             pool: PoolConfig {

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::{Finding, failure, ok, warning};
 use crate::config::Config;
-use crate::confine::{facts_of, missing};
-use crate::kernel::seqpacket;
+use ash_kernel::confine::{facts_of, missing};
+use ash_kernel::seqpacket;
 
 /// Check, program, socket of the run directory, unit below ash.slice.
 const DAEMONS: [(&str, &str, &str, &str); 3] = [

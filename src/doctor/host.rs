@@ -6,8 +6,8 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::{Finding, failure, ok, warning};
 use crate::config::Config;
-use crate::kernel::cgroup::layout::{Layout, detect};
-use crate::model::{Layer, now_ms};
+use ash_kernel::cgroup::layout::{Layout, detect};
+use ash_model::{Layer, now_ms};
 
 /// Each sandbox holds a handful of descriptors in ashd, and one in the launcher.
 const DESCRIPTORS_PER_SANDBOX: u64 = 8;
@@ -22,7 +22,7 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = vec![
         kernel(read("/proc/sys/kernel/osrelease").trim()),
         machine(std::env::consts::ARCH),
-        landlock(crate::kernel::landlock::abi().unwrap_or(0), config),
+        landlock(ash_kernel::landlock::abi().unwrap_or(0), config),
         seccomp(&read("/proc/sys/kernel/seccomp/actions_avail")),
         cgroups(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"), |path| {
             fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default()
@@ -130,10 +130,10 @@ fn swap(swaps: &str) -> Finding {
 
 fn clock(now: i64) -> Finding {
     if now < EARLIEST {
-        let at = crate::model::iso(now);
+        let at = ash_model::iso(now);
         return failure("clock", format!("it says {at}; certificates will be refused"), "timedatectl set-ntp true");
     }
-    ok("clock", crate::model::iso(now))
+    ok("clock", ash_model::iso(now))
 }
 
 fn descriptors(hard: u64, sandboxes: u64) -> Finding {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Finding, failure, ok, warning};
 use crate::config::{Config, Upstream};
-use crate::kernel::trusted;
+use ash_kernel::trusted;
 
 /// How long the model's host may take to answer a connection.
 const UPSTREAM_WITHIN: Duration = Duration::from_secs(5);
@@ -157,7 +157,7 @@ async fn upstream(upstream: &Upstream) -> Finding {
 /// An upstream that was allowed although the key travels in clear.
 fn in_clear(config: &Config) -> Option<Finding> {
     let Upstream::Url(url) = &config.gateway.upstream else { return None };
-    crate::model::sends_in_clear(url).then(|| {
+    ash_model::sends_in_clear(url).then(|| {
         warning(
             "model key",
             format!("it is sent to {url} in clear (gateway.allow_insecure_upstream)"),
@@ -181,7 +181,7 @@ fn address(url: &str) -> Option<String> {
 async fn services(config: &Config) -> Vec<Finding> {
     let socket = |check: &'static str, unit: &str| {
         let path = config.run_dir.join(format!("{check}.sock"));
-        match crate::kernel::seqpacket::connect(&path, true) {
+        match ash_kernel::seqpacket::connect(&path, true) {
             Ok(_) => ok(check, format!("listens at {}", path.display())),
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 warning(check, format!("{}: {error}", path.display()), "sudo ashctl doctor")

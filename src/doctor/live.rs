@@ -14,15 +14,15 @@ use uuid::Uuid;
 
 use super::{Finding, failure, install, ok, warning};
 use crate::config::Config;
-use crate::kernel::beneath::Refused;
-use crate::kernel::private::Private;
-use crate::kernel::tree::{Owner, Tree, give};
-use crate::kernel::trusted;
-use crate::launcher::init_protocol::Exit;
-use crate::launcher::protocol::{ClaudeBinary, Create};
-use crate::model::{TenantId, iso, now_ms};
 use crate::sandbox::confinement::{Floor, Report};
 use crate::sandbox::{Launcher, LauncherError, Sandbox, measure};
+use ash_kernel::beneath::Refused;
+use ash_kernel::private::Private;
+use ash_kernel::tree::{Owner, Tree, give};
+use ash_kernel::trusted;
+use ash_model::{TenantId, iso, now_ms};
+use ash_protocol::init::Exit;
+use ash_protocol::launcher::{ClaudeBinary, Create};
 
 const CHECK: &str = "sandbox";
 /// How long a launcher of our own may take until it answers, and to end.

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
 
-use super::control::MAX_USAGE;
-use super::ledger::{Collected, Marks};
-use super::packets::PacketSocket;
-use super::protocol::{MAX_PACKET, Refused, Register, Reply, Request, SOCKET, SessionUsage};
 use super::windows::{Hold, Windows};
-use crate::kernel::seqpacket;
-use crate::observe::events::{self, event};
-use crate::observe::tasks;
+use ash_kernel::seqpacket;
+use ash_observe::events::{self, event};
+use ash_observe::tasks;
+use ash_protocol::gateway::{
+    Collected, MAX_PACKET, MAX_USAGE, Marks, Refused, Register, Reply, Request, SOCKET, SessionUsage,
+};
+use ash_protocol::packets::PacketSocket;
 
 /// How long a call waits, a restart of the gateway in between included.
 const PATIENCE: Duration = Duration::from_secs(5);

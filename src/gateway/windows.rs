@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::protocol::Request;
+use ash_protocol::gateway::Request;
 
 /// Sessions of one packet.
 const BATCH: usize = 1000;

@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::AppState;
 use super::auth::Caller;
 use super::error::ApiError;
-use crate::model::{TenantId, names};
 use crate::sessions::{Own, SessionError};
 use crate::store::Window;
+use ash_model::{TenantId, names};
 
 /// The session of a session's route, which is one that the caller's tenant has. Anything else is 404, and as a handler takes
 /// this before query and body, another tenant does not even learn what a good request looks like.
@@ -220,7 +220,7 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SessionStatus;
+    use ash_model::SessionStatus;
 
     fn args(query: &[(&str, &str)]) -> Args {
         Args(query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())

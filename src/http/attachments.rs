@@ -27,8 +27,8 @@ use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use super::files::{self, answer, beneath, blocking, content_type, write};
 use super::rows;
-use crate::model::{iso, names, now_ms};
 use crate::store::Attachment;
+use ash_model::{iso, names, now_ms};
 
 /// Longest file name, in bytes.
 const MAX_NAME: usize = 255;

@@ -29,9 +29,9 @@ use super::error::ApiError;
 use super::held::hold;
 use super::local::LocalPeer;
 use crate::config::AuthConfig;
-use crate::model::TenantId;
 use crate::sessions::shares::Holder;
 use crate::store::Store;
+use ash_model::TenantId;
 
 /// Checks tokens. Cheap to clone.
 #[derive(Clone, Debug)]

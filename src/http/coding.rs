@@ -18,7 +18,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use futures_util::{StreamExt, stream};
 
-use crate::archive::coding::{Coding, Encoder};
+use ash_archive::coding::{Coding, Encoder};
 
 /// A smaller answer gains nothing.
 const LEAST: u64 = 1024;
@@ -108,7 +108,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::archive::coding::decoder;
+    use ash_archive::coding::decoder;
 
     #[test]
     fn the_client_chooses() {

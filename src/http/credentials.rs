@@ -14,9 +14,9 @@ use super::auth::Caller;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
 use super::rows;
-use crate::model::iso;
 use crate::sessions::credentials::FOR_SESSIONS;
 use crate::store::Credential;
+use ash_model::iso;
 
 /// Types that clients know and no session can use, and what to do instead.
 const OTHERS: [(&str, &str); 2] = [

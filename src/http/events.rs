@@ -10,8 +10,8 @@ use super::AppState;
 use super::args::{Args, OwnSession};
 use super::error::{ApiError, ErrorBody};
 use super::rows;
-use crate::model::iso;
 use crate::store;
+use ash_model::iso;
 
 /// Types of the timeline (contract §5). The published client rejects any other.
 ///

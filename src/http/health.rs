@@ -9,8 +9,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::AppState;
-use crate::observe::metrics;
 use crate::sessions::PoolStats;
+use ash_observe::metrics;
 
 /// How the daemon is.
 #[derive(Debug, Serialize, ToSchema)]

@@ -28,10 +28,10 @@ use super::AppState;
 use super::auth::Caller;
 use super::body::{self, MIB};
 use super::error::ApiError;
-use crate::model::TenantId;
 use crate::sessions::Visit;
 use crate::sessions::shares::Holder;
 use crate::store::Earlier;
+use ash_model::TenantId;
 
 const HEADER: &str = "idempotency-key";
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");

@@ -16,8 +16,8 @@ use super::auth::{Caller, digest};
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
 use super::rows;
-use crate::model::{TenantId, iso, now_ms};
 use crate::store::{ApiKey, KeyDelete};
+use ash_model::{TenantId, iso, now_ms};
 
 /// Longest label, in bytes.
 const MAX_LABEL: usize = 200;

@@ -11,10 +11,10 @@ use super::args::{AgentName, OwnSession, TenantName};
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
-use crate::model::TenantId;
 use crate::sessions::limiting::{LimitState, LimitsReport, NotFollowed, SessionStats};
 use crate::sessions::limits::Change;
 use crate::sessions::storing::STORAGE;
+use ash_model::TenantId;
 
 /// Bytes of a request: a few numbers. A tree of JSON needs up to a hundred times as much in memory.
 const MAX_BODY: usize = 16 << 10;

@@ -16,7 +16,7 @@ use super::AppState;
 use super::args::{Args, OwnSession};
 use super::error::{ApiError, ErrorBody};
 use super::files::{beneath, blocking};
-use crate::model::iso;
+use ash_model::iso;
 
 /// Most entries, and most bytes read, for one answer. The next one goes on with `after`.
 const MAX_ENTRIES: usize = 1000;

@@ -15,10 +15,10 @@ use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use super::idempotency::{self, Once};
 use super::rows;
-use crate::model::iso;
 use crate::sessions::new_message::NewMessage;
 use crate::sessions::{EventId, FrameStream, SendMessage};
 use crate::store;
+use ash_model::iso;
 
 /// One message of the history.
 #[derive(Debug, Serialize, ToSchema)]

@@ -14,9 +14,9 @@ use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use super::rows;
-use crate::model::iso;
 use crate::sessions::jobs::NewJob;
 use crate::store::{QueueItem, QueueStatus};
+use ash_model::iso;
 
 const MAX_LISTED: i64 = 1000;
 const LISTED: i64 = 50;

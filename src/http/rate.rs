@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::error::ApiError;
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 /// One bucket for each tenant that asked; there are no more of them than have keys.
 #[derive(Clone, Debug, Default)]

@@ -17,8 +17,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::error::ApiError;
-use crate::model::TenantId;
 use crate::store::{LARGE, Listed, Place, Store, StoreError};
+use ash_model::TenantId;
 
 /// Bytes of content after which a page of a history ends early.
 pub const PAGE_BYTES: u64 = 8 << 20;
@@ -218,8 +218,8 @@ fn escaped(text: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::http::messages::MessageView;
-    use crate::model::SessionStatus;
     use crate::store::{Commit, Message, Role, Session};
+    use ash_model::SessionStatus;
 
     #[tokio::test]
     async fn rows_of_every_size_are_one_json_document() {

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::auth::Caller;
 use super::error::{ApiError, ErrorBody};
-use crate::model::{iso, now_ms};
+use ash_model::{iso, now_ms};
 
 /// Where sandboxes run.
 #[derive(Debug, Serialize, ToSchema)]

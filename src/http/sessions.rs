@@ -14,11 +14,11 @@ use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use super::rows;
-use crate::model::skipped::{SkippedEntry, is_zero};
-use crate::model::{RawJson, SessionStatus, Skipped, iso};
 use crate::sessions::claude::PermissionMode;
 use crate::sessions::{CreateSession, PatchConfig};
 use crate::store;
+use ash_model::skipped::{SkippedEntry, is_zero};
+use ash_model::{RawJson, SessionStatus, Skipped, iso};
 
 /// Most sessions in one answer, and how many when `limit` is not given.
 const MAX_LISTED: i64 = 10_000;
@@ -306,8 +306,8 @@ pub async fn end(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::TenantId;
     use crate::store::{Session, SessionFilter, Store};
+    use ash_model::TenantId;
 
     /// A list is written by SQLite, one session by its type: they are the same.
     #[tokio::test]

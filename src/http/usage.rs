@@ -11,8 +11,8 @@ use super::AppState;
 use super::args::Args;
 use super::auth::Caller;
 use super::error::{ApiError, ErrorBody};
-use crate::model::{Millis, iso};
 use crate::store::{UsageFilter, UsageRow, UsageTotals};
+use ash_model::{Millis, iso};
 
 /// One count of one answer of the model or one turn.
 #[derive(Debug, Serialize, ToSchema)]

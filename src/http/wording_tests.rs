@@ -10,8 +10,8 @@ use crate::http::credentials::NewCredential;
 use crate::http::exec::ExecCommand;
 use crate::http::keys::NewKey;
 use crate::http::queue::NewQueueItem;
-use crate::model::RawJson;
 use crate::sessions::{CreateSession, PatchConfig, SendMessage};
+use ash_model::RawJson;
 
 fn refusal<T: DeserializeOwned + Debug>(json: impl AsRef<[u8]>) -> String {
     let json = json.as_ref();

@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use tokio::sync::Notify;
 
-use crate::model::{SandboxState, TenantId};
+use ash_model::{SandboxState, TenantId};
 
 use victim::{Decision, Promises, Rules};
 pub use victim::{Occupant, Spare};

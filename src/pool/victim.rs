@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::model::{SandboxState, TenantId};
+use ash_model::{SandboxState, TenantId};
 
 /// Time without a turn after which a session of the largest holder is idle for a tenant that holds less. As long as an idle
 /// sandbox takes to be frozen by default, so that a client that sends one message after the other keeps its sandbox.

@@ -1,4 +1,4 @@
-//! A packet socket in tokio: [`crate::kernel::seqpacket`] behind readiness.
+//! A packet socket in tokio: [`ash_kernel::seqpacket`] behind readiness.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -8,9 +8,9 @@ use rustix::fs::{Mode, OFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::kernel::seqpacket;
-use crate::kernel::watch::watch;
-use crate::launcher::protocol::MAX_PACKET;
+use ash_kernel::seqpacket;
+use ash_kernel::watch::watch;
+use ash_protocol::launcher::MAX_PACKET;
 
 /// One connection. Sending and receiving may go on at the same time; each whole packets.
 #[derive(Debug)]

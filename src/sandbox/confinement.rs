@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::kernel::cgroup::LimitInForce;
-use crate::kernel::probe::Measured;
-use crate::model::Layer;
+use ash_kernel::cgroup::LimitInForce;
+use ash_kernel::probe::Measured;
+use ash_model::Layer;
 
 /// What is known of a sandbox from without.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

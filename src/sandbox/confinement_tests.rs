@@ -1,5 +1,5 @@
 use super::*;
-use crate::kernel::probe::{Capabilities, Mount, Probe};
+use ash_kernel::probe::{Capabilities, Mount, Probe};
 
 fn good() -> (Measured, Outside, Floor) {
     let names = ["user", "mnt", "pid", "ipc", "uts", "net", "cgroup"];

@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::channel::Channel;
 use super::handle::SandboxEvent;
-use crate::kernel::watch::watch;
-use crate::launcher::init_protocol::{Exit, FromInit, InitEvent, InitReply};
+use ash_kernel::watch::watch;
+use ash_protocol::init::{Exit, FromInit, InitEvent, InitReply};
 
 /// Between the last word of an init and its end: as long as its processes take to die, milliseconds when none hangs in
 /// the kernel.

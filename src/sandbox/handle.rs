@@ -21,10 +21,10 @@ use uuid::Uuid;
 
 use super::channel::Channel;
 use super::conversation::{Conversation, Watched, read};
-use crate::kernel::{freeze, seqpacket};
-use crate::launcher::init_protocol::{ChildStat, Exit, InitReply, InitRequest, Listener, Numbered, SpawnSpec};
-use crate::launcher::protocol::{Failure, SANDBOX_FDS, SandboxInfo};
 use crate::sandbox::LauncherError;
+use ash_kernel::{freeze, seqpacket};
+use ash_protocol::init::{ChildStat, Exit, InitReply, InitRequest, Listener, Numbered, SpawnSpec};
+use ash_protocol::launcher::{Failure, SANDBOX_FDS, SandboxInfo};
 
 /// init answers within a millisecond; only a frozen sandbox takes longer.
 const INIT_WITHIN: Duration = Duration::from_secs(30);

@@ -12,11 +12,11 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::channel::Channel;
-use crate::kernel::held::Held;
-use crate::launcher::protocol::{Create, Failure, PROTOCOL, Reply, Request, SANDBOX_FDS, SandboxInfo, Victim};
-use crate::model::Limits;
-use crate::observe::events::{self, event};
 use crate::sandbox::Sandbox;
+use ash_kernel::held::Held;
+use ash_model::Limits;
+use ash_observe::events::{self, event};
+use ash_protocol::launcher::{Create, Failure, PROTOCOL, Reply, Request, SANDBOX_FDS, SandboxInfo, Victim};
 
 /// Requests at the same time, each on a connection of its own: the launcher works on one at a time, but an end that
 /// waits for a process to die should not hold up the next start.
@@ -50,7 +50,7 @@ pub enum LauncherError {
     Gone,
     /// The kernel did not freeze the sandbox; it was thawed again.
     #[error("the sandbox could not be frozen: {0}")]
-    Freeze(#[from] crate::kernel::freeze::FreezeError),
+    Freeze(#[from] ash_kernel::freeze::FreezeError),
 }
 
 #[derive(Debug)]

@@ -8,13 +8,13 @@ use std::time::Duration;
 use rustix::fs::MemfdFlags;
 use tokio::sync::mpsc;
 
-use crate::kernel::cgroup::in_force;
-use crate::kernel::probe::Measured;
-use crate::kernel::seqpacket;
-use crate::launcher::init_protocol::{Exit, SpawnSpec};
-use crate::launcher::protocol::SandboxInfo;
 use crate::sandbox::confinement::Outside;
 use crate::sandbox::{LauncherError, Sandbox, SandboxEvent};
+use ash_kernel::cgroup::in_force;
+use ash_kernel::probe::Measured;
+use ash_kernel::seqpacket;
+use ash_protocol::init::{Exit, SpawnSpec};
+use ash_protocol::launcher::SandboxInfo;
 
 /// Path of the probe inside every sandbox.
 const PROBE: &str = "/opt/ashd/ash-probe";

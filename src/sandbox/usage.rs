@@ -7,8 +7,8 @@ use std::path::Path;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::kernel::cgroup::{CgroupPaths, Layout, disk_of, layout};
-use crate::model::Limit;
+use ash_kernel::cgroup::{CgroupPaths, Layout, disk_of, layout};
+use ash_model::Limit;
 
 /// Every number is `null` where this host has no controller (or no file) for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]

@@ -17,8 +17,6 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use uuid::Uuid;
 
-use crate::launcher::init_protocol::{Exit, Listener};
-use crate::model::SessionStatus;
 use crate::pool::Slot;
 use crate::sessions::SessionError;
 use crate::sessions::background::Background;
@@ -31,6 +29,8 @@ use crate::sessions::paths::SessionDir;
 use crate::sessions::process::{FIRST_EXEC_CHILD, MessageNumbers, ProcessRecord};
 use crate::sessions::shared::Shared;
 use crate::store::Session;
+use ash_model::SessionStatus;
+use ash_protocol::init::{Exit, Listener};
 
 /// Sessions that are looked at in parallel.
 const AT_ONCE: usize = 32;

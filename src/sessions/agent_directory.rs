@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What is judged is what was opened: a directory that becomes a link after its deployment, or between the check and the use, is
-//! judged as what it is now. Files are then read relative to the descriptor ([`crate::kernel::copy`], the files API).
+//! judged as what it is now. Files are then read relative to the descriptor ([`ash_kernel::copy`], the files API).
 
 use std::fs::File;
 use std::io;

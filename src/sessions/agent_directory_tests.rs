@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::config::AgentsConfig;
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 struct Host {
     top: tempfile::TempDir,

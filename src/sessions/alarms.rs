@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::model::SessionStatus;
+use ash_model::SessionStatus;
 
 /// A task without a process that nobody asks anything ends after this; the next request makes a new one.
 pub const REST: Duration = Duration::from_secs(60);

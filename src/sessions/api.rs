@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::model::bounded::{list, map, raw_map, short};
-use crate::model::raw::RawObject;
-use crate::model::{RawJson, SessionStatus};
+use ash_model::bounded::{list, map, raw_map, short};
+use ash_model::raw::RawObject;
+use ash_model::{RawJson, SessionStatus};
 
 /// Body of `POST /api/sessions`. Unknown fields are ignored (contract §1).
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::launcher::init_protocol::Exit;
-use crate::launcher::protocol::{CgroupPaths, Victim};
-use crate::model::Limit;
+use ash_model::Limit;
+use ash_protocol::init::Exit;
+use ash_protocol::launcher::{CgroupPaths, Victim};
 
 /// What a sandbox's cgroup has counted of memory so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,9 +7,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::sync::oneshot;
 
-use crate::model::SessionStatus;
 use crate::sessions::Sessions;
 use crate::sessions::driver::Request;
+use ash_model::SessionStatus;
 
 /// Sessions that take over new defaults at the same time.
 const AT_ONCE: usize = 16;

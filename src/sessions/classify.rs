@@ -19,8 +19,8 @@ use super::claude::Line;
 use super::claude::line::{Block, is_true, member, plain, quoted, string, utf8};
 use super::omitted::marked;
 pub use super::turn_result::TurnResult;
-use crate::model::raw::{elements, members};
 use crate::store::{Role, Text, Usage};
+use ash_model::raw::{elements, members};
 
 /// Tool calls whose name is remembered until their result comes. Past it the oldest is forgotten: its `tool_result`
 /// has an empty `toolName`.

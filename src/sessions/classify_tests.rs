@@ -324,13 +324,13 @@ proptest::proptest! {
         let line = format!(r#"{{"type":"{kind}","{field}":{value}}}"#);
         for classified in [classify(line.as_bytes()), Classifier::default().classify_abridged(line.as_bytes())] {
             for (_, data) in &classified.events {
-                proptest::prop_assert!(crate::model::RawJson::parse(&**data).is_ok_and(|json| json.is_object()), "{}", data);
+                proptest::prop_assert!(ash_model::RawJson::parse(&**data).is_ok_and(|json| json.is_object()), "{}", data);
             }
             if let Kind::ControlRequest { request_id, raw, .. } = &classified.kind {
                 let mode = crate::sessions::claude::PermissionMode::BypassPermissions;
                 let answer = crate::sessions::claude::answer_permission(mode, request_id, raw);
                 let text = String::from_utf8(answer).expect("UTF-8");
-                proptest::prop_assert!(text.ends_with('\n') && crate::model::RawJson::parse(text.trim_end()).is_ok());
+                proptest::prop_assert!(text.ends_with('\n') && ash_model::RawJson::parse(text.trim_end()).is_ok());
             }
         }
     }

@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::model::past_ms;
-use crate::observe::tasks;
 use crate::sessions::remove_tree::remove_tree;
 use crate::sessions::shared::Shared;
+use ash_model::past_ms;
+use ash_observe::tasks;
 
 /// Longest time between two looks for sessions that ended long enough ago.
 const LOOK: Duration = Duration::from_secs(3600);

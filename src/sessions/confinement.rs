@@ -15,15 +15,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 
-use crate::launcher::protocol::SandboxInfo;
-use crate::model::{iso, now_ms};
-use crate::observe::events::{self, event};
 use crate::sandbox::confinement::{Floor, Report};
 use crate::sandbox::measure::{self, MeasureError};
 use crate::sandbox::{Sandbox, SandboxEvent};
 use crate::sessions::own::Own;
 use crate::sessions::shared::Shared;
 use crate::sessions::{SessionError, Sessions};
+use ash_model::{iso, now_ms};
+use ash_observe::events::{self, event};
+use ash_protocol::launcher::SandboxInfo;
 
 /// A report younger than this is answered as it is: asking must not become work for the sandbox.
 const FRESH: Duration = Duration::from_secs(1);

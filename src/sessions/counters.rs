@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::launcher::policy::processes;
-use crate::launcher::protocol::CgroupPaths;
 use crate::sandbox::usage::{MemoryUsage, PidsUsage, pids_limit};
 use crate::sessions::warden::Finding;
+use ash_model::processes;
+use ash_protocol::launcher::CgroupPaths;
 
 /// A limit of processes that is reached is told at most this often.
 const TELL_PIDS: Duration = Duration::from_secs(60);

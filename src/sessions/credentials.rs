@@ -6,11 +6,11 @@
 
 use uuid::Uuid;
 
-use crate::model::{TenantId, now_ms};
 use crate::sessions::claude::{self, LaunchOptions};
 use crate::sessions::shared::Shared;
 use crate::sessions::{CreateSession, SessionError, Sessions};
 use crate::store::{Credential, Session};
+use ash_model::{TenantId, now_ms};
 
 /// Those that are keys for the API that claude speaks. An older ashd also kept others, which no session can use.
 pub const FOR_SESSIONS: [&str; 2] = ["anthropic", "custom"];

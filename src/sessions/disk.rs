@@ -22,9 +22,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::kernel::held::Held;
-use crate::kernel::owned::{self, Opened};
-use crate::kernel::walk::RESOLVE;
+use ash_kernel::held::Held;
+use ash_kernel::owned::{self, Opened};
+use ash_kernel::walk::RESOLVE;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat, statvfs};
 use rustix::io::Errno;
 

@@ -1,8 +1,8 @@
 //! Room that is kept free on the data directory's disk: below it nothing new is stored, and the database can still say so.
 
-use crate::observe::events::{self, OncePerMinute, event};
 use crate::sessions::SessionError;
 use crate::sessions::shared::Shared;
+use ash_observe::events::{self, OncePerMinute, event};
 
 /// The reserve of the disk where the configuration names none: this, or a twentieth of the file system if that is less.
 const RESERVE_BYTES: u64 = 1 << 30;

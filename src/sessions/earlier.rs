@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::conversation::project;
 use super::paths::make_dir;
-use crate::model::{Millis, iso, now_ms};
+use ash_model::{Millis, iso, now_ms};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -21,8 +21,6 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::time::timeout;
 
 use crate::gateway::windows::Hold;
-use crate::launcher::init_protocol::{Exit, SpawnSpec};
-use crate::model::{SessionStatus, TenantId};
 use crate::sandbox::{LauncherError, Sandbox, Watched};
 use crate::sessions::cause::OomCount;
 use crate::sessions::claude::MAX_ARG_BYTES;
@@ -33,6 +31,8 @@ use crate::sessions::own::Own;
 use crate::sessions::process::FIRST_EXEC_CHILD;
 use crate::sessions::shares::{Bounds, Over, Shares};
 use crate::sessions::{SessionError, Sessions};
+use ash_model::{SessionStatus, TenantId};
+use ash_protocol::init::{Exit, SpawnSpec};
 
 /// Commands that run at the same time: of one tenant (one more is 429), and in all sessions together (503). Each may hold
 /// 2 MiB of output.

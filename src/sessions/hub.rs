@@ -13,7 +13,7 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::observe::tasks;
+use ash_observe::tasks;
 
 type Followers = Arc<Mutex<HashMap<WatchDescriptor, Vec<Arc<Notify>>>>>;
 

@@ -19,15 +19,15 @@ use futures_util::FutureExt;
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
-use crate::model::{RawJson, SessionStatus, TenantId, now_ms, raw};
-use crate::observe::events::OncePerMinute;
-use crate::observe::tasks;
 use crate::sessions::driver::Request;
 use crate::sessions::history_cap::cut;
 use crate::sessions::new_message::NewMessage;
 use crate::sessions::own::Own;
 use crate::sessions::{CreateSession, SessionError, Sessions};
 use crate::store::{QueueChange, QueueItem, QueueStatus, Turn};
+use ash_model::{RawJson, SessionStatus, TenantId, now_ms, raw};
+use ash_observe::events::OncePerMinute;
+use ash_observe::tasks;
 
 /// Items that are processed at the same time, of all tenants and of one. The tenant of which least are processed goes first.
 pub const AT_ONCE: usize = 64;

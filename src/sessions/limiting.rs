@@ -11,8 +11,6 @@ use tokio::sync::oneshot;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::model::{Limit, Limits, TenantId, UNLIMITED};
-use crate::observe::tasks;
 use crate::sandbox::usage::{self, Usage};
 use crate::sessions::cause::{Kills, Oom};
 use crate::sessions::disk::DiskUse;
@@ -24,6 +22,8 @@ use crate::sessions::storage::Stored;
 use crate::sessions::warden::bound;
 use crate::sessions::{SessionError, Sessions};
 use crate::store::{LimitScope, Session};
+use ash_model::{Limit, Limits, TenantId, UNLIMITED};
+use ash_observe::tasks;
 
 /// Sessions that follow a change at the same time.
 const AT_ONCE: usize = 16;

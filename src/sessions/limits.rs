@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::model::{Limit, Limits, PartialLimits};
 use crate::store::StoredLimits;
+use ash_model::{Limit, Limits, PartialLimits};
 
 /// Who decided a limit. The more general level wins a tie: it is the one to raise first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]

@@ -10,8 +10,6 @@ use rustix::fs::MemfdFlags;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::launcher::init_protocol::Exit;
-use crate::model::SandboxState;
 use crate::pool::Slot;
 use crate::sandbox::{LauncherError, Sandbox, SandboxEvent};
 use crate::sessions::background::Background;
@@ -20,6 +18,8 @@ use crate::sessions::classify::Classifier;
 use crate::sessions::lines::Tail;
 use crate::sessions::process::{MessageNumbers, ProcessRecord};
 use crate::sessions::warden::Watch;
+use ash_model::SandboxState;
+use ash_protocol::init::Exit;
 
 /// Bytes of a line that is kept in memory until claude has read it. A larger one is on the disk: a claude that never reads must not hold
 /// memory of ashd.

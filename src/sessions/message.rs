@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use uuid::Uuid;
 
-use crate::model::RawJson;
-use crate::model::raw::{members, on_one_line};
 use crate::store::Text;
+use ash_model::RawJson;
+use ash_model::raw::{members, on_one_line};
 
 const HEAD: &str = r#"{"type":"user","content":"#;
 

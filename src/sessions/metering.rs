@@ -10,11 +10,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::gateway::protocol::Refused;
-use crate::observe::tasks;
 use crate::sessions::Sessions;
 use crate::sessions::shared::Shared;
 use crate::store::{Usage, UsageEntry};
+use ash_observe::tasks;
+use ash_protocol::gateway::Refused;
 
 /// Between two rounds when nobody asks.
 const EVERY: Duration = Duration::from_secs(10);

@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 
 use super::claude::{self, ProcessFlags};
 use super::live::Applied;
-use crate::model::raw::{elements, kind, members, text};
-use crate::model::{RawJson, bounded};
 use crate::sessions::{SendMessage, SessionError};
+use ash_model::raw::{elements, kind, members, text};
+use ash_model::{RawJson, bounded};
 
 /// Kinds of content blocks that a client may send, and the part that each must have.
 const BLOCKS: [(&str, &str); 3] = [("text", "text"), ("image", "source"), ("document", "source")];

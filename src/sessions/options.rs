@@ -2,11 +2,11 @@
 
 use uuid::Uuid;
 
-use crate::model::raw::{self, RawObject};
-use crate::model::{RawJson, Variables};
 use crate::sessions::claude::{LaunchOptions, MODEL_KEYS};
 use crate::sessions::{CreateSession, PatchConfig};
 use crate::store::Agent;
+use ash_model::raw::{self, RawObject};
+use ash_model::{RawJson, Variables};
 
 /// How a new session's claude is started, and its `config` as the client sees it. The error names the field.
 pub fn create(agent: &Agent, body: &CreateSession) -> Result<(LaunchOptions, Option<RawJson>), String> {
@@ -153,7 +153,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::TenantId;
+    use ash_model::TenantId;
 
     #[test]
     fn whose_key_it_is() {

@@ -2,9 +2,9 @@
 
 use uuid::Uuid;
 
-use crate::model::TenantId;
 use crate::sessions::{SessionError, Sessions};
 use crate::store::Session;
+use ash_model::TenantId;
 
 /// A session that a tenant was found to have. That stays true: no row is ever given to another tenant, and none is removed while a
 /// request of its tenant is under way ([`tenants`](super::tenants)).

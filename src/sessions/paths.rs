@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 /// The directory of one session.
 #[derive(Clone, Debug)]

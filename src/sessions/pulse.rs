@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::model::TenantId;
-use crate::observe::events::{self, event};
-use crate::observe::tasks;
 use crate::sessions::Sessions;
+use ash_model::TenantId;
+use ash_observe::events::{self, event};
+use ash_observe::tasks;
 
 /// The longest step there is copies a workspace, or waits 20 s for the launcher; one that takes this long hangs.
 const WEDGED: Duration = Duration::from_secs(300);

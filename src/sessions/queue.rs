@@ -4,9 +4,9 @@
 //! Most requests take a millisecond and are simply done in order. A *start* (create, cold resume, a new process for one
 //! turn's options) takes up to a minute, so requests that come meanwhile are decided here.
 
-use crate::model::SessionStatus;
 use crate::sessions::SessionError;
 use crate::sessions::state::{self, Verb};
+use ash_model::SessionStatus;
 
 /// Requests that may wait for a start to finish. One more is refused with 503.
 pub const MAX_WAITING: usize = 64;

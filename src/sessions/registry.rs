@@ -7,10 +7,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use crate::model::TenantId;
 use crate::sessions::driver::Request;
 use crate::sessions::pulse::SharedPulse;
 use crate::sessions::reader::Published;
+use ash_model::TenantId;
 
 /// Requests that may be on their way to one session's task. One more waits for room, which is made within moments.
 const INBOX: usize = 64;

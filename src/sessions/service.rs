@@ -13,8 +13,6 @@ use uuid::Uuid;
 
 use crate::config::Live;
 use crate::gateway::client::Gateway;
-use crate::model::{SessionStatus, Skipped, TenantId};
-use crate::observe::tasks;
 use crate::pool::Pool;
 use crate::sandbox::Launcher;
 use crate::sessions::admission::Admissions;
@@ -43,6 +41,8 @@ use crate::sessions::{
 };
 use crate::store::{Agent, Session, Store, StoreError, Turn};
 use crate::vault::Vault;
+use ash_model::{SessionStatus, Skipped, TenantId};
+use ash_observe::tasks;
 
 /// All sessions of this daemon. Cheap to clone.
 #[derive(Clone)]

@@ -12,10 +12,6 @@ use uuid::Uuid;
 
 use crate::config::{Live, PoolConfig};
 use crate::gateway::client::Gateway;
-use crate::kernel::pressure::{self, Memory};
-use crate::kernel::reclaim;
-use crate::model::{SessionStatus, TenantId, now_ms};
-use crate::observe::events::{self, OncePerMinute, event};
 use crate::pool::{Admission, Full, Pool, Slot};
 use crate::sandbox::Launcher;
 use crate::sessions::SessionError;
@@ -37,6 +33,10 @@ use crate::sessions::warden::Warden;
 use crate::sessions::warm::Stock;
 use crate::store::{Commit, LimitScope, Session, Store};
 use crate::vault::Vault;
+use ash_kernel::pressure::{self, Memory};
+use ash_kernel::reclaim;
+use ash_model::{SessionStatus, TenantId, now_ms};
+use ash_observe::events::{self, OncePerMinute, event};
 
 /// Seconds a client should wait before it asks for a sandbox again.
 const RETRY_AFTER_S: u64 = 5;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 /// Whose share it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -8,8 +8,8 @@
 //! | stopped, error | 400 | 400 | 400 | active | 400 | ended | yes |
 //! | ended | 400 | 400 | 400 | 410 | 400 | (same) | yes |
 
-use crate::model::SessionStatus;
 use crate::sessions::SessionError;
+use ash_model::SessionStatus;
 
 /// A request, as far as the state machine cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,9 +18,9 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::config::{Config, Live};
-use crate::model::TenantId;
 use crate::sessions::admission::{Admission, Admissions};
 use crate::sessions::limits::Level;
+use ash_model::TenantId;
 
 /// Bytes of a tenant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]

@@ -24,9 +24,9 @@ use super::paths::agents_of;
 use super::shared::Shared;
 use super::storage::{StorageLimit, Stored};
 use super::{Own, SessionError, Sessions};
-use crate::model::TenantId;
-use crate::observe::tasks;
 use crate::sessions::disk::Bound;
+use ash_model::TenantId;
+use ash_observe::tasks;
 
 /// The name of the limit.
 pub const STORAGE: &str = "storageBytes";

@@ -31,7 +31,7 @@ use super::driver::Request;
 use super::paths::agents_of;
 use super::remove_tree::remove_tree;
 use super::{Own, SessionError, Sessions};
-use crate::model::{SessionStatus, TenantId};
+use ash_model::{SessionStatus, TenantId};
 
 /// Longest time for requests that are under way, some of which end with their session only.
 const LEAVE_WITHIN: Duration = Duration::from_secs(60);

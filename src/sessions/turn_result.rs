@@ -3,8 +3,8 @@
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::model::raw::{elements, members, text};
 use crate::store::Usage;
+use ash_model::raw::{elements, members, text};
 
 /// Milliseconds of the longest turn that is believed: 30 days. Sums of it stay numbers of SQLite's.
 const MOST_MS: f64 = 30.0 * 86_400_000.0;

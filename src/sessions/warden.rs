@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
-use crate::kernel::held::Held;
-use crate::launcher::protocol::CgroupPaths;
-use crate::model::{Limits, TenantId};
 use crate::sandbox::Launcher;
 use crate::sandbox::usage::CpuUsage;
 use crate::sessions::counters::Counters;
 use crate::sessions::disk::{self, Bound, Counted, DiskUse, Free, Seen};
 use crate::sessions::storage::Storage;
+use ash_kernel::held::Held;
+use ash_model::{Limits, TenantId};
+use ash_protocol::launcher::CgroupPaths;
 
 /// Between two looks. A writer at full speed is over its bound this long at most before the walk begins.
 const TICK: Duration = Duration::from_millis(250);

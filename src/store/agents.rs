@@ -8,7 +8,7 @@ use super::columns::{id_of, json_or_none, tenant_of, unreadable};
 use super::tenant_use::{MAX_AGENTS, check_rows};
 use super::writer::{Counters, Write};
 use super::{Agent, NewAgent, Store, StoreError};
-use crate::model::{Millis, TenantId, now_ms};
+use ash_model::{Millis, TenantId, now_ms};
 
 impl Store {
     /// A new agent, or the same name again: id and createdAt kept, version + 1. What the new deployment leaves out (an

@@ -7,7 +7,7 @@ use sqlx::{QueryBuilder, Row};
 
 use super::columns::count_of;
 use super::{Store, StoreError};
-use crate::model::{Millis, TenantId};
+use ash_model::{Millis, TenantId};
 
 /// What a tenant has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,8 +70,8 @@ impl Store {
 mod tests {
     use super::super::tests::{a_session, fresh, tenant};
     use super::*;
-    use crate::model::SessionStatus;
     use crate::store::NewAgent;
+    use ash_model::SessionStatus;
 
     #[tokio::test]
     async fn counts_are_the_tenants_and_of_the_time() {

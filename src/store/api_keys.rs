@@ -11,7 +11,7 @@ use super::columns::{id_of, tenant_of, unreadable};
 use super::tenant_use::{MAX_KEYS, check_rows};
 use super::writer::{Counters, Write};
 use super::{ApiKey, Store, StoreError};
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 /// Keys remembered after their first use, so that a request costs no read of the database. When there are more, all
 /// are looked up anew.

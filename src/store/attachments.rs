@@ -9,7 +9,7 @@ use super::owned::{DeleteOwned, OwnedTable};
 use super::tenant_use::MAX_ATTACHMENTS;
 use super::writer::{Counters, Write};
 use super::{Attachment, Store, StoreError};
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 impl Store {
     /// # Errors

@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::model::{Limits, RawJson, TenantId};
+use ash_model::{Limits, RawJson, TenantId};
 
 pub(super) fn unreadable(what: &'static str, why: impl std::fmt::Display) -> StoreError {
     StoreError::Unreadable { what, why: why.to_string() }

@@ -11,7 +11,7 @@ use super::columns::{count, limits_text};
 use super::pages::LARGE;
 use super::writer::{Counters, Write};
 use super::{Commit, Committed, OnDisk, Store, StoreError, Text, Turn, Usage};
-use crate::model::{Millis, SessionStatus, now_ms};
+use ash_model::{Millis, SessionStatus, now_ms};
 
 /// Rows of one INSERT; eight values each stay far below SQLite's 32766 parameters.
 const ROWS: usize = 256;

@@ -9,7 +9,7 @@ use super::owned::{DeleteOwned, OwnedTable};
 use super::tenant_use::{MAX_CREDENTIALS, check_rows};
 use super::writer::{Counters, Write};
 use super::{Credential, Store, StoreError};
-use crate::model::{Millis, TenantId};
+use ash_model::{Millis, TenantId};
 
 impl Store {
     pub async fn credential_insert(&self, credential: Credential) -> Result<(), StoreError> {
@@ -96,7 +96,7 @@ mod tests {
     use super::super::tests::{a_session, fresh, tenant};
     use super::super::{Usage, UsageEntry};
     use super::*;
-    use crate::model::RawJson;
+    use ash_model::RawJson;
 
     #[tokio::test]
     async fn the_last_use_is_that_of_its_sessions_requests() {

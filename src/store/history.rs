@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::columns::{count_of, id_of, tenant_of};
 use super::writer::{Counters, Write};
 use super::{Event, Message, Store, StoreError, Turn};
-use crate::model::{TenantId, now_ms};
+use ash_model::{TenantId, now_ms};
 
 impl Store {
     /// The turn that runs or ran last.

@@ -9,7 +9,7 @@ use super::columns::id_or_none;
 use super::tenant_use::{MAX_ONCE, check_rows};
 use super::writer::{Counters, Write};
 use super::{Most, Store, StoreError};
-use crate::model::{Millis, TenantId, now_ms, past_ms};
+use ash_model::{Millis, TenantId, now_ms, past_ms};
 
 /// Milliseconds an answer is kept: one day.
 pub const KEEP_MS: Millis = 24 * 60 * 60 * 1000;

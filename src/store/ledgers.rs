@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::columns::{count, count_of, id_of};
 use super::writer::{Counters, Write};
 use super::{Store, StoreError, Usage, credentials};
-use crate::model::Millis;
+use ash_model::Millis;
 
 /// Rows of one INSERT; eleven values each stay far below SQLite's 32766 parameters.
 const ROWS: usize = 256;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::columns::unreadable;
 use super::writer::{Counters, Write};
 use super::{Store, StoreError};
-use crate::model::{PartialLimits, TenantId};
+use ash_model::{PartialLimits, TenantId};
 
 /// Whose limits a row holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ fn partial(row: &SqliteRow) -> Result<PartialLimits, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Limit;
+    use ash_model::Limit;
 
     #[tokio::test]
     async fn each_level_is_its_own_and_each_tenants() {

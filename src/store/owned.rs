@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use super::writer::{Counters, Write};
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 /// Removes a row that belongs to `tenant`; `true` when there was one.
 pub(super) struct DeleteOwned {

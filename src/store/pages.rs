@@ -14,8 +14,8 @@ use super::{
     Session, SessionFilter, Store, StoreError, agents, api_keys, attachments, columns, credentials, evals, history,
     queue, sessions, versions,
 };
-use crate::model::TenantId;
 use crate::store::AgentVersion;
+use ash_model::TenantId;
 
 /// Bytes of a text that one row of a history has, and of one piece of a larger text. SQLite holds rows in memory whole.
 pub const LARGE: usize = 1 << 20;

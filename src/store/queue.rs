@@ -17,7 +17,7 @@ use super::columns::{count_of, id_of, id_or_none, tenant_of, unreadable};
 use super::tenant_use::{FINISHED_KEPT, Most, check_rows, rows_of};
 use super::writer::{Counters, Write};
 use super::{Store, StoreError};
-use crate::model::{Millis, TenantId, now_ms};
+use ash_model::{Millis, TenantId, now_ms};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueStatus {

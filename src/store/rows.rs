@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use crate::model::{Limits, Millis, RawJson, SessionStatus, TenantId, now_ms};
+use ash_model::{Limits, Millis, RawJson, SessionStatus, TenantId, now_ms};
 
 #[derive(Clone, Debug)]
 pub struct ApiKey {

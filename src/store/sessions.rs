@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::columns::{count, count_of, id_of, id_or_none, json_or_none, limits_of, limits_text, tenant_of, unreadable};
 use super::writer::{Counters, Write};
 use super::{Session, SessionFilter, Store, StoreError};
-use crate::model::{Millis, SessionStatus, TenantId};
+use ash_model::{Millis, SessionStatus, TenantId};
 
 impl Store {
     pub async fn session_insert(&self, session: &Session) -> Result<(), StoreError> {

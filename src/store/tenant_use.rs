@@ -6,7 +6,7 @@ use sqlx::{Row, SqliteConnection};
 use super::columns::{count, count_of, tenant_of};
 use super::writer::{Counters, Write};
 use super::{Store, StoreError};
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 /// The name of `storageBytes` in `tenant_limits`.
 const STORAGE: &str = "storageBytes";

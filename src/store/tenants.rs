@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::columns::unreadable;
 use super::writer::{Counters, Write};
 use super::{Store, StoreError};
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 /// How much [`Store::tenant_forget`] removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
-use crate::model::{Limits, SessionStatus, TenantId, now_ms};
+use ash_model::{Limits, SessionStatus, TenantId, now_ms};
 
 pub(super) async fn fresh() -> (TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();

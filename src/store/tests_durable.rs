@@ -2,7 +2,7 @@
 
 use super::tests::{a_session, fresh, tenant};
 use super::*;
-use crate::model::SessionStatus;
+use ash_model::SessionStatus;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_early_commit_is_there_before_the_disk_has_it_and_all_others_wait() {

@@ -1,8 +1,8 @@
 use super::super::tests::{a_session, an_item, fresh, tenant};
 use super::super::{Attachment, Commit, NewAgent, QueueChange, Role, StoreError, Usage, VersionFields};
 use super::*;
-use crate::model::{Limit as SandboxLimit, PartialLimits, now_ms};
 use crate::store::LimitScope;
+use ash_model::{Limit as SandboxLimit, PartialLimits, now_ms};
 
 #[tokio::test]
 async fn every_change_is_counted_in_its_own_transaction() {
@@ -18,7 +18,7 @@ async fn every_change_is_counted_in_its_own_transaction() {
         messages: vec![(Role::User, "m".repeat(1000).into()), (Role::Assistant, "ü".repeat(500).into())],
         events: vec![("lifecycle", "e".repeat(100).into())],
         usage: Some(Usage::default()),
-        config: Some(Some(crate::model::RawJson::of(&serde_json::json!({"k": "v".repeat(64)})))),
+        config: Some(Some(ash_model::RawJson::of(&serde_json::json!({"k": "v".repeat(64)})))),
         ..Commit::of(&session)
     };
     store.commit(said).await.unwrap();

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::columns::{count_of, id_of};
 use super::{Store, StoreError, Usage};
-use crate::model::{Millis, TenantId};
+use ash_model::{Millis, TenantId};
 
 /// Which rows of a tenant's usage. Times are exclusive bounds.
 #[derive(Clone, Debug, Default)]

@@ -9,7 +9,7 @@ use super::columns::{id_of, json_or_none, tenant_of};
 use super::tenant_use::MAX_VERSIONS;
 use super::writer::{Counters, Write};
 use super::{Store, StoreError};
-use crate::model::{Millis, RawJson, TenantId, now_ms};
+use ash_model::{Millis, RawJson, TenantId, now_ms};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentVersion {

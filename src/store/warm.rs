@@ -5,7 +5,7 @@ use sqlx::{Row, SqliteConnection};
 use super::agents::agent;
 use super::writer::{Counters, Write};
 use super::{Agent, Store, StoreError};
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 impl Store {
     /// The agent's own number: `None` when the tenant has no such agent, `Some(None)` when the default holds.

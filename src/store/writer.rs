@@ -23,8 +23,8 @@ use uuid::Uuid;
 use super::durable::{self, Commits, OnDisk, Progress, SyncLog};
 use super::room::Room;
 use super::{Committed, StoreError, open};
-use crate::model::TenantId;
-use crate::observe::tasks;
+use ash_model::TenantId;
+use ash_observe::tasks;
 
 /// Writes that wait for the writer; one more waits in its caller.
 const QUEUE: usize = 1024;

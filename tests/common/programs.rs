@@ -15,7 +15,7 @@ pub fn real_claude() -> PathBuf {
     if let Some(path) = std::env::var_os("ASH_TEST_CLAUDE") {
         return PathBuf::from(path);
     }
-    let version = ashd::ctl::claude_install::PINNED;
+    let version = ash_ctl::claude_install::PINNED;
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/ashd/claude").join(version).join("claude");
     let found = [own, PathBuf::from(format!("/opt/claude-{version}/claude"))].into_iter().find(|path| path.is_file());
     as_roots(found.expect("Claude Code is not installed: run sudo ./scripts/setup, or set ASH_TEST_CLAUDE"))
@@ -25,12 +25,12 @@ pub fn real_claude() -> PathBuf {
 /// copied once to `/var/tmp/ashd-tests`, which may be removed at any time.
 fn as_roots(program: PathBuf) -> PathBuf {
     use std::os::unix::fs::MetadataExt;
-    if ashd::kernel::trusted::file(&program).is_ok() {
+    if ash_kernel::trusted::file(&program).is_ok() {
         return program;
     }
     let meta = std::fs::metadata(&program).unwrap();
     let name = format!("{}-{}-{}-{}", meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec());
-    let home = ashd::kernel::tree::Tree::make_trusted(Path::new("/var/tmp/ashd-tests")).unwrap();
+    let home = ash_kernel::tree::Tree::make_trusted(Path::new("/var/tmp/ashd-tests")).unwrap();
     let copy = home.path().join(&name);
     if !home.has(&name) {
         let fresh = format!(".{}-{:?}", std::process::id(), std::thread::current().id());

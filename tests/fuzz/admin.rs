@@ -2,11 +2,11 @@
 
 use clap::Parser as _;
 
+use ash_ctl::backup;
+use ash_ctl::render::Renderer;
+use ash_ctl::sse::Parser;
+use ash_launcher::settings::{Flags, Settings};
 use ashd::config::Config;
-use ashd::ctl::backup;
-use ashd::ctl::render::Renderer;
-use ashd::ctl::sse::Parser;
-use ashd::launcher::settings::{Flags, Settings};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 

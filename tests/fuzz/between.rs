@@ -1,10 +1,10 @@
 //! What one of our processes, or an earlier one, left or sends: packets of the launcher, files read after a kill or a power cut.
 
-use ashd::gateway::ledger::Ledger;
-use ashd::launcher::protocol::{Reply, Request, is_version};
-use ashd::launcher::rundir::RunDir;
-use ashd::launcher::settings::Ceiling;
-use ashd::launcher::uids::Uids;
+use ash_gateway::ledger::Ledger;
+use ash_launcher::rundir::RunDir;
+use ash_launcher::settings::Ceiling;
+use ash_launcher::uids::Uids;
+use ash_protocol::launcher::{Reply, Request, is_version};
 use ashd::sessions::claude::{Conversation, LaunchOptions, ProcessFlags, argv};
 use ashd::sessions::message::UserLine;
 use ashd::sessions::paths::SessionDir;

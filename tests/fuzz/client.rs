@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use ashd::model::RawJson;
+use ash_model::RawJson;
 use ashd::sessions::SendMessage;
 use ashd::sessions::api::EventId;
 use ashd::sessions::claude::{output_schema, thinking_tokens};
@@ -279,7 +279,7 @@ pub fn words() -> Target {
         if let Ok(id) = EventId::from_str(&text) {
             assert_eq!(id.to_string(), text, "one place, one spelling");
         }
-        ashd::model::TenantId::from_str(&text).ok();
+        ash_model::TenantId::from_str(&text).ok();
         // The routes that make a tree of their body take no more.
         if text.len() <= 64 << 10
             && let Ok(value) = serde_json::from_str::<Value>(&text)

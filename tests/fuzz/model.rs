@@ -7,20 +7,21 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashd::gateway::admit::Route;
-use ashd::gateway::answer::{Body, BodyError};
+use ash_gateway::admit::Route;
+use ash_gateway::answer::{Body, BodyError};
+use ash_gateway::control::{self, ControlSocket, Peers};
+use ash_gateway::ledger::Collected;
+use ash_gateway::mask::{Secrets, masked};
+use ash_gateway::meter::Meter;
+use ash_gateway::offline::Offline;
+use ash_gateway::pace::Rate;
+use ash_gateway::registry::{Limits, Registry};
+use ash_gateway::settings::{BaseUrl, Key, Upstream, custom_headers};
+use ash_gateway::upstream::{Call, Model};
+use ash_kernel::seqpacket;
+use ash_protocol::gateway::Tokens;
+use ash_protocol::gateway::{MAX_PACKET, Register, Reply, Request, SOCKET, SessionUsage};
 use ashd::gateway::client::Gateway;
-use ashd::gateway::control::{self, ControlSocket, Peers};
-use ashd::gateway::ledger::Collected;
-use ashd::gateway::mask::{Secrets, masked};
-use ashd::gateway::meter::{Meter, Tokens};
-use ashd::gateway::offline::Offline;
-use ashd::gateway::pace::Rate;
-use ashd::gateway::protocol::{MAX_PACKET, Register, Reply, Request, SOCKET, SessionUsage};
-use ashd::gateway::registry::{Limits, Registry};
-use ashd::gateway::settings::{BaseUrl, Key, Upstream, custom_headers};
-use ashd::gateway::upstream::{Call, Model};
-use ashd::kernel::seqpacket;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
@@ -276,7 +277,7 @@ pub fn gateway_settings() -> Target {
         if let Ok(url) = BaseUrl::parse(&text) {
             url.port();
             url.is_insecure();
-            ashd::gateway::forward::uri(&url, &Route::Messages, Some("a=b")).expect("a base makes URIs");
+            ash_gateway::forward::uri(&url, &Route::Messages, Some("a=b")).expect("a base makes URIs");
         }
         custom_headers(&text).ok();
         Upstream::choose(Some(&text), None, true).ok();

@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 
-use ashd::kernel::probe::Measured;
-use ashd::kernel::{kmsg, procfs};
-use ashd::launcher::init_protocol::{FromInit, Numbered, SpawnSpec};
-use ashd::launcher::protocol::MAX_PACKET;
-use ashd::model::Layer;
+use ash_kernel::probe::Measured;
+use ash_kernel::{kmsg, procfs};
+use ash_model::Layer;
+use ash_protocol::init::{FromInit, Numbered, SpawnSpec};
+use ash_protocol::launcher::MAX_PACKET;
 use ashd::sandbox::confinement::{Floor, Outside, Report};
 use ashd::sessions::abridge::{Abridger, Bounds};
 use ashd::sessions::classify::{Classifier, Kind};
@@ -251,7 +251,7 @@ pub fn kernel_texts() -> Target {
 
 /// JSON as the client's and the payload's texts are kept: raw, never as a tree.
 pub fn raw_json() -> Target {
-    use ashd::model::raw::{RawJson, RawObject, elements, kind, members, on_one_line, text};
+    use ash_model::raw::{RawJson, RawObject, elements, kind, members, on_one_line, text};
     Target::new(STREAM_JSON, |input| {
         let Ok(input) = std::str::from_utf8(input) else { return };
         let known = serde_json::from_str::<Value>(input);

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ashd::gateway::protocol::{Register, SessionUsage};
-use ashd::gateway::registry::{Limits, Registry};
-use ashd::gateway::settings::{BaseUrl, Key, Upstream};
-use ashd::gateway::upstream::Model;
+use ash_gateway::registry::{Limits, Registry};
+use ash_gateway::settings::{BaseUrl, Key, Upstream};
+use ash_gateway::upstream::Model;
+use ash_protocol::gateway::{Register, SessionUsage};
 use uuid::Uuid;
 
 pub const KEY: &str = "sk-ant-api03-the-real-key";
@@ -88,7 +88,7 @@ impl Gate {
         self.registry.windows(&[session], open);
     }
 
-    pub fn refused(&self) -> ashd::gateway::protocol::Refused {
+    pub fn refused(&self) -> ash_protocol::gateway::Refused {
         self.registry.refused.snapshot()
     }
 

@@ -32,7 +32,7 @@ impl Process {
 /// A gateway with nothing in its environment that names a model; `--upstream` is left to the caller.
 pub fn command(run: &Path) -> Command {
     assert_eq!(nix::unistd::geteuid().as_raw(), 0, "this test needs root: it is about the users of processes");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ash-gateway"));
+    let mut command = Command::new(ash_testkit::program("ash-gateway"));
     command.args(["--client-user", "nobody", "--user", "nobody", "--run-dir"]).arg(run);
     command.arg("--state-dir").arg(run.join("state"));
     for name in ["ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ASH_ALLOW_INSECURE_UPSTREAM"] {

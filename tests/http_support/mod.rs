@@ -4,12 +4,12 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use ash_kernel::seqpacket;
+use ash_model::{SessionStatus, TenantId, now_ms};
+use ash_protocol::gateway;
 use ashd::config::Config;
 use ashd::gateway::client::Gateway;
-use ashd::gateway::protocol as gateway;
 use ashd::http::{AppState, router};
-use ashd::kernel::seqpacket;
-use ashd::model::{SessionStatus, TenantId, now_ms};
 use ashd::sandbox::Launcher;
 use ashd::sessions::Sessions;
 use ashd::store::{ApiKey, Session, Store};
@@ -75,7 +75,7 @@ impl Api {
     /// A session of the first tenant that has ended.
     pub async fn ended_session(&self, id: Uuid) -> Session {
         let session = Session {
-            launch: ashd::model::RawJson::of(&serde_json::json!({"extraEnv": {"SECRET": "hunter2"}})),
+            launch: ash_model::RawJson::of(&serde_json::json!({"extraEnv": {"SECRET": "hunter2"}})),
             ..Session::new(id, TenantId::default_tenant(), "a", SessionStatus::Ended)
         };
         self.store.session_insert(&session).await.unwrap();

@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use ashd::launcher::init_protocol::SpawnSpec;
-use ashd::launcher::protocol::Create;
-use ashd::model::{Limits, TenantId};
+use ash_model::{Limits, TenantId};
+use ash_protocol::init::SpawnSpec;
+use ash_protocol::launcher::Create;
 use ashd::sandbox::usage::Usage;
 use ashd::sandbox::{Launcher, Sandbox};
 

@@ -3,9 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use ashd::kernel::{pidfd, seqpacket};
-use ashd::launcher::protocol::{MAX_PACKET, Reply};
-use ashd::model::Limits;
+use ash_kernel::{pidfd, seqpacket};
+use ash_model::Limits;
+use ash_protocol::launcher::{MAX_PACKET, Reply};
 
 use crate::host::{Host, patient};
 

@@ -25,8 +25,8 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use ashd::launcher::init_protocol::{Exit, SpawnSpec};
-use ashd::model::Limits;
+use ash_model::Limits;
+use ash_protocol::init::{Exit, SpawnSpec};
 use ashd::sandbox::Sandbox;
 use host::{CLIENT, Events, Host, exit_of, output, request, wait_for};
 
@@ -35,7 +35,7 @@ const AT_LEAST: usize = 300;
 
 /// The payload, which `cargo build --examples` puts beside the other programs.
 fn program() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_ash-launcher")).with_file_name("examples").join("hostile");
+    let path = ash_testkit::program("ash-launcher").with_file_name("examples").join("hostile");
     assert!(path.is_file(), "{} is missing: cargo build --example hostile", path.display());
     path
 }

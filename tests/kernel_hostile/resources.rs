@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use ashd::launcher::init_protocol::{Exit, SpawnSpec};
-use ashd::model::Limits;
+use ash_model::Limits;
+use ash_protocol::init::{Exit, SpawnSpec};
 use ashd::sandbox::{Sandbox, SandboxEvent};
 
 use crate::host::{Events, Host, output, patient, run, spec};

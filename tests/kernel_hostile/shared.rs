@@ -3,8 +3,8 @@
 use std::process::Command;
 use std::time::Duration;
 
-use ashd::launcher::init_protocol::SpawnSpec;
-use ashd::model::Limits;
+use ash_model::Limits;
+use ash_protocol::init::SpawnSpec;
 
 use crate::host::{Host, output, patient, run, spec};
 

@@ -1,6 +1,6 @@
 //! What a payload sees and what it may not do.
 
-use ashd::launcher::init_protocol::Exit;
+use ash_protocol::init::Exit;
 
 use crate::sandbox::Sandbox;
 
@@ -17,7 +17,7 @@ pub const TESTS: &[crate::Test] = &[
 fn the_payload_has_nothing() {
     let mut sandbox = Sandbox::new();
     let status = sandbox.sh(1, "cat /proc/self/status").out;
-    ashd::kernel::process::check_confined(&status, 1000).unwrap();
+    ash_kernel::process::check_confined(&status, 1000).unwrap();
     let ended = sandbox.sh(2, "cat /proc/self/uid_map; hostname; cat /proc/self/cgroup | cut -d: -f3 | sort -u; ulimit -c; env | cut -d= -f1 | sort | tr '\\n' ' '; ls /proc/self/fd | wc -l");
     let uid = sandbox.ground.uid;
     let hostname = format!("ash-{}", &sandbox.ground.id.simple().to_string()[..8]);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ashd::launcher::init_protocol::Exit;
+use ash_protocol::init::Exit;
 
 use crate::sandbox::Sandbox;
 

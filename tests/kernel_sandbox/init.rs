@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::os::fd::AsFd;
 
-use ashd::kernel::seqpacket;
-use ashd::launcher::init_protocol::{Exit, InitEvent, InitReply, InitRequest, Listener};
+use ash_kernel::seqpacket;
+use ash_protocol::init::{Exit, InitEvent, InitReply, InitRequest, Listener};
 
 use crate::sandbox::{Sandbox, spec, text};
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ashd::launcher::init_protocol::{Exit, InitReply};
+use ash_protocol::init::{Exit, InitReply};
 
 use crate::patience::patient;
 use crate::sandbox::{Ended, Sandbox, spec, text};

@@ -4,11 +4,11 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 
-use ashd::confine;
-use ashd::gateway::confine::plan;
-use ashd::gateway::settings::Upstream;
-use ashd::kernel::clone::{Fork, exit_now, fork};
-use ashd::kernel::single::require_single_thread;
+use ash_gateway::confine::plan;
+use ash_gateway::settings::Upstream;
+use ash_kernel::clone::{Fork, exit_now, fork};
+use ash_kernel::confine;
+use ash_kernel::single::require_single_thread;
 
 pub const TESTS: &[crate::Test] =
     &[("own::a_plan_allows_what_it_says_and_refuses_the_rest", a_plan_allows_what_it_says_and_refuses_the_rest)];

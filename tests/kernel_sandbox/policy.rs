@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use ashd::kernel::seccomp::Filters;
-use ashd::launcher::init_protocol::{Exit, InitReply};
-use ashd::launcher::policy::{Policies, landlock, seccomp};
+use ash_kernel::seccomp::Filters;
+use ash_launcher::policy::{Policies, landlock, seccomp};
+use ash_protocol::init::{Exit, InitReply};
 use libc as sys;
 
 use crate::patience::patient;

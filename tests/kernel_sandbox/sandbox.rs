@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use ashd::kernel::cgroup::{Leaf, Tree};
-use ashd::kernel::idmap::Mappings;
-use ashd::kernel::{pidfd, seqpacket};
-use ashd::launcher::init_protocol::{Exit, FromInit, InitEvent, InitReply, InitRequest, Numbered, SpawnSpec};
-use ashd::launcher::policy::{Floor, Policies};
-use ashd::launcher::protocol::{Failure, MAX_PACKET};
-use ashd::launcher::setup::{self, SetupSpec, Started};
-use ashd::model::{Limits, TenantId};
+use ash_kernel::cgroup::{Leaf, Tree};
+use ash_kernel::idmap::Mappings;
+use ash_kernel::{pidfd, seqpacket};
+use ash_launcher::policy::{Floor, Policies};
+use ash_launcher::setup::{self, SetupSpec, Started};
+use ash_model::{Limits, TenantId};
+use ash_protocol::init::{Exit, FromInit, InitEvent, InitReply, InitRequest, Numbered, SpawnSpec};
+use ash_protocol::launcher::{Failure, MAX_PACKET};
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 

@@ -3,9 +3,9 @@
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
-use ashd::kernel::pidfd;
-use ashd::launcher::init_protocol::Exit;
-use ashd::launcher::policy::{Floor, Policies};
+use ash_kernel::pidfd;
+use ash_launcher::policy::{Floor, Policies};
+use ash_protocol::init::Exit;
 
 use crate::sandbox::{DISK_UID, Ground, Sandbox};
 

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ashd::launcher::init_protocol::Exit;
-use ashd::model::Limits;
+use ash_model::Limits;
+use ash_protocol::init::Exit;
 use nix::sys::signal::Signal;
 
 use crate::host::{Host, exit_of, output, patient, run, spec, wait_for};
@@ -142,21 +142,21 @@ async fn an_upgrade_is_taken_and_a_broken_one_is_not() {
     let dir = tempfile::Builder::new().prefix("ashd-upgrade-").tempdir().expect("directory");
     let program = dir.path().join("ash-launcher");
     // As dpkg does it: a new file in place of the old one, by rename.
-    let install = |from: &str| {
+    let install = |from: &Path| {
         let new = dir.path().join("new");
         std::fs::copy(from, &new).expect("copied");
         std::fs::rename(&new, &program).expect("renamed");
     };
-    let real = env!("CARGO_BIN_EXE_ash-launcher");
-    install(real);
+    let real = ash_testkit::program("ash-launcher");
+    install(&real);
     let host = Host::start_program("upgrade", &program);
     let launcher = host.client().await;
     let sandbox = host.sandbox(&launcher, Limits::default()).await;
-    install("/bin/false");
+    install(Path::new("/bin/false"));
     host.signal(Signal::SIGUSR2);
     wait_for("the refusal", || count(&host, "not executed anew") == 1);
     launcher.attach(sandbox.id()).await.expect("the old program serves on");
-    install(real);
+    install(&real);
     std::fs::write(host.config(), "[ceiling]\npids = nonsense\n").expect("written");
     host.signal(Signal::SIGUSR2);
     wait_for("the refusal of the settings", || count(&host, "not executed anew") == 2);

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ashd::launcher::init_protocol::{Exit, SpawnSpec};
-use ashd::launcher::protocol::{ClaudeBinary, Create};
-use ashd::model::{Limits, TenantId};
+use ash_model::{Limits, TenantId};
+use ash_protocol::init::{Exit, SpawnSpec};
+use ash_protocol::launcher::{ClaudeBinary, Create};
 use ashd::sandbox::{Launcher, Sandbox, SandboxEvent};
 use uuid::Uuid;
 
@@ -33,7 +33,7 @@ pub struct Host {
 
 impl Host {
     pub fn start(test: &str) -> Self {
-        Self::build(test, Path::new(env!("CARGO_BIN_EXE_ash-launcher")), None)
+        Self::build(test, &ash_testkit::program("ash-launcher"), None)
     }
 
     #[allow(dead_code)]
@@ -44,13 +44,13 @@ impl Host {
     /// Lines of shell come first, in the same process and in a mount namespace of its own.
     #[allow(dead_code)]
     pub fn start_after(test: &str, prelude: String) -> Self {
-        Self::build(test, Path::new(env!("CARGO_BIN_EXE_ash-launcher")), Some(prelude))
+        Self::build(test, &ash_testkit::program("ash-launcher"), Some(prelude))
     }
 
     /// One with the range of uids of another.
     #[allow(dead_code)]
     pub fn start_sharing(test: &str, other: &Host) -> Self {
-        Self::build_on(test, Path::new(env!("CARGO_BIN_EXE_ash-launcher")), None, other.uid_base)
+        Self::build_on(test, &ash_testkit::program("ash-launcher"), None, other.uid_base)
     }
 
     fn build(test: &str, program: &Path, prelude: Option<String>) -> Self {

@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
-use ashd::kernel::seqpacket;
-use ashd::launcher::protocol::{Failure, MAX_PACKET, Reply, Request};
-use ashd::model::Limits;
+use ash_kernel::seqpacket;
+use ash_model::Limits;
+use ash_protocol::launcher::{Failure, MAX_PACKET, Reply, Request};
 use nix::sys::signal::Signal;
 
 use crate::host::{CLIENT, Host, patient, request};
@@ -18,7 +18,7 @@ fn connect(host: &Host) -> OwnedFd {
 /// `None` when the connection was closed.
 fn reply(socket: &OwnedFd) -> Option<Reply> {
     let mut buffer = vec![0; MAX_PACKET];
-    ashd::kernel::pidfd::wait_readable(socket.as_fd(), patient(Duration::from_secs(10))).expect("an answer in time");
+    ash_kernel::pidfd::wait_readable(socket.as_fd(), patient(Duration::from_secs(10))).expect("an answer in time");
     let mut read = || seqpacket::recv(socket.as_fd(), &mut buffer).map(|packet| packet.len);
     // A reset is told once, before what was sent to us earlier.
     let len = read().or_else(|_| read()).unwrap_or(0);

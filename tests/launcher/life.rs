@@ -4,9 +4,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
-use ashd::launcher::init_protocol::Exit;
-use ashd::launcher::protocol::{ClaudeBinary, Create};
-use ashd::model::Limits;
+use ash_model::Limits;
+use ash_protocol::init::Exit;
+use ash_protocol::launcher::{ClaudeBinary, Create};
 use ashd::sandbox::{LauncherError, SandboxEvent};
 use uuid::Uuid;
 
@@ -217,9 +217,9 @@ async fn what_is_delivered_reaches_stdin_once() {
     let mut events = sandbox.take_events().expect("events");
     let file = tempfile::NamedTempFile::new().expect("output");
     let (out, err) = output(file.path());
-    let cat = ashd::launcher::init_protocol::SpawnSpec { stdin: true, ..spec("cat") };
+    let cat = ash_protocol::init::SpawnSpec { stdin: true, ..spec("cat") };
     sandbox.spawn(7, &cat, out, err).await.expect("spawned");
-    let message = |text: &str| ashd::kernel::seqpacket::sealed_memfd("message", text.as_bytes()).expect("memfd");
+    let message = |text: &str| ash_kernel::seqpacket::sealed_memfd("message", text.as_bytes()).expect("memfd");
     sandbox.deliver(7, 1, message("one\n")).await.expect("queued");
     sandbox.deliver(7, 1, message("one\n")).await.expect("known already");
     sandbox.deliver(7, 2, message("two\n")).await.expect("queued");

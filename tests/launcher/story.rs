@@ -1,6 +1,6 @@
 //! What the launcher says of a session: entries of the journal with `ASH_SESSION`, or JSON on stderr with the same field.
 
-use ashd::model::Limits;
+use ash_model::Limits;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 

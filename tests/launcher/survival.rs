@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ashd::launcher::init_protocol::Exit;
-use ashd::model::Limits;
+use ash_model::Limits;
+use ash_protocol::init::Exit;
 use ashd::sandbox::LauncherError;
 use nix::sys::signal::Signal;
 use uuid::Uuid;

@@ -25,7 +25,7 @@ fn a_directory_that_ashd_could_exchange_is_refused() {
     let run = top.path().join("run");
     let says = |what: &str, word: &str| {
         for check in [false, true] {
-            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ash-launcher"));
+            let mut command = std::process::Command::new(ash_testkit::program("ash-launcher"));
             let own = host.run_dir();
             command
                 .args(host.command().get_args().map(|arg| if arg == own.as_os_str() { run.as_os_str() } else { arg }));

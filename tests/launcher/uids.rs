@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use ashd::launcher::uids::SHARED;
-use ashd::model::Limits;
+use ash_launcher::uids::SHARED;
+use ash_model::Limits;
 use ashd::sandbox::Launcher;
 use nix::sys::signal::Signal;
 

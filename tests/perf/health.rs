@@ -6,7 +6,7 @@ use std::os::unix::fs::chown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ashd::model::{SessionStatus, TenantId};
+use ash_model::{SessionStatus, TenantId};
 use ashd::store::{Session, Store};
 use http_body_util::BodyExt;
 use uuid::Uuid;

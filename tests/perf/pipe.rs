@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child as StdChild, Command as StdCommand, Stdio};
 use std::time::{Duration, Instant};
 
-use ashd::model::RawJson;
+use ash_model::RawJson;
 use ashd::sessions::claude::{Conversation, LaunchOptions, ProcessFlags, Whose, argv, environment, initialize_line};
 use ashd::sessions::message;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
@@ -30,7 +30,7 @@ struct Model {
 
 impl Model {
     fn start(run_dir: &Path) -> Self {
-        let program = Path::new(env!("CARGO_BIN_EXE_ash-gateway"));
+        let program = ash_testkit::program("ash-gateway");
         let mut process = StdCommand::new(program)
             .args(["--upstream", "offline", "--client-user", "root", "--user", "nobody"])
             .args(["--listen", "127.0.0.1:0", "--token", TOKEN])

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use ashd::model::{Layer, Limits};
+use ash_model::{Layer, Limits};
 use ashd::sandbox::confinement::{Floor, Report};
 use ashd::sandbox::measure;
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ashd::launcher::init_protocol::{Exit, SpawnSpec};
-use ashd::model::Limits;
+use ash_model::Limits;
+use ash_protocol::init::{Exit, SpawnSpec};
 use ashd::sandbox::{Launcher, Sandbox};
 
 use crate::figures::{Figure, Form, Samples};

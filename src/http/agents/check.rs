@@ -14,10 +14,10 @@ use super::super::error::ApiError;
 use super::super::files::path::of_text;
 use super::wire::Files;
 use crate::config::Config;
-use crate::kernel::copy::{Bounds, Links, would_skip};
-use crate::model::raw::RawObject;
-use crate::model::{RawJson, Skipped, Variables};
 use crate::sessions::agent_directory::{AgentDirectory, Refusal};
+use ash_kernel::copy::{Bounds, Links, would_skip};
+use ash_model::raw::RawObject;
+use ash_model::{RawJson, Skipped, Variables};
 
 /// Most files of one deployment, and their bytes together.
 pub const MAX_FILES: usize = 10_000;

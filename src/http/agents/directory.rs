@@ -14,9 +14,9 @@ use super::super::AppState;
 use super::super::error::ApiError;
 use super::check::Tree;
 use crate::config::Config;
-use crate::model::TenantId;
 use crate::sessions::paths::agents_of;
 use crate::store::{Agent, NewAgent};
+use ash_model::TenantId;
 
 /// Where the versions of one agent are.
 pub fn home(config: &Config, tenant: &TenantId, name: &str) -> PathBuf {

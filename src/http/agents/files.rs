@@ -20,9 +20,9 @@ use super::super::files::{FileEntry, answer, beneath, blocking, listing, path, w
 use super::wire::Files;
 use super::{MAX_DEPLOY, UploadedFile, check, directory, not_found};
 use crate::config::Config;
-use crate::model::{TenantId, names};
 use crate::sessions::agent_directory::AgentDirectory;
 use crate::store::Agent;
+use ash_model::{TenantId, names};
 
 /// The files of an agent.
 #[derive(Debug, Serialize, ToSchema)]

@@ -25,9 +25,9 @@ use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use super::rows;
-use crate::model::raw::RawObject;
-use crate::model::{RawJson, Skipped};
 use crate::store::{Agent, NewAgent};
+use ash_model::raw::RawObject;
+use ash_model::{RawJson, Skipped};
 
 /// Bytes of a deployment's JSON: 100 MiB of files in base64, and room for the rest.
 const MAX_DEPLOY: usize = 140 * MIB;

@@ -18,8 +18,8 @@ use super::super::body::{JsonBody, MIB};
 use super::super::error::{ApiError, ErrorBody};
 use super::super::rows;
 use super::wire::given;
-use crate::model::{RawJson, iso};
 use crate::store::{AgentVersion, VersionDelete, VersionFields};
+use ash_model::{RawJson, iso};
 
 /// Longest name, in bytes.
 const MAX_NAME: usize = 200;

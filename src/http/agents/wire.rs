@@ -8,10 +8,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::check::MAX_FILES;
-use crate::model::bounded::{Counted, map, some_map};
-use crate::model::skipped::{SkippedEntry, is_zero};
-use crate::model::{RawJson, iso};
 use crate::store::Agent;
+use ash_model::bounded::{Counted, map, some_map};
+use ash_model::skipped::{SkippedEntry, is_zero};
+use ash_model::{RawJson, iso};
 
 /// An agent as clients see it (contract §4).
 #[derive(Debug, Serialize, ToSchema)]

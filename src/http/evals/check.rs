@@ -2,10 +2,10 @@
 
 use super::super::error::ApiError;
 use super::wire::{CaseIn, ImportIn, JudgementIn, MessageIn, RunIn};
-use crate::model::RawJson;
-use crate::model::bounded::Counted;
 use crate::sessions::earlier::{Said, Speaker};
 use crate::store::{CaseFields, NewRun};
+use ash_model::RawJson;
+use ash_model::bounded::Counted;
 
 /// Cases of one import, and of one agent.
 pub const MAX_CASES: usize = 1000;

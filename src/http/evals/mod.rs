@@ -16,7 +16,7 @@ use super::AppState;
 use super::args::{AgentName, Args, Id};
 use super::auth::Caller;
 use super::error::ApiError;
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 /// Rows of one page.
 const MOST: i64 = 1000;

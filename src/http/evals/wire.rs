@@ -6,9 +6,9 @@ use uuid::Uuid;
 
 use super::super::agents::given;
 use super::check::{MAX_CASES, MAX_MESSAGES};
-use crate::model::bounded::{Counted, list, short};
-use crate::model::{RawJson, iso};
 use crate::store::{EvalCase, EvalResult, EvalRun};
+use ash_model::bounded::{Counted, list, short};
+use ash_model::{RawJson, iso};
 
 /// A message of an earlier conversation.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]

@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::super::error::ApiError;
-use crate::kernel::owned::{self, Opened};
+use ash_kernel::owned::{self, Opened};
 
 /// Why a path could not be opened, for a text to the client.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
 
 /// The workspace itself. Its path is ours, not the payload's.
 pub fn root(directory: &Path) -> io::Result<File> {
-    Ok(crate::kernel::copy::directory(directory)?.into())
+    Ok(ash_kernel::copy::directory(directory)?.into())
 }
 
 /// Opens beneath `root`. What ashd owns is opened whatever its mode is.

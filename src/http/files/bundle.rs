@@ -18,9 +18,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::archive::coding::{Coding, Encoder};
-use crate::archive::pack;
-use crate::model::Skipped;
+use ash_archive::coding::{Coding, Encoder};
+use ash_archive::pack;
+use ash_model::Skipped;
 
 /// Bytes of one chunk, and how long a client may take for one.
 const CHUNK: usize = 64 << 10;
@@ -121,8 +121,8 @@ pub mod tests {
 
     use super::super::beneath;
     use super::*;
-    use crate::archive::coding::decoder;
-    use crate::archive::read::Entries;
+    use ash_archive::coding::decoder;
+    use ash_archive::read::Entries;
 
     /// What an archive holds: path -> content, or `-> target` of a link, or `/`.
     pub fn contents(archive: &[u8]) -> BTreeMap<String, String> {

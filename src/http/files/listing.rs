@@ -12,7 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::beneath;
-use crate::model::{iso, names};
+use ash_model::{iso, names};
 
 /// Most files in one answer, most entries looked at for it, and how deep.
 const MAX_FILES: usize = 50_000;

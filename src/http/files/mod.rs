@@ -28,8 +28,8 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::args::{Args, FilePath, OwnSession};
 use super::error::{ApiError, ErrorBody};
-use crate::model::SessionStatus;
 use crate::sessions::Own;
+use ash_model::SessionStatus;
 
 pub use listing::FileEntry;
 

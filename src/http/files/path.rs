@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::super::error::ApiError;
 use super::beneath::Refused;
-use crate::kernel::walk::path_of;
-use crate::model::names;
+use ash_kernel::walk::path_of;
+use ash_model::names;
 
 /// Longest path and deepest nesting that are looked at.
 const MAX_BYTES: usize = 4096;

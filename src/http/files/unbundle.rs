@@ -14,11 +14,11 @@ use super::super::error::ApiError;
 use super::beneath::Refused;
 use super::path;
 use super::write::{self, Bits};
-use crate::archive::Time;
-use crate::archive::coding::decoder;
-use crate::archive::read::{Content, Entries, Head};
-use crate::kernel::walk::path_of;
-use crate::model::{Skipped, names};
+use ash_archive::Time;
+use ash_archive::coding::decoder;
+use ash_archive::read::{Content, Entries, Head};
+use ash_kernel::walk::path_of;
+use ash_model::{Skipped, names};
 
 /// Most entries of an archive.
 const MAX_ENTRIES: usize = 200_000;

@@ -156,8 +156,8 @@ proptest::proptest! {
 fn directories_get_their_modes_and_times_when_they_are_left() {
     use std::os::unix::fs::MetadataExt;
     let (temp, root) = space();
-    let mut tar = crate::archive::write::Writer::new(Vec::new());
-    let meta = |mode, seconds| crate::archive::write::Meta { mode, modified: Time { seconds, nanoseconds: 5 } };
+    let mut tar = ash_archive::write::Writer::new(Vec::new());
+    let meta = |mode, seconds| ash_archive::write::Meta { mode, modified: Time { seconds, nanoseconds: 5 } };
     tar.directory(Path::new("closed"), meta(0o500, 1_000)).unwrap();
     tar.bytes(Path::new("closed/file"), meta(0o000, 2_000), b"x").unwrap();
     tar.directory(Path::new("closed/empty"), meta(0o755, 3_000)).unwrap();

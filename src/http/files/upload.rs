@@ -13,8 +13,8 @@ use super::super::body::{JsonBody, MIB};
 use super::super::error::{ApiError, ErrorBody};
 use super::beneath::Refused;
 use super::{Workspace, blocking, open, path, write};
-use crate::model::bounded::Counted;
-use crate::model::names;
+use ash_model::bounded::Counted;
+use ash_model::names;
 
 /// Most files of a batch; most bytes of one file and of all together (contract §7).
 const MAX_FILES: usize = 500;

@@ -17,11 +17,11 @@ use super::super::body::{JsonBody, MIB};
 use super::super::error::{ApiError, ErrorBody};
 use super::super::{AppState, BUNDLES, coding};
 use super::{Workspace, blocking, bundle, open, unbundle};
-use crate::archive::coding::Coding;
-use crate::archive::pack;
-use crate::model::Skipped;
-use crate::model::skipped::{SkippedEntry, is_zero};
 use crate::sessions::shares::{Holder, Over};
+use ash_archive::coding::Coding;
+use ash_archive::pack;
+use ash_model::Skipped;
+use ash_model::skipped::{SkippedEntry, is_zero};
 
 /// Most bytes of an archive that is sent to us (contract §7).
 const MAX_BUNDLE: usize = 100 * MIB;

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::beneath::{self, Refused};
-use crate::kernel::owned::{self, Opened};
-use crate::kernel::walk::MAX_DEPTH;
+use ash_kernel::owned::{self, Opened};
+use ash_kernel::walk::MAX_DEPTH;
 
 /// The permission bits of what is written.
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +150,7 @@ fn empty(top: Opened) -> Result<(), Refused> {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(Errno::ISDIR) if depth > MAX_DEPTH => return Err(Refused::TooDeep),
             Err(Errno::ISDIR) => {
-                let path = crate::kernel::walk::path_of(name.to_bytes().to_vec());
+                let path = ash_kernel::walk::path_of(name.to_bytes().to_vec());
                 match beneath::directory(here, &path) {
                     Ok(inner) => {
                         let entries = Dir::read_from(inner.as_fd()).map_err(Refused::from_errno)?;

@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::bounded::raw_map;
-use crate::model::raw::RawObject;
-use crate::model::{RawJson, Variables};
+use ash_model::bounded::raw_map;
+use ash_model::raw::RawObject;
+use ash_model::{RawJson, Variables};
 
 /// Bytes of one argument, at most.
-pub const MAX_ARG_BYTES: usize = crate::model::variables::MAX_STRING;
+pub const MAX_ARG_BYTES: usize = ash_model::variables::MAX_STRING;
 
 /// Tools that promise a turn at a later time. A session is frozen when it is idle, and its process may be stopped, so that the
 /// promise would not be kept: they are not offered. claude names the reason when a model asks for one all the same.

@@ -11,15 +11,15 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::argv::LaunchOptions;
-use crate::launcher::init_protocol::MODEL_PORT;
-use crate::model::Variables;
 use crate::store::Session;
+use ash_model::Variables;
+use ash_protocol::init::MODEL_PORT;
 
 /// A client's own key for the model, in the order in which claude prefers them.
 pub const MODEL_KEYS: [&str; 2] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"];
 
-/// The shell of claude's Bash tool, written by [`crate::launcher::policy::processes`].
-const SHELL_OF_TOOLS: &str = crate::launcher::policy::processes::SHELL;
+/// The shell of claude's Bash tool, written by [`ash_model::processes`].
+const SHELL_OF_TOOLS: &str = ash_model::processes::SHELL;
 
 /// Home of the payload inside the sandbox.
 pub const HOME: &str = "/home/agent";

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
-use crate::model::raw::{elements, members, text};
+use ash_model::raw::{elements, members, text};
 
 /// A line that is one JSON object. Fields that routing does not need are validated and skipped; of a field that is there
 /// twice the last counts, as for claude's own clients.

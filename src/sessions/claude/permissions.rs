@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::PermissionMode;
 use super::line::{Line, member, string};
 use super::requests::{InputLine, line, refuse_line};
-use crate::model::raw::on_one_line;
+use ash_model::raw::on_one_line;
 
 /// The answer to a `control_request` of claude's (`raw` is its line, or empty when that was too long to be held). Every request gets one: an unanswered request
 /// holds the turn for ever.

@@ -2,7 +2,7 @@
 //! makes claude exit.
 
 use super::{LaunchOptions, MAX_ARG_BYTES};
-use crate::model::RawJson;
+use ash_model::RawJson;
 use serde_json::{Map, Value, json};
 
 /// Bytes of a schema: it is an argument of the process, with its flag's name.

@@ -5,12 +5,12 @@ use std::os::fd::AsFd;
 use uuid::Uuid;
 
 use super::Driver;
-use crate::kernel::copy::{Bounds, CopyError, Links, copy_tree, directory, everything};
-use crate::model::Skipped;
 use crate::sessions::launch::launcher_error;
 use crate::sessions::paths::SessionDir;
 use crate::sessions::{SessionError, conversation};
 use crate::store::Session;
+use ash_kernel::copy::{Bounds, CopyError, Links, copy_tree, directory, everything};
+use ash_model::Skipped;
 
 impl Driver {
     /// Copies what makes the session to the directory of another one. The sandbox is frozen meanwhile.

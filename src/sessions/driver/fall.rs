@@ -8,8 +8,6 @@ use serde_json::json;
 
 use super::turn::message_file;
 use super::{Driver, Interrupted, Running};
-use crate::launcher::init_protocol::Exit;
-use crate::model::{SessionStatus, now_ms};
 use crate::pool::Slot;
 use crate::sandbox::SandboxEvent;
 use crate::sandbox::usage::Usage;
@@ -24,6 +22,8 @@ use crate::sessions::process::of_turn;
 use crate::sessions::turns::Turns;
 use crate::sessions::{SessionError, alarms};
 use crate::store::{Commit, Store, Turn};
+use ash_model::{SessionStatus, now_ms};
+use ash_protocol::init::Exit;
 
 /// What claude calls itself.
 const NAME: &str = "claude";

@@ -12,11 +12,11 @@
 //! published when N is over.
 
 use super::{Driver, Running};
-use crate::model::now_ms;
 use crate::sessions::classify::TurnResult;
 use crate::sessions::claude;
 use crate::sessions::turns::{Turns, error_of};
 use crate::store::{Commit, Turn};
+use ash_model::now_ms;
 
 /// What a restarted ashd finds without an end.
 #[derive(Debug)]

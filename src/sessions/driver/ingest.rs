@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use super::flood::logged;
 use super::ledger::sum;
 use super::{Driver, Interrupted};
-use crate::model::now_ms;
 use crate::sessions::classify::{Classified, Classifier, Kind, TurnResult};
 use crate::sessions::claude;
 use crate::sessions::lines::Batch;
 use crate::sessions::turns::{Change, error_of};
 use crate::store::{Commit, Turn};
+use ash_model::now_ms;
 
 /// Lines after which other tasks have their turn.
 const YIELD: usize = 64;
@@ -192,7 +192,7 @@ impl Driver {
     async fn turn_over(&mut self, interrupted: Option<Interrupted>) {
         if let Some(live) = &mut self.live {
             live.idle_since = Instant::now();
-            if self.session.status == crate::model::SessionStatus::Paused
+            if self.session.status == ash_model::SessionStatus::Paused
                 && let Err(e) = live.freeze().await
             {
                 tracing::error!(ASH_SESSION = %self.session.id, "a paused session could not be frozen again: {e}");

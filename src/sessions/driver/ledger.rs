@@ -22,10 +22,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::observe::events::{self, event};
 use crate::sessions::published::Published;
 use crate::sessions::retain;
 use crate::store::{Commit, Committed, OnDisk, Session, Store, StoreError, Turn, Usage};
+use ash_observe::events::{self, event};
 
 /// Bytes of messages and events that may wait for the database, as they are in memory. Past it nothing more is read.
 const ROOM: usize = 8 << 20;

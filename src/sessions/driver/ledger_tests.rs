@@ -3,8 +3,8 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::model::{SessionStatus, TenantId};
 use crate::store::Role;
+use ash_model::{SessionStatus, TenantId};
 
 async fn ledger() -> (tempfile::TempDir, Ledger, watch::Receiver<Published>) {
     let dir = tempfile::tempdir().unwrap();

@@ -11,9 +11,6 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{Driver, lifecycle};
-use crate::launcher::protocol::CgroupPaths;
-use crate::model::{Limit, Limits, SessionStatus, UNLIMITED};
-use crate::observe::events::{self, event};
 use crate::sandbox::LauncherError;
 use crate::sandbox::usage::Usage;
 use crate::sessions::SessionError;
@@ -25,6 +22,9 @@ use crate::sessions::limits::{Change, InUse, Level, fits};
 use crate::sessions::live::Live;
 use crate::sessions::warden::{Finding, bound};
 use crate::store::{LimitScope, Session};
+use ash_model::{Limit, Limits, SessionStatus, UNLIMITED};
+use ash_observe::events::{self, event};
+use ash_protocol::launcher::CgroupPaths;
 
 /// Longest wait for init, while the task has other things to do.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);

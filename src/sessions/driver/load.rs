@@ -8,7 +8,6 @@ use uuid::Uuid;
 use super::Driver;
 use super::flood::Allowances;
 use super::ledger::Ledger;
-use crate::model::SessionStatus;
 use crate::sessions::claude::LaunchOptions;
 use crate::sessions::history_cap::HistoryCap;
 use crate::sessions::paths::SessionDir;
@@ -17,6 +16,7 @@ use crate::sessions::retain;
 use crate::sessions::shared::Shared;
 use crate::sessions::turns::Turns;
 use crate::store::{Session, Turn};
+use ash_model::SessionStatus;
 
 impl Driver {
     pub(super) async fn load(shared: &Arc<Shared>, id: Uuid, ends: Ends) -> Result<Self, (String, Ends)> {

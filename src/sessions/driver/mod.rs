@@ -31,7 +31,6 @@ use uuid::Uuid;
 
 use self::flood::Allowances;
 use crate::gateway::windows::Hold;
-use crate::model::{SessionStatus, Skipped, now_ms};
 use crate::sandbox::SandboxEvent;
 use crate::sessions::alarms::{self, Alarm, Clocks};
 use crate::sessions::claude::LaunchOptions;
@@ -48,6 +47,7 @@ use crate::sessions::state::Verb;
 use crate::sessions::turns::Turns;
 use crate::sessions::{PatchConfig, SessionError};
 use crate::store::{Commit, Session, Turn};
+use ash_model::{SessionStatus, Skipped, now_ms};
 
 use ledger::Ledger;
 use starts::Start;

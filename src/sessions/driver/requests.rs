@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use super::starts::Purpose;
 use super::{Driver, Interrupted, Reply, Request};
-use crate::model::{RawJson, SessionStatus};
 use crate::pool::Admission;
 use crate::sessions::claude::Whose;
 use crate::sessions::exec::Place;
@@ -16,6 +15,7 @@ use crate::sessions::queue::Accept;
 use crate::sessions::state::Verb;
 use crate::sessions::{PatchConfig, SessionError, claude};
 use crate::store::{Session, StoreError};
+use ash_model::{RawJson, SessionStatus};
 
 impl Driver {
     pub(super) async fn request(&mut self, request: Request) {

@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{Driver, Reply};
-use crate::model::SessionStatus;
-use crate::observe::events::{self, event};
 use crate::sessions::SessionError;
 use crate::sessions::claude::ProcessFlags;
 use crate::sessions::launch::{Plan, Room, cancelled};
 use crate::sessions::live::Live;
 use crate::store::Session;
+use ash_model::SessionStatus;
+use ash_observe::events::{self, event};
 
 type Starting = Pin<Box<dyn Future<Output = Result<Live, SessionError>> + Send>>;
 

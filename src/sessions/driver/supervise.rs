@@ -23,10 +23,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{Driver, Request};
-use crate::model::SessionStatus;
-use crate::observe::events::{self, event};
 use crate::sessions::registry::Ends;
 use crate::sessions::shared::Shared;
+use ash_model::SessionStatus;
+use ash_observe::events::{self, event};
 
 /// Panics without a completed recovery between them, after which the task ends. The next request starts a new one.
 const MAX_FAILED_RECOVERIES: usize = 3;

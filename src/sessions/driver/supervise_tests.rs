@@ -12,14 +12,14 @@ use uuid::Uuid;
 use super::POISON;
 use crate::config::Config;
 use crate::gateway::client::Gateway;
-use crate::gateway::protocol as gateway;
-use crate::kernel::seqpacket;
-use crate::launcher::protocol as launcher;
-use crate::model::{SessionStatus, TenantId, now_ms};
 use crate::sandbox::Launcher;
 use crate::sessions::driver::Request;
 use crate::sessions::{Own, Sessions};
 use crate::store::{Commit, Session, Store, Turn};
+use ash_kernel::seqpacket;
+use ash_model::{SessionStatus, TenantId, now_ms};
+use ash_protocol::gateway;
+use ash_protocol::launcher;
 
 /// Serves a socket until the test's process ends.
 fn serve(path: &Path, reply: Vec<u8>) {
@@ -181,7 +181,7 @@ async fn a_session_that_panics_again_and_again_can_be_ended() {
 async fn a_session_whose_launch_options_cannot_be_read_says_so_and_can_be_ended() {
     let fixture = Fixture::new().await;
     let mut change = Commit::of(&fixture.session);
-    change.launch = Some(crate::model::RawJson::of(&serde_json::json!({ "env": 7 })));
+    change.launch = Some(ash_model::RawJson::of(&serde_json::json!({ "env": 7 })));
     change.status = Some((SessionStatus::Paused, None));
     fixture.store.commit(change).await.unwrap();
     let resumed = fixture.sessions.resume(&fixture.own()).await.unwrap_err().to_string();

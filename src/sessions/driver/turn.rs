@@ -8,7 +8,6 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Driver, Reply, Running};
-use crate::model::now_ms;
 use crate::sandbox::LauncherError;
 use crate::sessions::SessionError;
 use crate::sessions::claude;
@@ -20,6 +19,7 @@ use crate::sessions::queue::Accept;
 use crate::sessions::state::Verb;
 use crate::sessions::turns::Turns;
 use crate::store::{OnDisk, Role, Text, Turn};
+use ash_model::now_ms;
 
 /// A message whose turn is in the database, on its way to claude.
 #[derive(Debug)]

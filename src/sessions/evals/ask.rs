@@ -8,12 +8,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::score::{Scores, score, topics};
-use crate::model::{RawJson, raw};
 use crate::sessions::driver::Request;
 use crate::sessions::history_cap::cut;
 use crate::sessions::new_message::NewMessage;
 use crate::sessions::{SessionError, Sessions};
 use crate::store::{EvalCase, EvalChange, EvalResult, EvalTask, Turn};
+use ash_model::{RawJson, raw};
 
 /// Bytes of an answer that are kept and scored, from its beginning.
 const MAX_ANSWER: usize = 256 << 10;

@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 
-use crate::model::{TenantId, now_ms};
-use crate::observe::tasks;
 use crate::sessions::{SessionError, Sessions};
 use crate::store::{EvalChange, EvalResult, EvalRun, NewRun, RunRefused, Scored};
+use ash_model::{TenantId, now_ms};
+use ash_observe::tasks;
 use ask::Outcome;
 
 /// Cases that are worked on at the same time, of all tenants. Of one tenant: `[evals] cases_at_once`.

@@ -1,6 +1,6 @@
 //! How an answer is scored. Pure.
 
-use crate::model::RawJson;
+use ash_model::RawJson;
 
 /// Both from 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq)]

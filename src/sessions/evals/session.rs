@@ -3,13 +3,13 @@
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::model::{RawJson, TenantId};
 use crate::sessions::driver::Request;
 use crate::sessions::earlier::{self, Said};
 use crate::sessions::launch::Room;
 use crate::sessions::own::Own;
 use crate::sessions::{CreateSession, SessionError, Sessions, options};
 use crate::store::{EvalCase, EvalTask, Session};
+use ash_model::{RawJson, TenantId};
 
 impl Sessions {
     /// A session of the run's version under this id. It knows the case's earlier conversation as its own. Neither warm nor parked

@@ -22,9 +22,6 @@ use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::launcher::init_protocol::SpawnSpec;
-use crate::launcher::protocol::Create;
-use crate::observe::events::{self, event};
 use crate::pool::Slot;
 use crate::sessions::background::Background;
 use crate::sessions::cause::{self, Oom, OomCount};
@@ -37,6 +34,9 @@ use crate::sessions::process::{MessageNumbers, ProcessRecord};
 use crate::sessions::shared::Shared;
 use crate::sessions::{SessionError, conversation};
 use crate::store::Session;
+use ash_observe::events::{self, event};
+use ash_protocol::init::SpawnSpec;
+use ash_protocol::launcher::Create;
 
 pub use parked::{Basis, Parked, Program, Room};
 use steps::{StepError, Steps, failed};

@@ -21,9 +21,6 @@ use uuid::Uuid;
 
 use super::steps::{StepError, Steps, failed};
 use super::{Plan, cancelled, launcher_error};
-use crate::launcher::init_protocol::Listener;
-use crate::launcher::protocol::{ClaudeBinary, Create, SandboxInfo};
-use crate::model::{SandboxState, TenantId};
 use crate::pool::Slot;
 use crate::sandbox::confinement::{Floor, Report};
 use crate::sandbox::{Sandbox, SandboxEvent};
@@ -31,6 +28,9 @@ use crate::sessions::SessionError;
 use crate::sessions::live::Live;
 use crate::sessions::process::ProcessRecord;
 use crate::sessions::shared::Shared;
+use ash_model::{SandboxState, TenantId};
+use ash_protocol::init::Listener;
+use ash_protocol::launcher::{ClaudeBinary, Create, SandboxInfo};
 
 /// Where a session starts.
 #[derive(Debug)]
@@ -221,7 +221,7 @@ fn mark(path: &Path) -> Option<(u64, u64, i64, i64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Layer;
+    use ash_model::Layer;
 
     #[test]
     fn a_program_that_was_replaced_is_another_one() {

@@ -3,9 +3,9 @@
 use std::os::fd::AsFd;
 
 use super::{Plan, StepError, failed};
-use crate::kernel::copy::{Bounds, CopyError, Links, copy_tree};
 use crate::sessions::SessionError;
 use crate::sessions::paths::make_dir;
+use ash_kernel::copy::{Bounds, CopyError, Links, copy_tree};
 
 impl Plan {
     /// Directories, and the agent's files when the session does not have them yet. `mounted`: the workspace is that of a

@@ -14,7 +14,6 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::steps::{StepError, Steps};
 use super::{Plan, cancelled};
-use crate::launcher::init_protocol::{Exit, SpawnSpec};
 use crate::sandbox::LauncherError;
 use crate::sandbox::usage::CpuUsage;
 use crate::sessions::SessionError;
@@ -23,6 +22,7 @@ use crate::sessions::drain::Drain;
 use crate::sessions::exec::{GRACE, leave, pipe};
 use crate::sessions::live::Live;
 use crate::sessions::warden::bound;
+use ash_protocol::init::{Exit, SpawnSpec};
 
 /// The step in which `install.sh` runs.
 pub const INSTALL: &str = "install.sh";

@@ -4,13 +4,13 @@ use std::os::fd::OwnedFd;
 
 use uuid::Uuid;
 
-use crate::gateway::protocol::Register;
-use crate::launcher::init_protocol::Listener;
 use crate::sandbox::Sandbox;
 use crate::sessions::SessionError;
 use crate::sessions::claude::LaunchOptions;
 use crate::sessions::shared::Shared;
 use crate::store::Session;
+use ash_protocol::gateway::Register;
+use ash_protocol::init::Listener;
 
 pub fn cancelled() -> SessionError {
     SessionError::Invalid("the session was stopped or ended while it was starting".to_owned())

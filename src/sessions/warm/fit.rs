@@ -77,8 +77,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::Variables;
     use crate::sessions::claude::PermissionMode;
+    use ash_model::Variables;
 
     #[test]
     fn only_the_model_may_differ() {

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::{Key, Warm, fit};
-use crate::model::{Limits, RawJson, SandboxState, SessionStatus, TenantId};
-use crate::observe::tasks;
 use crate::pool::{Slot, Spare};
 use crate::sessions::claude::{LaunchOptions, ProcessFlags};
 use crate::sessions::launch::{Plan, Program, Room};
 use crate::sessions::shared::Shared;
 use crate::sessions::{CreateSession, SessionError, options};
 use crate::store::{Agent, Session};
+use ash_model::{Limits, RawJson, SandboxState, SessionStatus, TenantId};
+use ash_observe::tasks;
 
 /// Looks by itself this often: for one that died, and for room that came free.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::keeper::{LOOK_AGAIN, REFILL_AFTER};
-use crate::model::TenantId;
-use crate::observe::tasks;
 use crate::pool::Spare;
 use crate::sessions::launch::Parked;
 use crate::sessions::shared::Shared;
+use ash_model::TenantId;
+use ash_observe::tasks;
 
 /// After a failure, doubled with each that follows: what keeps one sandbox from being made keeps the next, and every
 /// session that starts says so itself.

@@ -6,13 +6,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::model::{Millis, TenantId};
 use crate::sandbox::SandboxEvent;
 use crate::sessions::claude::LaunchOptions;
 use crate::sessions::launch::{Basis, Parked, Program};
 use crate::sessions::live::Live;
 use crate::sessions::shared::Shared;
 use crate::store::{Agent, Session};
+use ash_model::{Millis, TenantId};
 
 use super::shelf::{Keepable, Shelf};
 

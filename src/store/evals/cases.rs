@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::super::writer::{Counters, Write};
 use super::super::{Store, StoreError};
 use super::{EvalCase, MAX_CASES, case};
-use crate::model::{Millis, RawJson, TenantId, now_ms};
+use ash_model::{Millis, RawJson, TenantId, now_ms};
 
 /// Fields of a case as they come in; outer `None` leaves a field as it is (or absent, for a new one).
 #[derive(Clone, Debug, Default)]

@@ -2,7 +2,7 @@
 
 use super::super::{Place, Store, StoreError};
 use super::{CaseFilter, EvalCase, EvalResult, EvalRun};
-use crate::model::TenantId;
+use ash_model::TenantId;
 
 impl Store {
     /// Cases, oldest first.

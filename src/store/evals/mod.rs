@@ -27,7 +27,7 @@ use uuid::Uuid;
 use super::StoreError;
 use super::columns::{count_of, id_of, id_or_none, json_or_none, tenant_of, unreadable};
 use super::tenant_use::Most;
-use crate::model::{Millis, RawJson, TenantId};
+use ash_model::{Millis, RawJson, TenantId};
 
 pub use cases::{CaseFields, CaseFilter};
 pub use open::{EvalChange, EvalTask};

@@ -7,7 +7,7 @@ use super::super::columns::{id_of, tenant_of};
 use super::super::writer::{Counters, Write};
 use super::super::{Agent, LATEST_MS, Store, StoreError, agents};
 use super::{EvalCase, EvalResult, EvalRun, case, result, run, runs};
-use crate::model::{Millis, TenantId, now_ms};
+use ash_model::{Millis, TenantId, now_ms};
 
 /// All that is needed to ask one question.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use super::super::columns::{id_of, unreadable};
 use super::super::writer::{Counters, Write};
 use super::super::{Store, StoreError};
 use super::{EvalCase, EvalResult, EvalRun, case, result, runs};
-use crate::model::{Millis, TenantId, now_ms};
+use ash_model::{Millis, TenantId, now_ms};
 
 /// New scores of one result.
 #[derive(Clone, Copy, Debug)]

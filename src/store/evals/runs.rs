@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::super::writer::{Counters, Write};
 use super::super::{Store, StoreError};
 use super::{EvalRun, EvalStatus, MAX_OPEN_RUNS, PASS, RUNS_KEPT, run};
-use crate::model::{Millis, RawJson, TenantId, now_ms};
+use ash_model::{Millis, RawJson, TenantId, now_ms};
 
 /// What a run is asked for.
 #[derive(Clone, Debug, Default)]

@@ -1,7 +1,7 @@
 use super::super::tests::{fresh, tenant};
 use super::super::{NewAgent, Store, StoreError};
 use super::*;
-use crate::model::now_ms;
+use ash_model::now_ms;
 
 async fn agent(store: &Store, tenant: &TenantId, name: &str) {
     let new = NewAgent { name: name.into(), path: "/a".into(), system_prompt: Some("p".into()), ..NewAgent::default() };

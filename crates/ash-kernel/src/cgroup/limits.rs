@@ -1,0 +1,305 @@
+//! From [`Limits`] to the values of the cgroup files. The table is in `docs/cgroups.md`.
+
+use std::error::Error as _;
+use std::io;
+use std::path::Path;
+
+use cgroups_rs::fs::cpu::CpuController;
+use cgroups_rs::fs::memory::{MemController, SetMemory};
+use cgroups_rs::fs::pid::PidController;
+use cgroups_rs::fs::{MaxValue, error::Error as CrateError};
+
+use super::{CgroupError, CgroupPaths};
+use ash_model::{Limits, UNLIMITED};
+
+/// Microseconds of the period against which the CPU quota counts: the kernel's default.
+const PERIOD_US: u64 = 100_000;
+/// The kernel refuses a quota below 1 ms a period, which is 10 thousandths of a core.
+const MIN_CPU_MILLIS: u64 = 10;
+/// Bytes below which not even init starts.
+const MIN_MEMORY: u64 = 4 << 20;
+/// init, the payload and one child of it.
+const MIN_PIDS: u64 = 3;
+
+/// Most bytes of socket buffers, on cgroup v1: the kernel's own bound for all of the host together (net.ipv4.tcp_mem) is about a tenth
+/// of its memory.
+const MAX_SOCKETS: u64 = 64 << 20;
+
+/// The values to write, the same for both versions of cgroups where the files mean the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Values {
+    pub memory_bytes: i64,
+    pub swap_bytes: i64,
+    /// Bytes of TCP and UDP buffers, which v1 counts beside the memory: an eighth of it, at most 64 MiB. v2 counts them in it.
+    pub socket_bytes: u64,
+    /// Microseconds of CPU time a period of 100 ms.
+    pub quota_us: i64,
+    /// cgroup v2's `cpu.weight`.
+    pub weight: u64,
+    /// cgroup v1's `cpu.shares`: 1024 where v2 says 100, the kernel's defaults of both.
+    pub shares: u64,
+    pub pids: i64,
+    /// Bytes read and written, operations read and written, a second; `None` bounds nothing.
+    pub io: [Option<u64>; 4],
+}
+
+/// The files of v1, in the order of [`Values::io`].
+pub const V1_IO: [&str; 4] = [
+    "blkio.throttle.read_bps_device",
+    "blkio.throttle.write_bps_device",
+    "blkio.throttle.read_iops_device",
+    "blkio.throttle.write_iops_device",
+];
+/// The words of v2's `io.max`, in the same order.
+pub const V2_IO: [&str; 4] = ["rbps", "wbps", "riops", "wiops"];
+
+/// Checks that the kernel can take the limits, and translates them.
+///
+/// # Errors
+/// [`CgroupError::Limit`] names the field, its value and what would be allowed.
+pub fn values(limits: &Limits) -> Result<Values, CgroupError> {
+    let at_least = |field, value: u64, min: u64| {
+        if value >= min {
+            return Ok(());
+        }
+        Err(CgroupError::Limit { field, value, why: format!("the least that works is {min}") })
+    };
+    at_least("memoryBytes", limits.memory_bytes, MIN_MEMORY)?;
+    at_least("cpuMillis", limits.cpu_millis, MIN_CPU_MILLIS)?;
+    at_least("pids", limits.pids, MIN_PIDS)?;
+    if !(1..=10_000).contains(&limits.cpu_weight) {
+        let why = "must be 1 to 10000".to_owned();
+        return Err(CgroupError::Limit { field: "cpuWeight", value: limits.cpu_weight, why });
+    }
+    for (field, value) in [
+        ("ioReadBps", limits.io_read_bps),
+        ("ioWriteBps", limits.io_write_bps),
+        ("ioReadIops", limits.io_read_iops),
+        ("ioWriteIops", limits.io_write_iops),
+    ] {
+        at_least(field, value, 1)?;
+    }
+    let bounded = |value: u64| (value != UNLIMITED).then_some(value);
+    // Values past what the kernel counts in mean "no limit"; the cap also keeps memory + swap from overflowing.
+    let cap = |value: u64, max: u64| i64::try_from(value.min(max)).unwrap_or(i64::MAX);
+    Ok(Values {
+        memory_bytes: cap(limits.memory_bytes, 1 << 60),
+        swap_bytes: cap(limits.swap_bytes, 1 << 60),
+        socket_bytes: (limits.memory_bytes / 8).min(MAX_SOCKETS),
+        quota_us: cap(limits.cpu_millis.saturating_mul(PERIOD_US / 1000), 1 << 40),
+        weight: limits.cpu_weight,
+        shares: (limits.cpu_weight * 1024 / 100).clamp(2, 262_144),
+        // PID_MAX_LIMIT of 64-bit kernels.
+        pids: cap(limits.pids, 4_194_304),
+        // Operations are 32 bits wide in the kernel, and v1 cuts what is longer.
+        io: [
+            bounded(limits.io_read_bps),
+            bounded(limits.io_write_bps),
+            bounded(limits.io_read_iops).map(|n| n.min(u64::from(u32::MAX - 1))),
+            bounded(limits.io_write_iops).map(|n| n.min(u64::from(u32::MAX - 1))),
+        ],
+    })
+}
+
+/// Writes the limits into every controller the sandbox has.
+///
+/// Returns what the host cannot enforce, in words for the journal; empty when all is in force.
+///
+/// # Errors
+/// The first file that refused its value. What was written before stays: the caller removes the leaf, or writes the
+/// old limits again.
+pub fn apply(paths: &CgroupPaths, limits: &Limits) -> Result<Vec<String>, CgroupError> {
+    let values = values(limits)?;
+    let mut missing = Vec::new();
+    // The crate's own `V2` hierarchy is bound to /sys/fs/cgroup and its `auto` takes a hybrid host for v1 alone, so
+    // the controllers are addressed one by one with the directory as it is.
+    match &paths.memory {
+        Some(dir) => memory(dir, &values, paths.v1, &mut missing)?,
+        None => missing.push("memory: the host has no memory controller for sandboxes".to_owned()),
+    }
+    match &paths.cpu {
+        Some(dir) => {
+            let cpu = CpuController::new(dir.clone(), dir.clone(), !paths.v1);
+            let what = |e| from_crate("set the CPU quota of", dir, e);
+            cpu.set_cfs_quota_and_period(Some(values.quota_us), Some(PERIOD_US)).map_err(what)?;
+            let share = if paths.v1 { values.shares } else { values.weight };
+            cpu.set_shares(share).map_err(|e| from_crate("set the CPU weight of", dir, e))?;
+        }
+        None => missing.push("cpu: the host has no cpu controller for sandboxes".to_owned()),
+    }
+    match &paths.pids {
+        Some(dir) => PidController::new(dir.clone(), dir.clone(), !paths.v1)
+            .set_pid_max(MaxValue::Value(values.pids))
+            .map_err(|e| from_crate("set the number of processes of", dir, e))?,
+        None => missing.push("pids: the host has no pids controller for sandboxes".to_owned()),
+    }
+    match (&paths.io, &paths.io_device) {
+        (Some(dir), Some(device)) => io(dir, device, values.io, paths.v1)?,
+        (None, _) => missing.push("io: the host has no io controller for sandboxes".to_owned()),
+        (_, None) => missing.push("io: the data directory is on no disk that can be throttled".to_owned()),
+    }
+    Ok(missing)
+}
+
+/// Takes the bounds of processor and disk away, of a group that is about to go: what was killed gives its memory back no faster
+/// than they allow.
+///
+/// # Errors
+/// The file that refused.
+pub fn lift(paths: &CgroupPaths) -> Result<(), CgroupError> {
+    if let Some(dir) = &paths.cpu {
+        let (file, none) = if paths.v1 { ("cpu.cfs_quota_us", "-1") } else { ("cpu.max", "max") };
+        super::write(&dir.join(file), none)?;
+    }
+    match (&paths.io, &paths.io_device) {
+        (Some(dir), Some(device)) => io(dir, device, [None; 4], paths.v1),
+        _ => Ok(()),
+    }
+}
+
+/// Own code: the crate's calls know neither `max` nor a device by its text.
+fn io(dir: &Path, device: &str, values: [Option<u64>; 4], v1: bool) -> Result<(), CgroupError> {
+    // The first value of a disk makes the kernel stop its queue for a moment: what bounds nothing, and did not before, is left
+    // alone.
+    let said = |file: &str| {
+        let text = std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+        text.lines().any(|line| line.split(' ').next() == Some(device))
+    };
+    if v1 {
+        for (file, value) in V1_IO.into_iter().zip(values) {
+            if value.is_some() || said(file) {
+                // 0 takes the bound away.
+                super::write(&dir.join(file), &format!("{device} {}", value.unwrap_or(0)))?;
+            }
+        }
+        return Ok(());
+    }
+    if values == [None; 4] && !said("io.max") {
+        return Ok(());
+    }
+    let words = V2_IO.into_iter().zip(values);
+    let words: String =
+        words.map(|(word, value)| format!(" {word}={}", value.map_or("max".to_owned(), |n| n.to_string()))).collect();
+    super::write(&dir.join("io.max"), &format!("{device}{words}"))
+}
+
+fn memory(dir: &Path, values: &Values, v1: bool, missing: &mut Vec<String>) -> Result<(), CgroupError> {
+    let memory = MemController::new(dir.to_owned(), dir.to_owned(), !v1);
+    let failed = |e| from_crate("set the memory limit of", dir, e);
+    if v1 {
+        let both = values.memory_bytes.saturating_add(values.swap_bytes);
+        let has_swap = dir.join("memory.memsw.limit_in_bytes").exists();
+        // The kernel keeps memory <= memory+swap at every moment: raising writes the sum first, lowering last.
+        let raised_first = has_swap && memory.set_limit(values.memory_bytes).is_err();
+        if raised_first {
+            memory.set_memswap_limit(both).map_err(failed)?;
+        }
+        memory.set_limit(values.memory_bytes).map_err(failed)?;
+        if has_swap {
+            memory.set_memswap_limit(both).map_err(failed)?;
+        } else {
+            missing.push("swap: this kernel does not account swap".to_owned());
+        }
+        let sockets = dir.join("memory.kmem.tcp.limit_in_bytes");
+        if sockets.exists() {
+            super::write(&sockets, &values.socket_bytes.to_string())?;
+        } else {
+            missing.push("memory: this kernel does not account buffers of sockets".to_owned());
+        }
+        // One process of the group dies at the limit, not all: v1 has no memory.oom.group.
+        return Ok(());
+    }
+    // No memory.high below the maximum: past it the kernel delays every allocation, and an agent that stands still
+    // is worse than one that is killed with a cause the client can read. Written, so that no inherited value stays.
+    let max =
+        SetMemory { low: None, min: None, high: Some(MaxValue::Max), max: Some(MaxValue::Value(values.memory_bytes)) };
+    memory.set_mem(max).map_err(failed)?;
+    if dir.join("memory.swap.max").exists() {
+        memory.set_memswap_limit(values.swap_bytes).map_err(failed)?;
+    } else {
+        missing.push("swap: this kernel does not account swap".to_owned());
+    }
+    // The crate has no call for it: all of the sandbox dies together, never half of it.
+    super::write(&dir.join("memory.oom.group"), "1")
+}
+
+/// Keeps the kernel's errno, which the crate hides behind its own kinds.
+fn from_crate(act: &str, dir: &Path, error: CrateError) -> CgroupError {
+    let cause = error.source().and_then(|e| e.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
+    let source = cause.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
+    CgroupError::io(act, dir, source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_translate() {
+        let got = values(&Limits::default()).expect("the defaults are fit");
+        assert_eq!((got.quota_us, got.weight, got.shares, got.pids), (100_000, 100, 1024, 512));
+        assert_eq!((got.memory_bytes, got.swap_bytes), (2 << 30, 2 << 30));
+        let small = values(&Limits { memory_bytes: 256 << 20, ..Limits::default() }).expect("fit");
+        assert_eq!((got.socket_bytes, small.socket_bytes), (64 << 20, 32 << 20));
+    }
+
+    #[test]
+    fn io_is_written_as_each_version_wants_it_and_taken_away_again() {
+        let bounded = Limits { io_read_bps: 5 << 20, io_write_iops: u64::MAX - 1, ..Limits::default() };
+        for v1 in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let at = |name: &str| dir.path().join(name);
+            for name in V1_IO.into_iter().chain(["io.max"]) {
+                std::fs::write(at(name), "").unwrap();
+            }
+            let put = |limits: &Limits| io(dir.path(), "8:0", values(limits).unwrap().io, v1).unwrap();
+            let read = |name: &str| std::fs::read_to_string(at(name)).unwrap();
+            put(&Limits::default());
+            assert_eq!((read(V1_IO[0]), read("io.max")), (String::new(), String::new()), "nothing to say");
+            put(&bounded);
+            match v1 {
+                true => {
+                    assert_eq!((read(V1_IO[0]), read(V1_IO[1])), ("8:0 5242880".into(), String::new()));
+                    assert_eq!(read(V1_IO[3]), "8:0 4294967294");
+                }
+                false => assert_eq!(read("io.max"), "8:0 rbps=5242880 wbps=max riops=max wiops=4294967294"),
+            }
+            // The kernel's own files do not keep what was there before; these do.
+            let clear = |name: &str| std::fs::write(at(name), "8:0 x\n").unwrap();
+            V1_IO.into_iter().chain(["io.max"]).for_each(clear);
+            put(&Limits::default());
+            match v1 {
+                true => assert!(V1_IO.iter().all(|name| read(name).starts_with("8:0 0"))),
+                false => assert!(read("io.max").starts_with("8:0 rbps=max wbps=max")),
+            }
+        }
+    }
+
+    #[test]
+    fn bounds() {
+        let with = |change: fn(&mut Limits)| {
+            let mut limits = Limits::default();
+            change(&mut limits);
+            values(&limits)
+        };
+        for (change, field) in [
+            ((|l| l.memory_bytes = 0) as fn(&mut Limits), "memoryBytes"),
+            (|l| l.cpu_millis = 9, "cpuMillis"),
+            (|l| l.cpu_weight = 0, "cpuWeight"),
+            (|l| l.cpu_weight = 10_001, "cpuWeight"),
+            (|l| l.pids = 2, "pids"),
+            (|l| l.io_read_bps = 0, "ioReadBps"),
+        ] {
+            let error = with(change).expect_err(field);
+            assert!(matches!(&error, CgroupError::Limit { field: f, .. } if *f == field), "{error}");
+        }
+        let huge = with(|l| {
+            (l.memory_bytes, l.swap_bytes, l.cpu_millis, l.pids) = (u64::MAX, u64::MAX, u64::MAX, u64::MAX);
+        })
+        .expect("no limit is fit");
+        assert!(huge.memory_bytes.checked_add(huge.swap_bytes).is_some());
+        assert_eq!(huge.pids, 4_194_304);
+        assert_eq!(with(|l| l.cpu_weight = 1).map(|v| v.shares).ok(), Some(10));
+        assert_eq!(with(|l| l.cpu_weight = 10_000).map(|v| v.shares).ok(), Some(102_400));
+    }
+}

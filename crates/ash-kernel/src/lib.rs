@@ -1,0 +1,40 @@
+//! One file per kernel mechanism, and the only place with `unsafe`: each site says why it is sound.
+//! See DESIGN §9.
+#![allow(unsafe_code)]
+
+pub mod beneath;
+pub mod caps;
+pub mod cgroup;
+pub mod clone;
+pub mod confine;
+pub mod copy;
+pub mod freeze;
+pub mod heap;
+pub mod held;
+pub mod idmap;
+pub mod inherited;
+pub mod kmsg;
+pub mod landlock;
+pub mod mounts;
+pub mod net;
+pub mod owned;
+pub mod owner;
+pub mod pidfd;
+pub mod pressure;
+pub mod private;
+pub mod probe;
+pub mod process;
+pub mod procfs;
+pub mod reclaim;
+pub mod sanitize;
+pub mod seccomp;
+pub mod seqpacket;
+pub mod single;
+pub mod syscalls;
+pub mod tcp;
+pub mod tree;
+pub mod trusted;
+pub mod unprivileged;
+pub mod walk;
+#[cfg(feature = "tokio")]
+pub mod watch;

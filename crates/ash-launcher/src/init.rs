@@ -1,0 +1,161 @@
+//! PID 1 of a sandbox: reaps, starts commands, feeds claude's stdin, hands out the loopback listeners.
+//!
+//! ```text
+//!               init.sock (ashd only)
+//!                   |
+//!   poll ---- accept / request ---> answer (init::requests)
+//!     |  ---- SIGCHLD -----------> reap, tell all connections   Exited
+//!     |  ---- stdin pipe has room -> copy on, tell all           Delivered
+//!     |  ---- output of a job that was left -> throw away
+//! ```
+//!
+//! One thread, no timers: nothing runs while nothing happens. Everything is bounded: [`MAX_CONNECTIONS`], the numbers in
+//! [`children`] and [`discard`], one packet of [`MAX_PACKET`] bytes at a time. A connection that sends what cannot be read, or does
+//! not read what it is sent, is closed; it loses nothing, since a new one asks `Stat`.
+
+mod children;
+mod discard;
+mod keeper;
+mod payload;
+mod requests;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags};
+
+use ash_kernel::{clone, landlock, seqpacket};
+use ash_protocol::init::{FromInit, INIT_UID, InitEvent, Numbered, PAYLOAD_UID};
+use ash_protocol::launcher::MAX_PACKET;
+use children::Children;
+use discard::Discards;
+
+/// Connections at the same time; one more is closed at once. ashd holds one, and a second while it is replaced.
+pub const MAX_CONNECTIONS: usize = 16;
+
+/// What the set-up hands over to PID 1.
+#[derive(Debug)]
+pub struct Init {
+    /// Listening socket at `<run dir>/sandboxes/<id>/init.sock`.
+    pub socket: OwnedFd,
+    pub model: OwnedFd,
+    /// What every command is confined by; `None` only under a floor that an admin lowered to 0.
+    pub rules: Option<landlock::Rules>,
+}
+
+/// Serves until the sandbox is killed. Should it fail, it ends, and the kernel ends everything in the sandbox with it.
+pub fn serve(init: Init) -> ! {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&init)));
+    clone::exit_now(if matches!(outcome, Ok(Ok(()))) { 0 } else { 2 })
+}
+
+/// `pids.max` of the sandbox, which is in force; `None` where there is none.
+fn process_limit() -> Option<u64> {
+    std::fs::read_to_string(ash_model::processes::LIMIT).ok()?.trim().parse().ok()
+}
+
+fn run(init: &Init) -> io::Result<()> {
+    let mut sigchld = SigSet::empty();
+    sigchld.add(Signal::SIGCHLD);
+    sigchld.thread_block()?;
+    let signals = SignalFd::with_flags(&sigchld, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let mut connections: Vec<OwnedFd> = Vec::new();
+    let mut children = Children::default();
+    let mut discards = Discards::default();
+    let mut buffer = vec![0; MAX_PACKET];
+    loop {
+        let ready = wait(init, &signals, &connections, &children, &discards)?;
+        let mut events = Vec::new();
+        if ready.signal {
+            while let Ok(Some(_)) = signals.read_signal() {}
+            children.reap(&mut events);
+        }
+        discards.read(&ready.discards, &mut buffer);
+        // From the last to the first: a closed one is taken out without moving those still to come.
+        for index in ready.connections.into_iter().rev() {
+            if !attend(&connections[index], &mut buffer, init, &mut children, &mut discards) {
+                connections.swap_remove(index);
+            }
+        }
+        if ready.accept {
+            welcome(init.socket.as_fd(), &mut connections);
+        }
+        children.feed(&mut buffer, &mut events);
+        for event in events {
+            let text = serde_json::to_vec(&FromInit::Event { event }).map_err(io::Error::other)?;
+            connections.retain(|connection| seqpacket::send(connection.as_fd(), &text, &[]).is_ok());
+        }
+    }
+}
+
+/// What [`wait`] found.
+struct Ready {
+    signal: bool,
+    accept: bool,
+    /// Indices, ascending.
+    connections: Vec<usize>,
+    discards: Vec<usize>,
+}
+
+fn wait(
+    init: &Init,
+    signals: &SignalFd,
+    connections: &[OwnedFd],
+    children: &Children,
+    discards: &Discards,
+) -> io::Result<Ready> {
+    let mut fds = Vec::with_capacity(2 + connections.len() + discards.len() + 8);
+    fds.push(PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN));
+    fds.push(PollFd::from_borrowed_fd(init.socket.as_fd(), PollFlags::IN));
+    fds.extend(connections.iter().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
+    fds.extend(discards.all().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+    fds.extend(children.hungry().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::OUT)));
+    loop {
+        match rustix::event::poll(&mut fds, None) {
+            Ok(_) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let woke = |index: usize| !fds[index].revents().is_empty();
+    let (first, last) = (connections.len(), discards.len());
+    let connections = (0..first).filter(|index| woke(2 + index)).collect();
+    let discards = (0..last).filter(|index| woke(2 + first + index)).collect();
+    Ok(Ready { signal: woke(0), accept: woke(1), connections, discards })
+}
+
+/// Takes new connections. The path of the socket is closed to all but ashd's user by its mode; a process of the
+/// sandbox itself, should one ever reach it, is turned away by its uid.
+fn welcome(socket: BorrowedFd<'_>, connections: &mut Vec<OwnedFd>) {
+    while let Ok(connection) = seqpacket::accept(socket) {
+        let inside = |uid| uid == PAYLOAD_UID || uid == INIT_UID;
+        let trusted = seqpacket::peer(connection.as_fd()).is_ok_and(|peer| !inside(peer.uid));
+        if trusted && connections.len() < MAX_CONNECTIONS {
+            connections.push(connection);
+        }
+    }
+}
+
+/// Answers one packet. `false`: the connection is over.
+fn attend(
+    connection: &OwnedFd,
+    buffer: &mut [u8],
+    init: &Init,
+    children: &mut Children,
+    discards: &mut Discards,
+) -> bool {
+    let packet = match seqpacket::recv(connection.as_fd(), buffer) {
+        Ok(packet) if packet.len > 0 => packet,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+        _ => return false,
+    };
+    let Ok(Numbered { n, request }) = serde_json::from_slice(&buffer[..packet.len]) else { return false };
+    let (reply, fds) = requests::answer(request, packet.fds, init, children, discards);
+    let Ok(text) = serde_json::to_vec(&FromInit::Reply { n, reply }) else { return false };
+    seqpacket::send(connection.as_fd(), &text, &fds).is_ok()
+}
+
+/// What happened, in the order in which it is told.
+type Events = Vec<InitEvent>;

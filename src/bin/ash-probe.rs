@@ -1,8 +1,0 @@
-//! Runs inside every sandbox before claude does, and tells ashd what the sandbox is: one JSON text on standard output.
-
-fn main() -> anyhow::Result<()> {
-    // The measuring forks, which asks for one thread: nothing was started before.
-    let measured = ashd::kernel::probe::measure();
-    serde_json::to_writer(std::io::stdout(), &measured)?;
-    Ok(())
-}

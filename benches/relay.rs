@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ashd::sessions::reader::{Published, Turns, turn_stream};
+use ashd::sessions::stream::reader::{Published, Turns, turn_stream};
 use ashd::store::Turn;
 use axum::body::Body;
 use axum::routing::get;

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use ashd::sessions::classify::{Kind, classify};
+use ashd::sessions::claude::classify::{Kind, classify};
 use ashd::sessions::claude::{
     Conversation, LaunchOptions, PermissionMode, ProcessFlags, Whose, argv, environment, initialize_line,
     interrupt_line,

@@ -29,7 +29,7 @@ use super::error::ApiError;
 use super::held::hold;
 use super::local::LocalPeer;
 use crate::config::AuthConfig;
-use crate::sessions::shares::Holder;
+use crate::sessions::quota::shares::Holder;
 use crate::store::Store;
 use ash_model::TenantId;
 

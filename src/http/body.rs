@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 use super::load::{HeldMemory, Load, Memory};
-use crate::sessions::shares::Holder;
+use crate::sessions::quota::shares::Holder;
 
 /// Bytes in one MiB.
 pub const MIB: usize = 1 << 20;

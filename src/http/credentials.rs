@@ -14,7 +14,7 @@ use super::auth::Caller;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
 use super::rows;
-use crate::sessions::credentials::FOR_SESSIONS;
+use crate::sessions::api::credentials::FOR_SESSIONS;
 use crate::store::Credential;
 use ash_model::iso;
 

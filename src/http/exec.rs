@@ -1,4 +1,4 @@
-//! `POST /api/sessions/:id/exec`: thin. What runs a command is [`crate::sessions::exec`].
+//! `POST /api/sessions/:id/exec`: thin. What runs a command is [`crate::sessions::api::exec`].
 
 use axum::Json;
 use axum::extract::State;
@@ -9,7 +9,7 @@ use super::AppState;
 use super::args::OwnSession;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
-use crate::sessions::exec::{DEFAULT_TIMEOUT_MS, ExecResult, MAX_TIMEOUT_MS};
+use crate::sessions::api::exec::{DEFAULT_TIMEOUT_MS, ExecResult, MAX_TIMEOUT_MS};
 
 /// Body of `POST .../exec`.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]

@@ -29,7 +29,7 @@ use super::auth::Caller;
 use super::body::{self, MIB};
 use super::error::ApiError;
 use crate::sessions::Visit;
-use crate::sessions::shares::Holder;
+use crate::sessions::quota::shares::Holder;
 use crate::store::Earlier;
 use ash_model::TenantId;
 

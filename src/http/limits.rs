@@ -11,9 +11,9 @@ use super::args::{AgentName, OwnSession, TenantName};
 use super::auth::Caller;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
-use crate::sessions::limiting::{LimitState, LimitsReport, NotFollowed, SessionStats};
-use crate::sessions::limits::Change;
-use crate::sessions::storing::STORAGE;
+use crate::sessions::api::limits::{LimitState, LimitsReport, NotFollowed, SessionStats};
+use crate::sessions::api::storage_limit::STORAGE;
+use crate::sessions::policy::limit_levels::Change;
 use ash_model::TenantId;
 
 /// Bytes of a request: a few numbers. A tree of JSON needs up to a hundred times as much in memory.

@@ -10,8 +10,8 @@ use axum::http::Method;
 use super::connections;
 use super::error::ApiError;
 use crate::config::{Live, ServerConfig};
-use crate::sessions::admission::{Admission, Admissions};
-use crate::sessions::shares::{Bounds, Holder, Over, Share, Shares};
+use crate::sessions::quota::admission::{Admission, Admissions};
+use crate::sessions::quota::shares::{Bounds, Holder, Over, Share, Shares};
 
 /// Bytes in one MiB.
 const MIB: u64 = 1 << 20;

@@ -15,7 +15,7 @@ use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use super::idempotency::{self, Once};
 use super::rows;
-use crate::sessions::new_message::NewMessage;
+use crate::sessions::api::new_message::NewMessage;
 use crate::sessions::{EventId, FrameStream, SendMessage};
 use crate::store;
 use ash_model::iso;

@@ -8,7 +8,7 @@
 //!                                   └─> 404, 405                       each failure is {"error","statusCode"}
 //! ```
 //!
-//! What the requests of a tenant occupy has a share for each ([`load`], [`crate::sessions::shares`]).
+//! What the requests of a tenant occupy has a share for each ([`load`], [`crate::sessions::quota::shares`]).
 //!
 //! One file per resource. Every path, schema and example of the OpenAPI page comes from the handlers themselves
 //! ([`openapi`]).
@@ -68,7 +68,7 @@ pub use local::LocalPeer;
 
 use crate::config::Live;
 use crate::sessions::Sessions;
-use crate::sessions::shares::{Bounds, Holder, Shares};
+use crate::sessions::quota::shares::{Bounds, Holder, Shares};
 use crate::store::Store;
 
 /// What the handlers share. Cheap to clone.

@@ -1,4 +1,4 @@
-//! `/api/queue`: prompts that need no open connection. What works on them is [`crate::sessions::jobs`].
+//! `/api/queue`: prompts that need no open connection. What works on them is [`crate::sessions::api::prompt_queue`].
 
 use axum::Json;
 use axum::extract::State;
@@ -14,7 +14,7 @@ use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
 use super::rows;
-use crate::sessions::jobs::NewJob;
+use crate::sessions::api::prompt_queue::NewJob;
 use crate::store::{QueueItem, QueueStatus};
 use ash_model::iso;
 

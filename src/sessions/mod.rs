@@ -21,76 +21,33 @@
 //!                 any ---- end ---->  ended     (its directory is kept, its files can be read)
 //! ```
 //!
-//! To follow one message: `service` (finds the task) -> `driver::turn` (durable, then to claude's stdin) -> claude ->
-//! the stdout file -> `lines` (tail) -> `classify` -> `driver::turn` (ledger, watermark) -> `reader` -> `frames`.
+//! Rooms, in the order in which each may use those behind it:
+//!
+//! ```text
+//!   api, prewarm -> driver, launch -> context, policy, quota -> stream, claude, monitor -> workspace -> timeline
+//! ```
+//!
+//! To follow one message: `api::service` (finds the task) -> `driver::turn` (durable, then to claude's stdin) -> claude ->
+//! the stdout file -> `stream::tail` -> `claude::classify` -> `driver::turn` (journal, watermark) -> `stream::reader` ->
+//! `stream::frames`.
 
-pub mod abridge;
-pub mod admission;
-pub mod adopt;
-pub mod agent_directory;
-pub mod alarms;
-mod allowance;
 pub mod api;
-mod ask;
-mod background;
-pub mod cause;
-mod census;
-pub mod classify;
 pub mod claude;
-mod cleaning;
-mod confinement;
-pub mod conversation;
-mod counters;
-pub mod credentials;
-pub mod disk;
-mod disk_reserve;
-pub mod drain;
+pub mod context;
 pub mod driver;
-pub mod earlier;
-pub mod evals;
-pub mod event_id;
-pub mod exec;
-pub mod frames;
-pub mod history_cap;
-pub mod hub;
-pub mod jobs;
-mod join;
 pub mod launch;
-pub mod limiting;
-pub mod limits;
-pub mod lines;
-pub mod live;
-pub mod message;
-mod metering;
-pub mod new_message;
-pub mod omitted;
-mod options;
-pub mod own;
-pub mod paths;
-pub mod piece;
-pub mod process;
-pub mod published;
-mod pulse;
-pub mod queue;
-pub mod reader;
-pub mod registry;
-mod remove_tree;
-pub mod retain;
-pub mod service;
-pub mod shared;
-pub mod shares;
-pub mod state;
-pub mod storage;
-pub mod storing;
-pub mod tenants;
+pub mod monitor;
+pub mod policy;
+pub mod prewarm;
+pub mod quota;
+pub mod requests;
+pub mod stream;
 mod timeline;
-mod turn_result;
-pub mod turns;
-pub mod warden;
-pub mod warm;
+pub mod workspace;
 
 pub use crate::sandbox::confinement::Report as Confinement;
-pub use api::*;
-pub use own::Own;
-pub use service::Sessions;
-pub use tenants::{TenantRemoved, Visit};
+pub use api::owned_session::Own;
+pub use api::service::Sessions;
+pub use api::tenants::{TenantRemoved, Visit};
+pub use requests::*;
+pub use stream::{EventId, FrameStream};

@@ -5,10 +5,10 @@ use ash_launcher::rundir::RunDir;
 use ash_launcher::settings::Ceiling;
 use ash_launcher::uids::Uids;
 use ash_protocol::launcher::{Reply, Request, is_version};
+use ashd::sessions::claude::message::UserLine;
+use ashd::sessions::claude::process_record::ProcessRecord;
 use ashd::sessions::claude::{Conversation, LaunchOptions, ProcessFlags, argv};
-use ashd::sessions::message::UserLine;
-use ashd::sessions::paths::SessionDir;
-use ashd::sessions::process::ProcessRecord;
+use ashd::sessions::workspace::layout::SessionDir;
 use uuid::Uuid;
 
 use crate::harness::Target;

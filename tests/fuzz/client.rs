@@ -7,12 +7,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ash_model::RawJson;
+use ashd::sessions::EventId;
 use ashd::sessions::SendMessage;
-use ashd::sessions::api::EventId;
+use ashd::sessions::api::new_message::NewMessage;
+use ashd::sessions::claude::message;
 use ashd::sessions::claude::{output_schema, thinking_tokens};
-use ashd::sessions::limits::Change;
-use ashd::sessions::message;
-use ashd::sessions::new_message::NewMessage;
+use ashd::sessions::policy::limit_levels::Change;
 use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};

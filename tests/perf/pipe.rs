@@ -8,8 +8,8 @@ use std::process::{Child as StdChild, Command as StdCommand, Stdio};
 use std::time::{Duration, Instant};
 
 use ash_model::RawJson;
+use ashd::sessions::claude::message;
 use ashd::sessions::claude::{Conversation, LaunchOptions, ProcessFlags, Whose, argv, environment, initialize_line};
-use ashd::sessions::message;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use uuid::Uuid;

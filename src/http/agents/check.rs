@@ -14,7 +14,7 @@ use super::super::error::ApiError;
 use super::super::files::path::of_text;
 use super::wire::Files;
 use crate::config::Config;
-use crate::sessions::agent_directory::{AgentDirectory, Refusal};
+use crate::sessions::launch::agent_directory::{AgentDirectory, Refusal};
 use ash_kernel::copy::{Bounds, Links, would_skip};
 use ash_model::raw::RawObject;
 use ash_model::{RawJson, Skipped, Variables};

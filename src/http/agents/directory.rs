@@ -14,7 +14,7 @@ use super::super::AppState;
 use super::super::error::ApiError;
 use super::check::Tree;
 use crate::config::Config;
-use crate::sessions::paths::agents_of;
+use crate::sessions::workspace::layout::agents_of;
 use crate::store::{Agent, NewAgent};
 use ash_model::TenantId;
 

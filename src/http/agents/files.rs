@@ -20,7 +20,7 @@ use super::super::files::{FileEntry, answer, beneath, blocking, listing, path, w
 use super::wire::Files;
 use super::{MAX_DEPLOY, UploadedFile, check, directory, not_found};
 use crate::config::Config;
-use crate::sessions::agent_directory::AgentDirectory;
+use crate::sessions::launch::agent_directory::AgentDirectory;
 use crate::store::Agent;
 use ash_model::{TenantId, names};
 

@@ -2,7 +2,7 @@
 
 use super::super::error::ApiError;
 use super::wire::{CaseIn, ImportIn, JudgementIn, MessageIn, RunIn};
-use crate::sessions::earlier::{Said, Speaker};
+use crate::sessions::claude::earlier_transcript::{Said, Speaker};
 use crate::store::{CaseFields, NewRun};
 use ash_model::RawJson;
 use ash_model::bounded::Counted;

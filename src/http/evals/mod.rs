@@ -1,5 +1,5 @@
 //! `/api/agents/{name}/eval-...`: questions that an agent is measured with, runs of them, and the answers. What works on the runs is
-//! [`crate::sessions::evals`].
+//! [`crate::sessions::api::evals`].
 
 pub mod cases;
 mod check;

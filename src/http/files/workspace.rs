@@ -17,7 +17,7 @@ use super::super::body::{JsonBody, MIB};
 use super::super::error::{ApiError, ErrorBody};
 use super::super::{AppState, BUNDLES, coding};
 use super::{Workspace, blocking, bundle, open, unbundle};
-use crate::sessions::shares::{Holder, Over};
+use crate::sessions::quota::shares::{Holder, Over};
 use ash_archive::coding::Coding;
 use ash_archive::pack;
 use ash_model::Skipped;

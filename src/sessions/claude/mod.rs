@@ -8,10 +8,19 @@
 //! ```
 
 mod argv;
+pub mod background;
+pub mod classify;
+pub mod earlier_transcript;
 mod env;
-pub(crate) mod line;
+pub mod line;
+pub mod message;
+pub mod omitted;
 mod permissions;
+pub mod process_record;
 mod requests;
+pub mod transcript;
+pub mod turn_result;
+pub mod turn_tracker;
 
 pub use argv::{Conversation, LaunchOptions, MAX_ARG_BYTES, PermissionMode, ProcessFlags, argv};
 pub use env::{Environment, MODEL_KEYS, Whose, environment, environment_of_claude, own_key};

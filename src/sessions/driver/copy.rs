@@ -5,9 +5,10 @@ use std::os::fd::AsFd;
 use uuid::Uuid;
 
 use super::Driver;
+use crate::sessions::SessionError;
+use crate::sessions::claude::transcript;
 use crate::sessions::launch::launcher_error;
-use crate::sessions::paths::SessionDir;
-use crate::sessions::{SessionError, conversation};
+use crate::sessions::workspace::layout::SessionDir;
 use crate::store::Session;
 use ash_kernel::copy::{Bounds, CopyError, Links, copy_tree, directory, everything};
 use ash_model::Skipped;
@@ -59,7 +60,7 @@ fn copy_session(
         SessionError::Failed(format!("the session could not be copied ({what}): {e}"))
     };
     to.make().map_err(|e| fail("directory", &e))?;
-    crate::sessions::paths::make_dir(&to.workspace()).map_err(|e| fail("workspace", &e))?;
+    crate::sessions::workspace::layout::make_dir(&to.workspace()).map_err(|e| fail("workspace", &e))?;
     let mut skipped = Skipped::default();
     for (what, within, from, to) in
         [("workspace", "", from.workspace(), to.workspace()), ("home", "/home/agent/", from.home(), to.home())]
@@ -73,7 +74,7 @@ fn copy_session(
         })?;
         skipped.append(copied.skipped, within);
     }
-    let renamed = conversation::rename(&to.home(), old, new).map_err(|e| fail("conversation", &e))?;
+    let renamed = transcript::rename(&to.home(), old, new).map_err(|e| fail("conversation", &e))?;
     if had_turns && !renamed {
         // A conversation whose turns all failed before claude wrote anything is a blank one, truly.
         tracing::warn!(ASH_SESSION = %new, "the session forked from the conversation {old} has no conversation to continue");

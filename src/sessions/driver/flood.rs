@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use super::Driver;
 use crate::sandbox::LauncherError;
-use crate::sessions::allowance::Allowance;
-use crate::sessions::live::IN_MEMORY;
+use crate::sessions::launch::running::IN_MEMORY;
+use crate::sessions::policy::allowance::Allowance;
 
 /// Turns that nobody asked for. claude begins one when a background task ends, and answers it before the next.
 const TURNS: (u32, f64) = (60, 1.0);
@@ -125,7 +125,7 @@ impl Driver {
 }
 
 /// A large answer must not hold memory of ashd until the process reads it, which may be never.
-async fn on_disk(dir: &crate::sessions::paths::SessionDir, line: Vec<u8>) -> io::Result<File> {
+async fn on_disk(dir: &crate::sessions::workspace::layout::SessionDir, line: Vec<u8>) -> io::Result<File> {
     let dir = dir.clone();
     let written = tokio::task::spawn_blocking(move || dir.unnamed(|file| file.write_all(&line))).await;
     written.unwrap_or_else(|e| Err(io::Error::other(e)))

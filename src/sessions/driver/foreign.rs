@@ -12,9 +12,9 @@
 //! published when N is over.
 
 use super::{Driver, Running};
-use crate::sessions::classify::TurnResult;
 use crate::sessions::claude;
-use crate::sessions::turns::{Turns, error_of};
+use crate::sessions::claude::classify::TurnResult;
+use crate::sessions::claude::turn_tracker::{Turns, error_of};
 use crate::store::{Commit, Turn};
 use ash_model::now_ms;
 

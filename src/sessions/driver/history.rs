@@ -1,11 +1,11 @@
-//! What lines add to the history, bounded ([`crate::sessions::history_cap`]) and counted for the tenant.
+//! What lines add to the history, bounded ([`crate::sessions::quota::history_cap`]) and counted for the tenant.
 
 use serde_json::json;
 
 use super::Driver;
 use crate::sessions::SessionError;
-use crate::sessions::classify::Classified;
-use crate::sessions::history_cap::{HistoryCap, Kept};
+use crate::sessions::claude::classify::Classified;
+use crate::sessions::quota::history_cap::{HistoryCap, Kept};
 
 /// One batch of lines.
 #[derive(Debug)]

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::flood::logged;
-use super::ledger::sum;
+use super::journal::sum;
 use super::{Driver, Interrupted};
-use crate::sessions::classify::{Classified, Classifier, Kind, TurnResult};
 use crate::sessions::claude;
-use crate::sessions::lines::Batch;
-use crate::sessions::turns::{Change, error_of};
+use crate::sessions::claude::classify::{Classified, Classifier, Kind, TurnResult};
+use crate::sessions::claude::turn_tracker::{Change, error_of};
+use crate::sessions::stream::tail::Batch;
 use crate::store::{Commit, Turn};
 use ash_model::now_ms;
 
@@ -84,7 +84,7 @@ impl Driver {
                 Some(Change::ForeignBecameOurs) => self.foreign_ended(&mut note, end, None),
                 Some(Change::Began | Change::ForeignBegan) | None => {}
             }
-            if super::ledger::is_large(&note) {
+            if super::journal::is_large(&note) {
                 note.stdout_offset = Some(end);
                 self.flush(&mut note);
             }

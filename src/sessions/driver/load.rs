@@ -7,14 +7,14 @@ use uuid::Uuid;
 
 use super::Driver;
 use super::flood::Allowances;
-use super::ledger::Ledger;
+use super::journal::Ledger;
 use crate::sessions::claude::LaunchOptions;
-use crate::sessions::history_cap::HistoryCap;
-use crate::sessions::paths::SessionDir;
-use crate::sessions::registry::Ends;
-use crate::sessions::retain;
-use crate::sessions::shared::Shared;
-use crate::sessions::turns::Turns;
+use crate::sessions::claude::turn_tracker::Turns;
+use crate::sessions::context::Shared;
+use crate::sessions::driver::registry::Ends;
+use crate::sessions::quota::history_cap::HistoryCap;
+use crate::sessions::stream::trim;
+use crate::sessions::workspace::layout::SessionDir;
 use crate::store::{Session, Turn};
 use ash_model::SessionStatus;
 
@@ -46,7 +46,7 @@ impl Driver {
         let foreign = open.get(1).map(|turn| turn.start);
         ledger.saw(foreign.map_or(session.stdout_offset, |start| start.min(session.stdout_offset)));
         // A session that never had a process has no file.
-        ledger.floor(retain::found_floor(&SessionDir::new(&shared.config.now().data_dir, id).stdout()).unwrap_or(0));
+        ledger.floor(trim::found_floor(&SessionDir::new(&shared.config.now().data_dir, id).stdout()).unwrap_or(0));
         let newest = last.as_ref().map_or(0, |turn| turn.number);
         // The oldest that runs comes first: what is behind it is read when it is over.
         if let Some(turn) = open.into_iter().next().or_else(|| last.clone()) {

@@ -7,15 +7,18 @@
 //!    alarms -----/
 //! ```
 
+pub mod adopt;
 mod copy;
-mod fall;
 mod flood;
 mod foreign;
+pub mod heartbeat;
 mod history;
 mod ingest;
-mod ledger;
+mod journal;
+mod lifecycle;
 mod limits;
 mod load;
+pub mod registry;
 mod requests;
 mod starts;
 mod supervise;
@@ -32,24 +35,24 @@ use uuid::Uuid;
 use self::flood::Allowances;
 use crate::gateway::windows::Hold;
 use crate::sandbox::SandboxEvent;
-use crate::sessions::alarms::{self, Alarm, Clocks};
+use crate::sessions::api::exec::Place;
+use crate::sessions::api::new_message::NewMessage;
 use crate::sessions::claude::LaunchOptions;
-use crate::sessions::exec::Place;
-use crate::sessions::history_cap::HistoryCap;
-use crate::sessions::lines::{Batch, TailError};
-use crate::sessions::live::Live;
-use crate::sessions::new_message::NewMessage;
-use crate::sessions::paths::SessionDir;
-use crate::sessions::pulse::SharedPulse;
-use crate::sessions::queue::{self, Accept, Standing};
-use crate::sessions::shared::Shared;
-use crate::sessions::state::Verb;
-use crate::sessions::turns::Turns;
+use crate::sessions::claude::turn_tracker::Turns;
+use crate::sessions::context::Shared;
+use crate::sessions::driver::heartbeat::SharedPulse;
+use crate::sessions::launch::running::Live;
+use crate::sessions::policy::acceptance::{self, Accept, Standing};
+use crate::sessions::policy::timers::{self, Alarm, Clocks};
+use crate::sessions::policy::transitions::Verb;
+use crate::sessions::quota::history_cap::HistoryCap;
+use crate::sessions::stream::tail::{Batch, TailError};
+use crate::sessions::workspace::layout::SessionDir;
 use crate::sessions::{PatchConfig, SessionError};
 use crate::store::{Commit, Session, Turn};
 use ash_model::{SessionStatus, Skipped, now_ms};
 
-use ledger::Ledger;
+use journal::Ledger;
 use starts::Start;
 
 pub use crate::sessions::timeline::lifecycle;
@@ -116,7 +119,7 @@ pub enum Request {
     },
     /// New limits of this session; what holds then is the answer's.
     Limits {
-        change: crate::sessions::limits::Change,
+        change: crate::sessions::policy::limit_levels::Change,
         admin: bool,
         reply: Reply<Session>,
     },
@@ -125,7 +128,7 @@ pub enum Request {
         reply: Reply<Session>,
     },
     /// What the warden found.
-    Found(crate::sessions::warden::Finding),
+    Found(crate::sessions::monitor::resource_monitor::Finding),
     /// Files were taken away: a session that stands still for want of disk may go on.
     FilesChanged,
     /// How it stands; wakes nothing.
@@ -236,7 +239,7 @@ impl Driver {
     }
 
     async fn wait(&mut self) -> Wake {
-        let alarm = alarms::next(&self.clocks());
+        let alarm = timers::next(&self.clocks());
         let room = self.ledger.has_room();
         let Self { requests, start, live, ledger, .. } = self;
         let (events, tail) = match live.as_mut() {
@@ -310,7 +313,7 @@ impl Driver {
     }
 
     fn accept(&self, verb: Verb) -> Accept {
-        queue::accept(&self.standing(), verb)
+        acceptance::accept(&self.standing(), verb)
     }
 
     /// A change of state: one transaction, one lifecycle event.

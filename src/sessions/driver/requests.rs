@@ -1,4 +1,4 @@
-//! Requests, decided by [`queue`](crate::sessions::queue) and carried out here.
+//! Requests, decided by [`queue`](crate::sessions::policy::acceptance) and carried out here.
 
 use std::time::Instant;
 
@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use super::starts::Purpose;
 use super::{Driver, Interrupted, Reply, Request};
 use crate::pool::Admission;
+use crate::sessions::api::exec::Place;
 use crate::sessions::claude::Whose;
-use crate::sessions::exec::Place;
+use crate::sessions::launch::running::Live;
 use crate::sessions::launch::{Room, launcher_error};
-use crate::sessions::live::Live;
-use crate::sessions::queue::Accept;
-use crate::sessions::state::Verb;
+use crate::sessions::policy::acceptance::Accept;
+use crate::sessions::policy::transitions::Verb;
 use crate::sessions::{PatchConfig, SessionError, claude};
 use crate::store::{Session, StoreError};
 use ash_model::{RawJson, SessionStatus};
@@ -269,7 +269,7 @@ impl Driver {
     async fn patch(&mut self, body: PatchConfig) -> Result<Session, SessionError> {
         let mut options = self.options.clone();
         let mut config = self.session.config.clone().unwrap_or_else(|| json!({}).into());
-        super::super::options::patch(&mut options, &mut config, &body).map_err(SessionError::Invalid)?;
+        crate::sessions::policy::options::patch(&mut options, &mut config, &body).map_err(SessionError::Invalid)?;
         let launch = RawJson::of(&options);
         let mut change = self.ledger.blank();
         change.launch = Some(launch.clone());

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Driver, Reply};
 use crate::sessions::SessionError;
 use crate::sessions::claude::ProcessFlags;
+use crate::sessions::launch::running::Live;
 use crate::sessions::launch::{Plan, Room, cancelled};
-use crate::sessions::live::Live;
 use crate::store::Session;
 use ash_model::SessionStatus;
 use ash_observe::events::{self, event};
@@ -169,7 +169,7 @@ impl Driver {
         self.ledger.note(change);
         self.session.stdout_offset = live.read_to;
         if self.turn.is_none() {
-            self.turns = crate::sessions::turns::Turns::idle(live.record.reports);
+            self.turns = crate::sessions::claude::turn_tracker::Turns::idle(live.record.reports);
         }
         self.live = Some(live);
     }

@@ -23,8 +23,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{Driver, Request};
-use crate::sessions::registry::Ends;
-use crate::sessions::shared::Shared;
+use crate::sessions::context::Shared;
+use crate::sessions::driver::registry::Ends;
 use ash_model::SessionStatus;
 use ash_observe::events::{self, event};
 

@@ -9,11 +9,14 @@
 //! Each step is timed and named in its error. Whatever fails (or is cancelled) takes the whole sandbox with it, so a
 //! failed start leaves a directory and nothing else.
 
-mod parked;
+pub mod agent_directory;
+pub mod bounded_output;
+mod connections;
 mod prepare;
+pub mod running;
 mod scripts;
+mod spare;
 mod steps;
-mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,24 +26,25 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::pool::Slot;
-use crate::sessions::background::Background;
-use crate::sessions::cause::{self, Oom, OomCount};
-use crate::sessions::classify::{Classifier, Kind, classify};
+use crate::sessions::SessionError;
+use crate::sessions::claude::background::Background;
+use crate::sessions::claude::classify::{Classifier, Kind, classify};
+use crate::sessions::claude::process_record::{MessageNumbers, ProcessRecord};
+use crate::sessions::claude::transcript;
 use crate::sessions::claude::{self, Conversation, LaunchOptions, ProcessFlags, Whose};
-use crate::sessions::lines::Tail;
-use crate::sessions::live::{Applied, Live};
-use crate::sessions::paths::SessionDir;
-use crate::sessions::process::{MessageNumbers, ProcessRecord};
-use crate::sessions::shared::Shared;
-use crate::sessions::{SessionError, conversation};
+use crate::sessions::context::Shared;
+use crate::sessions::launch::running::{Applied, Live};
+use crate::sessions::monitor::exit_cause::{self, Oom, OomCount};
+use crate::sessions::stream::tail::Tail;
+use crate::sessions::workspace::layout::SessionDir;
 use crate::store::Session;
 use ash_observe::events::{self, event};
 use ash_protocol::init::SpawnSpec;
 use ash_protocol::launcher::Create;
 
-pub use parked::{Basis, Parked, Program, Room};
+pub use connections::{cancelled, launcher_error};
+pub use spare::{Basis, Parked, Program, Room};
 use steps::{StepError, Steps, failed};
-pub use wire::{cancelled, launcher_error};
 
 /// The step in which claude runs.
 const INITIALIZE: &str = "initialize";
@@ -275,7 +279,7 @@ impl Plan {
     /// The conversation is never lost in silence: a session that had one gets it back or an error.
     async fn conversation(&self) -> Result<Conversation, StepError> {
         let (home, id) = (self.dir.home(), self.session.conversation);
-        let recorded = tokio::task::spawn_blocking(move || conversation::exists(&home, id)).await.unwrap_or(false);
+        let recorded = tokio::task::spawn_blocking(move || transcript::exists(&home, id)).await.unwrap_or(false);
         let since = self.session.conversation_turn;
         let had = if recorded { true } else { had_a_turn(&self.shared, self.session.id, since, self.turn).await? };
         choose(recorded, had, id).map_err(|why| StepError { step: "conversation", error: SessionError::Failed(why) })
@@ -335,8 +339,8 @@ async fn how_it_ended(live: &mut Live) -> String {
     // Nothing but claude ran yet, so nobody has to be named.
     let oom = (kills.number > 0).then(|| Oom::new(memory, kills, Vec::new()));
     match status {
-        Some(status) => cause::exited(status, oom.as_ref(), ""),
-        None => cause::sandbox_died(oom.as_ref()),
+        Some(status) => exit_cause::exited(status, oom.as_ref(), ""),
+        None => exit_cause::sandbox_died(oom.as_ref()),
     }
 }
 

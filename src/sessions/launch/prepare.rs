@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::{Plan, StepError, failed};
 use crate::sessions::SessionError;
-use crate::sessions::paths::make_dir;
+use crate::sessions::workspace::layout::make_dir;
 use ash_kernel::copy::{Bounds, CopyError, Links, copy_tree};
 
 impl Plan {

@@ -17,11 +17,11 @@ use super::{Plan, cancelled};
 use crate::sandbox::LauncherError;
 use crate::sandbox::usage::CpuUsage;
 use crate::sessions::SessionError;
+use crate::sessions::api::exec::{GRACE, leave, pipe};
 use crate::sessions::claude::{self, Whose};
-use crate::sessions::drain::Drain;
-use crate::sessions::exec::{GRACE, leave, pipe};
-use crate::sessions::live::Live;
-use crate::sessions::warden::bound;
+use crate::sessions::launch::bounded_output::Drain;
+use crate::sessions::launch::running::Live;
+use crate::sessions::monitor::resource_monitor::bound;
 use ash_protocol::init::{Exit, SpawnSpec};
 
 /// The step in which `install.sh` runs.

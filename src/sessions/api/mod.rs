@@ -1,0 +1,17 @@
+//! What the HTTP layer asks of sessions: requests, their checks, and how each can fail.
+
+pub mod ask;
+pub mod confinement;
+pub mod credentials;
+pub mod evals;
+pub mod exec;
+pub mod limits;
+pub mod metering;
+pub mod new_message;
+pub mod owned_session;
+pub mod prompt_queue;
+pub mod retention;
+pub mod service;
+pub mod status;
+pub mod storage_limit;
+pub mod tenants;

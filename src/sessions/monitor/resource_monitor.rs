@@ -1,0 +1,382 @@
+//! Watches what the kernel does not bound, or bounds without telling anybody: disk, refused forks, processes killed for want
+//! of memory. One task for all sessions; frozen ones are not looked at, and without others it sleeps.
+//!
+//! ```text
+//!   Live --watch()--> [ watched sessions ] --tick: free space, counters--> walk (2 at a time) --> Finding --> the session's task
+//!    drop: no longer watched                                                                        which freezes, tells, records
+//! ```
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, Semaphore};
+use uuid::Uuid;
+
+use crate::sandbox::Launcher;
+use crate::sandbox::usage::CpuUsage;
+use crate::sessions::monitor::counters::Counters;
+use crate::sessions::monitor::disk_usage::{self, Bound, Counted, DiskUse, Free, Seen};
+use crate::sessions::quota::stored::Storage;
+use ash_kernel::held::Held;
+use ash_model::{Limits, TenantId};
+use ash_protocol::launcher::CgroupPaths;
+
+/// Between two looks. A writer at full speed is over its bound this long at most before the walk begins.
+const TICK: Duration = Duration::from_millis(250);
+/// Each so many ticks the counters of the cgroups are read.
+const COUNTERS: u32 = 4;
+/// Walks at the same time.
+const WALKS: usize = 2;
+/// Processor time after which a session may have written. 100 MiB to the page cache take about this much.
+const BUSY_US: u64 = 20_000;
+/// How long a session that goes on has to let go of files without a name.
+const LET_GO: Duration = Duration::from_secs(1);
+/// Bytes that a session may write after its tenant stores as much as it may: the end of its turn needs some.
+const SLACK: u64 = 1 << 20;
+/// Once a tenant has less than this left, its sessions are walked when the disk lost half of it.
+const NEAR: u64 = 16 << 20;
+
+/// What a session's task must hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// More on the disk than allowed.
+    Disk(DiskUse),
+    /// It writes, and its tenant stores more than it may.
+    Storage,
+    /// The kernel killed so many processes since it was told last.
+    OomKilled(u64),
+    /// The limit of processes refused so many forks since it was told last.
+    ForksRefused(u64),
+    /// There are more processes and threads than those up to which commands and tools may start more.
+    CommandsFull(u64),
+}
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Warden {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    data_dir: PathBuf,
+    /// Counts what has no name on the disk.
+    launcher: Launcher,
+    /// What is measured counts for the tenant as well.
+    storage: Storage,
+    watched: Mutex<HashMap<Uuid, Arc<Watched>>>,
+    wake: Notify,
+    /// The groups above all sandboxes, known from the first one.
+    root: OnceLock<CgroupPaths>,
+    walks: Semaphore,
+    /// Microseconds that sessions were stopped by their limit of the processor. The groups above them do not count those.
+    throttled_us: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Watched {
+    id: Uuid,
+    tenant: TenantId,
+    root: PathBuf,
+    cgroup: CgroupPaths,
+    frozen: AtomicBool,
+    walking: Arc<Semaphore>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    bound: Bound,
+    seen: Option<Seen>,
+    counted: Option<Counted>,
+    /// Microseconds of processor time at the newest walk, and at the newest count of what has no name.
+    cpu: [u64; 2],
+    /// Told, and not changed since.
+    over: bool,
+    /// Bytes it had at the last walk before its tenant was seen to store too much.
+    since_full: Option<u64>,
+    counters: Counters,
+    throttled_us: u64,
+}
+
+impl Watched {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Whole between any two statements, so a panic elsewhere cannot have spoilt it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Microseconds that it was stopped by its limit of the processor since this was read last.
+    fn throttled(&self) -> u64 {
+        let throttled_us = CpuUsage::read(&self.cgroup).throttled_us.unwrap_or(0);
+        throttled_us.saturating_sub(std::mem::replace(&mut self.state().throttled_us, throttled_us))
+    }
+
+    /// What the cgroups counted since they were read last.
+    fn counters(&self, now: Instant) -> Vec<Finding> {
+        self.state().counters.look(&self.cgroup, now)
+    }
+}
+
+/// A session that is watched, until this is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    warden: Warden,
+    watched: Arc<Watched>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut all = self.warden.all();
+        if all.get(&self.watched.id).is_some_and(|other| Arc::ptr_eq(other, &self.watched)) {
+            all.remove(&self.watched.id);
+        }
+        drop(all);
+        // What it wrote after its last walk.
+        self.warden.inner.storage.touched(&self.watched.tenant, Some(self.watched.id), false);
+    }
+}
+
+impl Watch {
+    /// A frozen session cannot write, so nobody looks at it.
+    pub fn set_frozen(&self, frozen: bool) {
+        self.watched.frozen.store(frozen, Ordering::Relaxed);
+        if !frozen {
+            let mut state = self.watched.state();
+            (state.over, state.since_full) = (false, None);
+            if let Some(counted) = &mut state.counted {
+                // What was held is about to be let go of: the turn it was from is interrupted now.
+                (counted.held, counted.at) = (Held::default(), Instant::now() + LET_GO);
+            }
+            drop(state);
+            self.warden.inner.wake.notify_one();
+        }
+    }
+
+    /// New bounds, or room that was made: what was told is told again if it is still so.
+    pub fn set_limits(&self, limits: &Limits) {
+        let mut state = self.watched.state();
+        state.bound = bound(limits);
+        state.over = false;
+    }
+
+    /// What was found last, and when.
+    pub fn seen(&self) -> Option<Seen> {
+        self.watched.state().seen
+    }
+}
+
+/// The disk's part of the limits.
+pub fn bound(limits: &Limits) -> Bound {
+    Bound { bytes: limits.disk_bytes, files: limits.disk_files }
+}
+
+impl Warden {
+    pub fn new(data_dir: &Path, launcher: Launcher, storage: Storage) -> Self {
+        let inner = Inner {
+            data_dir: data_dir.to_owned(),
+            launcher,
+            storage,
+            watched: Mutex::default(),
+            wake: Notify::new(),
+            root: OnceLock::new(),
+            walks: Semaphore::new(WALKS),
+            throttled_us: AtomicU64::new(0),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Watched>>> {
+        self.inner.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to watch. What its cgroups counted up to now is nobody's news.
+    pub fn watch(
+        &self,
+        (tenant, id): (&TenantId, Uuid),
+        root: &Path,
+        cgroup: &CgroupPaths,
+        limits: &Limits,
+        frozen: bool,
+    ) -> Watch {
+        let watched = Arc::new(Watched {
+            id,
+            tenant: tenant.clone(),
+            root: root.to_owned(),
+            cgroup: cgroup.clone(),
+            frozen: AtomicBool::new(frozen),
+            walking: Arc::new(Semaphore::new(1)),
+            state: Mutex::new(State {
+                bound: bound(limits),
+                seen: None,
+                counted: None,
+                cpu: [0; 2],
+                over: false,
+                since_full: None,
+                counters: Counters::of(cgroup),
+                throttled_us: CpuUsage::read(cgroup).throttled_us.unwrap_or(0),
+            }),
+        });
+        // `<root>/tenants` of a sandbox at `<root>/tenants/<tenant>/<id>`.
+        self.inner.root.get_or_init(|| cgroup.above(2));
+        self.all().insert(id, Arc::clone(&watched));
+        self.inner.wake.notify_one();
+        Watch { warden: self.clone(), watched }
+    }
+
+    /// Microseconds that all sessions together were stopped by their limits of the processor since this daemon started, to within the
+    /// last second of each.
+    pub fn throttled_us(&self) -> u64 {
+        self.inner.throttled_us.load(Ordering::Relaxed)
+    }
+
+    /// Where all sandboxes together are counted; `None` before the first one.
+    pub fn root(&self) -> Option<CgroupPaths> {
+        self.inner.root.get().cloned()
+    }
+
+    /// What the file system of the sessions has left.
+    pub fn free(&self) -> Option<Free> {
+        disk_usage::free(&self.inner.data_dir).inspect_err(|e| tracing::warn!("free space is not known: {e}")).ok()
+    }
+
+    /// Measures a directory now, behind the walks that are under way.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub async fn measure(&self, root: &Path, bound: Bound) -> std::io::Result<DiskUse> {
+        let _permit = self.inner.walks.acquire().await.map_err(std::io::Error::other)?;
+        let root = root.to_owned();
+        tokio::task::spawn_blocking(move || disk_usage::measure(&root, bound)).await.map_err(std::io::Error::other)?
+    }
+
+    /// Watches for ever. `tell` answers whether the session's task has heard; what it did not is told again.
+    pub async fn run(self, tell: impl Fn(Uuid, Finding) -> bool + Clone + Send + Sync + 'static) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count = 0_u32;
+        loop {
+            let running: Vec<Arc<Watched>> =
+                self.all().values().filter(|w| !w.frozen.load(Ordering::Relaxed)).cloned().collect();
+            if running.is_empty() {
+                self.inner.wake.notified().await;
+                continue;
+            }
+            ticks.tick().await;
+            count = count.wrapping_add(1);
+            let now = Instant::now();
+            let free = self.free().unwrap_or_default();
+            for watched in running {
+                if count.is_multiple_of(COUNTERS) {
+                    self.inner.throttled_us.fetch_add(watched.throttled(), Ordering::Relaxed);
+                    for finding in watched.counters(now) {
+                        tell(watched.id, finding);
+                    }
+                }
+                self.look(watched, free, now, tell.clone());
+            }
+        }
+    }
+
+    /// Adds what the session's processes hold without a name, counted anew where it is time for that.
+    async fn with_held(&self, watched: &Watched, walked: DiskUse, bound: Bound, free: Free, cpu: u64) -> DiskUse {
+        let now = Instant::now();
+        let (last, busy) = {
+            let mut state = watched.state();
+            let busy = cpu.saturating_sub(state.cpu[1]) >= BUSY_US;
+            // The first walk is the start of the reckoning: a new sandbox holds nothing.
+            let start = Counted { held: Held::default(), at: now, took: Duration::ZERO, free, walked: walked.bytes };
+            (*state.counted.get_or_insert(start), busy)
+        };
+        if walked.is_over(bound) || !disk_usage::held_is_due(&last, walked.bytes, bound, free, busy, now) {
+            return walked.and(last.held);
+        }
+        // Without an answer (the launcher is away) the last count stands, and is made again at the next look.
+        let Ok(held) = self.inner.launcher.held(watched.id).await else { return walked.and(last.held) };
+        let counted = Counted { held, at: Instant::now(), took: now.elapsed(), free, walked: walked.bytes };
+        {
+            let mut state = watched.state();
+            (state.counted, state.cpu[1]) = (Some(counted), cpu);
+        }
+        // Descriptors are in a socket's queue for a moment in honest programs too: not seen twice in a row counts.
+        let held_hidden = held.hidden && last.held.hidden;
+        DiskUse { held_hidden, ..walked.and(held) }
+    }
+
+    /// What a session has on the disk now, with what its processes hold when it has some.
+    ///
+    /// # Errors
+    /// The directory cannot be opened.
+    pub async fn measure_all(&self, id: Option<Uuid>, root: &Path, bound: Bound) -> std::io::Result<DiskUse> {
+        let walked = self.measure(root, bound).await?;
+        let Some(id) = id else { return Ok(walked) };
+        Ok(self.inner.launcher.held(id).await.map_or(walked, |held| walked.and(held)))
+    }
+
+    /// Counts a walk for the session's tenant, and says what is too much.
+    fn judge(&self, watched: &Watched, used: DiskUse, seen: Seen) -> Option<Finding> {
+        let storage = &self.inner.storage;
+        storage.measured(&watched.tenant, watched.id, used.bytes);
+        let full = storage.left(&watched.tenant) == 0;
+        let mut state = watched.state();
+        let before = state.seen.replace(seen).map_or(used.bytes, |before| before.used.bytes);
+        if used.is_over(state.bound) {
+            return Some(Finding::Disk(used));
+        }
+        if !full {
+            state.since_full = None;
+            return None;
+        }
+        let at_first = *state.since_full.get_or_insert(before);
+        (used.bytes > at_first.saturating_add(SLACK)).then_some(Finding::Storage)
+    }
+
+    /// Starts a walk of one session where it is time for one.
+    fn look(
+        &self,
+        watched: Arc<Watched>,
+        free: Free,
+        now: Instant,
+        tell: impl Fn(Uuid, Finding) -> bool + Send + 'static,
+    ) {
+        let cpu = CpuUsage::read(&watched.cgroup).usage_us.unwrap_or(0);
+        let left = self.inner.storage.left(&watched.tenant).max(NEAR);
+        let bound = {
+            let mut state = watched.state();
+            let busy = cpu.saturating_sub(state.cpu[0]) >= BUSY_US;
+            // What the tenant has left may be less than what the session has.
+            let has = state.seen.map_or(0, |seen| seen.used.bytes);
+            let near = Bound { bytes: state.bound.bytes.min(has.saturating_add(left)), ..state.bound };
+            if state.over || !disk_usage::is_due(state.seen.as_ref(), near, free, busy, now) {
+                return;
+            }
+            state.cpu[0] = cpu;
+            state.bound
+        };
+        // Given back when the task ends, however it ends.
+        let Ok(walking) = Arc::clone(&watched.walking).try_acquire_owned() else { return };
+        let warden = self.clone();
+        tokio::spawn(async move {
+            let start = Instant::now();
+            let used = warden.measure(&watched.root, bound).await;
+            let used = match used {
+                Ok(walked) => Ok(warden.with_held(&watched, walked, bound, free, cpu).await),
+                failed => failed,
+            };
+            drop(walking);
+            let Ok(used) = used else { return };
+            let finding = warden.judge(&watched, used, Seen { used, at: Instant::now(), took: start.elapsed(), free });
+            if let Some(finding) = finding {
+                let heard = tell(watched.id, finding);
+                // A session that writes on while its tenant is full is told of until it is frozen.
+                watched.state().over = heard && finding != Finding::Storage;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+#[path = "resource_monitor_tests.rs"]
+mod tests;

@@ -1,0 +1,7 @@
+//! What a tenant may store, hold and use, and what of it is in use.
+
+pub mod admission;
+pub mod disk_reserve;
+pub mod history_cap;
+pub mod shares;
+pub mod stored;

@@ -37,7 +37,7 @@ demo:
 
 # Format, clippy and dependencies, as scripts/test checks them
 lint:
-    cargo fmt --check
+    cargo fmt --all --check
     cargo clippy --release --locked --all-targets -- -D warnings
     cargo deny --locked check --deny unmatched-skip --deny unnecessary-skip bans licenses sources
 

@@ -24,8 +24,8 @@
 //!     +------------------------+
 //! ```
 //!
-//! Dependencies go one way, `http -> sessions -> pool -> sandbox -> kernel`, and `tests/layers.rs` checks it.
-//! `store`, `gateway`, `observe`, `config`, `vault`, `systemd` stand beside; `model` holds the words all of them share.
+//! Dependencies have one direction: `http -> sessions -> {store, pool, sandbox, gateway, vault} -> config`, and below them the
+//! crates of `crates/`. `tests/layers` holds the complete table. `boot` puts everything together.
 
 pub mod boot;
 pub mod config;

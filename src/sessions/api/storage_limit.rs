@@ -17,12 +17,12 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::sessions::quota::stored::{StorageLimit, Stored};
 use crate::sessions::api::limits::LimitState;
 use crate::sessions::context::Shared;
 use crate::sessions::driver::Request;
 use crate::sessions::monitor::disk_usage::Bound;
 use crate::sessions::policy::limit_levels::Level;
+use crate::sessions::quota::stored::{StorageLimit, Stored};
 use crate::sessions::workspace::layout::agents_of;
 use crate::sessions::{Own, SessionError, Sessions};
 use ash_model::TenantId;

@@ -11,8 +11,8 @@
 
 use serde_json::json;
 
-use crate::sessions::claude::omitted::{LONG_LINE, abridged, omitted};
 use crate::sessions::claude::classify::{Classified, Kind};
+use crate::sessions::claude::omitted::{LONG_LINE, abridged, omitted};
 use crate::sessions::stream::abridge::Bounds;
 use crate::sessions::stream::tail::WHOLE_BYTES;
 use crate::store::Role;

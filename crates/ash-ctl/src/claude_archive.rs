@@ -1,4 +1,4 @@
-//! The one file of npm's archive that is wanted, and its checksum.
+//! Extracts `package/claude` from npm's archive, with its checksum.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -8,13 +8,13 @@ use sha2::{Digest, Sha256};
 
 use super::CtlError;
 
-/// Bytes of the largest binary that is unpacked (2.1.330 has 381 MB).
+/// Maximum size of the unpacked binary in bytes (2.1.330 has 381 MB).
 pub const MAX_BINARY: u64 = 2 << 30;
 
-/// Unpacks `package/claude` to `to`, and returns its SHA-256 in hexadecimal: that of the bytes that were written.
+/// Unpacks `package/claude` to `to`. Returns the SHA-256 of the written bytes, in hexadecimal.
 ///
 /// # Errors
-/// [`CtlError::Install`] when the archive is damaged or does not hold it.
+/// [`CtlError::Install`] when the archive is damaged or lacks the file.
 pub fn unpack(archive: File, to: &mut impl Write) -> Result<String, CtlError> {
     let damaged = |e: io::Error| CtlError::Install(format!("npm's archive is damaged: {e}"));
     let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(archive));
@@ -27,18 +27,18 @@ pub fn unpack(archive: File, to: &mut impl Write) -> Result<String, CtlError> {
         }
         let size = entry.size();
         if size > MAX_BINARY {
-            return Err(CtlError::Install(format!("package/claude has {size} bytes, more than {MAX_BINARY}")));
+            return Err(CtlError::Install(format!("package/claude is too large ({size} of at most {MAX_BINARY} bytes)")));
         }
         eprintln!("  unpacking {} MB", size / 1_000_000);
-        return copy(entry, to).map_err(|e| CtlError::Install(format!("package/claude cannot be unpacked: {e}")));
+        return copy(entry, to).map_err(|e| CtlError::Install(format!("cannot unpack package/claude: {e}")));
     }
     Err(CtlError::Install("npm's archive holds no package/claude".to_owned()))
 }
 
-/// Copies to the end and returns the SHA-256 of what was written, in hexadecimal.
+/// Copies everything. Returns the SHA-256 of the written bytes, in hexadecimal.
 ///
 /// # Errors
-/// Whatever reading or writing fails with; more than [`MAX_BINARY`] bytes.
+/// A failed read or write; more than [`MAX_BINARY`] bytes.
 pub fn copy(from: impl Read, to: &mut impl Write) -> io::Result<String> {
     let mut from = from.take(MAX_BINARY + 1);
     let (mut sum, mut total, mut piece) = (Sha256::new(), 0, vec![0; 1 << 20]);
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn only_the_binary_is_unpacked() -> Result<(), Box<dyn std::error::Error>> {
         let (file, mut to) = (archive(&[("package/package.json", "{}"), ("package/claude", "abc")])?, Vec::new());
-        // The test vector of FIPS 180-2 for "abc".
+        // Test vector of FIPS 180-2 for "abc".
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(unpack(file, &mut to)?, abc);
         assert_eq!(copy(&to[..], &mut io::sink())?, abc);

@@ -1,15 +1,16 @@
-//! npm and Claude Code, run without root's privileges.
+//! Runs npm and Claude Code without root's privileges.
 //!
 //! ```text
-//!   <temporary directory>/           root's, 0711
-//!      npm.log                       what npm said
-//!      npm/                          of an id without an account, 0700: HOME, cache, npmrc (a copy of the admin's)
-//!         <package>.tgz              read by root through the descriptor of npm/
+//!   <temporary directory>/           owned by root, 0711
+//!      npm.log                       output of npm
+//!      npm/                          owned by an id without an account, 0700: HOME, cache,
+//!                                    npmrc (a copy of the admin's)
+//!         <package>.tgz              root reads it through the descriptor of npm/
 //! ```
 //!
-//! `npm` reads the settings of the user who calls ashctl (`~/.npmrc` or `NPM_CONFIG_USERCONFIG`, npm's own global file,
-//! variables of npm and of proxies), and none of the directory it works in: that one is new and has a `package.json` of
-//! its own, so npm looks no further for a project.
+//! `npm` reads the settings of the user who calls ashctl (`~/.npmrc` or `NPM_CONFIG_USERCONFIG`,
+//! npm's global file, variables of npm and of proxies). It reads no project settings: its working
+//! directory is new and has its own `package.json`, so npm searches no further.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -25,11 +26,11 @@ use ash_kernel::tree::{Tree, give};
 use ash_kernel::unprivileged::{self, NO_ACCOUNT};
 use ash_kernel::{inherited, trusted};
 
-/// How long `claude --version` may take; it is a second on a slow disk.
+/// Time limit of `claude --version`; it takes a second on a slow disk.
 const VERSION_WITHIN: Duration = Duration::from_secs(60);
-/// A settings file of npm is a page of text.
+/// Maximum size of an npm settings file in bytes.
 const MAX_NPMRC: u64 = 256 * 1024;
-/// Variables that say how to reach a registry, besides those of npm itself.
+/// Environment variables that npm needs to reach a registry, besides its own.
 const PASSED: [&str; 14] = [
     "PATH",
     "LANG",
@@ -47,10 +48,10 @@ const PASSED: [&str; 14] = [
     "NODE_EXTRA_CA_CERTS",
 ];
 
-/// The archive of a version, fetched and checked by npm. It may take minutes, so the time that passed is shown.
+/// Fetches the archive of a version; npm checks it. This may take minutes: progress is shown.
 ///
 /// # Errors
-/// [`CtlError::Install`] when npm is missing or fails, with what it said.
+/// [`CtlError::Install`] when npm is missing or fails, with npm's output.
 pub fn download(platform: &str, version: &str) -> Result<File, CtlError> {
     let package = format!("@anthropic-ai/claude-code-{platform}@{version}");
     eprintln!("downloading {package} with npm");
@@ -66,12 +67,12 @@ pub fn download(platform: &str, version: &str) -> Result<File, CtlError> {
     npm.current_dir(home).stdout(Stdio::null()).stderr(log.try_clone().map_err(failed)?);
     npm.envs(environment(&settings)).env("HOME", home).env("TMPDIR", home);
     let mut npm = npm.spawn().map_err(|e| match e.kind() {
-        // A directory of the PATH that only root may enter is passed over with another errno.
+        // A directory in PATH that only root can enter gives another errno.
         _ if !on_path("npm") => CtlError::Install(
-            "npm is not installed, and Claude Code comes from npm: `sudo apt install npm`, then again".to_owned(),
+            "npm is not installed. Claude Code is installed from npm: run `sudo apt install npm` and try again".to_owned(),
         ),
         _ => CtlError::Install(format!(
-            "npm cannot be started without root's privileges: {e}. Every user must be able to run it, and to enter {}",
+            "cannot start npm without root's privileges: {e}. Every user must be able to run it, and to enter {}",
             private.path().display()
         )),
     })?;
@@ -95,8 +96,8 @@ pub fn download(platform: &str, version: &str) -> Result<File, CtlError> {
     let names = work.names().map_err(|e| failed(e.into()))?;
     let archive = names.iter().find(|name| Path::new(name).extension().is_some_and(|ext| ext == "tgz"));
     let archive =
-        archive.ok_or_else(|| CtlError::Install(format!("npm reported success, but left no archive of {package}")))?;
-    // It stays open when the directory is removed.
+        archive.ok_or_else(|| CtlError::Install(format!("npm reported success but wrote no archive of {package}")))?;
+    // The file stays open when its directory is removed.
     work.open_file(archive).map_err(|refused| CtlError::file(home.join(archive))(refused.into()))
 }
 
@@ -105,7 +106,7 @@ fn on_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
-/// The directory that npm works in, and the text of the settings that were copied into it.
+/// npm's working directory, and the text of the settings copied into it.
 fn prepare(private: &Tree) -> std::io::Result<(Tree, String)> {
     let settings = npmrc()?;
     let work = private.make_dir("npm", 0o700, None)?;
@@ -115,19 +116,19 @@ fn prepare(private: &Tree) -> std::io::Result<(Tree, String)> {
     if rustix::process::geteuid().is_root() {
         give(&copy, NO_ACCOUNT)?;
         give(work.open_file("package.json")?, NO_ACCOUNT)?;
-        // Last: from here on its owner may exchange what is in it.
+        // Last, because the new owner can exchange the contents from here on.
         give(&work, NO_ACCOUNT)?;
     }
     Ok((work, settings))
 }
 
-/// The caller's own settings of npm; nothing where there are none.
+/// The caller's npm settings; empty if there are none.
 fn npmrc() -> std::io::Result<String> {
     let named = ["NPM_CONFIG_USERCONFIG", "npm_config_userconfig"].into_iter().find_map(std::env::var_os);
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".npmrc"));
     let Some(path) = named.map(PathBuf::from).or(home) else { return Ok(String::new()) };
     let path = std::path::absolute(path)?;
-    // `sudo` may keep HOME: settings that a user wrote are not root's.
+    // `sudo` may keep HOME: root must not use settings that another user wrote.
     match trusted::read(&path, MAX_NPMRC) {
         Ok(text) => String::from_utf8(text).map_err(std::io::Error::other),
         Err(why) if why.is_missing() => Ok(String::new()),
@@ -138,7 +139,7 @@ fn npmrc() -> std::io::Result<String> {
     }
 }
 
-/// What npm may know of this process's environment, and what its settings refer to as `${NAME}`.
+/// The environment variables passed to npm, and those its settings refer to as `${NAME}`.
 fn environment(settings: &str) -> Vec<(OsString, OsString)> {
     let referred: Vec<&str> =
         settings.split("${").skip(1).filter_map(|rest| Some(rest.split_once('}')?.0.trim_end_matches('?'))).collect();
@@ -160,15 +161,15 @@ fn end_of(log: &mut File, private: &Tree) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// What the binary that is open says its version is. It runs without root's privileges and by its descriptor, so it is the
-/// file whose checksum was taken.
+/// The output of the open binary's `--version`. It runs without root's privileges and by its
+/// descriptor, so it is the file whose checksum was computed.
 ///
 /// # Errors
-/// [`CtlError::Install`] when it does not run, does not end in time, or fails.
+/// [`CtlError::Install`] when it does not run, times out or fails.
 pub fn ask_version(binary: &File, shown: &Path) -> Result<String, CtlError> {
-    let failed = |e: std::io::Error| CtlError::Install(format!("{} cannot be run: {e}", shown.display()));
+    let failed = |e: std::io::Error| CtlError::Install(format!("cannot run {}: {e}", shown.display()));
     let passed = binary.try_clone().map_err(failed)?;
-    // A script's interpreter opens it again.
+    // A script's interpreter opens the path again.
     let passed: BorrowedFd<'_> = std::os::fd::AsFd::as_fd(&passed);
     inherited::keep_on_exec(passed).map_err(failed)?;
     let private = Private::new(None, "ashctl-version", 0o711).map_err(failed)?;

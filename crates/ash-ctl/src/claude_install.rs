@@ -1,15 +1,15 @@
 //! `ashctl claude`: versions of Claude Code, side by side in `<claude dir>/<version>/claude`.
 //!
 //! ```text
-//!   npm (ids without an account) --> archive --+
-//!   <data dir>/claude of an earlier ashd --------+--> <claude dir>/.install-*/fresh/claude, SHA-256 of the written bytes
-//!                                                          --> --version (ids without an account) --> rename
+//!   npm (ids without an account) --> archive ------+
+//!   <data dir>/claude of an earlier ashd ----------+--> <claude dir>/.install-*/fresh/claude
+//!      --> SHA-256 of the written bytes --> --version (ids without an account) --> rename
 //! ```
 //!
-//! The claude directory and all that leads to it are root's alone (`kernel::trusted`), so what was checked there is what
-//! the launcher opens later. A version appears under its name in one step: a session that starts meanwhile sees either
-//! nothing or a whole binary. The undo is the removal of the version's directory.
-//! A session may execute the binary but not read it, see [`close`].
+//! Only root can change the claude directory and its parents (`kernel::trusted`), so the launcher
+//! opens what was checked here. A version appears by one rename: a starting session sees either
+//! nothing or a complete binary. To uninstall a version, remove its directory.
+//! A session can execute the binary but not read it, see [`close`].
 
 use std::fs::File;
 use std::io::Read;
@@ -26,10 +26,10 @@ use ash_kernel::private::Private;
 use ash_kernel::tree::Tree;
 use ash_kernel::trusted::{self, Untrusted};
 
-/// The version this ashd was built and measured with.
+/// The version this ashd is built and tested with.
 pub const PINNED: &str = "2.1.330";
 
-/// Checksums of the binaries of known versions: version, npm's name of the platform, SHA-256.
+/// Checksums of the binaries of known versions: version, npm's platform name, SHA-256.
 const KNOWN: [(&str, &str, &str); 2] = [
     ("2.1.330", "linux-x64", "f390eaa0814e6a1bff74cbb47acb74cb9c89d30ced809fe0af5af00c7bfe8ebb"),
     ("2.1.330", "linux-arm64", "6016f90cac783e367fb1aa97c768a2efb94a0128a5b46b70fb3d8fcbbd9dd444"),
@@ -37,30 +37,31 @@ const KNOWN: [(&str, &str, &str); 2] = [
 
 #[derive(Debug, Subcommand)]
 pub enum ClaudeCommand {
-    /// Installs Claude Code with npm, which runs without root's privileges; versions live side by side.
+    /// Installs Claude Code with npm, which runs without root's privileges; versions live side by
+    /// side.
     Install {
         #[arg(default_value = PINNED)]
         version: String,
-        /// Download it again even if it is there.
+        /// Install it again even if it is installed.
         #[arg(long)]
         force: bool,
         #[command(flatten)]
         trust: Trust,
     },
-    /// Adapts what an earlier ashd installed: copies versions in its data directory whose checksums are known, and lets
-    /// sessions execute but not read the installed ones.
+    /// Adapts versions of an earlier ashd: copies those in its data directory whose checksums are
+    /// known, and removes the sessions' permission to read the installed ones.
     Migrate,
-    /// What is installed.
+    /// Lists the installed versions.
     List,
 }
 
-/// Which binary is accepted of a version whose checksum ashctl does not know.
+/// Which binary to accept for a version with no known checksum.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Trust {
-    /// SHA-256 of the version's binary, 64 hexadecimal digits; one that differs is not installed.
+    /// SHA-256 of the version's binary, 64 hexadecimal digits; a different one is not installed.
     #[arg(long, value_name = "HEX", value_parser = sha256)]
     pub sha256: Option<String>,
-    /// Take whatever npm delivers for a version that ashctl knows no checksum of.
+    /// Accept what npm delivers for a version with no known checksum.
     #[arg(long, conflicts_with = "sha256")]
     pub allow_unknown_checksum: bool,
 }
@@ -73,12 +74,10 @@ fn sha256(text: &str) -> Result<String, String> {
     Err("expected 64 hexadecimal digits".to_owned())
 }
 
-/// The first bytes of a program that the kernel loads by itself (elf(5)).
+/// The first bytes of an ELF file (elf(5)).
 const ELF: &[u8; 4] = b"\x7fELF";
-/// Mode of an installed binary.
 pub const EXECUTE_ONLY: u32 = 0o711;
 
-/// Where things are.
 #[derive(Clone, Copy, Debug)]
 pub struct Places<'a> {
     pub claude_dir: &'a Path,
@@ -113,11 +112,12 @@ pub fn run(command: &ClaudeCommand, places: Places<'_>, out: &Output) -> Result<
     }
 }
 
-/// Installs a version and returns the path of its binary. One that is there and whole is left alone, unless `force`.
+/// Installs a version and returns the path of its binary. Keeps an intact one, unless `force`.
 ///
 /// # Errors
-/// [`CtlError::Usage`] for something that is no version, [`CtlError::Install`] when npm is missing or fails, when the
-/// checksum is another or is not known, or when the claude directory is not root's alone. Nothing is changed then.
+/// [`CtlError::Usage`] for an invalid version. [`CtlError::Install`] when npm is missing or fails,
+/// the checksum differs or is unknown, or others than root can change the claude directory. An
+/// error changes nothing.
 pub fn install(places: Places<'_>, version: &str, force: bool, trust: &Trust) -> Result<PathBuf, CtlError> {
     let platform = platform()?;
     if !is_version(version) {
@@ -146,16 +146,16 @@ pub fn install(places: Places<'_>, version: &str, force: bool, trust: &Trust) ->
                 "the binary of Claude Code {version} has SHA-256 {sum}, expected {expected}; nothing was installed"
             ))),
             None if !trust.allow_unknown_checksum => Err(CtlError::Install(format!(
-                "the binary of Claude Code {version} for {platform} has SHA-256 {sum}, and this ashctl knows no checksum of it; nothing was \
+                "the binary of Claude Code {version} for {platform} has SHA-256 {sum}, but this ashctl knows no checksum for it; nothing was \
                  installed. Compare it with a source you trust, then: ashctl claude install {version} --sha256 {sum} \
-                 (or --allow-unknown-checksum, which takes whatever npm delivers)"
+                 (or --allow-unknown-checksum, which accepts what npm delivers)"
             ))),
             Some(_) => {
-                eprintln!("  SHA-256 {sum} as expected");
+                eprintln!("  SHA-256 {sum}: matches");
                 Ok(())
             }
             None => {
-                eprintln!("  SHA-256 {sum}: not known to this ashctl, taken as --allow-unknown-checksum says");
+                eprintln!("  SHA-256 {sum}: unknown, accepted because of --allow-unknown-checksum");
                 Ok(())
             }
         },
@@ -163,8 +163,8 @@ pub fn install(places: Places<'_>, version: &str, force: bool, trust: &Trust) ->
     Ok(binary)
 }
 
-/// Writes a binary into a new directory of the claude directory, has it judged by its SHA-256 and its `--version`, and gives the
-/// directory its name.
+/// Writes a binary into a new directory of the claude directory, checks its SHA-256 and its
+/// `--version`, and gives the directory its final name.
 pub(super) fn put(
     home: &Tree,
     version: &str,
@@ -185,13 +185,13 @@ pub(super) fn put(
     let said = ask_version(&file, &home.path().join(version).join("claude"))?;
     if !said.starts_with(version) {
         return Err(CtlError::Install(format!(
-            "the binary says it is \"{said}\", not {version}; nothing was installed"
+            "the binary reports version \"{said}\", expected {version}; nothing was installed"
         )));
     }
     eprintln!("  it runs: {said}");
     close(scratch.tree(), "fresh")?;
     let named = if home.has(version) {
-        // The old one goes with the scratch directory.
+        // The scratch directory removes the old one.
         scratch.tree().exchange("fresh", home, version).or_else(|_| {
             home.rename(version, scratch.tree(), "old")?;
             scratch.tree().rename("fresh", home, version)
@@ -202,7 +202,7 @@ pub(super) fn put(
     named.map_err(|e| failed(e.into()))
 }
 
-/// Whether a version is there: with a checksum, whole; without one, a file that only root may change.
+/// Whether a version is installed and intact; without a checksum, whether only root can change it.
 pub(super) fn is_whole(home: &Tree, version: &str, expected: Option<&str>) -> Result<bool, CtlError> {
     let path = home.path().join(version).join("claude");
     match trusted::file(&path) {
@@ -216,9 +216,9 @@ pub(super) fn is_whole(home: &Tree, version: &str, expected: Option<&str>) -> Re
     Ok(copy(file, &mut std::io::sink()).map_err(failed)? == expected)
 }
 
-/// Takes the right to read a version's binary from everybody but root. The kernel lets no process trace or read another one whose
-/// program its user cannot read, so a tool in a sandbox can neither read nor change the claude that started it. A script stays as it
-/// is: its interpreter must read it.
+/// Makes a version's binary readable by root only. No process can trace or read another one whose
+/// program its user cannot read, so a tool in a sandbox can neither read nor change the claude that
+/// started it. A script stays readable, because its interpreter must read it.
 pub(super) fn close(home: &Tree, version: &str) -> Result<(), CtlError> {
     let failed = |e: std::io::Error| CtlError::file(home.path())(e);
     let mut file = home.open_file(Path::new(version).join("claude")).map_err(|e| failed(e.into()))?;
@@ -231,12 +231,13 @@ pub(super) fn close(home: &Tree, version: &str) -> Result<(), CtlError> {
     Ok(())
 }
 
-/// The checksum that the binary must have: the known one, or the admin's. Both must agree.
+/// The checksum that the binary must have: the known or the admin's one. If both exist, they must
+/// be equal.
 fn expected(version: &str, platform: &str, trust: &Trust) -> Result<Option<String>, CtlError> {
     let known = known(version, platform);
     match (known, &trust.sha256) {
         (Some(known), Some(given)) if known != given => Err(CtlError::Usage(format!(
-            "--sha256 {given} is not that of Claude Code {version} for {platform}, which is {known}"
+            "--sha256 {given} differs from the known SHA-256 of Claude Code {version} for {platform}, {known}"
         ))),
         (known, given) => Ok(given.clone().or(known.map(str::to_owned))),
     }
@@ -246,16 +247,16 @@ pub(super) fn known(version: &str, platform: &str) -> Option<&'static str> {
     KNOWN.iter().find(|(v, p, _)| *v == version && *p == platform).map(|(_, _, sum)| *sum)
 }
 
-/// Why root does not use a path, and what makes it one that root uses.
+/// Why root does not use a path, and how to fix it.
 pub(super) fn untrusted(why: Untrusted) -> CtlError {
     if let Untrusted::Io { path, source } = why {
         return CtlError::File { path: path.display().to_string(), source };
     }
-    let remedy = why.remedy().map_or(String::new(), |remedy| format!(" ({remedy}, or another --claude-dir)"));
+    let remedy = why.remedy().map_or(String::new(), |remedy| format!(" ({remedy}, or use another --claude-dir)"));
     CtlError::Install(format!("{why}{remedy}"))
 }
 
-/// Version, path and bytes of every installed binary, by name.
+/// Version, path and size in bytes of every installed binary, by name.
 pub(super) fn installed(claude_dir: &Path) -> Result<Vec<(String, PathBuf, u64)>, CtlError> {
     let home = match Tree::open(claude_dir) {
         Err(why) if why.is_missing() => return Ok(Vec::new()),
@@ -271,7 +272,7 @@ pub(super) fn installed(claude_dir: &Path) -> Result<Vec<(String, PathBuf, u64)>
     Ok(found.collect())
 }
 
-/// Three numbers and perhaps a pre-release; it becomes a directory's name and npm's argument.
+/// Three numbers and an optional pre-release. It becomes a directory name and an argument of npm.
 pub(super) fn is_version(text: &str) -> bool {
     let (numbers, pre) = text.split_once('-').unwrap_or((text, "0"));
     let number = |part: &str| !part.is_empty() && part.len() <= 9 && part.bytes().all(|b| b.is_ascii_digit());
@@ -287,7 +288,7 @@ pub(super) fn platform() -> Result<&'static str, CtlError> {
     match std::env::consts::ARCH {
         "x86_64" => Ok("linux-x64"),
         "aarch64" => Ok("linux-arm64"),
-        other => Err(CtlError::Install(format!("there is no Claude Code for {other}; x86_64 and aarch64 have one"))),
+        other => Err(CtlError::Install(format!("Claude Code does not support {other}; supported: x86_64, aarch64"))),
     }
 }
 

@@ -1,6 +1,7 @@
-//! Versions that an earlier ashd kept in `<data dir>/claude`, which the user ashd can write: their bytes are copied into the
-//! claude directory when they have the checksum that is known, and never used otherwise. The originals stay; they are
-//! ashd's and no program reads them any more. Versions in the claude directory get the mode that an installation gives them.
+//! Versions that an earlier ashd kept in `<data dir>/claude`, which the user ashd can write. Their
+//! bytes are copied into the claude directory if their checksum is known, and not used otherwise.
+//! The originals stay; no program reads them. Versions in the claude directory get the mode of a
+//! new installation.
 
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use ash_kernel::beneath::Refused;
 use ash_kernel::tree::Tree;
 use ash_kernel::trusted;
 
-/// `ashctl claude migrate`: the maintainer script of the package runs it at an upgrade.
+/// `ashctl claude migrate`: the package's maintainer script runs it on upgrade.
 ///
 /// # Errors
 /// Directories that cannot be used or written.
@@ -43,14 +44,14 @@ pub fn run(places: Places<'_>, out: &Output) -> Result<(), CtlError> {
     let old = places.data_dir.join("claude");
     for version in &left {
         out.line(&format!(
-            "Claude Code {version} in {} is not used any more, because ashd can change it and its checksum is not known. Install it: \
+            "Claude Code {version} in {} is no longer used: ashd can change it and its checksum is not known. Install it: \
              ashctl claude install {version}",
             old.display()
         ))?;
     }
     if !copied.is_empty() {
         out.line(&format!(
-            "Claude Code {} is in {} now; {} is not used any more and can be removed",
+            "Claude Code {} is now in {}; {} is no longer used and can be removed",
             copied.join(", "),
             places.claude_dir.display(),
             old.display()
@@ -59,7 +60,7 @@ pub fn run(places: Places<'_>, out: &Output) -> Result<(), CtlError> {
     Ok(())
 }
 
-/// Names in `<data dir>/claude`; none where there is no such directory.
+/// Names in `<data dir>/claude`; empty if it does not exist.
 fn old_versions(data_dir: &Path) -> Result<Vec<String>, CtlError> {
     let at = data_dir.join("claude");
     let data = match Tree::open(data_dir) {
@@ -73,7 +74,7 @@ fn old_versions(data_dir: &Path) -> Result<Vec<String>, CtlError> {
     Ok(names.iter().filter_map(|name| name.to_str()).filter(|name| is_version(name)).map(str::to_owned).collect())
 }
 
-/// Copies a version whose bytes have this SHA-256. `false` when there is none that has.
+/// Copies a version with this SHA-256. Returns `false` if there is none.
 ///
 /// # Errors
 /// The claude directory cannot be written, or the binary does not run.
@@ -97,7 +98,7 @@ pub fn take_over(home: &Tree, data_dir: &Path, version: &str, sum: &str) -> Resu
         |to| copy(file, to).map_err(CtlError::file(&shown)),
         |found| {
             differs = found != sum;
-            if differs { Err(CtlError::Install(format!("it has SHA-256 {found}, expected {sum}"))) } else { Ok(()) }
+            if differs { Err(CtlError::Install(format!("its SHA-256 is {found}, expected {sum}"))) } else { Ok(()) }
         },
     );
     match done {

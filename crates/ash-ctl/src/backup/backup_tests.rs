@@ -7,7 +7,7 @@ async fn data(dir: &Path) {
     std::fs::create_dir_all(dir.join("sessions/s1/workspace/deep")).unwrap();
     std::fs::write(dir.join("sessions/s1/workspace/deep/x.txt"), "hello").unwrap();
     std::fs::write(dir.join("sessions/s1/stdout"), vec![b'y'; 3 << 20]).unwrap();
-    // What was said long ago is a hole.
+    // Discarded output leaves a hole.
     let output = std::fs::File::create(dir.join("sessions/s1/output")).unwrap();
     output.set_len(8 << 20).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&output, b"newest", (8 << 20) - 6).unwrap();
@@ -37,7 +37,7 @@ async fn data(dir: &Path) {
     db.close().await.unwrap();
 }
 
-/// Directories below each other, to a depth whose path is longer than the kernel takes.
+/// Nested directories whose full path exceeds the kernel's path limit.
 fn nest(top: &Path, depth: usize) {
     use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
     let open = |at: std::os::fd::BorrowedFd<'_>, name: &str| openat(at, name, OFlags::PATH, Mode::empty()).unwrap();
@@ -62,7 +62,7 @@ async fn there_and_back_again() {
         assert!(skipped.contains(word), "{word}: {skipped}");
     }
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(matches!(write::write(&old, &file, false).await, Err(CtlError::Usage(_))), "never over another one");
+    assert!(matches!(write::write(&old, &file, false).await, Err(CtlError::Usage(_))), "an existing file is not overwritten");
     let found = read::verify(&file).await.unwrap();
     assert_eq!((found.sessions, found.entries), (2, done.entries));
 
@@ -88,7 +88,7 @@ async fn there_and_back_again() {
     assert!(!new.join("claude").exists() && !new.join(MANIFEST).exists());
     assert_eq!(std::fs::read_to_string(new.join(KEY)).unwrap(), "own", "this host's key stays");
     let left = std::fs::read_dir(base.path()).unwrap().count();
-    assert_eq!(left, 3, "nothing but old, new and the archive");
+    assert_eq!(left, 3, "only old, new and the archive");
 }
 
 #[tokio::test]
@@ -99,7 +99,7 @@ async fn what_is_damaged_is_named_and_never_restored() {
     std::fs::create_dir_all(new.join("sessions/older")).unwrap();
     write::write(&old, &file, true).await.unwrap();
     let whole = std::fs::read(&file).unwrap();
-    // Cut in the middle, cut before the manifest, one bit of the contents turned over.
+    // Truncated in the middle, truncated before the manifest, one bit of the contents flipped.
     let mut tar = Vec::new();
     std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&whole[..]), &mut tar).unwrap();
     let at = memchr::memmem::find(&tar, b"hello").unwrap();
@@ -136,7 +136,7 @@ async fn not_while_ashd_runs() {
     assert!(old.join("sessions/s1").exists());
 }
 
-/// An archive as ashctl wrote it before there were hard links and sparse files in one.
+/// An archive of format 1, without hard links and sparse files.
 #[tokio::test]
 async fn a_backup_of_the_first_format_is_restored() {
     let base = tempfile::tempdir().unwrap();

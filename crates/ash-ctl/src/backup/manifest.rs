@@ -1,5 +1,5 @@
-//! What is in an archive, one JSON line an entry, in the archive's order. Kept in a file without a name: an archive may hold
-//! more entries than fit memory comfortably.
+//! The contents of an archive: one JSON line per entry, in the archive's order. It is kept in an
+//! unnamed file, because the entries of a large archive may not fit memory.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -10,36 +10,36 @@ use sha2::{Digest, Sha256};
 
 use ash_model::names;
 
-/// Raised when an older ashctl could not read the archive. 2: names of any bytes, hard links, sparse files.
+/// Format 2: names of any bytes, hard links, sparse files. Raised when an older ashctl cannot read
+/// the archive.
 pub const FORMAT: u32 = 2;
 /// The format whose paths and targets are not encoded ([`names`]).
 const PLAIN: u32 = 1;
 
-/// Whether this ashctl reads archives of that format.
 pub fn reads(format: u32) -> bool {
     [PLAIN, FORMAT].contains(&format)
 }
 
-/// The last line.
+/// The last line of the manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     pub format: u32,
-    /// Of the ashctl that wrote it.
+    /// Version of the ashctl that wrote it.
     pub version: String,
     pub entries: u64,
     pub bytes: u64,
 }
 
-/// One entry. Only a file has a sum; the target of a link is part of the tar header.
+/// One entry. Only files have a checksum; the tar header covers the target of a link.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
-    /// As text ([`names`]).
+    /// Encoded as text ([`names`]).
     pub path: String,
     pub kind: Kind,
-    /// What the archive has of it: without holes.
+    /// Bytes in the archive, without holes.
     pub bytes: u64,
     pub sha256: Option<String>,
-    /// Of a symbolic link what it says, as text; of a hard link the path of the first name.
+    /// For a symbolic link its target, encoded; for a hard link the path of the first name.
     pub target: Option<String>,
 }
 
@@ -52,7 +52,7 @@ pub enum Kind {
     Hardlink,
 }
 
-/// A manifest while it is written.
+/// A manifest that is being written.
 #[derive(Debug)]
 pub struct Manifest {
     file: BufWriter<File>,
@@ -72,7 +72,7 @@ impl Manifest {
         self.file.write_all(b"\n")
     }
 
-    /// The whole text, from its beginning, with its length.
+    /// The whole text and its length.
     pub fn finish(mut self) -> io::Result<(File, u64)> {
         let summary = Summary {
             format: FORMAT,
@@ -89,13 +89,13 @@ impl Manifest {
     }
 }
 
-/// A file that is gone when it is closed.
+/// A file that exists until it is closed.
 pub fn nameless() -> io::Result<File> {
     ash_kernel::private::nameless()
 }
 
-/// The first line in which two manifests differ, as the first one has it; `None` when they say the same. `format` is that of the
-/// first one. The version of the program in the summary does not count, nor does the format.
+/// The first line in which two manifests differ, from the first manifest; `None` when they are
+/// equal. `format` is that of the first. The summary's version and format are not compared.
 pub fn difference(written: impl Read, found: impl Read, format: u32) -> io::Result<Option<String>> {
     let (written, mut found) = (BufReader::new(written).lines(), BufReader::new(found).lines());
     for line in written {
@@ -119,7 +119,7 @@ fn say_the_same(line: &str, other: &str, format: u32) -> bool {
     matches!((of(line), of(other)), (Some(a), Some(b)) if (a.entries, a.bytes) == (b.entries, b.bytes))
 }
 
-/// The sum of what the archive has of a file.
+/// Checksum of a file's bytes in the archive.
 #[derive(Debug)]
 pub struct Sum {
     sum: Sha256,
@@ -127,7 +127,7 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// Of a sparse file its size and where its pieces lie are summed first.
+    /// For a sparse file, its size and the positions of its pieces are summed first.
     pub fn new(sparse: Option<(u64, &[(u64, u64)])>) -> Self {
         let mut sum = Sha256::new();
         if let Some((size, pieces)) = sparse {
@@ -144,7 +144,7 @@ impl Sum {
         self.bytes += bytes.len() as u64;
     }
 
-    /// How many bytes there were, and SHA-256 in hexadecimal.
+    /// Byte count, and SHA-256 in hexadecimal.
     pub fn done(self) -> (u64, String) {
         (self.bytes, self.sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
@@ -161,10 +161,10 @@ mod tests {
             sum.add(bytes);
             sum.done()
         };
-        // The test vector of FIPS 180-2 for "abc".
+        // Test vector of FIPS 180-2 for "abc".
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(sum(None, b"abc"), (3, abc.to_owned()));
-        assert_ne!(sum(Some((9, &[(0, 3)])), b"abc"), sum(Some((9, &[(1, 3)])), b"abc"), "where it lies counts");
+        assert_ne!(sum(Some((9, &[(0, 3)])), b"abc"), sum(Some((9, &[(1, 3)])), b"abc"), "the position counts");
     }
 
     #[test]

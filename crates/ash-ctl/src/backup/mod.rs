@@ -1,14 +1,18 @@
-//! `ashctl backup` and `ashctl restore`: the database and the files of all sessions in one archive that proves itself.
+//! `ashctl backup` and `ashctl restore`: the database and all session files in one archive that
+//! carries its own checksums.
 //!
 //! ```text
-//!   backup, while ashd runs:   VACUUM INTO a copy --> ashd.db, then agents/, attachments/, sessions/ --> FILE (tar, gzip)
-//!                              the manifest (path, size, SHA-256 of each) comes last: a cut archive has none
-//!   restore --verify FILE:     every sum again, the database's own check; nothing is written
-//!   restore FILE:              verified, unpacked beside the old data, exchanged for it by rename; the old data is kept
+//!   backup (ashd may run)    VACUUM INTO a copy --> ashd.db, agents/, attachments/, sessions/
+//!                            --> FILE (tar, gzip); the manifest (path, size, SHA-256) is last,
+//!                            so a truncated archive has none
+//!   restore --verify FILE    checks every checksum and the database; writes nothing
+//!   restore FILE             verifies, unpacks beside the old data, exchanges the two by rename,
+//!                            and keeps the old data
 //! ```
 //!
-//! The database is copied first, so it never knows of output that the copied files lack: what came after it is read again
-//! from the session's own file. Files that an agent is writing just then are copied as they are at that moment.
+//! The database is copied first, so it never refers to output that the copied files lack: ashd
+//! reads later output again from the session's output file. Files that agents write during the
+//! backup are copied as they are at that moment.
 
 mod manifest;
 mod read;
@@ -25,9 +29,9 @@ use super::CtlError;
 use super::output::Output;
 use super::render::printable;
 
-/// What is below the data directory and belongs into a backup. Versions of Claude Code do not: they are installed again.
+/// What a backup includes. Versions of Claude Code can be installed again.
 const KEPT: [&str; 4] = ["agents", "attachments", "initial-api-key", "sessions"];
-/// Seals the credentials of tenants; only on request.
+/// Seals tenant credentials; included only on request.
 const KEY: &str = "credential-key";
 const DATABASE: &str = "ashd.db";
 /// Name of the manifest in the archive.
@@ -35,9 +39,10 @@ const MANIFEST: &str = "manifest.jsonl";
 
 #[derive(Debug, Args)]
 pub struct BackupArgs {
-    /// Where to write it (default: ashd-<time>.tar.gz here). It is readable by its owner alone.
+    /// Archive to write (default: ashd-<time>.tar.gz in this directory); only its owner can read
+    /// it.
     pub file: Option<PathBuf>,
-    /// Also the key that credentials of tenants are sealed with, for a restore on another host.
+    /// Include the key that seals tenant credentials, for a restore on another host.
     #[arg(long)]
     pub with_key: bool,
 }
@@ -45,13 +50,14 @@ pub struct BackupArgs {
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     pub file: PathBuf,
-    /// Only check the archive: every checksum, and the database in it. Needs no ashd and changes nothing.
+    /// Only check the archive: every checksum and its database. Needs no ashd and changes nothing.
     #[arg(long)]
     pub verify: bool,
 }
 
 /// # Errors
-/// [`CtlError::Usage`] when the file is there already; otherwise what could not be read or written. Nothing is left then.
+/// [`CtlError::Usage`] when the file exists; otherwise what could not be read or written. An error
+/// leaves no archive.
 pub async fn backup(args: BackupArgs, data_dir: &Path, out: &Output) -> Result<(), CtlError> {
     let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
     let file = args.file.unwrap_or_else(|| PathBuf::from(format!("ashd-{stamp}.tar.gz")));
@@ -61,22 +67,23 @@ pub async fn backup(args: BackupArgs, data_dir: &Path, out: &Output) -> Result<(
             .value(&json!({ "file": file, "entries": done.entries, "bytes": done.bytes, "skipped": done.skipped }));
     }
     for skipped in &done.skipped {
-        eprintln!("left out: {}", printable(skipped));
+        eprintln!("skipped: {}", printable(skipped));
     }
     out.line(&format!(
-        "{}: {} entries, {} bytes of them, {} in the archive",
+        "{}: {} entries, {} bytes, {} compressed",
         file.display(),
         done.entries,
         done.bytes,
         done.size
     ))?;
     if !args.with_key && done.has_key {
-        eprintln!("Credentials of tenants stay sealed to this host; --with-key takes their key along.");
+        eprintln!("The key of tenant credentials is not included: they can be used on this host only. --with-key includes it.");
     }
     Ok(())
 }
 
-/// Copies the database of one path to another, as the user of this process. [`backup`] starts it as the owner of the data directory.
+/// Copies a database as the user of this process. [`backup`] starts it as the data directory's
+/// owner.
 #[derive(Debug, Args)]
 pub struct CopyDatabaseArgs {
     from: PathBuf,
@@ -84,19 +91,20 @@ pub struct CopyDatabaseArgs {
 }
 
 /// # Errors
-/// What SQLite says.
+/// The error of SQLite.
 pub async fn copy_database(args: CopyDatabaseArgs) -> Result<(), CtlError> {
     write::copy_as_this_user(&args.from, &args.to).await
 }
 
 /// # Errors
-/// [`CtlError::Answer`] names the first entry that is not as it was written; [`CtlError::Usage`] while ashd or sessions run.
+/// [`CtlError::Answer`] names the first damaged entry; [`CtlError::Usage`] while ashd or sessions
+/// run.
 pub async fn restore(args: RestoreArgs, data_dir: &Path, out: &Output) -> Result<(), CtlError> {
     let found = read::verify(&args.file).await?;
     if !args.verify {
         let kept = read::restore(&args.file, data_dir)?;
         if !out.json() {
-            eprintln!("What was there is kept in {}; remove it when you are content.", kept.display());
+            eprintln!("The old data is kept in {}; remove it when you no longer need it.", kept.display());
         }
     }
     if out.json() {
@@ -104,7 +112,7 @@ pub async fn restore(args: RestoreArgs, data_dir: &Path, out: &Output) -> Result
             "file": args.file, "entries": found.entries, "bytes": found.bytes, "sessions": found.sessions, "restored": !args.verify,
         }));
     }
-    let what = if args.verify { "is whole" } else { "is restored; start ashd again" };
+    let what = if args.verify { "is intact" } else { "is restored; start ashd" };
     out.line(&format!(
         "{} {what}: {} sessions, {} entries, {} bytes",
         args.file.display(),

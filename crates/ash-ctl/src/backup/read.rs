@@ -1,4 +1,4 @@
-//! Checking a backup, and putting it back.
+//! Verifying and restoring a backup.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -20,7 +20,6 @@ use ash_kernel::tree::{Owner, Tree, give};
 use ash_kernel::walk::path_of;
 use ash_model::names;
 
-/// What an archive holds.
 #[derive(Debug)]
 pub struct Found {
     pub entries: u64,
@@ -32,7 +31,7 @@ fn open(file: &Path) -> Result<Entries<GzDecoder<File>>, CtlError> {
     Ok(Entries::new(GzDecoder::new(File::open(file).map_err(CtlError::file(file))?)))
 }
 
-/// A path of the archive, as it is and as text. A directory's ends with a slash there.
+/// A path of the archive and its text. The text of a directory ends with a slash.
 fn path_in(head: &Head) -> (PathBuf, String) {
     let end = head.path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
     let path = path_of(head.path[..end].to_vec());
@@ -40,10 +39,10 @@ fn path_in(head: &Head) -> (PathBuf, String) {
     (path, shown)
 }
 
-/// Reads it all, compares every sum, and has the database check itself.
+/// Reads the whole archive, compares every checksum and checks the database.
 ///
 /// # Errors
-/// [`CtlError::Answer`] with the first entry that is not as it was written.
+/// [`CtlError::Answer`] with the first damaged entry.
 pub async fn verify(file: &Path) -> Result<Found, CtlError> {
     let damaged = |error: io::Error| CtlError::Answer(format!("{} is damaged: {error}", file.display()));
     let broken = |what: String| CtlError::Answer(format!("{}: {what}", file.display()));
@@ -81,18 +80,18 @@ pub async fn verify(file: &Path) -> Result<Found, CtlError> {
         found.add(&Line { path: shown, kind, bytes, sha256, target }).map_err(damaged)?;
     }
     let written =
-        written.ok_or_else(|| broken("there is no manifest in it: it was cut off, or is no backup".to_owned()))?;
+        written.ok_or_else(|| broken("it has no manifest: it is truncated, or not a backup".to_owned()))?;
     let (entries, bytes) = (found.entries, found.bytes);
     let format = check_format(&written).map_err(broken)?;
     let (found, _) = found.finish().map_err(damaged)?;
     if let Some(line) = difference(&written, found, format).map_err(damaged)? {
         let path = serde_json::from_str::<Line>(&line).map_or(line, |line| line.path);
-        return Err(broken(format!("{path} is not as it was written")));
+        return Err(broken(format!("{path} differs from the manifest")));
     }
     Ok(Found { entries, bytes, sessions: check_database(&private.path().join(DATABASE)).await? })
 }
 
-/// Sums a file, and writes it to `to`.
+/// Computes the checksum of a file, and copies it to `to`.
 fn summed(content: &mut Content<'_, GzDecoder<File>>, sum: &mut Sum, mut to: Option<&mut File>) -> io::Result<()> {
     let mut buffer = vec![0; BLOCK];
     while let Some((offset, _)) = content.piece()? {
@@ -113,20 +112,20 @@ fn summed(content: &mut Content<'_, GzDecoder<File>>, sum: &mut Sum, mut to: Opt
     Ok(())
 }
 
-/// The last line of a manifest says of which format it is. Leaves the file at its beginning.
+/// Reads the format from the last line of a manifest, and rewinds the file.
 fn check_format(mut manifest: &File) -> Result<u32, String> {
     let last = BufReader::new(manifest).lines().map_while(Result::ok).last().unwrap_or_default();
     manifest.seek(SeekFrom::Start(0)).map_err(|e| e.to_string())?;
     match serde_json::from_str::<Summary>(&last) {
         Ok(summary) if reads(summary.format) => Ok(summary.format),
         Ok(Summary { format, version, .. }) => {
-            Err(format!("it has format {format}, written by ashctl {version}; this one reads up to {FORMAT}"))
+            Err(format!("it has format {format}, written by ashctl {version}; this ashctl reads formats up to {FORMAT}"))
         }
-        Err(_) => Err("its manifest has no end".to_owned()),
+        Err(_) => Err("its manifest is incomplete".to_owned()),
     }
 }
 
-/// How many sessions a whole database has.
+/// Checks the database and returns its number of sessions.
 async fn check_database(path: &Path) -> Result<i64, CtlError> {
     let what = "the database in the archive";
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
@@ -142,10 +141,11 @@ async fn check_database(path: &Path) -> Result<i64, CtlError> {
     Ok(sessions)
 }
 
-/// Unpacks a verified archive in place of what is below `data_dir`. Answers where the old data is.
+/// Replaces the data below `data_dir` by a verified archive. Returns where the old data is.
 ///
 /// # Errors
-/// [`CtlError::Usage`] while ashd or a session's processes run; otherwise what failed, with the old data in its place.
+/// [`CtlError::Usage`] while ashd or processes of sessions run; otherwise what failed. The old data
+/// is then in its place.
 pub fn restore(file: &Path, data_dir: &Path) -> Result<PathBuf, CtlError> {
     let failed = |name: &str| {
         let path = data_dir.join(name);
@@ -155,25 +155,26 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<PathBuf, CtlError> {
     let _lock = lock(&data)?;
     let live = running(&data, Path::new("/proc"));
     if live > 0 {
-        let (what, end) = ("still run, with the files that would be put aside", "systemctl stop ash-launcher");
+        let (what, end) = ("still run and use the files that restore would move", "systemctl stop ash-launcher");
         return Err(CtlError::Usage(format!(
-            "processes of sessions ({live}) {what}; end them first: {end} (or `ashd stop`)"
+            "processes of {live} sessions {what}; stop them first: {end} (or `ashd stop`)"
         )));
     }
     let stamp = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-    // On the same file system, so that the exchange is one rename an entry. The directory stays this process's own, mode
-    // 0700: the owner of the data directory may rename it and cannot look into it.
+    // On the same file system, so that the exchange is one rename per entry. The directory belongs
+    // to this process, mode 0700: the owner of the data directory can rename it, but not look into
+    // it.
     let kept = format!("before-restore-{stamp}");
     data.remove(RESTORING).map_err(CtlError::file(data_dir.join(RESTORING)))?;
     let new = data.make_dir(RESTORING, 0o700, None).map_err(failed(RESTORING))?;
     let unpacked = unpack(file, &new, data.owner());
     if unpacked.is_err() {
-        // Its own error is less than the one that is told.
+        // The first error matters more.
         let _ = data.remove(RESTORING);
     }
     unpacked?;
     let old = data.make_dir(&kept, 0o700, None).map_err(failed(&kept))?;
-    // All that the archive replaces: what SQLite keeps beside the database belongs to the old one.
+    // SQLite's files beside the database belong to the old one.
     let beside = [format!("{DATABASE}-wal"), format!("{DATABASE}-shm")];
     let mut names: Vec<&str> = beside.iter().map(String::as_str).chain([DATABASE]).chain(KEPT).collect();
     if new.has(KEY) {
@@ -192,25 +193,24 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<PathBuf, CtlError> {
     };
     exchange().map_err(|error| {
         let (old, new) = (old.path().display(), new.path().display());
-        CtlError::Answer(format!("the exchange stopped half-way: {error}; the old data is in {old}, the new in {new}"))
+        CtlError::Answer(format!("restore failed during the exchange: {error}; the old data is in {old}, the new data in {new}"))
     })?;
     data.remove(RESTORING).map_err(CtlError::file(data_dir.join(RESTORING)))?;
     Ok(old.path().to_owned())
 }
 
-/// Where an archive is unpacked.
 const RESTORING: &str = ".restoring";
 
-/// The lock that ashd holds while it runs.
+/// The lock that a running ashd holds.
 fn lock(data: &Tree) -> Result<Flock<File>, CtlError> {
     let file = data.open_or_create("ashd.lock");
     let file = file.map_err(|e| CtlError::file(data.path().join("ashd.lock"))(e.into()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
-        CtlError::Usage("ashd runs; end it first: systemctl stop ashd.socket ashd (or `ashd stop`)".to_owned())
+        CtlError::Usage("ashd is running; stop it first: systemctl stop ashd.socket ashd (or `ashd stop`)".to_owned())
     })
 }
 
-/// How many sessions have processes: sandboxes outlive ashd, and their cgroups bear the names of their sessions.
+/// How many sessions have processes. Sandboxes outlive ashd; their cgroups have the sessions' ids.
 fn running(data: &Tree, proc: &Path) -> usize {
     let known = data.directory("sessions").and_then(|sessions| sessions.names()).unwrap_or_default();
     let known: BTreeSet<String> = known.into_iter().filter_map(|name| name.into_string().ok()).collect();
@@ -220,14 +220,14 @@ fn running(data: &Tree, proc: &Path) -> usize {
         if !is_process {
             continue;
         }
-        // One that ended meanwhile runs no more.
+        // The process may have ended meanwhile.
         let groups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
         live.extend(groups.split(['/', '\n']).filter(|part| known.contains(*part)).map(str::to_owned));
     }
     live.len()
 }
 
-/// Everything in the archive, for `owner`. A link in it is made and never followed.
+/// Unpacks everything for `owner`. Creates links and never follows them.
 fn unpack(file: &Path, to: &Tree, owner: Owner) -> Result<(), CtlError> {
     let damaged = |error: io::Error| CtlError::Answer(format!("{}: {error}", file.display()));
     let mut directories = Vec::new();
@@ -258,7 +258,7 @@ fn unpack(file: &Path, to: &Tree, owner: Owner) -> Result<(), CtlError> {
             made.set_permissions(mode).map_err(CtlError::file(to.path().join(&path)))?;
             to.set_times(&path, &times).map_err(refused)?;
         } else {
-            return Err(CtlError::Answer(format!("{}: {shown} is of no kind that a backup has", file.display())));
+            return Err(CtlError::Answer(format!("{}: {shown} has a file type that backups do not contain", file.display())));
         }
     }
     for (path, mode, times) in directories.into_iter().rev() {
@@ -269,8 +269,8 @@ fn unpack(file: &Path, to: &Tree, owner: Owner) -> Result<(), CtlError> {
     Ok(())
 }
 
-/// Writes a file without its holes, and without the blocks that are nothing but zeros: what was a hole when an older ashctl read it
-/// (what a session said long ago is given back to the disk) is one again.
+/// Writes a file without its holes and without blocks of zeros. This restores holes that an older
+/// ashctl archived as zeros (discarded output of a session).
 fn sparse(file: &File, content: &mut Content<'_, GzDecoder<File>>, size: u64) -> io::Result<()> {
     let mut block = vec![0; BLOCK];
     while let Some((mut at, length)) = content.piece()? {
@@ -287,5 +287,5 @@ fn sparse(file: &File, content: &mut Content<'_, GzDecoder<File>>, size: u64) ->
     file.set_len(size)
 }
 
-/// A hole has at least one of them.
+/// Smallest run of zeros that becomes a hole.
 const BLOCK: usize = 64 << 10;

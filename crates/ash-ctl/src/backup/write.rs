@@ -1,4 +1,4 @@
-//! Making a backup.
+//! Writing a backup.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -27,19 +27,18 @@ use ash_model::names;
 
 type Archive = Writer<GzEncoder<File>>;
 
-/// What was written.
 #[derive(Debug)]
 pub struct Done {
     pub entries: u64,
     pub bytes: u64,
     pub skipped: Vec<String>,
-    /// Bytes of the archive.
+    /// Size of the archive in bytes.
     pub size: u64,
-    /// The data directory has a key that credentials are sealed with.
+    /// The data directory has a credential key.
     pub has_key: bool,
 }
 
-/// The archive while it is not finished; removed unless it gets its name.
+/// The archive while it is written; removed unless it gets its final name.
 struct Unfinished {
     dir: Tree,
     name: OsString,
@@ -49,11 +48,11 @@ struct Unfinished {
 impl Unfinished {
     fn new(file: &Path) -> Result<(Self, File), CtlError> {
         let failed = |error: io::Error| CtlError::file(file)(error);
-        let wanted = file.file_name().ok_or_else(|| CtlError::Usage(format!("{} is no file", file.display())))?;
+        let wanted = file.file_name().ok_or_else(|| CtlError::Usage(format!("{} is not a file name", file.display())))?;
         let above = file.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let dir = Tree::of_caller(above).map_err(failed)?;
         if dir.has(wanted) {
-            return Err(CtlError::Usage(format!("{} is there already; name another file", file.display())));
+            return Err(CtlError::Usage(format!("{} already exists; name another file", file.display())));
         }
         let mut name = wanted.to_owned();
         name.push(format!(".unfinished-{}", std::process::id()));
@@ -72,7 +71,7 @@ impl Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if !self.done {
-            // Its own error is less than the one that is told.
+            // The first error matters more.
             let _ = self.dir.remove(&self.name);
         }
     }
@@ -117,12 +116,13 @@ pub async fn write(data_dir: &Path, file: &Path, with_key: bool) -> Result<Done,
     Ok(Done { entries, bytes, skipped, size, has_key })
 }
 
-/// A consistent copy, also while ashd writes, open for reading. SQLite opens files beside the database by their names, in a
-/// directory that ashd can write: so root leaves that to a process with the ids of the directory's owner.
+/// A consistent copy of the database, open for reading, also while ashd writes. SQLite opens files
+/// beside the database by name, in a directory that ashd can write. Root therefore starts a process
+/// with the ids of the directory's owner for it.
 async fn copy_database(data: &Tree, private: &Private) -> Result<File, CtlError> {
     let from = data.path().join(DATABASE);
     if !data.has(DATABASE) {
-        let source = io::Error::new(io::ErrorKind::NotFound, "not there: is this ashd's data directory (--data-dir)?");
+        let source = io::Error::new(io::ErrorKind::NotFound, "not found: is this ashd's data directory (--data-dir)?");
         return Err(CtlError::File { path: from.display().to_string(), source });
     }
     let failed = |error: io::Error| CtlError::file(&from)(error);
@@ -131,7 +131,7 @@ async fn copy_database(data: &Tree, private: &Private) -> Result<File, CtlError>
     let copy = private.tree().make_dir("copy", 0o700, other.then_some(owner)).map_err(|e| failed(e.into()))?;
     let to = copy.path().join(DATABASE);
     if other {
-        // By descriptor: the program may lie where only root may look.
+        // By descriptor: the program may be in a directory that only root can enter.
         let image = inherited_image().map_err(failed)?;
         let mut command = unprivileged::command(format!("/proc/self/fd/{}", image.as_raw_fd()), owner);
         command.arg("copy-database").arg(&from).arg(&to);
@@ -147,7 +147,7 @@ async fn copy_database(data: &Tree, private: &Private) -> Result<File, CtlError>
         copy_as_this_user(&from, &to).await?;
     }
     let made = copy.open_file(DATABASE).map_err(|e| failed(e.into()))?;
-    // The owner could put another name of somebody else's file there.
+    // The owner could put a hard link to another user's file there.
     beneath::owned_by(&made, copy.owner().uid).map_err(|e| failed(e.into()))?;
     Ok(made)
 }
@@ -157,10 +157,10 @@ fn inherited_image() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/proc/self/exe", OFlags::RDONLY, Mode::empty())?)
 }
 
-/// What `ashctl copy-database` does.
+/// Implements `ashctl copy-database`.
 ///
 /// # Errors
-/// What SQLite says.
+/// The error of SQLite.
 pub async fn copy_as_this_user(from: &Path, to: &Path) -> Result<(), CtlError> {
     let what = "the database cannot be copied";
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(from).read_only(true);
@@ -171,30 +171,30 @@ pub async fn copy_as_this_user(from: &Path, to: &Path) -> Result<(), CtlError> {
     db.close().await.map_err(database(what))
 }
 
-/// How long the copy of a database may take.
+/// Time limit for the copy of the database.
 const COPY_WITHIN: Duration = Duration::from_secs(3600);
 
-/// Between two lines of progress.
+/// Interval between progress lines.
 const TELL: Duration = Duration::from_secs(2);
-/// Bytes of a path: what is longer could not be restored.
+/// Maximum bytes of a path; a longer one could not be restored.
 const MAX_PATH: usize = 4000;
 
-/// Puts what a walk finds into the archive and into its manifest. What goes away while it is read is left out.
+/// Adds what a walk finds to the archive and its manifest. Skips what disappears meanwhile.
 struct Pack {
     archive: Archive,
     manifest: Manifest,
     skipped: Vec<String>,
-    /// When the person at the terminal was last told how far it is; `None` without a terminal.
+    /// Time of the last progress line; `None` without a terminal.
     told: Option<Instant>,
-    /// Where in the data directory the tree is that is walked.
+    /// The tree that is being walked, relative to the data directory.
     within: PathBuf,
-    /// Who owns the data directory.
+    /// Owner of the data directory.
     owner: u32,
 }
 
 impl Pack {
-    /// One entry of the data directory, and all below it. Never through a symbolic link: agents own these trees, and this program
-    /// may be root.
+    /// One entry of the data directory and everything below it. Never follows a symbolic link:
+    /// agents own these trees, and this program may be root.
     fn top(&mut self, data: &Tree, name: &str) -> io::Result<()> {
         let open = |flags: OFlags| beneath::open(data, Path::new(name), flags);
         self.within = PathBuf::new();
@@ -228,14 +228,14 @@ impl Pack {
         Meta { mode: entry.mode & 0o777, modified: Time::of(&entry.stat) }
     }
 
-    /// The path in the archive, when it is one that can be restored.
+    /// The path in the archive, if it can be restored.
     fn path(&mut self, entry: &Entry<'_>) -> Option<PathBuf> {
         let path = self.within.join(entry.path);
         if path.as_os_str().len() <= MAX_PATH {
             return Some(path);
         }
         let start: String = names::shown(&path).chars().take(120).collect();
-        self.skipped.push(format!("{start}...: the path is longer than a path may be"));
+        self.skipped.push(format!("{start}...: the path is longer than {MAX_PATH} bytes"));
         None
     }
 
@@ -276,7 +276,7 @@ impl Visit for Pack {
             self.skipped.push(format!("{}: {why}", names::shown(&path)));
             Ok(false)
         };
-        // Its owner could give the file of another user a second name here.
+        // The owner could create a hard link to another user's file here.
         if entry.stat.st_nlink > 1 && entry.stat.st_uid != self.owner {
             return skip(&format!("a hard link to a file of uid {}", entry.stat.st_uid));
         }
@@ -287,7 +287,7 @@ impl Visit for Pack {
             }
             other => other?,
         };
-        // The sum is that of the bytes in the archive, whatever happens to the file meanwhile.
+        // The checksum covers the bytes in the archive, even when the file changes meanwhile.
         let mut sum = Sum::new(pieces.as_ref().map(|pieces| (size, pieces.as_slice())));
         let meta = self.meta(entry);
         self.archive.file(&path, meta, &file, size, pieces.as_ref(), &mut |bytes| sum.add(bytes))?;

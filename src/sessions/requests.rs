@@ -1,4 +1,4 @@
-//! What the HTTP layer asks of sessions, and how each request can fail.
+//! Requests of the HTTP layer to sessions, and their errors.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use ash_model::bounded::{list, map, raw_map, short};
 use ash_model::raw::RawObject;
 use ash_model::{RawJson, SessionStatus};
 
-/// Body of `POST /api/sessions`. Unknown fields are ignored (contract §1).
+/// Body of `POST /api/sessions`. Unknown fields are ignored.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CreateSession {
@@ -55,7 +55,7 @@ pub struct PatchConfig {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SendMessage {
-    /// A string, or an array of content blocks; passed on as it came.
+    /// A string, or an array of content blocks; passed on unchanged.
     #[schema(schema_with = content)]
     pub content: RawJson,
     #[serde(deserialize_with = "short")]
@@ -79,12 +79,12 @@ fn content() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
     let either = OneOfBuilder::new()
         .item(Object::with_type(Type::String))
         .item(ArrayBuilder::new().items(Object::with_type(Type::Object)))
-        .description(Some("A string, or an array of content blocks (text, image, document); passed on as it came."))
+        .description(Some("A string, or an array of content blocks (text, image, document); passed on unchanged."))
         .build();
     utoipa::openapi::Schema::OneOf(either).into()
 }
 
-/// Why a request to a session was refused. The HTTP layer turns each into its code and text (contract §5).
+/// Why a request to a session was refused. The HTTP layer maps each to its status code.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// 404
@@ -96,10 +96,10 @@ pub enum SessionError {
     /// 422
     #[error("The directory of agent \"{agent}\" {what}. Deploy the agent again.")]
     AgentDirectoryGone { agent: String, what: &'static str },
-    /// 422: the directory became one that may not be used.
+    /// 422: the directory is no longer permitted.
     #[error("The directory of agent \"{agent}\" is refused: {why}. Deploy the agent again.")]
     AgentDirectoryRefused { agent: String, why: String },
-    /// 422: the agent's own script failed.
+    /// 422: the agent's script failed.
     #[error("install.sh of agent \"{agent}\" {why}")]
     Install { agent: String, why: String },
     /// 400: a message or exec to a session that is not active.
@@ -117,15 +117,15 @@ pub enum SessionError {
     /// 503 with Retry-After.
     #[error("Sandbox capacity reached ({max} live sandboxes); end or pause a session, or raise ASH_MAX_SANDBOXES")]
     Capacity { max: usize, retry_after_s: u64 },
-    /// 503 with Retry-After: other tenants hold more, and all their sandboxes are at work.
+    /// 503 with Retry-After: other tenants hold more, and all their sandboxes are busy.
     #[error(
-        "Sandbox capacity reached ({max} live sandboxes), and those of other tenants run turns, commands or background work; \
-         the next free place is kept for this tenant: try again in {retry_after_s} s"
+        "Sandbox capacity reached ({max} live sandboxes), and no sandbox of another tenant can be evicted; \
+         the next free place is reserved for this tenant: try again in {retry_after_s} s"
     )]
     Owed { max: usize, retry_after_s: u64 },
     /// 503 with Retry-After.
     #[error(
-        "This tenant has all the sandboxes it may have ({max}, pool.max_sandboxes_per_tenant), and none of them is idle; end or \
+        "This tenant has reached its limit of {max} sandboxes (pool.max_sandboxes_per_tenant), and none of them is idle; end or \
          pause a session"
     )]
     TenantCapacity { max: usize, retry_after_s: u64 },
@@ -135,7 +135,7 @@ pub enum SessionError {
     /// 413: more than the model takes.
     #[error("{0}")]
     TooLarge(String),
-    /// 503 with Retry-After: the daemon is stopping, or the launcher or gateway is away.
+    /// 503 with Retry-After: the daemon is stopping, or the launcher or gateway is unreachable.
     #[error("{0}")]
     Unavailable(String),
     /// 507
@@ -148,7 +148,7 @@ pub enum SessionError {
     Store(#[from] crate::store::StoreError),
 }
 
-/// `/health`'s `pool` and the counters beside it: kept as counters, never computed from rows.
+/// `pool` of `/health`. Maintained as counters, never computed from rows.
 #[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolStats {
@@ -167,12 +167,12 @@ pub struct PoolStats {
 /// The warm sandboxes of one agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct WarmCount {
-    /// How many are kept.
+    /// Configured number.
     pub count: u32,
-    /// `false`: the number is the configuration's `[pool] warm`.
+    /// `false`: the number is `[pool] warm` of the configuration.
     pub own: bool,
-    /// How many could be claimed at this moment.
+    /// Warm sandboxes ready to be claimed.
     pub ready: usize,
-    /// Whether another one is being made.
+    /// Whether another one is being created.
     pub warming: bool,
 }

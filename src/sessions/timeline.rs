@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-/// Data of a `lifecycle` event: `more` is an object (or null) of further fields.
+/// Data of a `lifecycle` event. `more` is an object of further fields, or null.
 pub fn lifecycle(action: &str, more: Value) -> String {
     let mut data = json!({ "action": action });
     if let (Value::Object(data), Value::Object(more)) = (&mut data, more) {

@@ -1,4 +1,4 @@
-//! What a claude process is started with.
+//! The command line and options of a claude process.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -7,28 +7,30 @@ use ash_model::bounded::raw_map;
 use ash_model::raw::RawObject;
 use ash_model::{RawJson, Variables};
 
-/// Bytes of one argument, at most.
+/// Maximum bytes of one argument.
 pub const MAX_ARG_BYTES: usize = ash_model::variables::MAX_STRING;
 
-/// Tools that promise a turn at a later time. A session is frozen when it is idle, and its process may be stopped, so that the
-/// promise would not be kept: they are not offered. claude names the reason when a model asks for one all the same.
+/// Tools that schedule work for later. An idle session is frozen and its process may be stopped, so
+/// the work would not happen. They are disallowed.
 const WAKE_UPS: [&str; 4] = ["CronCreate", "CronDelete", "CronList", "ScheduleWakeup"];
 
-/// How a session's claude is started, through all of its processes. Stored as `Session.launch`; holds secrets of the
-/// client (`env`): never shown, never logged.
+/// How a session's claude is started, for all its processes. Stored as `Session.launch`. Holds the
+/// client's secrets (`env`): never shown, never logged.
 ///
-/// Fields may be added with a default; none may be renamed, since stored rows are read by newer daemons.
+/// New fields need a default. Do not rename fields: newer daemons read stored rows.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LaunchOptions {
     pub model: Option<String>,
-    /// Appended to claude's own prompt, in place of the agent's CLAUDE.md: the session's, or else the agent's (its active version's).
+    /// Appended to claude's own prompt, in place of the agent's CLAUDE.md: the session's prompt,
+    /// else that of the agent's active version.
     pub system_prompt: Option<String>,
     /// The session's variables, merged: agent, then extraEnv.
     pub env: Variables,
-    /// Whose key the gateway uses for this session, where it is the tenant's own; only the id is kept here.
+    /// Id of the tenant's credential that the gateway uses for this session.
     pub credential: Option<Uuid>,
-    /// Servers by name, each `{"url",...}` or `{"command","args","env"}`; the agent's own `.mcp.json` stays in force.
+    /// Servers by name, each `{"url",...}` or `{"command","args","env"}`. The agent's `.mcp.json`
+    /// stays in force.
     #[serde(deserialize_with = "raw_map")]
     pub mcp_servers: RawObject,
     pub permission_mode: PermissionMode,
@@ -52,14 +54,15 @@ impl std::fmt::Debug for LaunchOptions {
     }
 }
 
-/// Who decides whether a tool may run (contract §5).
+/// Who decides whether a tool may run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PermissionMode {
     /// Everything may run: the sandbox is the boundary.
     #[default]
     BypassPermissions,
-    /// The agent's `.claude/settings.json` decides, its `permissions.defaultMode` included; the rest is denied.
+    /// The agent's `.claude/settings.json` decides, including `permissions.defaultMode`; the rest
+    /// is denied.
     PermissionsByAgent,
     /// claude's default rules and the session's lists decide; the rest is denied.
     Default,
@@ -82,23 +85,23 @@ impl std::str::FromStr for PermissionMode {
     }
 }
 
-/// What only a flag can set (measured: no control request does): a message that asks for another value needs a new
-/// process with [`Conversation::Resumed`].
+/// Options that no control request can change. A message with other values needs a new process with
+/// [`Conversation::Resumed`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ProcessFlags {
-    /// Model calls of one turn; past it the turn ends with `error_max_turns`.
+    /// Model calls of one turn. Above it the turn ends with `error_max_turns`.
     pub max_turns: Option<u32>,
-    /// US dollars since the process started; past it the turn ends with `error_max_budget_usd`.
+    /// US dollars since the process started. Above it the turn ends with `error_max_budget_usd`.
     pub max_budget_usd: Option<f64>,
-    /// The answer comes as `structured_output` of the result.
+    /// The answer is the `structured_output` of the result.
     pub json_schema: Option<RawJson>,
 }
 
-/// Which conversation the process has.
+/// The conversation of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conversation {
-    /// A blank one. claude exits when one with that id exists.
+    /// A new one. claude exits when one with that id exists.
     New(Uuid),
     /// The one with that id. claude ends its first turn with an error when there is none.
     Resumed(Uuid),
@@ -107,7 +110,8 @@ pub enum Conversation {
 }
 
 impl LaunchOptions {
-    /// Checks what would make the start fail, in words for the client. `Err` names the field.
+    /// Checks what would make the start fail. `Err` is a message for the client that names the
+    /// field.
     pub fn check(&self) -> Result<(), String> {
         if let Some(subagents) = &self.subagents
             && !subagents.is_object()
@@ -127,14 +131,15 @@ impl LaunchOptions {
                 return Err(format!("{field} must not contain a NUL character"));
             }
             if arg.len() > MAX_ARG_BYTES {
-                return Err(format!("{field} is too long: {} bytes, at most {MAX_ARG_BYTES} fit", arg.len()));
+                return Err(format!("{field} is too long: {} bytes, maximum {MAX_ARG_BYTES}", arg.len()));
             }
         }
         Ok(())
     }
 }
 
-/// The command line. Values are bound with `=`, so that none of them, being the client's, is ever read as an option.
+/// The command line. Values are bound with `=`, so that claude never reads a client's value as an
+/// option.
 pub fn argv(binary: &str, options: &LaunchOptions, conversation: Conversation, flags: &ProcessFlags) -> Vec<String> {
     let mut argv: Vec<String> = [
         binary,
@@ -142,9 +147,9 @@ pub fn argv(binary: &str, options: &LaunchOptions, conversation: Conversation, f
         "--input-format=stream-json",
         "--output-format=stream-json",
         "--verbose",
-        // There is no request that switches them on for one turn, so they are always on and filtered by the reader.
+        // No request switches this on for one turn, so it is always on and the reader filters.
         "--include-partial-messages",
-        // Otherwise a resumed conversation keeps the system prompt it began with.
+        // Otherwise a resumed conversation keeps its first system prompt.
         "--system-prompt-snapshot=off",
     ]
     .map(str::to_owned)
@@ -153,7 +158,7 @@ pub fn argv(binary: &str, options: &LaunchOptions, conversation: Conversation, f
 
     match options.permission_mode {
         PermissionMode::BypassPermissions => flag("permission-mode", "bypassPermissions"),
-        // Asked over stdio, claude hears from us why a tool is denied; see `permissions`.
+        // With stdio, ashd tells claude why a tool is denied; see `permissions`.
         PermissionMode::PermissionsByAgent => flag("permission-prompt-tool", "stdio"),
         PermissionMode::Default => {
             flag("permission-mode", "default");
@@ -168,7 +173,7 @@ pub fn argv(binary: &str, options: &LaunchOptions, conversation: Conversation, f
     }
     let disallowed: Vec<&str> = options.disallowed_tools.iter().map(String::as_str).chain(WAKE_UPS).collect();
     flag("disallowedTools", &disallowed.join(","));
-    // Unlike the tools, betas are not split at commas.
+    // Unlike tools, betas are not split at commas.
     for beta in &options.betas {
         flag("betas", beta);
     }
@@ -202,8 +207,8 @@ pub fn argv(binary: &str, options: &LaunchOptions, conversation: Conversation, f
     argv
 }
 
-/// claude wants a `type` beside a `url`; the contract's servers have none, and `http` is what a plain URL means. Nothing
-/// else of a server is touched.
+/// Adds `"type":"http"` to servers with a `url` and no `type`: claude requires it. Changes nothing
+/// else.
 fn mcp_servers(servers: &RawObject) -> String {
     let mut json = String::from(r#"{"mcpServers":{"#);
     for (n, (name, server)) in servers.iter().enumerate() {

@@ -1,25 +1,27 @@
-//! Agents that claude says work beside its turns: while they do, the session may ask the model and is not idle.
+//! Background agents that claude reports. While they run, the session may ask the model and is not
+//! idle.
 //!
-//! claude says so on its stdout, where a payload can write as well. So the time is bounded: `limits.turnMs` from the first such line
-//! after a turn; only a turn begins it anew. After that the model is closed to them until the next turn, and the session is
-//! idle as any other.
+//! The report comes on stdout, which the payload can forge. The time is therefore bounded:
+//! `limits.turnMs` from the first such line after a turn. Only a turn restarts it. Afterwards the
+//! model is closed until the next turn, and the session is idle.
 
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-/// What claude said last, and until when it counts.
+/// claude's last report, and how long it counts.
 #[derive(Debug, Default)]
 pub struct Background {
-    /// Keeps what the work holds; ends at `until`. There exactly while claude says that agents work.
+    /// Owns what the work holds and drops it at `until`. `Some` exactly while claude reports
+    /// agents.
     keeper: Option<JoinHandle<()>>,
     /// End of the time that began with the first line after a turn.
     until: Option<Instant>,
 }
 
 impl Background {
-    /// claude says whether agents work. `hold` makes what is kept meanwhile, for `longest` at most.
+    /// Stores claude's report. `hold` creates what is held meanwhile, for `longest` at most.
     pub fn set<H: Send + 'static>(&mut self, works: bool, longest: Duration, hold: impl FnOnce() -> H) {
         if works == self.said() {
             return;
@@ -37,7 +39,7 @@ impl Background {
         }
     }
 
-    /// A turn begins: the time of what works beside it begins anew.
+    /// A turn begins: restarts the time.
     pub fn turn<H: Send + 'static>(&mut self, longest: Duration, hold: impl FnOnce() -> H) {
         let works = self.said();
         self.end();
@@ -45,12 +47,12 @@ impl Background {
         self.set(works, longest, hold);
     }
 
-    /// Whether claude says that agents work.
+    /// Whether claude reports working agents.
     pub fn said(&self) -> bool {
         self.keeper.is_some()
     }
 
-    /// Whether what it says counts.
+    /// Whether the report still counts.
     pub fn works(&self) -> bool {
         self.said() && self.until.is_some_and(|until| until > Instant::now())
     }
@@ -76,7 +78,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    /// How many still hold something, as soon as the keepers have had their turn.
+    /// Waits until `wanted` clones still exist.
     async fn held_by(held: &Arc<()>, wanted: usize) -> bool {
         for _ in 0..1000 {
             if Arc::strong_count(held) - 1 == wanted {
@@ -95,16 +97,16 @@ mod tests {
         let begin = Instant::now();
         background.set(true, longest, || Arc::clone(&held));
         while background.works() {
-            assert!(begin.elapsed() < Duration::from_secs(10), "its time ends");
+            assert!(begin.elapsed() < Duration::from_secs(10), "the time ends");
             background.set(false, longest, || Arc::clone(&held));
             assert!(!background.works() && held_by(&held, 0).await);
             background.set(true, longest, || Arc::clone(&held));
         }
         assert!(begin.elapsed() >= longest && held_by(&held, 0).await);
-        assert!(background.said(), "what claude says and what counts are two things");
+        assert!(background.said(), "the report stays after its time");
         background.set(false, LONG, || Arc::clone(&held));
         background.set(true, LONG, || Arc::clone(&held));
-        assert!(!background.works() && Arc::strong_count(&held) == 1, "no line makes it longer");
+        assert!(!background.works() && Arc::strong_count(&held) == 1, "no line extends it");
     }
 
     #[tokio::test]

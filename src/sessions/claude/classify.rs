@@ -1,13 +1,13 @@
 //! What one line of claude's stdout means to the driver and to the database.
 //!
 //! ```text
-//!                    +--> kind       what the driver acts on (a turn begins, a turn ends, claude asks, claude answers)
-//! line --classify--> +--> messages   at most one row of the history: the raw line (contract §5, "the raw SDK message")
+//!                    +--> kind       what the driver acts on (turn begins, turn ends, request, response)
+//! line --classify--> +--> messages   at most one row of the history: the raw line
 //!                    +--> events     rows of the timeline, from complete messages only
-//!                    +--> usage      results and their time (result lines), tool calls (assistant lines); to be summed up
+//!                    +--> usage      results and their time (result lines), tool calls (assistant lines)
 //! ```
 //!
-//! The payload can write to that file as well: a forged line can lie about its own session, and nothing else.
+//! The payload can write to that file as well: a forged line can lie about its own session only.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -22,31 +22,31 @@ use crate::sessions::claude::omitted::marked;
 use crate::store::{Role, Text, Usage};
 use ash_model::raw::{elements, members};
 
-/// Tool calls whose name is remembered until their result comes. Past it the oldest is forgotten: its `tool_result`
-/// has an empty `toolName`.
+/// Tool calls whose name is kept until their result comes. Above it the oldest is dropped, and its
+/// `tool_result` has an empty `toolName`.
 const REMEMBERED_TOOLS: usize = 256;
-/// Content blocks of one line that become events of the timeline and frames of their own. claude writes one a line. The
-/// message itself, in the stream and in the history, has all of them.
+/// Content blocks of one line that become timeline events and frames. claude writes one per line.
+/// The message itself, in the stream and in the history, has all of them.
 pub const BLOCKS: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Classified {
     pub kind: Kind,
     pub messages: Option<(Role, Text)>,
-    /// (type, data as JSON): only the types of contract §5.
+    /// (type, data as JSON). Only the timeline types of the API.
     pub events: Vec<(&'static str, Text)>,
     pub usage: Option<Usage>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Kind {
-    /// Comes at the start of *every* turn, asked for or not, and never before the first input: no sign of readiness.
+    /// Comes at the start of every turn, never before the first input: no sign of readiness.
     SystemInit {
         model: Option<String>,
         /// claude's id of the conversation.
         conversation: Option<Uuid>,
     },
-    /// The work that claude goes on with beside and after its turns: how many agents there are now.
+    /// Number of background agents that work now.
     Background {
         agents: usize,
     },
@@ -64,31 +64,32 @@ pub enum Kind {
     /// The end of a turn. Its line does not begin with its type.
     Result(TurnResult),
     StreamEvent,
-    /// claude's answer to a control request of ours.
+    /// claude's answer to one of ashd's control requests.
     ControlResponse {
         request_id: String,
         ok: bool,
         error: Option<String>,
     },
-    /// claude asks. `raw` is the whole line, to answer from ([`super::answer_permission`]).
+    /// A request of claude. `raw` is the whole line, from which [`super::answer_permission`]
+    /// answers.
     ControlRequest {
         request_id: String,
         subtype: String,
         raw: String,
     },
-    /// What became of the message with this uuid: `state` is queued, started, then (after the turn's result)
+    /// State of the message with this uuid: queued, started, then (after the turn's result)
     /// completed or cancelled.
     CommandLifecycle {
         command: String,
         state: String,
     },
-    /// Of a type that nothing here acts on. It is passed on all the same.
+    /// Any other type. It is passed on.
     Other,
-    /// Not one JSON object in UTF-8: forged, or a library's print. It is never passed on.
+    /// Not one JSON object in UTF-8: forged, or output of a library. It is never passed on.
     NotJson,
 }
 
-/// Classifies line after line, and remembers which tool a call id belongs to, since a tool's result does not name it.
+/// Classifies line after line. Remembers the name of each tool call, which a tool's result lacks.
 #[derive(Debug, Default)]
 pub struct Classifier {
     names: HashMap<String, String>,
@@ -102,7 +103,7 @@ pub fn classify(line: &[u8]) -> Classified {
 
 impl Classifier {
     pub fn classify(&mut self, line: &[u8]) -> Classified {
-        // The most frequent line by far says nothing here; the full look is for the readers of it.
+        // By far the most frequent line; only the readers parse it.
         if line.starts_with(STREAM_EVENT) {
             return Classified::nothing(Kind::StreamEvent);
         }
@@ -130,8 +131,8 @@ impl Classifier {
         }
     }
 
-    /// A line that is too long to be held: `abridged` is what [`crate::sessions::stream::abridge`] has left of it, and the events made of it have
-    /// the same mark. A request of claude's in it cannot be answered from what is left, so its `raw` is empty.
+    /// A line too long to hold: `abridged` is what [`crate::sessions::stream::abridge`] kept of it.
+    /// Its events carry the same mark. A request in it cannot be answered, so its `raw` is empty.
     pub fn classify_abridged(&mut self, abridged: &[u8]) -> Classified {
         let mut classified = self.classify(abridged);
         let mut mark = None;
@@ -184,7 +185,7 @@ impl Classifier {
             results += usize::from(block.kind() == "tool_result");
             results < 2
         });
-        // `tool_use_result` belongs to the line; with several results in it nobody can say to which.
+        // `tool_use_result` belongs to the line; with several results its owner is ambiguous.
         let output = line.tool_use_result.filter(|_| results == 1);
         let mut events = Vec::new();
         line.each_block(|block| {
@@ -218,7 +219,7 @@ impl Classifier {
     }
 
     fn remember(&mut self, id: String, name: String) {
-        // As JSON texts. A name is hostile text too; no tool has one this long.
+        // As JSON text. Names may be hostile; no real tool has one this long.
         if id.len() > 256 || name.len() > 256 || self.names.insert(id.clone(), name).is_some() {
             return;
         }
@@ -231,7 +232,7 @@ impl Classifier {
     }
 }
 
-/// How every stream event of claude begins. A line that spells the same differently takes the slow way.
+/// How claude writes every stream event. A line spelled differently takes the slow path.
 pub const STREAM_EVENT: &[u8] = br#"{"type":"stream_event""#;
 
 impl Classified {
@@ -243,7 +244,7 @@ impl Classified {
 /// The JSON text of the empty string.
 const EMPTY: &str = "\"\"";
 
-/// An object of parts that are JSON texts; they are copied, never read. `None` is null.
+/// An object of JSON texts, which are copied unread. `None` is null.
 fn object(members: &[(&str, Option<&str>)]) -> Text {
     let part = |(name, value): &(&str, Option<&str>)| name.len() + value.map_or(4, str::len) + 4;
     let mut json = String::with_capacity(2 + members.iter().map(part).sum::<usize>());
@@ -261,7 +262,7 @@ fn uuid(value: Option<&RawValue>) -> Option<Uuid> {
     string(value)?.parse().ok()
 }
 
-/// A tool's content as the text of a JSON string: a string as it is, of blocks their texts, one below the other.
+/// A tool's content as a JSON string: a string unchanged, of blocks their texts joined by newlines.
 fn content_text(content: Option<&RawValue>) -> String {
     if let Some(text) = quoted(content) {
         return text.to_owned();
@@ -291,7 +292,7 @@ fn result(line: &Line<'_>, text: &str) -> Classified {
     Classified { kind: Kind::Result(turn), messages: Some((Role::Assistant, text.into())), events, usage: Some(usage) }
 }
 
-/// Only agents ask the model; a command in the background is no reason to admit requests.
+/// Only agents ask the model; a background command is no reason to admit requests.
 fn background(line: &Line<'_>) -> Kind {
     let Some(tasks) = line.tasks.filter(|tasks| tasks.get().starts_with('[')) else { return Kind::Other };
     let mut agents = 0;
@@ -313,7 +314,7 @@ fn control_response(line: &Line<'_>) -> Kind {
             error: member(response, "error")
                 .filter(|error| error.get() != "null")
                 .map(|error| string(Some(error)).unwrap_or_else(|| error.get().to_owned()))
-                // It goes into the journal.
+                // Bounded, because it is logged.
                 .map(|error| error.chars().take(1000).collect()),
         },
         _ => Kind::Other,

@@ -1,5 +1,5 @@
-//! The lines in `testdata/` are claude 2.1.330's own, of runs against a stand-in of the Messages API; only the long
-//! lists of the init message and of the answer to `initialize` are emptied.
+//! The lines in `testdata/` are recorded from claude 2.1.330 against a stand-in of the Messages
+//! API. The long lists of the init message and of the answer to `initialize` are emptied.
 
 use serde_json::Value;
 
@@ -61,7 +61,7 @@ fn a_turn_with_a_tool_makes_its_timeline() {
     let used = classified.iter().filter_map(|c| c.usage.as_ref());
     let (tokens, results, calls) = used
         .fold((0, 0, 0), |sum, u| (sum.0 + u.input_tokens + u.output_tokens, sum.1 + u.messages, sum.2 + u.tool_calls));
-    assert_eq!((tokens, results, calls), (0, 2, 1), "tokens are the gateway's to count");
+    assert_eq!((tokens, results, calls), (0, 2, 1), "the gateway counts tokens");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn an_interrupted_turn_is_told_apart_and_counted() {
         })
         .collect();
     assert!(answers.starts_with(&[("i1", true), ("int1", true), ("m", true), ("m2", true)]), "{answers:?}");
-    // What claude prints about a new model is shown and not kept.
+    // What claude prints about a new model is shown and not stored.
     let replays: Vec<_> = classified.iter().filter(|c| c.kind == Kind::User { replay: true }).collect();
     assert_eq!(replays.len(), 2);
     assert!(replays.iter().all(|c| c.messages.is_none() && c.events.is_empty()));
@@ -146,7 +146,7 @@ fn agents_in_the_background_are_told_apart_from_commands() {
     {
         assert_eq!(classify(line(types).as_bytes()).kind, Kind::Background { agents }, "{types:?}");
     }
-    // Tasks are counted one by one and not kept: their number has no bound of its own beside the line's.
+    // Tasks are counted, not collected: only the line bounds their number.
     let huge = line(&vec!["local_agent"; 10_000]);
     assert_eq!(classify(huge.as_bytes()).kind, Kind::Background { agents: 10_000 });
     assert_eq!(classify(br#"{"type":"system","subtype":"background_tasks_changed"}"#).kind, Kind::Other);
@@ -225,7 +225,7 @@ fn what_cannot_be_understood_takes_nothing_else_of_its_line_with_it() {
         deep.as_str(),
     ];
     for odd in odd {
-        // The input of a tool goes into the timeline as it came.
+        // A tool's input goes into the timeline unchanged.
         let line = format!(
             r#"{{"type":"assistant","message":{{"id":"m","content":[{{"type":"text","text":"a"}},{{"type":"tool_use","id":"t","name":"N","input":{odd}}},{{"type":"text","text":"b"}}]}}}}"#
         );
@@ -247,11 +247,11 @@ fn what_cannot_be_understood_takes_nothing_else_of_its_line_with_it() {
             assert!(result.is_error && result.failure().is_some(), "{field}");
             let usage = classified.usage.as_ref().expect("usage");
             let expected = Usage { compute_ms: 5, messages: 1, ..Usage::default() };
-            assert_eq!(*usage, expected, "{field}: tokens are the gateway's to count");
+            assert_eq!(*usage, expected, "{field}: the gateway counts tokens");
             assert_eq!(classified.events.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), ["error", "turn_complete"]);
         }
 
-        // A request of claude's is answered with its own input.
+        // A request is answered with its own input.
         let request = format!(
             r#"{{"type":"control_request","request_id":"r","request":{{"subtype":"can_use_tool","tool_name":"T","input":{odd}}}}}"#
         );
@@ -268,7 +268,7 @@ fn a_lone_surrogate_leaves_the_result_of_a_turn_what_it_is() {
     let classified = classify(line.as_bytes());
     let Kind::Result(result) = classified.kind else { panic!() };
     assert_eq!(result.failure().as_deref(), Some("API Error: \u{FFFD}"));
-    assert_eq!(classified.usage, Some(Usage { messages: 1, ..Usage::default() }), "tokens are the gateway's to count");
+    assert_eq!(classified.usage, Some(Usage { messages: 1, ..Usage::default() }), "the gateway counts tokens");
     assert_eq!(&*classified.events[1].1, r#"{"numTurns":3,"result":"API Error: \ud99c"}"#);
 }
 
@@ -314,7 +314,7 @@ fn a_request_that_is_abridged_is_refused() {
 }
 
 proptest::proptest! {
-    /// Whatever a line holds: nothing panics, and what is noted for the timeline is JSON.
+    /// For any line: no panic, and timeline data is JSON.
     #[test]
     fn no_line_breaks_the_classifier(
         kind in "(assistant|user|result|system|control_request|control_response|command_lifecycle)",

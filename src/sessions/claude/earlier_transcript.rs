@@ -1,6 +1,5 @@
-//! A conversation that was not claude's, as claude's own record of one: a session that begins with it continues from there.
-//!
-//! Measured with the real claude: it sends the messages of such a record to the model in their order, before the new one.
+//! Writes an earlier conversation as claude's own record, so that a session continues from it.
+//! claude sends its messages to the model in their order, before the new one.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -29,10 +28,11 @@ pub struct Said {
     pub content: String,
 }
 
-/// Writes the record of a session whose sandbox is not made yet, so that its first process resumes it. Blocks.
+/// Writes the record before the session's sandbox exists, so that its first process resumes it.
+/// Blocks.
 ///
 /// # Errors
-/// What the disk answers; `AlreadyExists` when there is a record.
+/// I/O errors; `AlreadyExists` when there is a record.
 pub fn write(home: &Path, id: Uuid, earlier: &[Said]) -> io::Result<()> {
     make_dir(&home.join(".claude/projects/-workspace"))?;
     let dir = project(home)?;
@@ -101,6 +101,6 @@ mod tests {
         assert!(lines[0]["parentUuid"].is_null() && lines[1]["parentUuid"] == lines[0]["uuid"]);
         assert!(lines.iter().all(|line| line["sessionId"] == id.to_string() && line["cwd"] == "/workspace"));
         let again = write(home.path(), id, &earlier).unwrap_err();
-        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists, "a conversation is never written over");
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists, "a conversation is never overwritten");
     }
 }

@@ -1,10 +1,10 @@
-//! The environment of a claude process: built from nothing. What ashd's own environment holds never gets in.
+//! The environment of a claude process, built from nothing. Variables of ashd itself never get in.
 //!
-//! | who wins | variables |
+//! | source | variables |
 //! |---|---|
 //! | the client (agent, credential, extraEnv) | everything not named below |
-//! | fixed | where the model is, whose conversation it is, no traffic beside the model: a client's value is refused |
-//! | lifted out | the client's own model key: it goes to the gateway, the sandbox sees the session's token |
+//! | fixed | model URL, session ids, no traffic beside the model: a client's value is refused |
+//! | removed | the client's model key: the gateway gets it, the sandbox gets the session's token |
 
 use std::collections::BTreeMap;
 
@@ -15,21 +15,21 @@ use crate::store::Session;
 use ash_model::Variables;
 use ash_protocol::init::MODEL_PORT;
 
-/// A client's own key for the model, in the order in which claude prefers them.
+/// A client's model key, in the order in which claude prefers them.
 pub const MODEL_KEYS: [&str; 2] = ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"];
 
 /// The shell of claude's Bash tool, written by [`ash_model::processes`].
 const SHELL_OF_TOOLS: &str = ash_model::processes::SHELL;
 
-/// Home of the payload inside the sandbox.
+/// Home of the payload in the sandbox.
 pub const HOME: &str = "/home/agent";
 
-/// What [`environment`] makes of the session's variables.
+/// Result of [`environment`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Environment {
     /// For the process, sorted by name.
     pub vars: Vec<(String, String)>,
-    /// The client's own model key, for the gateway (`Register.key`); it is not in `vars`.
+    /// The client's model key, for the gateway (`Register.key`); not in `vars`.
     pub key: Option<String>,
 }
 
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Environment {
     }
 }
 
-/// Whose process it is; it can read that in its environment.
+/// Owner of the process, visible in its environment.
 #[derive(Clone, Copy, Debug)]
 pub struct Whose<'a> {
     pub session: Uuid,
@@ -54,19 +54,19 @@ impl<'a> Whose<'a> {
     }
 }
 
-/// The client's own key for the model, which takes the place of the host's.
+/// The client's model key, used instead of the host's.
 #[must_use]
 pub fn own_key(session: &Variables) -> Option<String> {
     MODEL_KEYS.iter().filter_map(|name| session.get(*name)).find(|key| !key.is_empty()).cloned()
 }
 
-/// The whole environment of a process of a session: claude, a command, a script of the agent. `token` is the session's, which the
-/// gateway knows; `session` are the session's merged variables, checked when they came in (what an earlier version accepted is
-/// overridden here).
+/// The complete environment of a process of a session: claude, a command, a script of the agent.
+/// `token` identifies the session to the gateway. `session` holds the merged variables, checked on
+/// input; fixed ones override what an earlier version accepted.
 #[must_use]
 pub fn environment(session: &Variables, whose: &Whose<'_>, token: &str) -> Environment {
     let defaults = [
-        // Leaves a part of the session's processes to claude itself (`docs/limits.md`).
+        // Reserves a part of the session's processes for claude itself (`docs/limits.md`).
         ("CLAUDE_CODE_SHELL", SHELL_OF_TOOLS),
         ("LANG", "C.UTF-8"),
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
@@ -81,9 +81,10 @@ pub fn environment(session: &Variables, whose: &Whose<'_>, token: &str) -> Envir
         ("ASH_AGENT_NAME", whose.agent),
         ("ASH_SESSION_ID", id.as_str()),
         ("ASH_WORKSPACE_DIR", "/workspace"),
-        // A session that is idle is frozen: what was scheduled would not happen.
+        // An idle session is frozen: scheduled work would not happen.
         ("CLAUDE_CODE_DISABLE_CRON", "1"),
-        // Without these claude tries hosts that an empty network cannot reach, and waits for them.
+        // Without these claude contacts hosts that an empty network cannot reach, and waits for
+        // them.
         ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
         ("DISABLE_AUTOUPDATER", "1"),
         ("DISABLE_ERROR_REPORTING", "1"),
@@ -100,7 +101,7 @@ pub fn environment(session: &Variables, whose: &Whose<'_>, token: &str) -> Envir
     Environment { vars: vars.into_iter().collect(), key: own_key(session) }
 }
 
-/// The same for claude itself, as its options ask for it.
+/// The environment of claude, with the variables of its options.
 #[must_use]
 pub fn environment_of_claude(options: &LaunchOptions, whose: &Whose<'_>, token: &str) -> Environment {
     const NO_CLAUDE_MD: &str = "CLAUDE_CODE_DISABLE_CLAUDE_MDS";

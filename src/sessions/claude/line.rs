@@ -1,6 +1,6 @@
-//! One line of claude's stdout, parsed as far as routing needs and no further: every field stays the raw text it was,
-//! so that passing a part on never re-serialises it, and nothing in it (a lone surrogate, a huge number, deep nesting) can
-//! make the rest of the line unreadable.
+//! One line of claude's stdout, parsed only as far as routing needs. Every field stays raw text:
+//! passing a part on never re-serialises it, and no content (a lone surrogate, a huge number, deep
+//! nesting) makes the rest of the line unreadable.
 
 use std::borrow::Cow;
 
@@ -8,10 +8,10 @@ use serde_json::value::RawValue;
 
 use ash_model::raw::{elements, members, text};
 
-/// A line that is one JSON object. Fields that routing does not need are validated and skipped; of a field that is there
-/// twice the last counts, as for claude's own clients.
+/// A line that is one JSON object. Fields that routing does not need are validated and skipped. Of
+/// a repeated field the last counts, as for claude's own clients.
 ///
-/// The payload can write to stdout too, so nothing is trusted: a field of an unexpected type is treated as absent.
+/// The payload can write to stdout too: a field of an unexpected type counts as absent.
 #[derive(Debug, Default)]
 pub struct Line<'a> {
     kind: Option<&'a RawValue>,
@@ -32,7 +32,7 @@ pub struct Line<'a> {
     is_replay: Option<&'a RawValue>,
 }
 
-/// A line's bytes as text. JSON is UTF-8; bytes that are not become U+FFFD, so that the rest of the line is not lost.
+/// A line's bytes as text. Invalid UTF-8 becomes U+FFFD, so that the rest of the line is not lost.
 pub fn utf8(line: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(line)
 }
@@ -76,13 +76,13 @@ impl<'a> Line<'a> {
         plain(self.subtype)
     }
 
-    /// A user message that claude repeats (from the client or the history): shown, but it tells nothing new.
+    /// A user message that claude repeats (from the client or the history): shown, not stored.
     pub fn is_replay(&self) -> bool {
         is_true(self.is_replay)
     }
 
-    /// Calls `each` with the blocks of `message.content` until it answers `false`; there are none when the content is a
-    /// plain string. Blocks are not collected: a line of a few MiB can hold a million of them.
+    /// Calls `each` with the blocks of `message.content` until it returns `false`. Plain string
+    /// content has none. Blocks are not collected: a line of a few MiB can hold a million.
     pub fn each_block(&self, mut each: impl FnMut(Block<'a>) -> bool) {
         let Some(content) = self.message.and_then(|message| member(message, "content")) else { return };
         elements(content.get(), |raw| Block::read(raw).is_none_or(&mut each));
@@ -130,7 +130,7 @@ impl<'a> Block<'a> {
     }
 }
 
-/// The member of an object with this name; `None` for anything else.
+/// The object's member with this name; `None` for anything else.
 pub fn member<'a>(raw: &'a RawValue, name: &str) -> Option<&'a RawValue> {
     let mut found = None;
     let whole = members(raw.get(), |key, value| {
@@ -141,7 +141,7 @@ pub fn member<'a>(raw: &'a RawValue, name: &str) -> Option<&'a RawValue> {
     found.filter(|_| whole)
 }
 
-/// The characters of a JSON string that needs no unescaping, as protocol words do not; else the empty string.
+/// The content of a JSON string without escapes, as protocol words are; else the empty string.
 pub fn plain(raw: Option<&RawValue>) -> &str {
     let text = raw.map_or("", RawValue::get);
     text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).filter(|t| !t.contains('\\')).unwrap_or("")
@@ -152,7 +152,7 @@ pub fn string(raw: Option<&RawValue>) -> Option<String> {
     raw.and_then(text).map(Cow::into_owned)
 }
 
-/// The text of a JSON string as it stands, quotes included; `None` for anything else.
+/// The raw text of a JSON string, quotes included; `None` for anything else.
 pub fn quoted(raw: Option<&RawValue>) -> Option<&str> {
     raw.map(RawValue::get).filter(|text| text.starts_with('"'))
 }

@@ -1,4 +1,4 @@
-//! A client's message, kept as the text it came as.
+//! A client's message, kept as the original text.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -11,11 +11,11 @@ use ash_model::raw::{members, on_one_line};
 
 const HEAD: &str = r#"{"type":"user","content":"#;
 
-/// The message as the history has it, `{"type":"user","content":...}`, on one line.
+/// The message as the history stores it, `{"type":"user","content":...}`, on one line.
 pub fn stored(content: &RawJson) -> Text {
     let mut json = String::with_capacity(HEAD.len() + content.get().len() + 1);
     json.push_str(HEAD);
-    // Line ends stand between tokens only.
+    // In valid JSON, line ends stand between tokens only.
     for part in content.get().split_inclusive(['\n', '\r']) {
         match part.strip_suffix(['\n', '\r']) {
             Some(line) => {
@@ -29,7 +29,7 @@ pub fn stored(content: &RawJson) -> Text {
     json.into()
 }
 
-/// The line for claude's stdin that a message becomes. It shares the content with the message as it is stored.
+/// A message's line for claude's stdin. Shares the content with the stored message.
 #[derive(Clone, Debug)]
 pub struct UserLine {
     stored: Text,
@@ -38,16 +38,16 @@ pub struct UserLine {
 }
 
 impl UserLine {
-    /// Of what [`stored`] has made. `uuid` comes back in `command_lifecycle` lines.
+    /// From the result of [`stored`]. `uuid` comes back in `command_lifecycle` lines.
     pub fn of(stored: Text, uuid: Uuid) -> Self {
         let content = HEAD.len()..stored.len() - 1;
         Self { stored, content, uuid }
     }
 
-    /// Of a row of the history, which an older ashd may have written.
+    /// From a row of the history, possibly written by an older ashd.
     ///
     /// # Errors
-    /// It is not a user's message.
+    /// The row is not a user's message.
     pub fn again(stored: Text, uuid: Uuid) -> Result<Self, String> {
         let mut content = None;
         members(&stored, |name, value| {
@@ -60,7 +60,7 @@ impl UserLine {
         Ok(Self { stored, content, uuid })
     }
 
-    /// Bytes, about.
+    /// Approximate bytes.
     pub fn len(&self) -> usize {
         self.content.len() + 256
     }
@@ -95,7 +95,7 @@ mod tests {
             line.write(&mut out).unwrap();
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
-        // As an ashd wrote it that sorted the names.
+        // An older ashd sorted the names.
         let older = UserLine::again(r#"{"content":"hi","type":"user"}"#.into(), uuid).unwrap();
         let mut out = Vec::new();
         older.write(&mut out).unwrap();

@@ -1,6 +1,7 @@
-//! How ashd talks with a Claude Code process: what it is started with, what is written to its stdin, and what its
-//! stdout lines say. Pure: nothing here does I/O. Measured with version 2.1.330; the traps each rule comes from are
-//! in `docs/streaming.md`.
+//! The protocol with a Claude Code process: how it starts, what goes to its stdin, what its stdout
+//! lines mean. Pure, except for the files in `transcript`, `earlier_transcript` and
+//! `process_record`. Measured with version 2.1.330; `docs/streaming.md` has the reasons of the
+//! rules.
 //!
 //! ```text
 //! LaunchOptions --argv()--> argv       Requests --> one line each, for stdin

@@ -1,8 +1,11 @@
-//! The one mark of everything in the history that is not as claude printed it: a member `omitted` at the end of the row's object.
+//! Marks history rows that differ from claude's output: a member `omitted` at the end of the
+//! object.
 //!
 //! ```text
-//!   a line or an event of more than 4 MiB  -> abridged ([`crate::sessions::stream::abridge`]): {"type":...,"result":"xxx [cut by ashd, N bytes]","omitted":{...}}
-//!   what a turn adds beyond its bound      -> one stub:                      {"type":"assistant","omitted":{...}}
+//!   a line or event of more than 4 MiB -> abridged ([`crate::sessions::stream::abridge`]):
+//!       {"type":...,"result":"xxx [cut by ashd, N bytes]","omitted":{...}}
+//!   what a turn adds beyond its bound  -> one stub:
+//!       {"type":"assistant","omitted":{...}}
 //! ```
 
 use serde_json::{Value, json};
@@ -10,26 +13,27 @@ use serde_json::{Value, json};
 use crate::sessions::stream::abridge::{Abridger, Bounds};
 
 /// Why a long line is abridged.
-pub const LONG_LINE: &str = "the line is longer than the history keeps";
+pub const LONG_LINE: &str = "the line exceeds the history limit of 4 MiB";
 
-/// The value of that member: how many bytes the line has, where it begins in the session's output, why something is missing, and
-/// where the whole line can be read while it is kept.
+/// The member's value: bytes of the line, its offset in the session's output, why something is
+/// missing, and where to read the whole line while it is kept.
 pub fn omitted(bytes: u64, offset: u64, why: &str) -> Value {
     json!({ "bytes": bytes, "outputOffset": offset, "reason": why, "readFrom": "GET /api/sessions/:id/stream" })
 }
 
-/// A JSON object with the member at its end. `omitted` is its JSON text.
+/// Appends the member to a JSON object. `omitted` is JSON text.
 pub fn marked(object: &str, omitted: &str) -> String {
     let open = object.trim_end().strip_suffix('}').unwrap_or("{");
     let comma = if open.trim_end().ends_with('{') { "" } else { "," };
     format!("{open}{comma}\"omitted\":{omitted}}}")
 }
 
-/// An object that is in memory, abridged; `None` when it is no object. `offset`: where its line begins in the session's output.
+/// Abridges a JSON object in memory; `None` when it is no object. `offset`: where its line begins
+/// in the session's output.
 pub fn abridged(object: &str, bounds: Bounds, offset: u64, why: &str) -> Option<String> {
     let mut abridger = Abridger::new(bounds);
     abridger.feed(object.as_bytes());
-    // Strings are cut between two characters, so nothing is lost here.
+    // Strings are cut between characters, so the conversion loses nothing.
     abridger.finish(offset, why).map(|kept| String::from_utf8_lossy(&kept).into_owned())
 }
 

@@ -1,5 +1,5 @@
-//! What ashd answers when claude asks whether a tool may run. Nobody can be asked through the API, so the session's
-//! `permissionMode` decides, and a refusal tells the model (and through it the user) what to change.
+//! Answers when claude asks whether a tool may run. The API has no user to ask, so the session's
+//! `permissionMode` decides. A refusal tells the model what to change.
 
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -9,22 +9,22 @@ use super::line::{Line, member, string};
 use super::requests::{InputLine, line, refuse_line};
 use ash_model::raw::on_one_line;
 
-/// The answer to a `control_request` of claude's (`raw` is its line, or empty when that was too long to be held). Every request gets one: an unanswered request
-/// holds the turn for ever.
+/// The answer to a `control_request` of claude. `raw` is its line, or empty when that was too long
+/// to hold. Every request gets an answer: an unanswered one blocks the turn forever.
 pub fn answer_permission(mode: PermissionMode, request_id: &str, raw: &str) -> InputLine {
     let unreadable = || refuse_line(request_id, "the request could not be read");
     if raw.is_empty() {
-        return refuse_line(request_id, "the request is larger than ashd reads (4 MiB)");
+        return refuse_line(request_id, "the request exceeds the limit of 4 MiB");
     }
     let Some(request) = Line::parse(raw).and_then(|line| line.request) else { return unreadable() };
     let Some(subtype) = string(member(request, "subtype")) else { return unreadable() };
     if subtype != "can_use_tool" {
-        return refuse_line(request_id, &format!("ashd does not answer \"{subtype}\""));
+        return refuse_line(request_id, &format!("ashd does not support \"{subtype}\" requests"));
     }
     let tool = string(member(request, "tool_name")).unwrap_or_default();
     let message = match mode {
         PermissionMode::BypassPermissions => {
-            // The input goes back as it came, whatever it holds.
+            // The input goes back unchanged.
             let input = member(request, "input").map_or("null", RawValue::get);
             let line = format!(
                 r#"{{"type":"control_response","response":{{"subtype":"success","request_id":{},"response":{{"behavior":"allow","updatedInput":{}}}}}}}"#,
@@ -53,7 +53,7 @@ pub fn answer_permission(mode: PermissionMode, request_id: &str, raw: &str) -> I
 }
 
 fn denied(tool: &str, way_out: &str) -> String {
-    format!("{tool} is not permitted in this session, and no person can be asked. To permit it: {way_out}.")
+    format!("{tool} is not permitted in this session, and there is no user to ask. To permit it, {way_out}.")
 }
 
 #[cfg(test)]

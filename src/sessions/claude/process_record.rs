@@ -1,4 +1,4 @@
-//! What must be known of a running claude by an ashd that did not start it: `<session>/process.json`.
+//! What a restarted ashd must know about a running claude: `<session>/process.json`.
 
 use std::io;
 
@@ -10,18 +10,18 @@ use crate::sessions::workspace::layout::{SessionDir, write_whole};
 /// Children of init below this number are claude processes; from it on, commands of `POST /exec`.
 pub const FIRST_EXEC_CHILD: u32 = 1 << 24;
 
-/// Written before the process is started, replaced with the next one.
+/// Written before each process starts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ProcessRecord {
-    /// What the sandbox shows the gateway in place of a key. A session keeps it for life: claude has it in its
-    /// environment, where a restarted ashd could not read it.
+    /// The session's token for the gateway, in place of a key. It never changes: claude has it in
+    /// its environment, which a restarted ashd cannot read.
     pub token: String,
     /// init's number of the newest claude.
     pub child: u32,
     /// What that claude was started with, beyond the session's own options.
     pub flags: ProcessFlags,
-    /// Whether agents of it work in the background, as far as it said.
+    /// Whether it last reported agents that work in the background.
     pub background: bool,
     /// Whether it reports on its messages (`command_lifecycle`).
     pub reports: bool,
@@ -41,29 +41,30 @@ impl ProcessRecord {
         write_whole(&dir.process(), &serde_json::to_vec(self)?)
     }
 
-    /// A token nobody can guess: 32 random bytes, base64url.
+    /// An unguessable token: 32 random bytes, base64url.
     pub fn new_token() -> String {
         use base64::Engine;
         let mut bytes = [0; 32];
-        getrandom::fill(&mut bytes).expect("the kernel gives random bytes once it has booted");
+        getrandom::fill(&mut bytes).expect("getrandom works once the kernel has booted");
         base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
     }
 }
 
-/// Numbers of messages on their way to claude's stdin. They only grow, so that init can tell a message it has from
-/// one it lacks: `turn << 32` is the message of that turn, what follows are the lines around it.
+/// Numbers of messages for claude's stdin. They only grow, so that init recognises a message it
+/// already has. `turn << 32` is the message of that turn; the numbers after it are the lines around
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageNumbers {
     last: u64,
 }
 
 impl MessageNumbers {
-    /// `accepted` is what init has already, `turn` the session's newest turn.
+    /// `accepted` is the newest number that init has, `turn` the session's newest turn.
     pub fn after(turn: i64, accepted: Option<u64>) -> Self {
         Self { last: accepted.unwrap_or(0).max(of_turn(turn)) }
     }
 
-    /// For a line that belongs to no turn's message.
+    /// For a line that is not a turn's message.
     pub fn line(&mut self) -> u64 {
         self.last += 1;
         self.last
@@ -92,7 +93,7 @@ mod tests {
         assert_eq!(numbers.turn(1), 1 << 32);
         assert_eq!(numbers.line(), (1 << 32) + 1, "a line within turn 1");
         assert_eq!(numbers.turn(2), 2 << 32);
-        // A restarted ashd goes on where init is.
+        // A restarted ashd continues after init's newest number.
         let mut again = MessageNumbers::after(2, Some((2 << 32) + 5));
         assert_eq!(again.line(), (2 << 32) + 6);
         // The turn's message was committed and not delivered: its number is still free.

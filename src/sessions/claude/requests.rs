@@ -1,11 +1,11 @@
-//! The lines ashd writes to claude's stdin. Each ends with its newline and is written whole or not at all: half a line
-//! makes claude exit.
+//! The lines ashd writes to claude's stdin. Each ends with a newline and is written whole or not at
+//! all: a partial line makes claude exit.
 
 use super::{LaunchOptions, MAX_ARG_BYTES};
 use ash_model::RawJson;
 use serde_json::{Map, Value, json};
 
-/// Bytes of a schema: it is an argument of the process, with its flag's name.
+/// Maximum bytes of a schema: it is one argument of the process, with the flag's name.
 const MAX_SCHEMA: usize = MAX_ARG_BYTES - "--json-schema=".len();
 
 /// One line for claude's stdin, newline included.
@@ -13,7 +13,7 @@ pub type InputLine = Vec<u8>;
 
 /// The first request. Its answer is the sign of readiness: claude prints nothing before.
 ///
-/// The system prompt goes in here and not on the command line, where 128 KiB is the kernel's limit for one argument.
+/// It carries the system prompt, because the kernel limits one argument to 128 KiB.
 pub fn initialize_line(request_id: &str, options: &LaunchOptions) -> InputLine {
     let mut request = Map::new();
     request.insert("subtype".into(), "initialize".into());
@@ -23,28 +23,29 @@ pub fn initialize_line(request_id: &str, options: &LaunchOptions) -> InputLine {
     control(request_id, Value::Object(request))
 }
 
-/// Ends the running turn; harmless when none runs. Its answer comes before the turn's `result`.
+/// Ends the running turn; harmless when none runs. The answer comes before the turn's `result`.
 pub fn interrupt_line(request_id: &str) -> InputLine {
     control(request_id, json!({ "subtype": "interrupt" }))
 }
 
-/// From the next model call on; `None` goes back to claude's default.
+/// Applies from the next model call on; `None` restores claude's default.
 pub fn set_model_line(request_id: &str, model: Option<&str>) -> InputLine {
     control(request_id, json!({ "subtype": "set_model", "model": model.unwrap_or("default") }))
 }
 
-/// `effort` as the client sent it (low, medium, high, ...); `null` takes it back.
+/// `effort` as the client sent it (low, medium, high, ...); `null` restores the default.
 pub fn set_effort_line(request_id: &str, effort: &Value) -> InputLine {
     control(request_id, json!({ "subtype": "apply_flag_settings", "settings": { "effortLevel": effort } }))
 }
 
-/// `None` takes the limit back. Models with adaptive thinking ignore it (seen with 2.1.330: answered, without effect).
+/// `None` removes the limit. Models with adaptive thinking ignore it.
 pub fn set_thinking_line(request_id: &str, max_tokens: Option<u64>) -> InputLine {
     control(request_id, json!({ "subtype": "set_max_thinking_tokens", "max_thinking_tokens": max_tokens }))
 }
 
-/// How many thinking tokens the `thinking` of a message asks for: a number, `{"type":"enabled","budget_tokens":n}`
-/// (the Messages API's form, also with `budgetTokens`), `{"type":"disabled"}` is 0, `{"type":"adaptive"}` no limit.
+/// Thinking tokens that the `thinking` of a message asks for: a number,
+/// `{"type":"enabled","budget_tokens":n}` (the Messages API's form, also with `budgetTokens`),
+/// `{"type":"disabled"}` is 0, `{"type":"adaptive"}` no limit.
 pub fn thinking_tokens(thinking: &Value) -> Result<Option<u64>, String> {
     const FORMS: &str = "thinking must be {\"type\":\"enabled\",\"budgetTokens\":n}, {\"type\":\"adaptive\"}, \
                          {\"type\":\"disabled\"} or a number of tokens";
@@ -62,7 +63,8 @@ pub fn thinking_tokens(thinking: &Value) -> Result<Option<u64>, String> {
     }
 }
 
-/// The JSON schema of a message's `outputFormat`: `{"type":"json_schema","schema":{...}}`, as the SDK has it.
+/// The JSON schema of a message's `outputFormat`: `{"type":"json_schema","schema":{...}}`, as in
+/// the SDK.
 pub fn output_schema(format: &RawJson) -> Result<RawJson, String> {
     const FORM: &str = "outputFormat must be {\"type\":\"json_schema\",\"schema\":{...}}";
     if format.member("type").is_none_or(|kind| kind.get() != "\"json_schema\"") {
@@ -71,12 +73,12 @@ pub fn output_schema(format: &RawJson) -> Result<RawJson, String> {
     let schema = format.member("schema").filter(|schema| schema.get().starts_with('{')).ok_or(FORM)?;
     if schema.get().len() > MAX_SCHEMA {
         let length = schema.get().len();
-        return Err(format!("outputFormat.schema is too long: {length} bytes, at most {MAX_SCHEMA} fit"));
+        return Err(format!("outputFormat.schema is too long: {length} bytes, maximum {MAX_SCHEMA}"));
     }
     RawJson::parse(schema.get()).map_err(|error| format!("outputFormat.schema: {error}"))
 }
 
-/// An answer to a control request of claude's that ashd does not know: refused, so that claude does not wait for ever.
+/// Refuses an unknown control request, so that claude does not wait forever.
 pub fn refuse_line(request_id: &str, why: &str) -> InputLine {
     line(&json!({
         "type": "control_response",
@@ -133,8 +135,8 @@ mod tests {
         }
     }
 
-    /// A6, <https://github.com/vllm-project/router/issues/186>, NVIDIA-NeMo/Switchyard#438: properties were sorted. Expected: the order
-    /// that was sent.
+    /// Properties keep the order that was sent:
+    /// <https://github.com/vllm-project/router/issues/186>.
     #[test]
     fn output_format_must_be_a_schema() {
         let raw = |text: &str| RawJson::parse(text).unwrap();

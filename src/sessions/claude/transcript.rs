@@ -1,8 +1,7 @@
-//! claude's own record of a conversation: `<home>/.claude/projects/-workspace/<session id>.jsonl`. It alone is enough to
-//! resume (measured), so its presence decides how a new process is started.
+//! claude's own record of a conversation: `<home>/.claude/projects/-workspace/<session id>.jsonl`.
+//! It is all that a resume needs, so its presence decides how a new process starts.
 //!
-//! It lies in the sandbox's home, so the payload may have replaced it or any directory above it: it is only ever
-//! reached without following links.
+//! The payload can replace it or any directory above it: no link is ever followed to it.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
@@ -13,26 +12,27 @@ use memchr::memmem;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use uuid::Uuid;
 
-/// claude names the directory after the working directory, `/` written as `-`.
+/// claude names the directory after the working directory, with `/` as `-`.
 const PROJECT: [&str; 3] = [".claude", "projects", "-workspace"];
 
-/// Whether this session's conversation is there to be resumed.
+/// Whether this session's conversation can be resumed.
 pub fn exists(home: &Path, id: Uuid) -> bool {
     open(home, id).is_ok()
 }
 
-/// Brings the conversation to the disk, which claude does not do; `first`: with the directories that it made for it. Blocks.
+/// Syncs the conversation to the disk, which claude does not do; `first`: also its new directories.
+/// Blocks.
 pub fn sync(home: &Path, id: Uuid, first: bool) -> io::Result<()> {
     let dirs = dirs(home)?;
     record(dirs.last().expect("home at least").as_fd(), id)?.sync_data()?;
-    // Later nothing in them changes, and a sync of what is clean still makes the disk empty its cache.
+    // Later they do not change. A sync of clean data still flushes the disk's cache.
     for dir in dirs.iter().filter(|_| first) {
         rustix::fs::fsync(dir)?;
     }
     Ok(())
 }
 
-/// The home and what is below it up to the record's directory.
+/// The home and the directories below it, up to the record's.
 fn dirs(home: &Path) -> io::Result<Vec<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut dirs = vec![rustix::fs::openat(CWD, home, flags, Mode::empty())?];
@@ -60,8 +60,8 @@ fn record(dir: BorrowedFd<'_>, id: Uuid) -> io::Result<File> {
     Ok(file.into())
 }
 
-/// Gives the conversation in `home` (a copy, nobody's yet) another session's id: a new record with the id replaced in
-/// every line, and the old one removed. `Ok(false)` when there is none.
+/// Changes the id of the conversation in `home`, a copy that no process uses: writes a new record
+/// with the id replaced in every line, and removes the old one. `Ok(false)` when there is none.
 pub fn rename(home: &Path, old: Uuid, new: Uuid) -> io::Result<bool> {
     let source = match open(home, old) {
         Ok(source) => source,
@@ -72,21 +72,22 @@ pub fn rename(home: &Path, old: Uuid, new: Uuid) -> io::Result<bool> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let target = rustix::fs::openat(dir.as_fd(), format!("{new}.jsonl"), flags, Mode::RUSR | Mode::WUSR)?;
     rewrite(source, BufWriter::new(File::from(target)), old, new)?;
-    // Large tool outputs lie in a directory named after the session; the record names them by path, so it stays as it is.
+    // Large tool outputs lie in a directory named after the session. The record refers to it by
+    // path, so it stays.
     rustix::fs::unlinkat(dir.as_fd(), format!("{old}.jsonl"), rustix::fs::AtFlags::empty())?;
     Ok(true)
 }
 
-/// Bytes that are copied at a time.
+/// Bytes copied at a time.
 const PIECE: usize = 256 << 10;
 
-/// Copies whole lines with `"sessionId":"<old>"` turned into the new id. A quote inside a text is written `\"` in JSON,
-/// so the pattern only matches fields. Lines may have any length; they are not held.
+/// Copies whole lines and replaces `"sessionId":"<old>"`. JSON escapes quotes inside texts, so the
+/// pattern matches fields only. Lines may have any length; they are not held.
 fn rewrite(mut from: impl Read + Seek, mut to: impl Write, old: Uuid, new: Uuid) -> io::Result<()> {
     let pattern = format!("\"sessionId\":\"{old}\"");
     let replacement = format!("\"sessionId\":\"{new}\"");
     let finder = memmem::Finder::new(&pattern);
-    // What stands behind the last line end was being written: it belongs to no finished turn.
+    // A partial last line belongs to no finished turn.
     let end = last_line_end(&mut from)?;
     from.seek(SeekFrom::Start(0))?;
     let mut from = from.take(end);
@@ -110,7 +111,7 @@ fn rewrite(mut from: impl Read + Seek, mut to: impl Write, old: Uuid, new: Uuid)
     }
 }
 
-/// The offset behind the last newline.
+/// The offset after the last newline.
 fn last_line_end(from: &mut (impl Read + Seek)) -> io::Result<u64> {
     let mut end = from.seek(SeekFrom::End(0))?;
     let mut piece = vec![0; PIECE];

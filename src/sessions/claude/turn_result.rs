@@ -1,4 +1,4 @@
-//! What a `result` line says about the turn that it ends.
+//! What a `result` line says about its turn.
 
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -6,17 +6,18 @@ use uuid::Uuid;
 use crate::store::Usage;
 use ash_model::raw::{elements, members, text};
 
-/// Milliseconds of the longest turn that is believed: 30 days. Sums of it stay numbers of SQLite's.
+/// Cap of a turn's reported milliseconds: 30 days. Keeps sums within SQLite's integers.
 const MOST_MS: f64 = 30.0 * 86_400_000.0;
 
-/// Read field by field, and a field of an unexpected type is absent: whatever a result holds, it ends the turn.
+/// Read field by field; a field of an unexpected type is absent. Any result ends the turn.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TurnResult {
-    /// success, error_during_execution, error_max_turns, error_max_budget_usd, error_max_structured_output_retries.
+    /// success, error_during_execution, error_max_turns, error_max_budget_usd,
+    /// error_max_structured_output_retries.
     pub subtype: String,
     /// Also true with subtype "success": an API error that ended the turn.
     pub is_error: bool,
-    /// The first 16 KiB of it.
+    /// Its first 16 KiB.
     pub result: Option<String>,
     pub errors: Vec<String>,
     pub num_turns: Option<u64>,
@@ -25,19 +26,19 @@ pub struct TurnResult {
     /// completed, api_error, aborted_streaming, aborted_tools, ...
     pub terminal_reason: Option<String>,
     pub api_error_status: Option<u16>,
-    /// The uuids of the messages that this turn answers. None: claude began it by itself.
+    /// The uuids of the messages that this turn answers. Empty: claude began the turn itself.
     pub user_messages: Vec<String>,
-    /// claude's id of the conversation that the turn was part of.
+    /// claude's id of the turn's conversation.
     pub conversation: Option<Uuid>,
 }
 
-/// Bytes of the texts that are kept of a result, to say why a turn failed. The whole text is in the history.
+/// Bytes kept of a result's texts, to say why a turn failed. The history has the whole text.
 const TEXT_BYTES: usize = 16 * 1024;
-/// Errors, and uuids of messages, that are kept of a result.
+/// Maximum errors, and message uuids, kept of a result.
 const LISTED: usize = 256;
 
 impl TurnResult {
-    /// The result, and that there was one and how long it took.
+    /// The result, and the usage it counts for: one result and its duration.
     pub(in crate::sessions) fn read(line: &str) -> (Self, Usage) {
         let mut result = Self::default();
         let mut duration = None;
@@ -55,7 +56,8 @@ impl TurnResult {
             "duration_ms" => duration = number(value),
             _ => {}
         });
-        // Its tokens are not taken from here: the payload can print what it likes. The gateway counts them.
+        // Tokens are not taken from here, because the payload can forge them. The gateway counts
+        // them.
         let compute_ms = duration.map_or(0, |ms| ms.clamp(0.0, MOST_MS) as u64);
         (result, Usage { compute_ms, messages: 1, ..Usage::default() })
     }
@@ -65,7 +67,7 @@ impl TurnResult {
         self.terminal_reason.as_deref().is_some_and(|reason| reason.starts_with("aborted"))
     }
 
-    /// Whether it names the messages that it answers, and this one is not among them. The message is a uuid.
+    /// Whether it names the messages that it answers, and `message` (a uuid) is not among them.
     pub fn is_of_others(&self, message: &str) -> bool {
         !self.user_messages.is_empty() && !self.user_messages.iter().any(|answered| answered == message)
     }
@@ -79,8 +81,8 @@ impl TurnResult {
         }
     }
 
-    /// Why the turn failed, in words for the client; `None` when it did not. An interrupted turn counts as failed here:
-    /// the driver knows whether that was asked for.
+    /// Why the turn failed, as a message for the client; `None` when it succeeded. An interrupted
+    /// turn counts as failed: the driver knows whether a client asked for it.
     pub fn failure(&self) -> Option<String> {
         if !self.is_error {
             return None;
@@ -91,8 +93,8 @@ impl TurnResult {
         let said = self.result.clone().filter(|text| !text.trim().is_empty());
         let listed = (!self.errors.is_empty()).then(|| self.errors.join("; "));
         Some(said.or(listed).unwrap_or_else(|| match self.subtype.as_str() {
-            "error_max_turns" => "the turn reached its limit of model calls (maxTurns)".to_owned(),
-            "error_max_budget_usd" => "the turn reached its limit of cost (maxBudgetUsd)".to_owned(),
+            "error_max_turns" => "the turn reached its model call limit (maxTurns)".to_owned(),
+            "error_max_budget_usd" => "the turn reached its cost limit (maxBudgetUsd)".to_owned(),
             other => format!("the turn ended with {other}"),
         }))
     }
@@ -108,7 +110,7 @@ fn shortened(value: &RawValue) -> Option<String> {
     Some(text[..end].to_owned())
 }
 
-/// The strings of a list, the first of them.
+/// The first strings of a list.
 fn texts(value: &RawValue) -> Vec<String> {
     let (mut list, mut bytes) = (Vec::new(), 0);
     elements(value.get(), |item| {
@@ -125,7 +127,7 @@ fn number(value: &RawValue) -> Option<f64> {
     value.get().parse::<f64>().ok().filter(|number| number.is_finite())
 }
 
-/// A count, however it is written (`12`, `12.0`, `1.2e1`); one past every bound is the largest.
+/// A count in any notation (`12`, `12.0`, `1.2e1`), saturating.
 fn whole(value: &RawValue) -> Option<u64> {
     let text = value.get();
     if let Ok(count) = text.parse() {

@@ -1,19 +1,19 @@
-//! Where turns begin and end in what claude prints. Pure.
+//! Where turns begin and end in claude's output. Pure.
 //!
 //! ```text
 //!                 message sent            "started"               result (of this message)
-//!      Idle ----------------------> Asked ---------> Asked, started ----------------------> Idle
-//!       |                            |   ^                                                   ^
-//!       |        a turn of claude's  v   | its result, or "started"                          |
-//!       |                           Foreign                                                  |
-//!       +--- system/init of its own ------> Unasked ---- result --------------------------+
+//!      Idle ----------------------> Asked ---------> Asked, started ------------------> Idle
+//!       |                            |   ^                                               ^
+//!       |        a turn of claude's  v   | its result, or "started"                      |
+//!       |                           Foreign                                              |
+//!       +--- system/init of its own ------> Unasked ---- result -------------------------+
 //! ```
 //!
-//! The traps (measured with 2.1.330): `system/init` comes at the start of every turn. A background task that ends, or a timer, wakes
-//! claude to a turn of its own, and that may happen when a message is on its way already: the lines of that turn are not those
-//! of the message. So once a process was seen to report on its messages (`command_lifecycle` with their uuid), what claude says before
-//! it reported our message as started is a turn of its own; and a result that names the messages it answers
-//! (`user_message_uuids`) ends no turn of another message.
+//! Every turn starts with `system/init`. A background task that ends, or a timer, makes claude
+//! begin a turn of its own, possibly while a message is on its way. The lines of that turn are not
+//! those of the message. So once a process reports on its messages (`command_lifecycle` with their
+//! uuid), all lines before "started" of our message belong to another turn. A result that names the
+//! messages it answers (`user_message_uuids`) ends no turn of another message.
 
 use uuid::Uuid;
 
@@ -34,17 +34,17 @@ enum Phase {
 /// What a line means for the turns of the session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// The line is the first of a turn that nobody asked for.
+    /// First line of an unasked turn.
     Began,
-    /// The line is the last of the turn that runs.
+    /// Last line of the running turn.
     Ended(TurnResult),
-    /// The line is the first of a turn of claude's own, before that of the message which waits.
+    /// First line of a turn of claude's own, before that of the waiting message.
     ForeignBegan,
-    /// The line is the last of that one (and, where it was not begun, the first).
+    /// Last line of that turn (and the first, where it was not begun).
     ForeignEnded(TurnResult),
-    /// claude is done with the message without having begun a turn: it cannot read it.
+    /// claude finished the message without a turn: it cannot read it.
     NotBegun,
-    /// claude took the message into its own turn: from the next line on it is the message's.
+    /// claude took the message into its own turn: from the next line on, it is the message's.
     ForeignBecameOurs,
 }
 
@@ -75,7 +75,7 @@ impl Turns {
         Self { phase, reports }
     }
 
-    /// Continues a turn of claude's own, behind which this message waits.
+    /// Continues a turn of claude's own; this message waits for its end.
     pub fn adopted_foreign(message: Uuid) -> Self {
         let phase = Phase::Asked { message: message.to_string(), started: false, foreign: true };
         Self { phase, reports: true }
@@ -112,8 +112,8 @@ impl Turns {
                 *foreign = true;
                 Some(Change::ForeignBegan)
             }
-            // It names the messages that it answers, and ours is not among them: the end of a turn that was broken off here
-            // (by a limit, say) while claude was still in it.
+            // It answers other messages only: the late end of a turn that ashd broke off (by a
+            // limit, for example).
             (Kind::Result(result), Phase::Asked { message, .. }) if result.is_of_others(message) => None,
             (Kind::Result(result), Phase::Asked { .. } | Phase::Unasked) => {
                 self.phase = Phase::Idle;
@@ -138,9 +138,9 @@ impl Turns {
     }
 }
 
-/// The error of a turn as its readers are told; `None` for one that ended as it was asked to.
+/// The error of a turn for its readers; `None` for one that ended as requested.
 ///
-/// A turn that reached the limit the client set for it did what was asked; an interrupted one too.
+/// A turn that reached a limit of its message, or was interrupted, ended as requested.
 pub fn error_of(result: &TurnResult, interrupted: bool) -> Option<String> {
     let asked_for = interrupted || matches!(result.subtype.as_str(), "error_max_turns" | "error_max_budget_usd");
     if asked_for { None } else { result.failure() }
@@ -160,7 +160,8 @@ mod tests {
         Kind::CommandLifecycle { command: command.to_string(), state: state.to_owned() }
     }
 
-    /// `b` began, `e` ended, `(` and `)` a turn of claude's own before ours, `>` it became ours, `.` nothing.
+    /// `b` began, `e` ended, `(` and `)` a turn of claude's own before ours, `>` it became ours,
+    /// `.` nothing.
     fn run(turns: &mut Turns, lines: &[Kind]) -> String {
         lines
             .iter()
@@ -199,15 +200,15 @@ mod tests {
         let (mut turns, first, second) = (Turns::idle(false), Uuid::new_v4(), Uuid::new_v4());
         turns.asked(first);
         assert_eq!(run(&mut turns, &[report(first, "started"), result()]), ".e");
-        // A background task woke claude just when the next message was sent.
+        // A background task starts a turn just when the next message is sent.
         turns.asked(second);
         let lines = [INIT, result(), report(second, "queued"), report(second, "started"), INIT, result()];
         assert_eq!(run(&mut turns, &lines), "()...e");
-        // claude reads the message while it is in that turn, and begins with it afterwards.
+        // claude reads the message during that turn, and begins with it afterwards.
         turns.asked(second);
         let lines = [INIT, report(second, "queued"), Kind::Other, result(), report(second, "started"), INIT, result()];
         assert_eq!(run(&mut turns, &lines), "(..)..e");
-        // Two of them, and one of which only the end is seen.
+        // Two such turns; only the end of one is seen.
         turns.asked(second);
         let lines = [INIT, result(), INIT, result(), result(), report(second, "started"), INIT, result()];
         assert_eq!(run(&mut turns, &lines), "()())..e");
@@ -235,11 +236,11 @@ mod tests {
         turns.asked(first);
         turns.broke();
         turns.asked(second);
-        // No report was seen of this process: it was taken over, say.
+        // No report was seen of this process, for example because it was adopted.
         assert_eq!(run(&mut turns, &[result_of(&[first]), INIT, result_of(&[second])]), "..e");
         turns.asked(second);
         assert_eq!(run(&mut turns, &[result_of(&[first, second])]), "e", "one turn may answer several messages");
-        // The same of a turn that another ashd began.
+        // The same for a turn that another ashd began.
         let mut adopted = Turns::adopted(second, false, false);
         assert_eq!(run(&mut adopted, &[result_of(&[first]), result_of(&[second])]), ".e");
     }
@@ -247,7 +248,7 @@ mod tests {
     #[test]
     fn a_message_that_claude_does_not_begin_with_ends_at_once() {
         let (mut turns, message) = (Turns::idle(false), Uuid::new_v4());
-        // As 2.1.330 reports on a text block without a text.
+        // Reports of 2.1.330 on a text block without a text.
         turns.asked(message);
         assert_eq!(run(&mut turns, &[report(Uuid::new_v4(), "completed"), report(message, "completed")]), ".n");
         turns.asked(message);

@@ -1,13 +1,13 @@
-//! Where a session keeps its things on the host.
+//! A session's directory on the host.
 //!
 //! ```text
 //! <data dir>/sessions/<id>/
 //!     workspace/      /workspace of the sandbox           seen by the sandbox
-//!     workspace.partial/   while it is there, workspace/ is not whole
+//!     workspace.partial/   exists while workspace/ is incomplete
 //!     home/           /home/agent of the sandbox          seen by the sandbox
-//!     stdout, stderr  what claude prints, append only     ashd's; claude holds them open for writing
+//!     stdout, stderr  claude's output, append only        ashd's; claude holds them open for writing
 //!     process.json    what a restarted ashd must know     ashd's
-//!     install.due     while it is there, the agent's install.sh has not succeeded yet
+//!     install.due     exists until the agent's install.sh has succeeded
 //! ```
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -39,8 +39,8 @@ impl SessionDir {
     pub fn workspace(&self) -> PathBuf {
         self.0.join("workspace")
     }
-    /// While this directory is there, the workspace is not whole: it is copied here first, or an empty one waits in a parked
-    /// sandbox for the files of an agent.
+    /// While this directory exists, the workspace is incomplete: a copy is under way, or a parked
+    /// sandbox waits for an agent's files.
     pub fn partial(&self) -> PathBuf {
         self.0.join("workspace.partial")
     }
@@ -61,8 +61,8 @@ impl SessionDir {
         self.0.join("install.due")
     }
 
-    /// Called when the agent's files are all in `files` and no process of the session has run: writes down that the agent has an
-    /// `install.sh`, before the workspace counts as whole.
+    /// Records whether the agent has an `install.sh`, before the workspace counts as whole. Call it
+    /// when all files of the agent are in `files` and no process of the session has run.
     pub fn note_install(&self, files: &Path) -> io::Result<()> {
         match files.join("install.sh").symlink_metadata() {
             Ok(found) if !found.is_dir() => write_whole(&self.install_due(), b""),
@@ -82,14 +82,15 @@ impl SessionDir {
         std::fs::remove_file(self.install_due())
     }
 
-    /// Whether the workspace has something of this name that is no directory. It is the payload's, so it may be anything, and is
-    /// opened in the sandbox alone.
+    /// Whether the workspace has something of this name that is no directory. It may be anything
+    /// the payload made; only the sandbox opens it.
     pub fn has_script(&self, name: &str) -> bool {
         self.workspace().join(name).symlink_metadata().is_ok_and(|found| !found.is_dir())
     }
 
-    /// Makes what is missing of the directories, mode 0700, all but the workspace: that one appears whole or not at all. One that
-    /// others may enter is closed: a payload gives its files any mode, setuid included, and on the disk they belong to ashd.
+    /// Creates missing directories with mode 0700, except the workspace, which appears whole or not
+    /// at all. Restores mode 0700 of existing ones: a payload can set any mode on its files, setuid
+    /// included, and ashd owns them on the disk.
     pub fn make(&self) -> io::Result<()> {
         make_dir(&self.0)?;
         if let Some(sessions) = self.0.parent() {
@@ -99,19 +100,20 @@ impl SessionDir {
         make_dir(&self.home())
     }
 
-    /// Whether the agent's files are all there.
+    /// Whether all files of the agent are there.
     pub fn is_whole(&self) -> bool {
         self.workspace().is_dir() && !self.partial().exists()
     }
 
-    /// For a sandbox that is nobody's yet: an empty workspace, and the mark that it is not whole.
+    /// For a parked sandbox: an empty workspace, marked as incomplete.
     pub fn make_empty(&self) -> io::Result<()> {
         self.make()?;
         make_dir(&self.partial())?;
         make_dir(&self.workspace())
     }
 
-    /// A file without a name on the disk of the sessions, at its beginning; its last descriptor is its end.
+    /// An unnamed file on the disk of the sessions, positioned at its beginning. It vanishes with
+    /// its last descriptor.
     pub fn unnamed(&self, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let mut file = File::from(rustix::fs::open(&self.0, flags, Mode::RUSR | Mode::WUSR)?);
@@ -120,18 +122,19 @@ impl SessionDir {
         Ok(file)
     }
 
-    /// Opens stdout for a new process. A line ends at `known`, which is how far the file was read before and where the new
-    /// process's output is read on from, and one ends at the file's end, where that output begins: what the process before left
-    /// unfinished is closed. A power cut may have taken the file's end, or what is before it, since the kernel writes blocks in any
-    /// order; then zeros stand for what is gone, so that offsets stay what they are.
+    /// Opens stdout for a new process. `known` is how far the file was read; reading continues
+    /// there. Makes sure that a line ends at `known` and at the file's end, which closes an
+    /// unfinished line of the previous process. After a power cut, blocks may be lost anywhere,
+    /// because the kernel writes them in any order. Zeros replace lost bytes, so that offsets stay
+    /// valid.
     pub fn open_stdout(&self, known: u64) -> io::Result<File> {
-        // Does not append: such a file is written at its end, whatever the place.
+        // Not in append mode, which would ignore the offset.
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(self.stdout())?;
         let end = file.metadata()?.len().max(known);
         let ends_a_line = |at: u64| -> io::Result<bool> {
             let mut last = [0];
-            // Nothing is there to read in what a power cut took.
+            // Bytes that a power cut took read as zeros.
             Ok(at == 0 || (file.read_at(&mut last, at - 1)? == 1 && last == *b"\n"))
         };
         if !ends_a_line(known)? {
@@ -140,7 +143,7 @@ impl SessionDir {
         if !ends_a_line(end)? {
             file.write_all_at(b"\n", end)?;
         }
-        // The process gets a descriptor that cannot read what was said before.
+        // The process gets a descriptor that cannot read earlier output.
         OpenOptions::new().append(true).open(self.stdout())
     }
 
@@ -151,7 +154,7 @@ impl SessionDir {
         Ok((file, from))
     }
 
-    /// The last 2 KiB at most of what was printed to stderr since `from`, as text for an error.
+    /// At most the last 2 KiB printed to stderr since `from`, as text for an error.
     pub fn stderr_tail(&self, from: u64) -> String {
         const TAIL: u64 = 2048;
         let read = || -> io::Result<Vec<u8>> {
@@ -162,29 +165,29 @@ impl SessionDir {
             file.take(TAIL).read_to_end(&mut bytes)?;
             Ok(bytes)
         };
-        // Beside an error that is being told already, a missing stderr is just no further explanation.
+        // Only adds detail to another error, so a missing stderr is not one.
         String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
     }
 }
 
-/// `mkdir` with mode 0700, parents too; one that exists is no error.
+/// `mkdir -p` with mode 0700. An existing directory is no error.
 pub fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Brings a directory of ashd's to mode 0700. A link in its place is an error.
+/// Sets a directory of ashd to mode 0700. A link in its place is an error.
 fn close(dir: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = rustix::fs::open(dir, flags, Mode::empty())?;
     let mode = rustix::fs::fstat(&open)?.st_mode & 0o7777;
     if mode & 0o077 != 0 {
-        tracing::warn!(directory = %dir.display(), "has mode {mode:o}, which lets other users in; it gets 700");
+        tracing::warn!(directory = %dir.display(), "directory mode {mode:o} gives other users access; set to 700");
         rustix::fs::fchmod(&open, Mode::RWXU)?;
     }
     Ok(())
 }
 
-/// Writes a small file so that it is there whole or not at all, mode 0600.
+/// Writes a small file atomically, mode 0600.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
@@ -263,7 +266,7 @@ mod tests {
         let mut file = dir.open_stdout(12).unwrap();
         file.write_all(b"next\n").unwrap();
         assert_eq!(std::fs::read_to_string(dir.stdout()).unwrap(), "{}\n{\"hal\0\0\0\nnext\n");
-        // Zeros before an end that is there.
+        // Zeros before an existing end.
         std::fs::write(dir.stdout(), "{}\n\0\0\0\0end\n").unwrap();
         dir.open_stdout(6).unwrap();
         assert_eq!(std::fs::read_to_string(dir.stdout()).unwrap(), "{}\n\0\0\n\0end\n");

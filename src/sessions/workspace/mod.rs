@@ -1,4 +1,4 @@
-//! Where a session keeps its files on the host, and how they are removed.
+//! A session's files on the host, and their removal.
 
 pub mod layout;
 pub mod remove_tree;

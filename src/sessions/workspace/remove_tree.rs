@@ -1,11 +1,11 @@
-//! Removes a directory that a payload has filled, whatever it did there.
+//! Removes a directory that a payload has filled.
 //!
-//! The payload may have made directories nobody may enter, or nested them 100,000 deep, which is more than a stack or a path
-//! holds and more descriptors than there are. So the tree is flattened as it goes: the directories of a directory are
-//! moved up to the top, and nothing is ever deeper than two levels.
+//! The payload may have made directories that deny access, or nested them 100,000 deep: more than a
+//! stack, a path or the descriptors allow. So the tree is flattened: subdirectories move up to the
+//! top, and nothing is ever deeper than two levels.
 //!
 //! ```text
-//!   top/a/b/c   -->   top/a, top/.removing-0 (was b, with c in it)   -->   top/.removing-0, ...
+//!   top/a/b/c   -->   top/a, top/.removing-0 (was b, contains c)   -->   top/.removing-0, ...
 //! ```
 
 use std::fs::{self, Permissions};
@@ -16,11 +16,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
-/// Removes `top` and everything below it; one that is not there is no error. Links are removed, not followed. Nobody may work in
-/// it any more. Blocks: call it on a blocking thread.
+/// Removes `top` and everything below it; a missing one is no error. Links are removed, not
+/// followed. No process may still work in it. Blocks: call it on a blocking thread.
 ///
 /// # Errors
-/// The first thing that cannot be removed (immutable, of another user); asking again goes on from there.
+/// The first entry that cannot be removed (immutable, of another user). A second call continues
+/// from there.
 pub fn remove_tree(top: &Path) -> io::Result<()> {
     match fs::symlink_metadata(top) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -38,7 +39,7 @@ pub fn remove_tree(top: &Path) -> io::Result<()> {
         for directory in directories {
             enterable(&directory)?;
             for below in remove_files(&directory)? {
-                // A directory is only moved by who may write to it: its `..` changes.
+                // Moving a directory needs write permission on it, because its `..` changes.
                 enterable(&below)?;
                 move_up(&below, top, &mut moved)?;
             }
@@ -47,7 +48,7 @@ pub fn remove_tree(top: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what is no directory, and names the directories.
+/// Removes everything but directories, and returns those.
 fn remove_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut directories = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -67,7 +68,7 @@ fn move_up(from: &Path, top: &Path, moved: &mut u64) -> io::Result<()> {
         *moved += 1;
         match rustix::fs::renameat_with(CWD, from, CWD, &to, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(()),
-            // The payload knew the name.
+            // The payload took the name.
             Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }

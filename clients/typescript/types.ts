@@ -598,7 +598,7 @@ export interface KeysBody {
   keys: Array<KeyView>;
 }
 
-/** One layer of confinement. What each is made of is in `docs/sandbox.md`. */
+/** One layer of confinement. `docs/sandbox.md` describes each. */
 export type Layer = "user_namespace" | "mount_namespace" | "pid_namespace" | "ipc_namespace" | "uts_namespace" | "cgroup_namespace" | "network_namespace" | "landlock" | "seccomp" | "capabilities" | "no_new_privs" | "memory_limit" | "cpu_limit" | "pids_limit";
 
 /** Who decided a limit. The more general level wins a tie: it is the one to raise first. */
@@ -1011,7 +1011,7 @@ export type SessionStats = {
   turn: TurnStats | null;
 };
 
-/** State of a session, as the API, SQLite, metrics and logs all spell it (contract §5). */
+/** State of a session. The API, SQLite, metrics and logs use the same words. */
 export type SessionStatus = "starting" | "active" | "paused" | "stopped" | "ended" | "error";
 
 /** Sessions, newest first. */
@@ -1027,7 +1027,7 @@ export interface SetWarm {
   count: number | null;
 }
 
-/** One entry that a copy does not have, or has differently. */
+/** One entry that is missing or different in a copy. */
 export interface SkippedEntry {
   path: string;
   reason: string;

@@ -124,7 +124,7 @@ def check_config(g: Guest) -> str:
         # Past systemd's guard, ashd guards itself, and says so to whoever is on call.
         g.run("systemctl kill -s HUP --kill-who=main ashd")
         g.wait_until(f"journalctl -q --no-pager --since -1min MESSAGE_ID={RELOAD_FAILED} | grep -q max_sandboxez", 40, "the refusal is in the journal")
-        must("Subject: The configuration was not taken over" in catalog(g, RELOAD_FAILED), f"journalctl -x: {catalog(g, RELOAD_FAILED)}")
+        must("Subject: The configuration was not applied" in catalog(g, RELOAD_FAILED), f"journalctl -x: {catalog(g, RELOAD_FAILED)}")
         must(g.pid("ashd") == pid, "a faulty configuration ended ashd")
         turn = g.begin_turn(s, 600, 300)
         g.mid_turn(s)

@@ -1,6 +1,6 @@
-//! Parts of a request with a bound on what they need in memory, for `#[serde(deserialize_with = "...")]`.
+//! Request fields with bounded memory use, for `#[serde(deserialize_with = "...")]`.
 //!
-//! The bytes of a body are bounded, but not what becomes of them: `"",` is three bytes of a body and 24 of a list, and an
+//! A limit on the body is not enough: three bytes `"",` of a body become 24 bytes of a list, and an
 //! error that repeats a string of 50 MiB is larger than the string.
 
 use std::collections::BTreeMap;
@@ -13,26 +13,27 @@ use serde_json::value::RawValue;
 
 use super::raw::{RawJson, RawObject, kind};
 
-/// Elements of a list, and members of a map, of a request.
+/// Most elements of a list, and members of a map, in a request.
 pub const ELEMENTS: usize = 4096;
-/// Bytes of a number, a flag, or anything else that is short.
+/// Most bytes of a number, a flag or another short value.
 const SHORT: usize = 4096;
 
-/// A value that is short whatever its type: a number, a flag.
+/// A short value of any type: a number, a flag.
 pub fn short<'de, T: DeserializeOwned, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
     let raw = Box::<RawValue>::deserialize(deserializer)?;
     read(&raw, SHORT).map_err(D::Error::custom)
 }
 
-/// Reads a value whose text has at most so many bytes; the error is one for clients and never longer than the value.
+/// Reads a value whose text has at most `most` bytes. The error is meant for clients and is never
+/// longer than the value.
 pub fn read<T: DeserializeOwned>(raw: &RawValue, most: usize) -> Result<T, String> {
     let text = raw.get();
     if text.len() > most {
-        return Err(format!("{} of {} bytes is too long, at most {most} fit", kind(text), text.len()));
+        return Err(format!("{} of {} bytes is too long: at most {most} bytes are allowed", kind(text), text.len()));
     }
     serde_json::from_str(text).map_err(|error| {
         let text = error.to_string();
-        // The place is one within the value.
+        // The position is relative to the value, so it is removed.
         text.split(" at line ").next().unwrap_or(&text).to_owned()
     })
 }
@@ -70,12 +71,12 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
     }
 }
 
-/// A map of at most [`ELEMENTS`], or null, which is an empty one.
+/// A map of at most [`ELEMENTS`]. Null becomes an empty map.
 pub fn map<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, T>, D::Error> {
     deserializer.deserialize_any(Members(PhantomData))
 }
 
-/// The same, with the members in their order.
+/// The same, with the members in their original order.
 pub fn raw_map<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RawObject, D::Error> {
     deserializer.deserialize_any(RawMembers)
 }
@@ -102,7 +103,7 @@ impl<'de> Visitor<'de> for RawMembers {
     }
 }
 
-/// The same, where an absent one means something else.
+/// The same, but an absent map differs from an empty one.
 pub fn some_map<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<BTreeMap<String, T>>, D::Error> {
@@ -146,7 +147,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
     }
 }
 
-/// "invalid type", without the text when that is long.
+/// "invalid type", without the text if it is long.
 fn not<E: Error>(expected: &dyn serde::de::Expected, text: &str) -> E {
     if text.len() > SHORT {
         return E::custom(format!("a string of {} bytes is not {expected}", text.len()));
@@ -154,8 +155,8 @@ fn not<E: Error>(expected: &dyn serde::de::Expected, text: &str) -> E {
     E::invalid_type(serde::de::Unexpected::Str(text), expected)
 }
 
-/// The first elements of a list, each an object, and how many it has: whoever wants at most `MOST` can name the true number
-/// without holding more.
+/// The first `MOST` elements of a list of objects, and the total count. An error can name the true
+/// count without memory for all elements.
 #[derive(Clone, Debug)]
 pub struct Counted<T, const MOST: usize> {
     pub first: Vec<T>,
@@ -168,7 +169,7 @@ impl<T, const MOST: usize> Default for Counted<T, MOST> {
     }
 }
 
-/// Of the default, for schemas: the first ones.
+/// For the default in schemas: the kept elements.
 impl<T: Serialize, const MOST: usize> Serialize for Counted<T, MOST> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.first.serialize(serializer)
@@ -209,7 +210,7 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Count<T, MOST
     }
 }
 
-/// An element that must be an object: of anything else the error says no more than what it is.
+/// An element that must be an object. For any other value the error names only its kind.
 struct Object<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {

@@ -4,25 +4,26 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Where a sandbox sits in each cgroup hierarchy (absolute directories); `None` where the host has no such controller,
-/// and so no such limit is enforced. On a pure v2 host all of them are the same directory.
+/// Absolute directories of a sandbox in each cgroup hierarchy. `None`: the host has no such
+/// controller, and the limit is not enforced. On a pure v2 host all are the same directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupPaths {
-    /// The v2 directory: freeze, kill, events, pressure, cpu.stat. Always there.
+    /// The v2 directory, always present: freeze, kill, events, pressure, cpu.stat.
     pub unified: PathBuf,
     pub memory: Option<PathBuf>,
     pub cpu: Option<PathBuf>,
     pub pids: Option<PathBuf>,
     pub io: Option<PathBuf>,
-    /// The disk whose use `io` limits, as `<major>:<minor>`; `None` where the data directory is on none.
+    /// The disk that the `io` limits apply to, as `<major>:<minor>`. `None`: the data directory is
+    /// on no disk.
     #[serde(default)]
     pub io_device: Option<String>,
-    /// Whether the limits' files are those of cgroup v1.
+    /// Whether the limits use cgroup v1 files.
     pub v1: bool,
 }
 
 impl CgroupPaths {
-    /// Every directory once: those of v1 first, the v2 one last, which is the order to remove them in.
+    /// Every directory once, in the order of removal: v1 first, v2 last.
     pub fn directories(&self) -> Vec<&Path> {
         let mut all: Vec<&Path> = Vec::with_capacity(4);
         for dir in [&self.memory, &self.cpu, &self.pids, &self.io].into_iter().flatten() {
@@ -34,12 +35,12 @@ impl CgroupPaths {
         all
     }
 
-    /// The same place, one level deeper.
+    /// The same directories, one level deeper.
     pub fn join(&self, name: &str) -> Self {
         self.map(|dir| dir.join(name))
     }
 
-    /// The same place, so many levels higher; the top stays where it is.
+    /// The same directories, `levels` higher. The top stays.
     pub fn above(&self, levels: usize) -> Self {
         self.map(|dir| dir.ancestors().nth(levels).unwrap_or(dir).to_owned())
     }

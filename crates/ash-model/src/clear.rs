@@ -1,9 +1,9 @@
-//! Which addresses of a model send a key over the network in clear. Pure.
+//! Detects model addresses that would send a key over the network unencrypted. Pure.
 
 use std::net::IpAddr;
 
-/// Whether requests to this base URL leave the host without encryption. `http://` to a loopback address or `localhost` does
-/// not; every other `http://` does.
+/// Whether requests to this base URL leave the host unencrypted: every `http://` URL, except for a
+/// loopback address or `localhost`.
 pub fn sends_in_clear(url: &str) -> bool {
     let url = url.trim();
     let Some((scheme, rest)) = url.split_once("://") else { return false };

@@ -1,11 +1,12 @@
-//! The layers of a sandbox, one word each: in the report of a session, in `[confinement] floor`, in errors and doctor.
+//! The layers of a sandbox, by the names used in session reports, `[confinement] floor`, errors and
+//! doctor.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// One layer of confinement. What each is made of is in `docs/sandbox.md`.
+/// One layer of confinement. `docs/sandbox.md` describes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
@@ -44,7 +45,7 @@ impl Layer {
         Self::PidsLimit,
     ];
 
-    /// The word on the wire and in the configuration.
+    /// The name on the wire and in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::UserNamespace => "user_namespace",
@@ -64,7 +65,7 @@ impl Layer {
         }
     }
 
-    /// What an admin can do about a host that lacks it.
+    /// What an administrator can do if the host lacks this layer.
     pub fn way_out(self) -> &'static str {
         match self {
             Self::UserNamespace => {
@@ -75,7 +76,7 @@ impl Layer {
             Self::MemoryLimit | Self::CpuLimit | Self::PidsLimit => {
                 "enable the controller: systemd delegates it with Delegate=yes; in a container mount /sys/fs/cgroup writable"
             }
-            _ => "this is a fault of ashd or of its host: run `ashctl doctor` and report what it says",
+            _ => "this is a fault of ashd or of its host: run `ashctl doctor` and report its output",
         }
     }
 }
@@ -96,10 +97,10 @@ impl FromStr for Layer {
     }
 }
 
-/// A floor as it is written: layers by name, `all`, and `-name` to take one out again.
+/// Parses a floor: layer names, `all`, and `-name` to remove a layer.
 ///
 /// # Errors
-/// The word that names no layer.
+/// The unknown layer name.
 pub fn floor<S: AsRef<str>>(words: &[S]) -> Result<Vec<Layer>, String> {
     let mut layers = Vec::new();
     for word in words.iter().map(AsRef::as_ref) {

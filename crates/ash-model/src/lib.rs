@@ -1,4 +1,4 @@
-//! The words every layer shares: states, identifiers, limits. Pure data, no I/O.
+//! Types shared by all layers: states, identifiers, limits. Pure data, no I/O.
 
 pub mod bounded;
 mod cgroup_paths;
@@ -26,11 +26,11 @@ pub use raw::RawJson;
 pub use skipped::Skipped;
 pub use variables::{VariableError, Variables};
 
-/// Where versions of Claude Code are installed, `<dir>/<version>/claude`, unless the admin names another place. Only root
-/// may write there: root and the launcher use what is in it.
+/// Where versions of Claude Code are installed, as `<dir>/<version>/claude`, unless configured
+/// otherwise. Only root may write there, because root and the launcher use these files.
 pub const CLAUDE_DIR: &str = "/var/lib/ash-claude";
 
-/// State of a session, as the API, SQLite, metrics and logs all spell it (contract §5).
+/// State of a session. The API, SQLite, metrics and logs use the same words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
@@ -46,7 +46,7 @@ pub enum SessionStatus {
 impl SessionStatus {
     pub const ALL: [Self; 6] = [Self::Starting, Self::Active, Self::Paused, Self::Stopped, Self::Ended, Self::Error];
 
-    /// The wire word.
+    /// The word on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -74,24 +74,24 @@ impl FromStr for SessionStatus {
     }
 }
 
-/// State of a sandbox in the pool (contract §3, `/health`).
+/// State of a sandbox in the pool, as in `/health`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SandboxState {
-    /// No process; the directory is kept.
+    /// No process. The directory is kept.
     Cold,
     /// Being set up.
     Warming,
-    /// Ready and not yet anybody's.
+    /// Ready and not assigned to a session.
     Warm,
-    /// A session's, between turns (frozen or not).
+    /// Assigned to a session, between turns (frozen or not).
     Waiting,
-    /// A session's, in a turn.
+    /// Assigned to a session, in a turn.
     Running,
 }
 
-/// A tenant's name. It becomes a cgroup name, so it is checked where it enters: `[A-Za-z0-9_-]{1,64}`.
+/// A tenant's name: `[A-Za-z0-9_-]{1,64}`. It becomes a cgroup name, so it is checked on input.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(try_from = "String", into = "String")]
@@ -141,17 +141,17 @@ impl From<TenantId> for String {
     }
 }
 
-/// Milliseconds since the epoch, the form in which times are stored.
+/// Milliseconds since the epoch. Times are stored in this form.
 pub type Millis = i64;
 
-/// The present moment as [`Millis`].
+/// The current time as [`Millis`].
 pub fn now_ms() -> Millis {
     jiff::Timestamp::now().as_millisecond()
 }
 
-/// The present moment for whoever removes or forgets what is old: the clock's time, but not ahead of what passed since this was
-/// first asked. So a clock that jumps forward (set right after a start with a wrong one, or set wrong) does not make everything
-/// old at once; after a clock that jumps back, things are kept for longer.
+/// The current time for removing old data: the wall clock, but never ahead of the time that passed
+/// since the first call. If the clock jumps forward, not everything becomes old at once. If it
+/// jumps back, data is kept longer.
 pub fn past_ms() -> Millis {
     static BEGAN: LazyLock<(Millis, Instant)> = LazyLock::new(|| (now_ms(), Instant::now()));
     let (began, at) = *BEGAN;
@@ -162,7 +162,7 @@ fn not_ahead(now: Millis, began: Millis, passed: Duration) -> Millis {
     now.min(began.saturating_add(Millis::try_from(passed.as_millis()).unwrap_or(Millis::MAX)))
 }
 
-/// ISO-8601 with milliseconds and `Z`, as the contract wants every time on the wire.
+/// ISO 8601 with milliseconds and `Z`, as used for every time on the wire.
 pub fn iso(ms: Millis) -> String {
     let at = jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     format!("{at:.3}")

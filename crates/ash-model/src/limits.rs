@@ -1,4 +1,4 @@
-//! What a sandbox may use: the whole of it, one by name, and the part that one level says.
+//! The resource limits of a sandbox: all of them, one by name, and the subset that one level sets.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,40 +6,43 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What a sandbox may use. Every field has a unit; what happens at each limit is in `docs/limits.md`.
+/// The resource limits of a sandbox. `docs/limits.md` describes what happens at each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
-    /// Bytes of memory, the tmpfs mounts of the sandbox included. At the limit: the OOM killer ends the group.
+    /// Bytes of memory, including the tmpfs mounts of the sandbox. At the limit: the OOM killer
+    /// ends the group.
     pub memory_bytes: u64,
-    /// Bytes of swap on top. 0 keeps the group out of swap.
+    /// Additional bytes of swap. 0 disables swap for the group.
     pub swap_bytes: u64,
     /// Thousandths of one core (1000 = one core). At the limit: throttled.
     pub cpu_millis: u64,
-    /// Relative share when cores are scarce, 1 to 10000, default 100 (cgroup v2's cpu.weight).
+    /// Relative share when cores are scarce, 1 to 10000, default 100 (`cpu.weight` of cgroup v2).
     pub cpu_weight: u64,
-    /// Processes and threads together. At the limit: fork fails with EAGAIN.
+    /// Processes and threads together. At the limit: fork fails with `EAGAIN`.
     pub pids: u64,
-    /// Bytes of workspace and home on disk. At the limit: the session is frozen and told.
+    /// Bytes of workspace and home on disk. At the limit: the session is frozen and gets an event.
     pub disk_bytes: u64,
-    /// Files and directories of workspace and home. At the limit: as for bytes.
+    /// Files and directories of workspace and home. At the limit: the same as for bytes.
     pub disk_files: u64,
     /// Milliseconds one turn may take. At the limit: interrupted.
     pub turn_ms: u64,
-    /// Bytes a second read from, and written to, the disk that holds the sessions. At the limit: throttled. Left out of JSON
-    /// when [`UNLIMITED`], so that a launcher or a database from before these were there understands it.
+    /// Bytes per second read from, and written to, the disk that holds the sessions. At the limit:
+    /// throttled. Omitted from JSON when [`UNLIMITED`], so that an older launcher or database
+    /// understands it.
     #[serde(default = "unlimited", skip_serializing_if = "is_unlimited")]
     pub io_read_bps: u64,
     #[serde(default = "unlimited", skip_serializing_if = "is_unlimited")]
     pub io_write_bps: u64,
-    /// Operations a second, as for bytes.
+    /// Operations per second, at the limit: the same as for bytes.
     #[serde(default = "unlimited", skip_serializing_if = "is_unlimited")]
     pub io_read_iops: u64,
     #[serde(default = "unlimited", skip_serializing_if = "is_unlimited")]
     pub io_write_iops: u64,
 }
 
-/// The value of a limit that bounds nothing; `null` in the API. Only those of [`Limit::may_be_unlimited`] have it.
+/// The value of a disabled limit, `null` in the API. Only limits with [`Limit::may_be_unlimited`]
+/// have it.
 pub const UNLIMITED: u64 = u64::MAX;
 
 fn unlimited() -> u64 {
@@ -52,7 +55,7 @@ fn is_unlimited(value: &u64) -> bool {
 }
 
 impl Default for Limits {
-    /// The defaults of DESIGN §5 and issue 3: 2 GiB, one core, 512 pids, 1 GiB of disk.
+    /// 2 GiB of memory, one core, 512 pids, 1 GiB of disk.
     fn default() -> Self {
         Self {
             memory_bytes: 2 << 30,
@@ -71,7 +74,7 @@ impl Default for Limits {
     }
 }
 
-/// One limit by its name. The names are those of the API, the database and the events.
+/// One limit by its name, as used in the API, the database and events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
@@ -123,7 +126,7 @@ impl Limit {
         }
     }
 
-    /// What its number counts.
+    /// The unit of the value.
     pub fn unit(self) -> &'static str {
         match self {
             Self::MemoryBytes | Self::SwapBytes | Self::DiskBytes => "bytes",
@@ -137,8 +140,8 @@ impl Limit {
         }
     }
 
-    /// The least with which a session works at all: claude needs 64 MiB to start (measured, as `config` checks it) and
-    /// about 20 threads; the kernel takes no CPU quota below 1 ms in 100 ms and no weight of 0.
+    /// The smallest usable value. claude needs 64 MiB to start (measured) and about 20 threads. The
+    /// kernel accepts no CPU quota below 1 ms in 100 ms and no weight of 0.
     pub fn least(self) -> u64 {
         match self {
             Self::MemoryBytes => 64 << 20,
@@ -149,13 +152,13 @@ impl Limit {
             Self::DiskBytes => 1 << 20,
             Self::DiskFiles => 64,
             Self::TurnMs => 1000,
-            // A file of a megabyte in a second: with less, claude's own start takes minutes.
+            // 1 MiB/s: with less, the start of claude takes minutes.
             Self::IoReadBps | Self::IoWriteBps => 1 << 20,
             Self::IoReadIops | Self::IoWriteIops => 16,
         }
     }
 
-    /// Whether it is one that bounds nothing unless somebody says so.
+    /// Whether this limit is disabled by default.
     pub fn may_be_unlimited(self) -> bool {
         matches!(self, Self::IoReadBps | Self::IoWriteBps | Self::IoReadIops | Self::IoWriteIops)
     }
@@ -177,7 +180,7 @@ impl FromStr for Limit {
     }
 }
 
-/// What one level (a tenant, an agent, a session) says: the limits it leaves out are decided elsewhere.
+/// The limits that one level (a tenant, an agent, a session) sets. Other levels decide the rest.
 pub type PartialLimits = BTreeMap<Limit, u64>;
 
 impl Limits {
@@ -198,7 +201,7 @@ impl Limits {
         }
     }
 
-    /// These, nowhere above `ceiling`.
+    /// These values, limited by `ceiling`.
     #[must_use]
     pub fn at_most(mut self, ceiling: &Self) -> Self {
         for limit in Limit::ALL {

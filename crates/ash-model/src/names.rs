@@ -1,25 +1,24 @@
-//! Names of files as text. On Linux a name is bytes; in JSON it is a string.
+//! File names as text. On Linux a name is bytes; in JSON it is a string.
 //!
 //! ```text
-//!   bytes  "caf\xe9"  <-->  text "caf%E9"         what is not UTF-8 is percent-encoded
-//!   bytes  "caf%E9"   <-->  text "caf%25E9"       a name that looks like the line above has its % encoded
-//!   bytes  "100%"     <-->  text "100%"           every other name is its own text
+//!   bytes  "caf\xe9"  <-->  text "caf%E9"         bytes that are not UTF-8 are percent-encoded
+//!   bytes  "caf%E9"   <-->  text "caf%25E9"       a name that looks encoded gets its % encoded
+//!   bytes  "100%"     <-->  text "100%"           every other name stays as it is
 //! ```
 //!
-//! Each name has one text and each text one name, component by component.
-
+//! The mapping is one-to-one for each component of a path.
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// A name that was encoded more often than this is taken as it is.
+/// Most levels of encoding that are recognized. A name with more is used unchanged.
 const NESTED: usize = 8;
 
 /// A path as text.
 pub fn shown(path: &Path) -> String {
     let bytes = path.as_os_str().as_bytes();
     match std::str::from_utf8(bytes) {
-        // The usual case: nothing in it to encode.
+        // The usual case: nothing to encode.
         Ok(text) if !text.contains('%') => text.to_owned(),
         _ => bytes.split(|byte| *byte == b'/').map(encoded).collect::<Vec<_>>().join("/"),
     }
@@ -33,7 +32,7 @@ pub fn bytes_of(text: &str) -> Vec<u8> {
     text.split('/').map(decoded).collect::<Vec<_>>().join(&b'/')
 }
 
-/// The bytes of a text in which `%XX` stands for a byte, as in a URL. What is no escape stays.
+/// Decodes `%XX`, as in a URL. Anything that is not a valid escape stays.
 pub fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -68,7 +67,7 @@ fn decoded(text: &str) -> Vec<u8> {
     if bytes != text.as_bytes() && encoded(&bytes) == text { bytes } else { text.as_bytes().to_vec() }
 }
 
-/// Every `%` and every byte that is not UTF-8 as `%XX`.
+/// Writes every `%` and every byte that is not UTF-8 as `%XX`.
 fn escaped(name: &[u8]) -> String {
     let mut text = String::with_capacity(name.len() + 16);
     for chunk in name.utf8_chunks() {
@@ -80,7 +79,7 @@ fn escaped(name: &[u8]) -> String {
     text
 }
 
-/// Whether a name is what [`escaped`] makes of another one that has to be escaped.
+/// Whether [`escaped`] produces `name` from another name that needs encoding.
 fn looks_encoded(name: &str) -> bool {
     let mut name = name.to_owned();
     for _ in 0..NESTED {
@@ -96,7 +95,7 @@ fn looks_encoded(name: &str) -> bool {
     false
 }
 
-/// A name of one component as text.
+/// The name of one component as text.
 pub fn shown_name(name: &OsStr) -> String {
     encoded(name.as_bytes())
 }

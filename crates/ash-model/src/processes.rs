@@ -1,4 +1,5 @@
-//! Claude's own share of a session's processes: at the limit `pids`, what fails is a command or a tool, and never claude.
+//! Reserves part of a session's process limit for claude: at the limit `pids`, a command or a tool
+//! fails, never claude.
 //!
 //! ```text
 //!   0                              pids - reserve            pids
@@ -7,25 +8,26 @@
 //!                                   ^ RLIMIT_NPROC of commands and tools
 //! ```
 //!
-//! The kernel compares RLIMIT_NPROC of the process that forks with the number of processes and threads that its user has in its user
-//! namespace (getrlimit(2), user_namespaces(7)), which are those of the sandbox. Claude itself has no such limit, and so can start
-//! threads when its tools cannot. Claude starts with 8 or 9 threads.
+//! On fork, the kernel compares the RLIMIT_NPROC of the caller with the number of processes and
+//! threads of its user in its user namespace (getrlimit(2), user_namespaces(7)), which is the
+//! sandbox. Claude has no such limit and can start threads when its tools cannot. Claude starts
+//! with 8 or 9 threads.
 //!
-//! A command is started with it by init. A tool is started by claude and would inherit claude's lack of one, so the Bash tool is
-//! given [`SHELL`], which sets it and becomes bash.
+//! init sets the limit for commands. Tools are started by claude and would inherit no limit, so the
+//! Bash tool runs [`SHELL`], which sets the limit and becomes bash.
 
-/// `pids.max` of the sandbox's cgroup, mounted read-only: always the limit that is in force.
+/// `pids.max` of the sandbox's cgroup, mounted read-only: always the limit in force.
 pub const LIMIT: &str = "/opt/ashd/pids.max";
 
-/// The shell of claude's Bash tool (`CLAUDE_CODE_SHELL`; claude takes a path with "bash" in it).
+/// The shell of claude's Bash tool (`CLAUDE_CODE_SHELL`). claude requires "bash" in the path.
 pub const SHELL: &str = "/opt/ashd/bash";
 
-/// One part in so many of the limit is claude's.
+/// The reserve for claude is the limit divided by this.
 const PART: u64 = 4;
-/// More is never set aside.
+/// Upper bound of the reserve.
 const MOST: u64 = 128;
 
-/// What [`SHELL`] holds: [`for_commands`] in the language of the shell.
+/// The content of [`SHELL`]: [`for_commands`] as shell code.
 #[must_use]
 pub fn shell() -> String {
     format!(
@@ -39,14 +41,14 @@ pub fn shell() -> String {
     )
 }
 
-/// How many processes and threads of the sandbox there may be for a command or a tool to start one more.
+/// The number of processes and threads up to which a command or a tool can start another one.
 #[must_use]
 pub fn for_commands(limit: u64) -> u64 {
     limit - reserve(limit)
 }
 
-/// Commands that may run at the same time. Each has a keeper, which is of init's user and so beside what the kernel counts; the
-/// keepers take at most half of the reserve.
+/// Most commands at the same time. Each has a keeper, which runs as init's user and is not counted
+/// by the kernel's limit. The keepers use at most half of the reserve.
 #[must_use]
 pub fn commands(limit: u64) -> usize {
     usize::try_from(reserve(limit) / 2).unwrap_or(usize::MAX).max(1)

@@ -1,8 +1,9 @@
-//! JSON that is passed on and not understood: kept as the text it was.
+//! JSON that is passed on unchanged, kept as its original text.
 //!
-//! A tree of a JSON text needs up to a hundred times the text's bytes, loses the order of its members, and refuses what
-//! other readers of JSON accept (a lone surrogate in a string, a number beyond every bound, deep nesting). A raw text has
-//! none of that. What must be known of it is read member by member, without keeping more than the text itself.
+//! A parsed tree needs up to a hundred times the bytes of its text, loses the order of members, and
+//! refuses what other JSON readers accept (a lone surrogate in a string, a huge number, deep
+//! nesting). Raw text avoids this. Needed members are read one by one, without copies larger than
+//! the text.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,7 +13,7 @@ use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// One JSON value as its text. Cheap to clone. Equal when the texts are.
+/// One JSON value as its text. Cheap to clone. Equal when the texts are equal.
 #[derive(Clone)]
 pub struct RawJson(Arc<Box<RawValue>>);
 
@@ -23,7 +24,7 @@ impl RawJson {
         RawValue::from_string(text.into()).map(|raw| Self(Arc::new(raw)))
     }
 
-    /// The JSON form of a value that has one: every type here whose `Serialize` cannot fail.
+    /// The JSON of a value whose `Serialize` cannot fail.
     pub fn of(value: &(impl Serialize + ?Sized)) -> Self {
         serde_json::value::to_raw_value(value).map_or_else(|_| Self::default(), |raw| Self(Arc::new(raw)))
     }
@@ -52,12 +53,12 @@ impl RawJson {
         self.get().starts_with('"')
     }
 
-    /// What kind of value it is, for an error.
+    /// The kind of the value, for error messages.
     pub fn kind(&self) -> &'static str {
         kind(self.get())
     }
 
-    /// The member of an object with this name; of several the last.
+    /// The member with this name. If there are several, the last.
     pub fn member(&self, name: &str) -> Option<&RawValue> {
         let mut found = None;
         members(self.get(), |key, value| {
@@ -68,7 +69,8 @@ impl RawJson {
         found
     }
 
-    /// The text on one line: JSON allows line ends between tokens only, and there a space means the same.
+    /// The text on one line. JSON allows line ends only between tokens, where a space is
+    /// equivalent.
     pub fn on_one_line(&self) -> Cow<'_, str> {
         on_one_line(self.get())
     }
@@ -86,7 +88,7 @@ impl PartialEq for RawJson {
     }
 }
 
-/// Only the length: the value may be a secret, and large.
+/// Only the length: the value can be large, and a secret.
 impl fmt::Debug for RawJson {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RawJson({} bytes)", self.get().len())
@@ -131,15 +133,15 @@ impl utoipa::ToSchema for RawJson {
     }
 }
 
-/// The members of an object in their order, each as its text.
+/// The members of an object in order, each as its text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RawObject(Vec<(String, RawJson)>);
 
 impl RawObject {
-    /// Most members of one.
+    /// Most members of an object.
     pub const MEMBERS: usize = 1000;
 
-    /// `None` when it is no object, or has more than [`RawObject::MEMBERS`].
+    /// `None` if the value is no object or has more than [`RawObject::MEMBERS`].
     pub fn read(json: &RawJson) -> Option<Self> {
         let mut count = 0;
         let is_object = members(json.get(), |_, _| count += 1);
@@ -163,7 +165,7 @@ impl RawObject {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
-    /// In the place of the one of that name, or at the end.
+    /// Replaces the member with this name, or appends it.
     pub fn set(&mut self, name: &str, value: RawJson) {
         match self.0.iter_mut().find(|(key, _)| key == name) {
             Some((_, old)) => *old = value,
@@ -194,7 +196,7 @@ impl Serialize for RawObject {
     }
 }
 
-/// "an object", "a string", ... of a JSON text.
+/// "an object", "a string", ... for a JSON text.
 pub fn kind(text: &str) -> &'static str {
     match text.as_bytes().first() {
         Some(b'{') => "an object",
@@ -206,7 +208,7 @@ pub fn kind(text: &str) -> &'static str {
     }
 }
 
-/// `json`, which is valid, with spaces in place of its line ends.
+/// `json`, which must be valid, with spaces in place of line ends.
 pub fn on_one_line(json: &str) -> Cow<'_, str> {
     if memchr::memchr2(b'\n', b'\r', json.as_bytes()).is_none() {
         return Cow::Borrowed(json);
@@ -214,7 +216,8 @@ pub fn on_one_line(json: &str) -> Cow<'_, str> {
     Cow::Owned(json.replace(['\n', '\r'], " "))
 }
 
-/// The characters of a JSON string; `None` for any other value. A surrogate without its pair becomes U+FFFD.
+/// The characters of a JSON string; `None` for any other value. An unpaired surrogate becomes
+/// U+FFFD.
 pub fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
     if !raw.get().starts_with('"') {
         return None;
@@ -226,7 +229,7 @@ pub fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
     }
 }
 
-/// A surrogate is three bytes that are no UTF-8, ED A0..BF 80..BF.
+/// A surrogate is three bytes ED A0..BF 80..BF, which are not UTF-8.
 fn repair(mut bytes: Vec<u8>) -> String {
     loop {
         match String::from_utf8(bytes) {
@@ -243,8 +246,8 @@ fn repair(mut bytes: Vec<u8>) -> String {
     }
 }
 
-/// Calls `each` with the members of a JSON object, in order, a name that is given twice both times. `false` when the
-/// text is not one object; some members may have been seen by then.
+/// Calls `each` with the members of a JSON object in order, including duplicate names. Returns
+/// `false` if the text is not one object; `each` may have been called before that.
 pub fn members<'a>(text: &'a str, mut each: impl FnMut(&str, &'a RawValue)) -> bool {
     struct Members<'f, F> {
         each: F,
@@ -268,12 +271,12 @@ pub fn members<'a>(text: &'a str, mut each: impl FnMut(&str, &'a RawValue)) -> b
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let read = deserializer.deserialize_map(Members { each: &mut each, control: &mut control });
     let whole = read.is_ok() && deserializer.end().is_ok();
-    // A name is read as bytes, which lets through what JSON has as an escape only.
+    // Names are read as bytes, which also accepts unescaped control characters.
     whole && (!control || serde_json::from_str::<&RawValue>(text).is_ok())
 }
 
-/// Calls `each` with the elements of a JSON array until it answers `false`. `false` when the text is not one array (as
-/// far as it was looked at).
+/// Calls `each` with the elements of a JSON array until it returns `false`. Returns `false` if the
+/// text, as far as it was read, is not one array.
 pub fn elements<'a>(text: &'a str, mut each: impl FnMut(&'a RawValue) -> bool) -> bool {
     struct Elements<'f, F> {
         each: F,
@@ -300,7 +303,7 @@ pub fn elements<'a>(text: &'a str, mut each: impl FnMut(&'a RawValue) -> bool) -
     stopped || (whole && deserializer.end().is_ok())
 }
 
-/// A string's bytes: UTF-8 but for surrogates without their pair.
+/// The bytes of a string: UTF-8, except for unpaired surrogates.
 struct Characters;
 
 impl<'de> DeserializeSeed<'de> for Characters {

@@ -1,4 +1,4 @@
-//! What a copy could not keep, named for whoever asked for the copy.
+//! The entries that a copy omits, reported to the caller.
 
 use std::path::Path;
 
@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::names;
 
-/// Names in one answer; the rest is counted.
+/// Most names in one answer. The rest is counted.
 const MOST: usize = 100;
 
-/// One entry that a copy does not have, or has differently.
+/// One entry that is missing or different in a copy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct SkippedEntry {
@@ -19,11 +19,11 @@ pub struct SkippedEntry {
     pub reason: String,
 }
 
-/// What a copy could not keep: the first 100 by name, the rest as a number.
+/// The entries that a copy omits: the first 100 by name, the rest as a number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Skipped {
     pub entries: Vec<SkippedEntry>,
-    /// How many more there are.
+    /// The number of further entries.
     pub more: u64,
 }
 
@@ -44,7 +44,7 @@ impl Skipped {
         self.entries.len() as u64 + self.more
     }
 
-    /// What another copy could not keep, with paths below `within`.
+    /// Adds the entries of another copy, with paths below `within`.
     pub fn append(&mut self, other: Self, within: &str) {
         for entry in other.entries {
             if self.entries.len() < MOST {
@@ -57,7 +57,7 @@ impl Skipped {
     }
 }
 
-/// For a number of an answer that is there only when it says something.
+/// For `skip_serializing_if`: omits a count of 0.
 pub fn is_zero(number: &u64) -> bool {
     *number == 0
 }

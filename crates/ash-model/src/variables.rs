@@ -1,20 +1,23 @@
-//! Environment variables that a client gives, checked once: when an agent is deployed or changed, and when a session is created.
+//! Environment variables given by a client. They are checked once: when an agent is deployed or
+//! changed, and when a session is created.
 //!
-//! Errors name the field and the variable, never a value: values are secrets.
+//! Errors name the field and the variable, never the value: values are secrets.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-/// `MAX_ARG_STRLEN` of Linux (32 pages): execve refuses a longer argument or environment string, its end included.
+/// `MAX_ARG_STRLEN` of Linux (32 pages): execve refuses a longer argument or environment string,
+/// including its terminator.
 pub const MAX_STRING: usize = 128 * 1024 - 1;
 
-/// Names and values of all variables together, in bytes. Linux gives arguments and environment a quarter of the
-/// stack limit (2 MiB of 8); past it execve fails.
+/// Most bytes of names and values together. Linux limits arguments and environment to a quarter of
+/// the stack limit (2 MiB of 8). Beyond it, execve fails.
 pub const MAX_TOTAL: usize = 1 << 20;
 
-/// Set by ashd, whatever the client says: changing one would cut the session from its gateway, its conversation or its place.
+/// Set by ashd. Changing one would cut the session off from its gateway, its conversation or its
+/// directories.
 pub const RESERVED: [&str; 17] = [
     "ANTHROPIC_BASE_URL",
     "ANTHROPIC_UNIX_SOCKET",
@@ -40,7 +43,7 @@ pub const RESERVED: [&str; 17] = [
 pub enum VariableError {
     #[error("{field}: \"{name}\" is not a variable name (letters, digits and _, not beginning with a digit)")]
     Name { field: String, name: String },
-    #[error("{field}.{name} cannot be set: ashd sets it for the sandbox. Leave it out")]
+    #[error("{field}.{name} cannot be set: ashd sets it for the sandbox. Remove it")]
     Reserved { field: String, name: String },
     #[error("{field}.{name} cannot be set: it would load other code into claude itself; set it in the command instead")]
     Loader { field: String, name: String },
@@ -52,17 +55,18 @@ pub enum VariableError {
     Large { field: String },
 }
 
-/// Variables that a process in a sandbox can be given. What comes from a client is made by [`Variables::parse`] alone; stored
-/// ones are read as they are, and [`Variables::settable`] sorts out what an earlier version accepted.
+/// Variables for a process in a sandbox. Client input goes through [`Variables::parse`] only.
+/// Stored variables are read unchecked, and [`Variables::settable`] filters what an earlier version
+/// accepted.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Variables(BTreeMap<String, String>);
 
 impl Variables {
-    /// Checks variables as they come in; `field` is how the client named them (`extraEnv`, `env`).
+    /// Checks variables from a client. `field` is the client's name for them (`extraEnv`, `env`).
     ///
     /// # Errors
-    /// The first variable that cannot be set, and why; or all of them together are too large.
+    /// The first variable that cannot be set, with the reason; or the total is too large.
     pub fn parse(field: &str, vars: BTreeMap<String, String>) -> Result<Self, VariableError> {
         let mut total = 0;
         for (name, value) in &vars {
@@ -75,13 +79,13 @@ impl Variables {
         Ok(Self(vars))
     }
 
-    /// Those of a row that was checked when it was written, by this version or an earlier one.
+    /// Variables of a database row, which were checked when they were written.
     #[must_use]
     pub fn stored(vars: BTreeMap<String, String>) -> Self {
         Self(vars)
     }
 
-    /// These, and `over` on top. Both fit; together they may not.
+    /// Merges `over` into these. Each fits alone; together they may not.
     ///
     /// # Errors
     /// [`VariableError::Large`].
@@ -91,22 +95,21 @@ impl Variables {
         if total > MAX_TOTAL { Err(VariableError::Large { field: field.to_owned() }) } else { Ok(self) }
     }
 
-    /// Sets one, as [`Variables::parse`] checks it.
+    /// Sets one variable, with the checks of [`Variables::parse`].
     ///
     /// # Errors
-    /// It cannot be set.
+    /// The variable cannot be set.
     pub fn set(&mut self, field: &str, name: &str, value: &str) -> Result<(), VariableError> {
         check(field, name, value)?;
         self.0.insert(name.to_owned(), value.to_owned());
         Ok(())
     }
 
-    /// Takes one out.
     pub fn remove(&mut self, name: &str) -> Option<String> {
         self.0.remove(name)
     }
 
-    /// Those that may be set at all.
+    /// The variables that may be set.
     pub fn settable(&self) -> impl Iterator<Item = (&String, &String)> {
         self.0.iter().filter(|(name, _)| !RESERVED.contains(&name.as_str()) && !is_loaders(name))
     }
@@ -124,7 +127,7 @@ impl Deref for Variables {
     }
 }
 
-/// Names alone.
+/// Prints names only.
 impl std::fmt::Debug for Variables {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
@@ -154,7 +157,8 @@ fn check(field: &str, name: &str, value: &str) -> Result<(), VariableError> {
     Ok(())
 }
 
-/// `LD_LIBRARY_PATH` only names where libraries are; agents with native code need it.
+/// `LD_LIBRARY_PATH` is allowed: it only names library directories, and agents with native code
+/// need it.
 fn is_loaders(name: &str) -> bool {
     name.starts_with("LD_") && name != "LD_LIBRARY_PATH"
 }

@@ -1,4 +1,4 @@
-//! What the daemons report: logs, the events that need an operator's attention, metrics, and notifications to systemd.
+//! Reporting for all daemons: logs, events, metrics, and notifications to systemd.
 
 pub mod events;
 pub mod logging;

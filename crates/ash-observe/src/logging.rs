@@ -1,14 +1,16 @@
-//! The log. Three places, chosen by where stderr goes:
+//! The log. Its destination depends on stderr:
 //!
-//! | stderr is | entries go |
+//! | stderr is | destination |
 //! |---|---|
-//! | the journal (systemd started us) | to the journal, with the fields `ASH_SESSION ASH_TENANT ASH_AGENT ASH_TURN ASH_EVENT`: `journalctl ASH_SESSION=<id>` |
-//! | a terminal | to it, as text |
-//! | anything else | to it, one JSON object a line |
+//! | the journal (started by systemd) | the journal, with the fields listed below |
+//! | a terminal | the terminal, as text |
+//! | anything else | stderr, one JSON object per line |
 //!
-//! `ASH_LOG` or `[log] level` sets the level, and a reload changes it; the launcher, which keeps no variable of its environment,
-//! stays at `info`. Types that hold secrets print nothing of them in their `Debug`.
-
+//! The fields are `ASH_SESSION ASH_TENANT ASH_AGENT ASH_TURN ASH_EVENT`:
+//! `journalctl ASH_SESSION=<id>`.
+//!
+//! `ASH_LOG` or `[log] level` sets the level, and a reload changes it. The launcher clears its
+//! environment and always logs at `info`. `Debug` output never contains secrets.
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
@@ -18,17 +20,18 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
-/// The variable that sets the level.
+/// The variable that sets the log level.
 pub const VARIABLE: &str = "ASH_LOG";
 const DEFAULT: &str = "info,sqlx=warn,hyper=warn";
 
 /// Changes the filter of the running log.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Starts logging; panics are logged from then on too. `level` is that of the configuration; without one `ASH_LOG` decides.
+/// Starts logging, including panics. `level` comes from the configuration. Without it, `ASH_LOG`
+/// decides.
 ///
 /// # Errors
-/// When the level cannot be read, or logging was started before.
+/// The level is invalid, or logging was started before.
 pub fn start(identifier: &str, level: Option<&str>) -> Result<(), String> {
     let variable = std::env::var(VARIABLE).ok();
     let level = level.or(variable.as_deref());
@@ -43,11 +46,11 @@ pub fn start(identifier: &str, level: Option<&str>) -> Result<(), String> {
     Ok(())
 }
 
-/// How [`start_bare`] began, for [`anew`].
+/// The arguments of [`start_bare`], for [`anew`].
 static BARE: OnceLock<(&str, bool)> = OnceLock::new();
 
-/// The same for a program without an environment: `journal` is what [`stderr_is_journal`] said while there was one, and the
-/// level is `info`. A second start changes nothing.
+/// The same for a program without an environment, at level `info`. `journal` is the result of
+/// [`stderr_is_journal`] from before the environment was cleared. A second start changes nothing.
 pub fn start_bare(identifier: &'static str, journal: bool) {
     if bare(identifier, journal).try_init().is_ok() {
         let _ = BARE.set((identifier, journal));
@@ -55,8 +58,8 @@ pub fn start_bare(identifier: &'static str, journal: bool) {
     }
 }
 
-/// Runs `work` in a fork that has closed the descriptors of the process it came from: the way to the journal was one of them, so
-/// it gets its own.
+/// Runs `work` in a fork that has closed all inherited descriptors. The journal connection is one
+/// of them, so a new one is opened.
 pub fn anew<T>(work: impl FnOnce() -> T) -> T {
     match BARE.get() {
         Some((identifier, true)) => tracing::subscriber::with_default(bare(identifier, true), work),
@@ -68,7 +71,7 @@ fn bare(identifier: &str, journal: bool) -> impl tracing::Subscriber + Send + Sy
     tracing_subscriber::registry().with(output(identifier, journal).with_filter(LevelFilter::INFO))
 }
 
-/// Where entries go, and in which form.
+/// The destination and format of log entries.
 fn output(identifier: &str, journal: bool) -> Box<dyn Layer<Registry> + Send + Sync> {
     match journal.then(tracing_journald::layer).and_then(Result::ok) {
         Some(journal) => journal.with_field_prefix(None).with_syslog_identifier(identifier.to_owned()).boxed(),
@@ -92,10 +95,10 @@ fn log_panics() {
     }));
 }
 
-/// From now on this level; `None` is the default one.
+/// Changes the level from now on. `None`: the default level.
 ///
 /// # Errors
-/// When it cannot be read; the old one holds then.
+/// The level is invalid. The previous level stays.
 pub fn set_level(level: Option<&str>) -> Result<(), String> {
     let new = filter(level)?;
     match FILTER.get() {
@@ -107,14 +110,14 @@ pub fn set_level(level: Option<&str>) -> Result<(), String> {
 fn filter(level: Option<&str>) -> Result<EnvFilter, String> {
     match level.filter(|text| !text.trim().is_empty()) {
         Some(text) => EnvFilter::try_new(text).map_err(|why| {
-            format!("variable {VARIABLE}: {why}; write a level (error warn info debug trace) or module=level, comma-separated")
+            format!("variable {VARIABLE}: {why}; use a level (error, warn, info, debug, trace) or a comma-separated list of module=level")
         }),
         None => Ok(EnvFilter::new(DEFAULT)),
     }
 }
 
-/// `JOURNAL_STREAM` holds device and inode of the stream that systemd connected (systemd.exec(5)); a stderr that was
-/// redirected since is another file.
+/// `JOURNAL_STREAM` holds the device and inode of the stream that systemd connected
+/// (systemd.exec(5)). If stderr was redirected since, they differ.
 pub fn stderr_is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else { return false };

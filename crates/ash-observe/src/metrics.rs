@@ -1,12 +1,12 @@
-//! `GET /metrics`: one pure function from a snapshot to Prometheus' text format 0.0.4.
-//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>)
+//! `GET /metrics`: a pure function from a snapshot to the Prometheus text format 0.0.4
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 
 use std::fmt::Write;
 
 /// `Content-Type` of the rendered text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Everything that is shown, at one moment. Counters count since the daemon's start.
+/// All reported values at one moment. Counters start at 0 when the daemon starts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     pub uptime_seconds: f64,
@@ -21,24 +21,24 @@ pub struct Snapshot {
     pub resume_warm: u64,
     pub resume_cold: u64,
     pub resume_prewarm: u64,
-    /// Sessions created, by what they began with.
+    /// Sessions created, by starting point.
     pub created: Vec<(&'static str, u64)>,
-    /// How often each limit (or a signal from outside) struck.
+    /// Sessions that were killed or stopped, by cause: a limit, or a signal from outside.
     pub limited: Vec<(&'static str, u64)>,
-    /// Requests that the gateway did not let through at once, since its start.
+    /// Requests that the gateway refused or delayed, since its start.
     pub gateway_refused: Vec<(&'static str, u64)>,
-    /// All sandboxes together, as the cgroup above them counts; `None` where it does not.
+    /// Memory of all sandboxes, from their common parent cgroup. `None`: not accounted there.
     pub memory_bytes: Option<u64>,
     pub memory_peak_bytes: Option<u64>,
     pub cpu_us: Option<u64>,
     pub throttled_us: u64,
     pub pids: Option<u64>,
-    /// Microseconds in which some process waited, by what it waited for (psi(7)).
+    /// Microseconds in which some process waited, by resource (psi(7)).
     pub stalled_us: Vec<(&'static str, u64)>,
     pub disk_free_bytes: Option<u64>,
 }
 
-/// The text, every family with its HELP and TYPE.
+/// The text; every family has HELP and TYPE.
 pub fn render(now: &Snapshot) -> String {
     let mut out = String::with_capacity(2048);
     family(&mut out, "ash_up", "gauge", "1 while the daemon serves.", &[("", 1.0)]);
@@ -70,21 +70,21 @@ pub fn render(now: &Snapshot) -> String {
         &mut out,
         "ash_pool_max_capacity",
         "gauge",
-        "Live sandboxes there may be.",
+        "Most live sandboxes (pool.max_sandboxes).",
         &[("", count(now.max_capacity))],
     );
     family(
         &mut out,
         "ash_resume_total",
         "counter",
-        "Resumes by path: warm found its processes, cold did not.",
+        "Resumes by path: warm continues existing processes, cold starts new ones, prewarm uses a ready claude.",
         &[
             ("{path=\"warm\"}", total(now.resume_warm)),
             ("{path=\"cold\"}", total(now.resume_cold)),
             ("{path=\"prewarm\"}", total(now.resume_prewarm)),
         ],
     );
-    // ashd keeps every workspace on this host: all cold resumes are local ones.
+    // ashd keeps every workspace on this host, so all cold resumes are local.
     family(
         &mut out,
         "ash_resume_cold_total",
@@ -92,14 +92,14 @@ pub fn render(now: &Snapshot) -> String {
         "Cold resumes by where the workspace came from.",
         &[("{source=\"local\"}", total(now.resume_cold)), ("{source=\"cloud\"}", 0.0), ("{source=\"fresh\"}", 0.0)],
     );
-    let help = "Sessions created: prewarm found its claude ready, parked an empty sandbox, cold nothing.";
+    let help = "Sessions created by path: prewarm uses a ready claude, parked an empty sandbox, cold starts both.";
     labelled(&mut out, "ash_created_total", help, "path", &now.created, total);
     let help = "How often a session was killed or stopped, by cause.";
     labelled(&mut out, "ash_limited_total", help, "reason", &now.limited, total);
     let help =
         "Requests to the model that were refused (outside a turn or command, usage cannot be recorded) or slowed.";
     labelled(&mut out, "ash_gateway_refused_total", help, "reason", &now.gateway_refused, total);
-    let help = "Time in which sessions were stopped by their limit of the processor.";
+    let help = "Time in which sessions were throttled by their CPU limit.";
     family(&mut out, "ash_cpu_throttled_seconds_total", "counter", help, &[("", now.throttled_us as f64 / 1e6)]);
     let cpu = now.cpu_us.map(|us| us as f64 / 1e6);
     for (name, kind, help, value) in [
@@ -107,14 +107,14 @@ pub fn render(now: &Snapshot) -> String {
         (
             "ash_sandboxes_memory_peak_bytes",
             "gauge",
-            "Most memory of all sandboxes since the host started.",
+            "Peak memory of all sandboxes since the host started.",
             now.memory_peak_bytes.map(total),
         ),
         ("ash_sandboxes_cpu_seconds_total", "counter", "CPU time of all sandboxes.", cpu),
         ("ash_sandboxes_pids", "gauge", "Processes and threads of all sandboxes.", now.pids.map(total)),
-        ("ash_disk_free_bytes", "gauge", "Room on the data directory's disk.", now.disk_free_bytes.map(total)),
+        ("ash_disk_free_bytes", "gauge", "Free space on the data directory's disk.", now.disk_free_bytes.map(total)),
     ] {
-        // What nobody counts here is left out, not zero.
+        // Values that this host does not account are omitted, not 0.
         if let Some(value) = value {
             family(&mut out, name, kind, help, &[("", value)]);
         }
@@ -128,7 +128,7 @@ pub fn render(now: &Snapshot) -> String {
     out
 }
 
-/// One family of samples, each with its labels (`{a="b"}`, or nothing).
+/// One family of samples, each with its labels (`{a="b"}` or empty).
 fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: &[(&str, f64)]) {
     let mut put = |line: std::fmt::Arguments<'_>| out.write_fmt(line).expect("a String takes all that is written");
     put(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
@@ -137,7 +137,7 @@ fn family(out: &mut String, name: &str, kind: &str, help: &str, samples: &[(&str
     }
 }
 
-/// A family of counters, one for each value of a label.
+/// A family of counters, one per label value.
 fn labelled(
     out: &mut String,
     name: &str,
@@ -156,7 +156,7 @@ fn count(n: usize) -> f64 {
     total(n as u64)
 }
 
-/// Exact up to 2^53, which no counter here reaches.
+/// Exact up to 2^53. No counter here reaches it.
 fn total(n: u64) -> f64 {
     n as f64
 }

@@ -1,4 +1,5 @@
-//! What ashd says to systemd and is handed by it. Without systemd every call does nothing.
+//! Communication with systemd: notifications and passed sockets. Without systemd every call does
+//! nothing.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ pub struct ListenFd {
     pub name: String,
 }
 
-/// `READY=1`: from now on requests are answered.
+/// `READY=1`: requests are answered from now on.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
@@ -22,16 +23,17 @@ pub fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
-/// `MAINPID=`: another process of the unit is its main one from now on.
+/// `MAINPID=`: declares another process of the unit as its main process.
 pub fn main_pid(pid: u32) {
     tell(&[NotifyState::MainPid(pid)]);
 }
 
-/// `RELOADING=1` with the time it began, which `Type=notify-reload` of systemd 253 insists on. [`ready`] ends it.
+/// `RELOADING=1` with the start time, which `Type=notify-reload` of systemd 253 requires. [`ready`]
+/// ends it.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::debug!(%error, "systemd was not told of the reload"),
+        Err(error) => tracing::debug!(%error, "systemd was not notified of the reload"),
     }
 }
 
@@ -39,7 +41,7 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// How often [`alive`] should be called: half of `WatchdogSec=`; `None` when systemd does not watch this process.
+/// The interval for calls of [`alive`]: half of `WatchdogSec=`. `None`: no watchdog.
 pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2)
 }
@@ -50,13 +52,14 @@ pub fn alive() {
 }
 
 fn tell(state: &[NotifyState<'_>]) {
-    // A notification that is lost (systemd is being re-executed) is followed by the next.
+    // A lost notification (systemd is being re-executed) is followed by the next one.
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "systemd was not notified");
     }
 }
 
-/// The sockets meant for this process, in systemd's order; none without systemd, or when they were another process's.
+/// The sockets for this process, in systemd's order. Empty without systemd, or if they are meant
+/// for another process.
 pub fn listen_fds() -> Vec<ListenFd> {
     let variable = |name| std::env::var(name).ok();
     parse(variable("LISTEN_PID"), variable("LISTEN_FDS"), variable("LISTEN_FDNAMES"), std::process::id())

@@ -1,4 +1,5 @@
-//! Background tasks that live as long as the daemon: a panic in one ends the current pass, and the task starts again.
+//! Background tasks that run as long as the daemon. A panic ends the current pass; then the task
+//! restarts.
 
 use std::future::Future;
 use std::io;
@@ -8,10 +9,12 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 
-/// Between a panic and the next pass, so that a task that always panics does not use a core.
+/// The delay between a panic and the next pass. It prevents a task that always panics from using a
+/// core.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
-/// Runs what `make` makes, again after each panic, until it returns. `name` is for the journal.
+/// Runs the future from `make` until it returns, and a new one after each panic. `name` is for the
+/// journal.
 pub fn spawn_restarting<F, M>(name: &'static str, make: M) -> JoinHandle<()>
 where
     F: Future<Output = ()> + Send + 'static,
@@ -20,21 +23,21 @@ where
     tokio::spawn(restart(name, make))
 }
 
-/// The same, for whoever spawns it among other tasks.
+/// The same, without spawning.
 pub async fn restart<F: Future<Output = ()>>(name: &'static str, make: impl FnMut() -> F) {
     restarting(name, RESTART_AFTER, make).await;
 }
 
 async fn restarting<F: Future<Output = ()>>(name: &'static str, rest: Duration, mut make: impl FnMut() -> F) {
     while AssertUnwindSafe(make()).catch_unwind().await.is_err() {
-        // The panic itself, with its place, is in the journal already.
-        tracing::error!(task = name, "a background task panicked; it starts again after {rest:?}");
+        // The panic itself, with its location, is already in the journal.
+        tracing::error!(task = name, "a background task panicked; it restarts after {rest:?}");
         tokio::time::sleep(rest).await;
     }
 }
 
-/// Runs a task without which the process can do nothing useful. A panic in it ends the process at once: the service manager, or
-/// the keeper, starts it again; sandboxes and their output files outlive it.
+/// Runs a task that the process cannot work without. A panic in it ends the process at once. The
+/// service manager or the keeper restarts it. Sandboxes and their output files are not affected.
 pub fn spawn_essential<F>(name: &'static str, task: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
@@ -43,7 +46,7 @@ where
     tokio::spawn(essential(name, task))
 }
 
-/// The same, for whoever spawns it among other tasks.
+/// The same, without spawning.
 pub async fn essential<F: Future>(name: &'static str, task: F) -> F::Output {
     AssertUnwindSafe(task).catch_unwind().await.unwrap_or_else(|_| give_up(name))
 }
@@ -51,7 +54,7 @@ pub async fn essential<F: Future>(name: &'static str, task: F) -> F::Output {
 /// The same for a thread.
 ///
 /// # Errors
-/// When there are no threads left.
+/// No more threads are available.
 pub fn spawn_essential_thread(name: &'static str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let work = AssertUnwindSafe(work);
     let thread = move || std::panic::catch_unwind(work).unwrap_or_else(|_| give_up(name));
@@ -59,7 +62,7 @@ pub fn spawn_essential_thread(name: &'static str, work: impl FnOnce() + Send + '
 }
 
 fn give_up(name: &'static str) -> ! {
-    tracing::error!(task = name, "an essential task panicked; the process ends, to be started again");
+    tracing::error!(task = name, "an essential task panicked; the process exits and is restarted");
     std::process::abort()
 }
 
@@ -79,7 +82,7 @@ mod tests {
         assert_eq!(passes, 3);
     }
 
-    /// Each in a process of its own, which must end.
+    /// Each case runs in its own process, which must end.
     #[test]
     fn a_panic_in_an_essential_task_ends_the_process() {
         const VARIABLE: &str = "ASH_TEST_ESSENTIAL";
@@ -97,7 +100,7 @@ mod tests {
             Err(_) => {
                 for kind in ["task", "thread"] {
                     let mut own = std::process::Command::new(std::env::current_exe().unwrap());
-                    own.args(["observe::tasks::tests::a_panic_in_an_essential_task_ends_the_process", "--exact"]);
+                    own.args(["tasks::tests::a_panic_in_an_essential_task_ends_the_process", "--exact"]);
                     let output = own.env(VARIABLE, kind).output().unwrap();
                     use std::os::unix::process::ExitStatusExt;
                     assert_eq!(output.status.signal(), Some(6), "{kind}: {:?}", output.status);

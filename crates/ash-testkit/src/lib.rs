@@ -1,14 +1,15 @@
-//! What the tests of all crates share: where the programs are.
+//! Shared by the tests of all crates: the paths of the programs.
 
 use std::path::PathBuf;
 
-/// A program of this workspace, by its name, as built beside the running test (`target/<profile>/<name>`).
+/// A program of this workspace by name, built beside the running test (`target/<profile>/<name>`).
 ///
-/// Cargo sets `CARGO_BIN_EXE_<name>` only for programs of the test's own package. `cargo nextest run` and `cargo test` build all of
-/// them anew, since each package with a program has an integration test.
+/// Cargo sets `CARGO_BIN_EXE_<name>` only for programs of the test's own package. `cargo nextest
+/// run` and `cargo test` build all programs, because each package with a program has an integration
+/// test.
 ///
 /// # Panics
-/// When it is not there.
+/// The program does not exist.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of the running test");
     let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");

@@ -61,7 +61,7 @@ const AGENTS: [Case; 19] = [
     ("DELETE /api/agents/nobody", "", 404, "Agent not found"),
     ("PATCH /api/agents/nobody", "{}", 404, "Agent not found"),
     ("PATCH /api/agents/nobody", r#"{"env":"A=1"}"#, 400, "env must be an object, not the string \"A=1\""),
-    ("GET /api/agents/%ff", "", 400, "the path of the URL: "),
+    ("GET /api/agents/%ff", "", 400, "URL path: "),
 ];
 
 const SESSIONS: [Case; 19] = [
@@ -188,7 +188,7 @@ async fn a_body_above_its_limit_is_413_announced_or_not() {
         assert_eq!(answer.status, 413, "{head}");
         assert_eq!(
             answer.json(),
-            json!({"error": "the request body is larger than the limit of 4194304 bytes here", "statusCode": 413})
+            json!({"error": "the request body is larger than the limit of 4194304 bytes", "statusCode": 413})
         );
     }
 }
@@ -199,7 +199,7 @@ async fn a_body_that_breaks_off_is_400() {
     let pieces = [Ok("{\"name\":"), Err(std::io::Error::other("gone"))];
     let answer = api.own("POST /api/agents", Body::from_stream(futures_util::stream::iter(pieces))).await;
     assert_eq!(answer.status, 400);
-    assert!(answer.json()["error"].as_str().unwrap().starts_with("the request body broke off"));
+    assert!(answer.json()["error"].as_str().unwrap().starts_with("the request body is incomplete"));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! `GET /api/analytics`: what a tenant has and used, in one answer.
+//! `GET /api/analytics`: counts and usage of a tenant in one answer.
 
 use std::collections::BTreeMap;
 
@@ -13,28 +13,28 @@ use super::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::usage::{self, UsageStats};
 
-/// How many agents there are.
+/// Number of agents.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AgentCount {
     pub total: u64,
 }
 
-/// How many sessions were created, by what became of them.
+/// Number of sessions created, by status.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionCount {
     pub total: u64,
-    /// By status; a status that no session has is not there.
+    /// By status. Statuses without sessions are absent.
     #[schema(example = json!({"active": 2, "ended": 40}))]
     pub by_status: BTreeMap<String, u64>,
 }
 
-/// How many eval runs were created, by what became of them.
+/// Number of eval runs created, by status.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvalCount {
     pub total_runs: u64,
-    /// By status; a status that no run has is not there.
+    /// By status. Statuses without runs are absent.
     #[schema(example = json!({"completed": 3}))]
     pub by_status: BTreeMap<String, u64>,
 }
@@ -48,9 +48,10 @@ pub struct AnalyticsBody {
     pub evals: EvalCount,
 }
 
-/// What the tenant has and used
+/// Get counts and usage of the tenant
 ///
-/// `after` and `before` select sessions and eval runs by their creation, and usage by its time. Agents are those there are now.
+/// `after` and `before` filter sessions and eval runs by creation, and usage by time. Agents are
+/// those that exist now.
 #[utoipa::path(
     get, path = "/api/analytics", tag = "usage",
     params(

@@ -1,4 +1,4 @@
-//! Path and query parameters, with errors that name the parameter.
+//! Path and query parameters. Errors name the parameter.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -15,8 +15,9 @@ use crate::sessions::{Own, SessionError};
 use crate::store::Window;
 use ash_model::{TenantId, names};
 
-/// The session of a session's route, which is one that the caller's tenant has. Anything else is 404, and as a handler takes
-/// this before query and body, another tenant does not even learn what a good request looks like.
+/// The session of the route, which must belong to the caller's tenant; otherwise 404. Handlers
+/// extract it before query and body, so another tenant does not learn whether its request is
+/// well-formed.
 #[derive(Clone, Debug)]
 pub struct OwnSession(pub Own);
 
@@ -32,7 +33,7 @@ impl FromRequestParts<AppState> for OwnSession {
     }
 }
 
-/// The `{id}` of any other route; `None` when it is not a UUID, which is nobody's id.
+/// The `{id}` of any other route. `None` when it is not a UUID.
 #[derive(Clone, Copy, Debug)]
 pub struct Id(pub Option<Uuid>);
 
@@ -55,7 +56,7 @@ impl<S: Send + Sync> FromRequestParts<S> for AgentName {
     }
 }
 
-/// How a request names a version of an agent.
+/// A version of an agent: its number or its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VersionName {
     Number(i64),
@@ -72,7 +73,7 @@ impl VersionName {
     }
 }
 
-/// The `{number}` of a version's route: its number or its id. What is neither is a version that does not exist: 404.
+/// The `{number}` of a version's route: its number or its id. Anything else is 404.
 #[derive(Clone, Copy, Debug)]
 pub struct VersionNumber(pub i64);
 
@@ -123,15 +124,15 @@ async fn segment<S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Re
     let route = route.map_err(|rejection| ApiError::bad_request(rejection.body_text()))?;
     let bytes = raw_segment(route.as_str(), parts.uri.path(), name).ok_or_else(|| no_segment(name))?;
     let text = String::from_utf8(bytes);
-    text.map(Segment).map_err(|_| ApiError::bad_request(format!("the path of the URL: {name} is not UTF-8")))
+    text.map(Segment).map_err(|_| ApiError::bad_request(format!("URL path: {name} is not UTF-8")))
 }
 
 fn no_segment(name: &str) -> ApiError {
-    ApiError::bad_request(format!("the path of the URL has no {name}"))
+    ApiError::bad_request(format!("URL path: {name} is missing"))
 }
 
-/// The part of a URL's path that the route calls `{name}`, or `{*name}` for all that is left, percent-decoded. A file's name may be
-/// any bytes, and must not keep the session's id from being read.
+/// The percent-decoded part of a URL's path that the route calls `{name}`, or `{*name}` for the
+/// rest. A file name may have any bytes, which must not prevent reading the session's id.
 fn raw_segment(route: &str, path: &str, name: &str) -> Option<Vec<u8>> {
     let mut rest = path;
     for part in route.split('/') {
@@ -148,7 +149,7 @@ fn raw_segment(route: &str, path: &str, name: &str) -> Option<Vec<u8>> {
     None
 }
 
-/// The query string. Unknown parameters are ignored; of a repeated one the last counts.
+/// The query string. Unknown parameters are ignored; the last of a repeated parameter counts.
 #[derive(Clone, Debug, Default)]
 pub struct Args(BTreeMap<String, String>);
 
@@ -156,7 +157,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Args {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
         let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
-            .map_err(|rejection| ApiError::bad_request(format!("the query string: {}", rejection.body_text())))?;
+            .map_err(|rejection| ApiError::bad_request(format!("query string: {}", rejection.body_text())))?;
         Ok(Self(pairs.into_iter().collect()))
     }
 }
@@ -166,7 +167,7 @@ impl Args {
         self.0.get(name).map(String::as_str)
     }
 
-    /// An integer within `range`, or `None` when it is not given.
+    /// An integer within `range`; `None` when it is absent.
     pub fn int(&self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
         let Some(text) = self.text(name) else { return Ok(None) };
         let wrong = || {
@@ -188,7 +189,6 @@ impl Args {
         })
     }
 
-    /// `true` or `false`.
     pub fn flag(&self, name: &str, default: bool) -> Result<bool, ApiError> {
         match self.text(name) {
             None => Ok(default),
@@ -198,7 +198,7 @@ impl Args {
         }
     }
 
-    /// A word of a type that knows its own words.
+    /// A value of a type that parses its own words.
     pub fn word<T: FromStr<Err = String>>(&self, name: &str) -> Result<Option<T>, ApiError> {
         self.text(name)
             .map(|text| text.parse().map_err(|why| ApiError::bad_request(format!("{name}: {why}"))))

@@ -1,11 +1,12 @@
 //! Attachments: files that clients give to a session.
 //!
 //! ```text
-//!   <data dir>/sessions/<id>/attachments/<attachment id>    the bytes, out of the sandbox's sight: what a download answers
-//!                            workspace/attachments/<name>   a copy for the agent, its own from then on
+//!   <data dir>/sessions/<id>/attachments/<attachment id>    the original, invisible to the sandbox: used for downloads
+//!                            workspace/attachments/<name>   a copy that belongs to the agent
 //! ```
 //!
-//! Both are written whole before the row exists, and the bytes are removed after it is gone, so a row always has its bytes.
+//! Both files are complete before the row is inserted, and the original is removed after the row.
+//! So every row has its file.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,11 +33,11 @@ use ash_model::{iso, names, now_ms};
 
 /// Longest file name, in bytes.
 const MAX_NAME: usize = 255;
-/// The `messageId` of an attachment that belongs to none.
+/// The `messageId` of an attachment without a message.
 const UNLINKED: &str = "unlinked";
-/// The directory of the workspace that has the copies.
+/// The workspace directory of the copies.
 const PLACE: &str = "attachments";
-/// Copies of one name.
+/// Copies with the same name.
 const MAX_COPIES: usize = 1000;
 
 /// Body of `POST .../attachments`.
@@ -45,9 +46,9 @@ const MAX_COPIES: usize = 1000;
 pub struct NewAttachment {
     #[schema(example = "photo.png")]
     pub filename: String,
-    /// Base64; at most 10 MiB, or what `ASH_MAX_ATTACHMENT_SIZE` says.
+    /// Base64; at most 10 MiB, or `ASH_MAX_ATTACHMENT_SIZE`.
     pub content: Option<String>,
-    /// Default: by the file name's extension.
+    /// Default: by the extension of the file name.
     pub mime_type: Option<String>,
     /// The message it belongs to.
     pub message_id: Option<String>,
@@ -111,22 +112,21 @@ fn not_found() -> ApiError {
     ApiError::not_found("Attachment not found")
 }
 
-/// `<data dir>/sessions/<id>/attachments`, beside the workspace.
 fn directory(state: &AppState, session: Uuid) -> PathBuf {
     let workspace = state.sessions.workspace(session);
     workspace.parent().map(Path::to_owned).unwrap_or(workspace)
 }
 
-/// Give a file to a session
+/// Attach a file to a session
 ///
-/// It is kept beside the session, and a copy is put into the workspace as `attachments/<name>`: the base name of `filename`; a second
-/// one of that name gets `-2`.
+/// The file is stored with the session, and copied into the workspace as `attachments/<name>`,
+/// where `<name>` is the base name of `filename`. A second file of that name gets `-2`.
 #[utoipa::path(
     post, path = "/api/sessions/{id}/attachments", tag = "attachments", params(("id" = Uuid, Path)),
     request_body(content = NewAttachment, example = json!({"filename": "note.txt", "content": "aGVsbG8="})),
     responses(
         (status = 201, body = AttachmentBody),
-        (status = 400, description = "A field is wrong, or something in the workspace stands in the way", body = ErrorBody),
+        (status = 400, description = "A field is wrong, or the workspace has a conflicting entry", body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
         (status = 413, description = "Larger than the limit (10 MiB)", body = ErrorBody),
     )
@@ -156,7 +156,7 @@ pub async fn create(
             bytes.len()
         )));
     }
-    // Two copies.
+    // The original and the copy.
     state.sessions.check_room(&session, 2 * bytes.len() as u64).await?;
     let mut attachment = Attachment {
         id: Uuid::new_v4(),
@@ -172,7 +172,7 @@ pub async fn create(
     let (id, directory) = (attachment.id, directory(&state, session.id()));
     let (parent, workspace) = (directory.clone(), state.sessions.workspace(session.id()));
     let written = blocking(move || {
-        let failed = |cause: io::Error| ApiError::disk("the attachment could not be stored", &cause);
+        let failed = |cause: io::Error| ApiError::disk("the attachment cannot be stored", &cause);
         let root = beneath::root(&parent).map_err(failed)?;
         write::put(&root, &path_of(id), &bytes, write::Bits::Set(0o600))
             .map_err(|why| failed(io::Error::other(why)))?;
@@ -196,11 +196,12 @@ pub async fn create(
     Ok((StatusCode::CREATED, Json(AttachmentBody { attachment: attachment.into() })))
 }
 
-/// Puts a copy into the workspace, and returns its path as text; `None` when there is no workspace any more.
+/// Copies the file into the workspace and returns its path; `None` when there is no workspace any
+/// more.
 fn copy_for_the_agent(workspace: &Path, name: &str, bytes: &[u8]) -> Result<Option<String>, ApiError> {
     let root = match beneath::root(workspace) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-        root => root.map_err(|cause| ApiError::disk("the workspace could not be opened", &cause))?,
+        root => root.map_err(|cause| ApiError::disk("the workspace cannot be opened", &cause))?,
     };
     for copy in 1..=MAX_COPIES {
         let path = Path::new(PLACE).join(numbered(name, copy));
@@ -210,10 +211,10 @@ fn copy_for_the_agent(workspace: &Path, name: &str, bytes: &[u8]) -> Result<Opti
             Err(why) => return Err(why.for_client(&names::shown(&path))),
         }
     }
-    Err(ApiError::bad_request(format!("filename: {PLACE}/ has {MAX_COPIES} files of this name; delete some of them")))
+    Err(ApiError::bad_request(format!("filename: {PLACE}/ already has {MAX_COPIES} files of this name; delete some of them")))
 }
 
-/// The name of the first, second, ... file of a name: `a.png`, `a-2.png`. It is not longer than a name may be.
+/// The n-th file name of a name: `a.png`, `a-2.png`. Shortened to the longest allowed name.
 fn numbered(name: &str, copy: usize) -> String {
     if copy == 1 {
         return name.to_owned();
@@ -234,7 +235,7 @@ async fn remove_copy(workspace: PathBuf, path: String) {
         write::delete(&beneath::root(&workspace)?, &relative, false).map_err(io::Error::other)
     });
     if let Ok(Err(cause)) = removed.await {
-        tracing::warn!(error = %cause, "the copy of an attachment could not be removed from a workspace");
+        tracing::warn!(error = %cause, "cannot remove the copy of an attachment from a workspace");
     }
 }
 
@@ -245,11 +246,11 @@ fn path_of(id: Uuid) -> PathBuf {
 async fn remove(directory: PathBuf, id: Uuid) {
     let removed = tokio::task::spawn_blocking(move || std::fs::remove_file(directory.join(path_of(id)))).await;
     if let Ok(Err(cause)) = removed {
-        tracing::warn!(attachment = %id, error = %cause, "the bytes of an attachment could not be removed");
+        tracing::warn!(attachment = %id, error = %cause, "cannot remove the file of an attachment");
     }
 }
 
-/// The last part of a file name, which may have been sent with a path.
+/// The last part of a file name that may contain a path.
 fn base_name(sent: &str) -> Result<&str, ApiError> {
     let name = sent.rsplit('/').next().unwrap_or_default();
     let fits = (1..=MAX_NAME).contains(&name.len())
@@ -287,7 +288,7 @@ async fn find(state: &AppState, caller: &Caller, Id(id): Id) -> Result<Attachmen
 #[utoipa::path(
     get, path = "/api/attachments/{id}", tag = "attachments", params(("id" = Uuid, Path)),
     responses(
-        (status = 200, description = "Its bytes", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 200, description = "The bytes of the file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 404, description = "Attachment not found", body = ErrorBody),
     )
 )]
@@ -301,7 +302,7 @@ pub async fn download(
     let directory = directory(&state, attachment.session);
     let (file, size) = blocking(move || {
         let root = beneath::root(&directory)
-            .map_err(|cause| ApiError::internal("the session's directory could not be opened", &cause))?;
+            .map_err(|cause| ApiError::internal("the session's directory cannot be opened", &cause))?;
         beneath::read(&root, &path_of(attachment.id)).map_err(|why| why.for_client("attachment"))
     })
     .await?;

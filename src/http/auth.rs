@@ -1,13 +1,15 @@
-//! Who is calling: the three modes of contract §2.
+//! Authentication of callers.
 //!
 //! ```text
 //! Authorization: Bearer T ──> ASH_API_KEY set?  yes: T equals it (constant time)  -> tenant "default", admin
 //!                                               no:  SHA-256(T) in api_keys       -> the key's tenant and role
 //! ```
 //!
-//! On the unix socket, root and ashd's group need none: tenant "default", admin ([`super::local`]).
+//! On the unix socket, root and ashd's group need no token: tenant "default", admin
+//! ([`super::local`]).
 //!
-//! A token is compared by its digest only, so neither its length nor its first wrong byte shows in the time taken.
+//! Tokens are compared by digest, so the response time reveals neither their length nor their first
+//! wrong byte.
 
 use std::sync::Arc;
 
@@ -56,7 +58,7 @@ impl Caller {
         if self.admin {
             return Ok(());
         }
-        let text = format!("only a key with the admin role {does}; ask whoever runs this ashd");
+        let text = format!("only a key with the admin role {does}; ask the administrator of this ashd");
         Err(ApiError::new(StatusCode::FORBIDDEN, text))
     }
 }
@@ -67,7 +69,7 @@ impl Authenticator {
         Self { single, store }
     }
 
-    /// Whether `ASH_API_KEY` is the only key there is.
+    /// Whether `ASH_API_KEY` is the only key.
     pub fn single_tenant(&self) -> bool {
         self.single.is_some()
     }
@@ -88,12 +90,12 @@ impl Authenticator {
     }
 }
 
-/// SHA-256 of a token, the only form in which it is stored.
+/// SHA-256 of a token. Only the digest is stored.
 pub fn digest(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
 }
 
-/// The token of `Authorization: Bearer <token>`; the scheme in any case (RFC 9110 §11.1).
+/// The token of `Authorization: Bearer <token>`; the scheme is case-insensitive (RFC 9110 §11.1).
 fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
     let Some(value) = headers.get(AUTHORIZATION) else {
         return Err(ApiError::unauthorized("Missing Authorization header"));
@@ -108,7 +110,7 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
         .ok_or_else(|| ApiError::unauthorized("Invalid Authorization header format"))
 }
 
-/// Middleware of every route below `/api`: who it is, and whether it may ask more now.
+/// Middleware of every route below `/api`: identifies the caller and applies its rate limit.
 pub async fn authenticate(
     State(state): State<AppState>,
     mut request: Request,
@@ -135,9 +137,10 @@ pub async fn authenticate(
         }
     };
     request.extensions_mut().insert(holder);
-    // Every line that is logged on the way bears them; which session it is, its extractor adds.
+    // Log lines of the request carry both fields. The extractor of the session sets ASH_SESSION.
     let span = tracing::error_span!("request", ASH_TENANT = %caller.tenant, ASH_SESSION = tracing::field::Empty);
-    // Held until the answer's head is known: a tenant is not removed under a request of its own.
+    // Held until the head of the answer is known: a tenant is not removed while one of its requests
+    // runs.
     let visit = Arc::new(state.sessions.enter(&caller.tenant)?);
     request.extensions_mut().insert(Arc::clone(&visit));
     request.extensions_mut().insert(caller);
@@ -150,7 +153,7 @@ pub async fn authenticate(
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        // A route outside the middleware fails closed.
+        // Fail closed on a route outside the middleware.
         parts.extensions.get::<Self>().cloned().ok_or_else(|| {
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "this route is served without authentication")
         })

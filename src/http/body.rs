@@ -1,7 +1,8 @@
-//! Request bodies: bounded, timed, strict about types, and with errors that name the field.
+//! Request bodies: bounded in size and time, strict about types. Errors name the field.
 //!
-//! Accepted alike: no body, an empty body, `{}`; any content type whose body is JSON (curl's `-d` says
-//! `application/x-www-form-urlencoded`). Unknown fields are ignored. Nothing is coerced.
+//! No body, an empty body and `{}` are equal. Any content type is accepted if the body is JSON
+//! (curl's `-d` sends `application/x-www-form-urlencoded`). Unknown fields are ignored. Types are
+//! not converted.
 
 use std::time::{Duration, Instant};
 
@@ -18,29 +19,30 @@ use crate::sessions::quota::shares::Holder;
 
 /// Bytes in one MiB.
 pub const MIB: usize = 1 << 20;
-/// A sender that is silent for this long is given up (408).
+/// A sender that is silent for this long is answered 408.
 const SILENCE: Duration = Duration::from_secs(15);
-/// The least that must arrive, on average, once [`GRACE`] is over: bytes a second.
+/// Minimum average rate after [`GRACE`], in bytes per second.
 const LEAST_RATE: u64 = 16 << 10;
 const GRACE: Duration = Duration::from_secs(30);
-/// The longest that a whole body may take.
+/// Time limit of a whole body.
 const DEADLINE: Duration = Duration::from_secs(15 * 60);
-/// What is read and thrown away after a refusal, and for how long: a client that sends on sees the answer, not a broken pipe.
+/// Bytes read and discarded after a refusal (and for how long), so that a client that still sends
+/// sees the answer and not a broken pipe.
 const DISCARD: usize = 256 * MIB;
 const DISCARD_FOR: Duration = Duration::from_secs(20);
-/// By so much the memory for a body of unknown length grows.
+/// Step by which the memory of a body of unknown length grows.
 const STEP: u64 = 256 << 10;
 
-/// A JSON body of at most `MAX` bytes. Keep the whole value until the answer is made: it holds the memory that is counted
-/// for the body.
+/// A JSON body of at most `MAX` bytes. Keep the whole value until the answer is made: it holds the
+/// memory counted for the body.
 #[derive(Debug)]
 pub struct JsonBody<T, const MAX: usize = MIB> {
     pub value: T,
-    /// For a handler that takes the value apart: what it holds of the tenant's share.
+    /// The body's share of the tenant's memory, for a handler that takes the value apart.
     pub memory: HeldMemory,
 }
 
-/// A body that was read before the handler was asked, in the extensions of its request.
+/// A body that a middleware has read, in the extensions of its request.
 #[derive(Clone, Debug)]
 pub struct ReadBody {
     pub bytes: Bytes,
@@ -61,7 +63,7 @@ where
             Some(read) if read.bytes.len() > MAX => return Err(larger_than(MAX)),
             Some(read) => read,
             None => {
-                // A route without authentication reads no bodies.
+                // A route without authentication reads no body.
                 let holder = parts.extensions.get::<Holder>().cloned();
                 let holder = holder.ok_or_else(|| ApiError::unauthorized("Missing Authorization header"))?;
                 read(&parts.headers, body, MAX, &Load::from_ref(state), &holder).await?
@@ -73,11 +75,11 @@ where
 }
 
 fn larger_than(max: usize) -> ApiError {
-    ApiError::too_large(format!("the request body is larger than the limit of {max} bytes here"))
+    ApiError::too_large(format!("the request body is larger than the limit of {max} bytes"))
 }
 
-/// Reads a body of at most `max` bytes. Memory for all of it is taken before the first byte is read, where the client says
-/// how long it is.
+/// Reads a body of at most `max` bytes. If the client sends the length, memory for all of it is
+/// reserved first.
 pub async fn read(
     headers: &HeaderMap,
     mut body: Body,
@@ -125,7 +127,7 @@ pub async fn read(
     }
 }
 
-/// Bodies are JSON as it is; one that is coded would have to be unpacked within bounds first.
+/// Refuses coded bodies: a bound on the unpacked size would be needed first.
 fn check_coding(headers: &HeaderMap) -> Result<(), ApiError> {
     let codings =
         headers.get_all(CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
@@ -136,11 +138,11 @@ fn check_coding(headers: &HeaderMap) -> Result<(), ApiError> {
     }
     Err(ApiError::new(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        "a request body with a Content-Encoding is not accepted; send the JSON without Content-Encoding",
+        "request bodies with a Content-Encoding are not supported; send the JSON without Content-Encoding",
     ))
 }
 
-/// Takes memory for a body that turns out to be longer than what was paid.
+/// Reserves memory when a body is longer than what was reserved so far.
 fn pay(memory: &mut Memory, paid: &mut usize, length: usize) -> Result<(), ApiError> {
     if length > *paid {
         let more = (length - *paid).max(STEP as usize);
@@ -150,7 +152,7 @@ fn pay(memory: &mut Memory, paid: &mut usize, length: usize) -> Result<(), ApiEr
     Ok(())
 }
 
-/// The next bytes, from a sender that is fast enough.
+/// The next bytes, if the sender is fast enough.
 async fn next(body: &mut Body, start: Instant, received: usize) -> Result<Option<Bytes>, ApiError> {
     let slow = |text: String| Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, text));
     loop {
@@ -159,17 +161,17 @@ async fn next(body: &mut Body, start: Instant, received: usize) -> Result<Option
             Ok(None) => return Ok(None),
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(error))) => {
-                return Err(ApiError::bad_request(format!("the request body broke off: {error}")));
+                return Err(ApiError::bad_request(format!("the request body is incomplete: {error}")));
             }
             Err(_) if left <= SILENCE => {
                 return slow(format!("the request body did not arrive within {} s", DEADLINE.as_secs()));
             }
-            Err(_) => return slow(format!("the request body stopped arriving for {} s", SILENCE.as_secs())),
+            Err(_) => return slow(format!("no bytes of the request body arrived for {} s", SILENCE.as_secs())),
         };
         let Ok(data) = frame.into_data() else { continue };
         if too_slow(start.elapsed(), received + data.len()) {
             return slow(format!(
-                "the request body arrives too slowly: {} bytes in {} s; the least is {LEAST_RATE} bytes a second after {} s",
+                "the request body arrives too slowly: {} bytes in {} s; the minimum is {LEAST_RATE} bytes per second after {} s",
                 received + data.len(),
                 start.elapsed().as_secs(),
                 GRACE.as_secs()
@@ -184,13 +186,13 @@ fn too_slow(elapsed: Duration, received: usize) -> bool {
     (received as u64) < due
 }
 
-/// Reads on without keeping anything, within bounds of bytes and time, while the answer is sent already.
+/// Reads and discards the rest within limits of bytes and time, while the answer is sent.
 pub fn discard(mut body: Body) {
     tokio::spawn(tokio::time::timeout(DISCARD_FOR, async move {
         let mut seen = 0;
         while let Some(Ok(frame)) = body.frame().await {
             seen += frame.data_ref().map_or(0, Bytes::len);
-            // Too slow or too much: the connection is closed, and the client has its answer.
+            // Too slow or too much: the connection closes. The client has its answer.
             if seen > DISCARD {
                 break;
             }
@@ -201,7 +203,7 @@ pub fn discard(mut body: Body) {
 /// Parses an object.
 ///
 /// # Errors
-/// 400: what is wrong, in words of JSON.
+/// 400, in terms of JSON.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     super::wording::read(bytes).map_err(ApiError::bad_request)
 }

@@ -1,12 +1,12 @@
-//! Compressed answers, for clients that ask for them with `Accept-Encoding`.
+//! Compressed answers for clients that send `Accept-Encoding`.
 //!
 //! ```text
 //!   answer of a GET: JSON, 1 KiB or more (or of unknown length), not coded yet --> gzip or zstd, chunk by chunk
-//!   everything else (event streams, files, archives, small answers)            --> as it is
+//!   everything else (event streams, files, archives, small answers)            --> unchanged
 //! ```
 //!
-//! Each chunk is compressed when it comes, so a long list is never held. The coding that the client likes best is taken; zstd where it
-//! likes both the same.
+//! Each chunk is compressed when it arrives, so a long list is never held in memory. The coding
+//! with the highest weight is used; zstd if both are equal.
 
 use std::io::Write;
 
@@ -20,10 +20,10 @@ use futures_util::{StreamExt, stream};
 
 use ash_archive::coding::{Coding, Encoder};
 
-/// A smaller answer gains nothing.
+/// Compressing a smaller answer gains nothing.
 const LEAST: u64 = 1024;
 
-/// The coding that a client accepts and likes best.
+/// The coding that the client prefers.
 pub fn accepted(headers: &HeaderMap) -> Option<Coding> {
     let mut best: Option<(u32, Coding)> = None;
     let given = headers.get_all(ACCEPT_ENCODING);
@@ -36,7 +36,7 @@ pub fn accepted(headers: &HeaderMap) -> Option<Coding> {
         };
         let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
         let weight = weight.map_or(Some(1.0), |q| q.trim().parse::<f32>().ok().filter(|q| (0.0..=1.0).contains(q)));
-        // To three digits, as RFC 9110 §12.4.2 has it.
+        // RFC 9110 §12.4.2: weights have three digits.
         let Some(weight) = weight.map(|q| (q * 1000.0).round() as u32).filter(|weight| *weight > 0) else { continue };
         let better = best.is_none_or(|(known, other)| weight > known || (weight == known && other == Coding::Gzip));
         if better {
@@ -46,7 +46,7 @@ pub fn accepted(headers: &HeaderMap) -> Option<Coding> {
     best.map(|(_, coding)| coding)
 }
 
-/// Compresses what is worth it.
+/// Compresses answers that qualify.
 pub async fn compress(request: Request, next: Next) -> Response {
     let coding = (request.method() == Method::GET).then(|| accepted(request.headers())).flatten();
     let response = next.run(request).await;
@@ -74,7 +74,7 @@ fn is_worth_it(response: &Response) -> bool {
         && response.body().size_hint().upper().is_none_or(|most| most >= LEAST)
 }
 
-/// The body, compressed as it comes. A failure of it is a failure of this one, and no end is written then.
+/// The compressed body. If the body fails, the compressed body fails too and has no end marker.
 fn coded(body: Body, encoder: Encoder<Vec<u8>>) -> Body {
     let state = (body.into_data_stream(), Some(encoder));
     let coded = stream::unfold(state, |(mut from, encoder)| async move {
@@ -89,7 +89,7 @@ fn coded(body: Body, encoder: Encoder<Vec<u8>>) -> Body {
                 }
             };
             match step {
-                // The encoder holds it until it has more.
+                // The encoder buffers until it has more.
                 Ok(bytes) if bytes.is_empty() => {}
                 Ok(bytes) => return Some((Ok(Bytes::from(bytes)), (from, Some(encoder)))),
                 Err(error) => return Some((Err(axum::Error::new(error)), (from, None))),

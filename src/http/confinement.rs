@@ -1,4 +1,4 @@
-//! `/api/sessions/{id}/confinement`: what the kernel was measured to enforce.
+//! `/api/sessions/{id}/confinement`: what the kernel enforces, as measured.
 
 use axum::Json;
 use axum::extract::State;
@@ -16,15 +16,16 @@ pub struct ConfinementBody {
     pub confinement: Confinement,
 }
 
-/// The measured confinement of a session
+/// Get the measured confinement of a session
 ///
-/// A probe runs inside the sandbox, by the same path as Claude Code. While the session is frozen or has no process, the report of its
-/// last measurement is answered: asking wakes nothing. `measuredAt` tells when it was.
+/// A probe runs inside the sandbox, by the same path as Claude Code. For a session that is frozen
+/// or has no process, the answer is the last report: the request wakes nothing. `measuredAt` is the
+/// time of the measurement.
 #[utoipa::path(
     get, path = "/api/sessions/{id}/confinement", tag = "sessions", params(("id" = uuid::Uuid, Path)),
     responses(
         (status = 200, body = ConfinementBody),
-        (status = 400, description = "Never started", body = ErrorBody),
+        (status = 400, description = "The session never started", body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
     )
 )]

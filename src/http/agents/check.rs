@@ -1,4 +1,4 @@
-//! What a deployment must be before anything is written.
+//! Checks of a deployment, before anything is written.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,12 +19,12 @@ use ash_kernel::copy::{Bounds, Links, would_skip};
 use ash_model::raw::RawObject;
 use ash_model::{RawJson, Skipped, Variables};
 
-/// Most files of one deployment, and their bytes together.
+/// Limits of one deployment: files, and their bytes together.
 pub const MAX_FILES: usize = 10_000;
 pub const MAX_BYTES: usize = 100 << 20;
 /// Longest name, in bytes.
 const MAX_NAME: usize = 255;
-/// The contract's words for an agent that is none.
+/// The contract's text for a directory that is not an agent.
 const NO_CLAUDE_MD: &str = "Agent directory must contain CLAUDE.md";
 
 pub fn check_name(name: &str) -> Result<(), ApiError> {
@@ -40,16 +40,16 @@ pub fn check_name(name: &str) -> Result<(), ApiError> {
     }))
 }
 
-/// The variables of an agent, as they are stored.
+/// Checks the variables of an agent.
 pub fn env(env: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
     let checked = Variables::parse("env", env).map_err(|e| ApiError::bad_request(e.to_string()))?;
     Ok(checked.into_map())
 }
 
-/// Bytes of each text of an agent (its prompt, its description, ...) and of its config.
+/// Bytes of each text of an agent (prompt, description, ...) and of its config.
 pub const MAX_TEXT: usize = 1 << 20;
 
-/// Texts of an agent by their names.
+/// Checks the texts of an agent, given by name.
 pub fn check_texts<const N: usize>(texts: [(&str, Option<&String>); N]) -> Result<(), ApiError> {
     for (name, text) in texts {
         if let Some(text) = text.filter(|text| text.len() > MAX_TEXT) {
@@ -59,7 +59,7 @@ pub fn check_texts<const N: usize>(texts: [(&str, Option<&String>); N]) -> Resul
     Ok(())
 }
 
-/// The members of a config; it must be an object within bounds.
+/// Checks a config from a request: it must be an object within bounds.
 pub fn check_config(config: Option<RawJson>) -> Result<Option<RawObject>, ApiError> {
     let Some(config) = config else { return Ok(None) };
     if !config.is_object() {
@@ -74,7 +74,7 @@ fn too_many() -> ApiError {
     ApiError::bad_request(format!("config must have at most {} members", RawObject::MEMBERS))
 }
 
-/// A config as it is to be stored.
+/// Checks a config after a merge.
 pub fn check_merged(config: &RawObject) -> Result<(), ApiError> {
     if config.len() > RawObject::MEMBERS {
         return Err(too_many());
@@ -86,15 +86,16 @@ pub fn check_merged(config: &RawObject) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The absolute form of `path`, when this caller may deploy it and it is an agent's directory.
+/// Checks the path of an agent. Returns its absolute form, and the entries that sessions cannot
+/// copy.
 ///
-/// Links are resolved before the rules are applied; the path is recorded as it was given, and judged again at each use.
-/// With what sessions will not have of it.
+/// The rules apply to the path with links resolved. The path is recorded as given, and checked
+/// again at each use.
 pub async fn check_path(config: Arc<Config>, caller: &Caller, path: String) -> Result<(String, Skipped), ApiError> {
     let admin = caller.admin;
     tokio::task::spawn_blocking(move || allowed(&config, admin, &path))
         .await
-        .map_err(|cause| ApiError::internal("the agent's directory could not be looked at", &cause))?
+        .map_err(|cause| ApiError::internal("the agent's directory cannot be inspected", &cause))?
 }
 
 fn allowed(config: &Config, admin: bool, given: &str) -> Result<(String, Skipped), ApiError> {
@@ -144,7 +145,7 @@ fn unusable(given: &str, cause: &io::Error) -> ApiError {
 /// Decoded files by their path in the agent's directory.
 pub type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
-/// Checks and decodes a whole agent; `CLAUDE.md` is made from the prompt when it is missing.
+/// Checks and decodes an agent. `CLAUDE.md` is made from the prompt when it is missing.
 pub fn decode(files: Files, prompt: Option<String>) -> Result<Tree, ApiError> {
     let mut tree = decode_files(files)?;
     if let Some(prompt) = prompt {
@@ -156,12 +157,11 @@ pub fn decode(files: Files, prompt: Option<String>) -> Result<Tree, ApiError> {
     Ok(tree)
 }
 
-/// However it is spelt (`./CLAUDE.md`).
+/// In any spelling (`./CLAUDE.md`).
 pub fn is_claude_md(path: &str) -> bool {
     of_text(path).is_ok_and(|path| path == Path::new("CLAUDE.md"))
 }
 
-/// Checks and decodes files.
 pub fn decode_files(files: Files) -> Result<Tree, ApiError> {
     if files.count > MAX_FILES {
         return Err(ApiError::bad_request(format!("files has {} entries; the limit is {MAX_FILES}", files.count)));
@@ -177,13 +177,13 @@ pub fn decode_files(files: Files) -> Result<Tree, ApiError> {
             return Err(ApiError::too_large(format!("files hold more than the limit of {MAX_BYTES} bytes")));
         }
         if tree.insert(path, bytes).is_some() {
-            return Err(wrong(format!("path: \"{}\" is given twice", file.path)));
+            return Err(wrong(format!("path: \"{}\" is a duplicate", file.path)));
         }
     }
-    // A file cannot be a directory of another one.
+    // A file cannot be the directory of another file.
     let clash = tree.keys().find(|path| path.ancestors().skip(1).any(|above| tree.contains_key(above)));
     if let Some(path) = clash {
-        return Err(ApiError::bad_request(format!("files: \"{}\" lies below another file", path.display())));
+        return Err(ApiError::bad_request(format!("files: \"{}\" is below another file", path.display())));
     }
     Ok(tree)
 }
@@ -235,8 +235,8 @@ mod tests {
             (vec![file("../x", "")], "files[0].path: \"../x\" must not contain \"..\""),
             (vec![file("CLAUDE.md", ""), file("/etc/x", "")], "files[1].path: \"/etc/x\" must be relative"),
             (vec![file("CLAUDE.md", "###")], "files[0].content must be base64"),
-            (vec![file("CLAUDE.md", ""), file("./CLAUDE.md", "")], "files[1].path: \"./CLAUDE.md\" is given twice"),
-            (vec![file("CLAUDE.md", ""), file("CLAUDE.md/x", "")], "files: \"CLAUDE.md/x\" lies below another file"),
+            (vec![file("CLAUDE.md", ""), file("./CLAUDE.md", "")], "files[1].path: \"./CLAUDE.md\" is a duplicate"),
+            (vec![file("CLAUDE.md", ""), file("CLAUDE.md/x", "")], "files: \"CLAUDE.md/x\" is below another file"),
         ] {
             let error = decode(files, None).unwrap_err();
             assert!(error.text().starts_with(text), "{} for {text}", error.text());
@@ -303,7 +303,7 @@ mod tests {
             let text = try_path(&[], true, path).unwrap_err();
             assert!(text.contains("data directory"), "{}: {text}", path.display());
         }
-        // A CLAUDE.md may be a link, but not one that leads out.
+        // A CLAUDE.md may be a link, but not one that leaves the directory.
         std::fs::remove_file(good.join("CLAUDE.md")).unwrap();
         std::fs::write(good.join("AGENTS.md"), "x").unwrap();
         std::os::unix::fs::symlink("AGENTS.md", good.join("CLAUDE.md")).unwrap();

@@ -1,8 +1,9 @@
 //! Uploaded agents on disk: `<data dir>/agents/<tenant>/<name>/<version's own name>/`.
 //!
-//! A version is written beside the others under a name nobody knows yet, put in place by one rename, and only then
-//! recorded. So a deployment that fails half-way changes nothing, and a session that is being created copies one
-//! whole version. The version before the newest stays, for sessions that are copying it; older ones are removed.
+//! A version is written under a temporary name, renamed into place, and then recorded. So a
+//! deployment that fails changes nothing, and a session that is being created copies one whole
+//! version. The previous version is kept for sessions that are copying it; older versions are
+//! removed.
 
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -18,20 +19,20 @@ use crate::sessions::workspace::layout::agents_of;
 use crate::store::{Agent, NewAgent};
 use ash_model::TenantId;
 
-/// Where the versions of one agent are.
+/// The directory of an agent's versions.
 pub fn home(config: &Config, tenant: &TenantId, name: &str) -> PathBuf {
     agents_of(&config.data_dir, tenant).join(name)
 }
 
-/// Writes the tree, records it, and removes what it replaces.
+/// Writes the tree, records it, and removes the versions it replaces.
 pub async fn publish(state: &AppState, tenant: &TenantId, mut agent: NewAgent, tree: Tree) -> Result<Agent, ApiError> {
     let home = home(&state.config.now(), tenant, &agent.name);
     let fresh = home.join(format!("v-{}", Uuid::now_v7()));
     let target = fresh.clone();
     tokio::task::spawn_blocking(move || write(&target, &tree))
         .await
-        .map_err(|cause| ApiError::internal("the agent could not be stored", &cause))?
-        .map_err(|cause| ApiError::disk("the agent could not be stored", &cause))?;
+        .map_err(|cause| ApiError::internal("the agent cannot be stored", &cause))?
+        .map_err(|cause| ApiError::disk("the agent cannot be stored", &cause))?;
     agent.path = fresh.to_str().map(str::to_owned).ok_or_else(|| {
         ApiError::bad_request("the data directory's path is not UTF-8, so uploaded agents cannot be recorded")
     })?;
@@ -55,7 +56,7 @@ pub async fn publish(state: &AppState, tenant: &TenantId, mut agent: NewAgent, t
     }
 }
 
-/// Removes every version of an agent. Failures are logged: the agent is gone for clients already.
+/// Removes every version of an agent. Failures are only logged: clients no longer see the agent.
 pub async fn remove(config: &Config, tenant: &TenantId, name: &str) {
     let home = home(config, tenant, name);
     in_background(move || match std::fs::remove_dir_all(&home) {
@@ -68,18 +69,18 @@ pub async fn remove(config: &Config, tenant: &TenantId, name: &str) {
 async fn in_background(work: impl FnOnce() -> io::Result<()> + Send + 'static) {
     let result = tokio::task::spawn_blocking(work).await;
     if let Ok(Err(cause)) = result {
-        tracing::warn!(error = %cause, "an old version of an agent could not be removed");
+        tracing::warn!(error = %cause, "cannot remove an old version of an agent");
     }
 }
 
-/// `target` with the files of the tree, complete or not there at all.
+/// Creates `target` with all files of the tree, or not at all.
 fn write(target: &Path, tree: &Tree) -> io::Result<()> {
     let home = target.parent().expect("a version has the agent's directory above it");
     directories().create(home)?;
     let staging = home.join(format!(".new-{}", Uuid::new_v4()));
     let result = fill(&staging, tree).and_then(|()| std::fs::rename(&staging, target));
     if result.is_err() {
-        // What could be written of it goes again; the first error is the one to report.
+        // Report the first error, not one of the clean-up.
         let _ = std::fs::remove_dir_all(&staging);
     }
     result
@@ -96,7 +97,7 @@ fn fill(staging: &Path, tree: &Tree) -> io::Result<()> {
         let mut file = options.write(true).create_new(true).mode(mode(bytes)).open(file)?;
         file.write_all(bytes)?;
     }
-    // On disk before it is recorded, so that a power cut cannot leave a version with empty files.
+    // Sync before recording, so that a power failure cannot leave a version with empty files.
     rustix::fs::syncfs(std::fs::File::open(staging)?)?;
     Ok(())
 }
@@ -107,7 +108,8 @@ fn directories() -> std::fs::DirBuilder {
     builder
 }
 
-/// The wire has no modes, and hooks are scripts: what begins like a program may be run.
+/// The API has no file modes, but hooks are scripts: files that begin like a program are
+/// executable.
 pub fn mode(bytes: &[u8]) -> u32 {
     if bytes.starts_with(b"#!") || bytes.starts_with(b"\x7fELF") { 0o750 } else { 0o640 }
 }
@@ -142,7 +144,7 @@ mod tests {
         write(&home.join("v-1"), &tree(&[("CLAUDE.md", "x"), ("hooks/run.sh", "#!/bin/sh\n")])).unwrap();
         assert_eq!(std::fs::read(home.join("v-1/CLAUDE.md")).unwrap(), b"x");
         assert_eq!(std::fs::metadata(home.join("v-1/hooks/run.sh")).unwrap().permissions().mode() & 0o777, 0o750);
-        // A name that no file system takes fails half-way.
+        // The file system rejects this name.
         let long = "n".repeat(300);
         write(&home.join("v-2"), &tree(&[("CLAUDE.md", "x"), (&long, "y")])).unwrap_err();
         let left: Vec<_> = std::fs::read_dir(&home).unwrap().map(|e| e.unwrap().file_name()).collect();

@@ -28,7 +28,7 @@ use ash_model::{TenantId, names};
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AgentFilesBody {
     pub files: Vec<FileEntry>,
-    /// There are more than one answer holds; only there when true.
+    /// Present and true when the agent has more files than one answer holds.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
@@ -57,7 +57,7 @@ pub struct WrittenBody {
     pub written: usize,
 }
 
-/// The file is gone.
+/// A deleted file.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AgentFileDeleted {
     pub deleted: bool,
@@ -67,18 +67,18 @@ async fn agent(state: &AppState, caller: &Caller, name: &str) -> Result<Agent, A
     state.store.agent(&caller.tenant, name).await?.ok_or_else(not_found)
 }
 
-/// Says yes to a file that may be read.
+/// Tells whether a file may be read.
 type Takes = fn(&Stat) -> bool;
 
-/// The agent's directory as it is now, and which of its files may be read.
+/// Opens the agent's directory. Returns it with the rule for which of its files may be read.
 fn open(config: &Config, agent: &Agent) -> Result<(File, Takes), ApiError> {
     let directory = AgentDirectory::of(config, agent)?;
     let root =
-        directory.to_file().map_err(|cause| ApiError::internal("the agent's directory could not be opened", &cause))?;
+        directory.to_file().map_err(|cause| ApiError::internal("the agent's directory cannot be opened", &cause))?;
     Ok((root, directory.takes()))
 }
 
-/// Only what was uploaded is ours to change.
+/// Only uploaded agents can be changed.
 fn check_uploaded(state: &AppState, tenant: &TenantId, agent: &Agent) -> Result<(), ApiError> {
     if Path::new(&agent.path).starts_with(directory::home(&state.config.now(), tenant, &agent.name)) {
         return Ok(());
@@ -108,7 +108,7 @@ pub async fn list(
     let listing = blocking(move || {
         let (root, takes) = open(&config, &agent)?;
         listing::list_of(&root, listing::Show::Hidden, takes)
-            .map_err(|cause| ApiError::internal("the agent could not be listed", &cause))
+            .map_err(|cause| ApiError::internal("the agent cannot be listed", &cause))
     })
     .await?;
     Ok(Json(AgentFilesBody { files: listing.files, truncated: listing.truncated }))
@@ -145,7 +145,7 @@ pub async fn read(
         let (root, takes) = open(&config, &agent)?;
         let ((file, size), shown) = asked.find(|path| beneath::read(&root, path))?;
         let stat =
-            rustix::fs::fstat(&file).map_err(|cause| ApiError::internal("the file could not be read", &cause))?;
+            rustix::fs::fstat(&file).map_err(|cause| ApiError::internal("the file cannot be read", &cause))?;
         if !takes(&stat) {
             return Err(ApiError::bad_request(format!("path: \"{shown}\" is a second name of a file of ashd")));
         }
@@ -162,7 +162,7 @@ pub async fn read(
 
 /// Write files of an uploaded agent
 ///
-/// New sessions see them; running ones keep their own copies.
+/// New sessions use them. Running sessions keep their own copies.
 #[utoipa::path(
     post, path = "/api/agents/{name}/files", tag = "agents", params(("name" = String, Path)),
     request_body(content = NewAgentFiles, example = json!({"files": [{"path": "CLAUDE.md", "content": "aGVsbG8="}]})),

@@ -1,7 +1,7 @@
-//! `/api/agents`: what sessions are made from.
+//! `/api/agents`: the agents that sessions are created from.
 //!
-//! An agent is a directory with a `CLAUDE.md`: either one that is on the server already (`path`), or one that is
-//! uploaded (`files`, `systemPrompt`) and then kept below `<data dir>/agents/<tenant>/<name>/`.
+//! An agent is a directory with a `CLAUDE.md`. It exists on the server (`path`), or it is uploaded
+//! (`files`, `systemPrompt`) and stored below `<data dir>/agents/<tenant>/<name>/`.
 
 mod check;
 mod directory;
@@ -29,7 +29,7 @@ use crate::store::{Agent, NewAgent};
 use ash_model::raw::RawObject;
 use ash_model::{RawJson, Skipped};
 
-/// Bytes of a deployment's JSON: 100 MiB of files in base64, and room for the rest.
+/// Bytes of a deployment's JSON: 100 MiB of files in base64, plus the rest.
 const MAX_DEPLOY: usize = 140 * MIB;
 
 fn not_found() -> ApiError {
@@ -38,13 +38,14 @@ fn not_found() -> ApiError {
 
 /// Deploy an agent
 ///
-/// The same name again is a new version of it: its id and createdAt stay. Running sessions are not touched.
+/// Deploying an existing name creates its next version: id and createdAt stay. Running sessions do
+/// not change.
 #[utoipa::path(
     post, path = "/api/agents", tag = "agents",
     request_body(content = DeployAgent, example = json!({"name": "my-agent", "path": "/path/to/agent/directory"})),
     responses(
         (status = 201, body = DeployedBody),
-        (status = 400, description = "Agent directory must contain CLAUDE.md, may not be named by this key, or a field is wrong", body = ErrorBody),
+        (status = 400, description = "Agent directory must contain CLAUDE.md, the key may not use this path, or a field is wrong", body = ErrorBody),
         (status = 413, description = "More than 100 MiB of files", body = ErrorBody),
     )
 )]
@@ -78,7 +79,7 @@ pub async fn deploy(
     };
     let mut skipped = Skipped::default();
     let agent = match (path, files, system_prompt) {
-        (Some(_), Some(_), _) => return Err(ApiError::bad_request("path and files exclude each other; send one")),
+        (Some(_), Some(_), _) => return Err(ApiError::bad_request("path and files exclude each other: send one of them")),
         (Some(path), None, _) => {
             (agent.path, skipped) = check::check_path(state.config.now(), &caller, path).await?;
             agent.path_by_admin = caller.admin;
@@ -87,11 +88,11 @@ pub async fn deploy(
         }
         (None, None, None) => {
             return Err(ApiError::bad_request(
-                "path is required: a directory on the server; or upload the agent with files or systemPrompt",
+                "path is required: a directory on the server. Or upload the agent with files or systemPrompt",
             ));
         }
         (None, files, prompt) => {
-            // A prompt that is the CLAUDE.md must not reach the model twice.
+            // The model must not get a prompt twice when it is also the CLAUDE.md.
             if !files.iter().flat_map(|files| &files.first).any(|file| check::is_claude_md(&file.path)) {
                 agent.system_prompt = None;
             }
@@ -126,7 +127,8 @@ pub async fn get(
 
 /// Change an agent's fields
 ///
-/// `env` replaces, `config` merges, null clears. New sessions see it; running ones go on as they are.
+/// `env` replaces, `config` merges, null clears. New sessions use the change; running sessions do
+/// not.
 #[utoipa::path(
     patch, path = "/api/agents/{name}", tag = "agents", params(("name" = String, Path)),
     request_body(content = PatchAgent, example = json!({"description": "Writes haiku"})),
@@ -168,7 +170,7 @@ pub async fn patch(
     Ok(AgentBody::json(agent))
 }
 
-/// Read, change, write, with no other change in between.
+/// Reads, changes and writes the agent under a lock.
 async fn change(
     state: &AppState,
     caller: &Caller,
@@ -183,7 +185,7 @@ async fn change(
     Ok(changed)
 }
 
-/// The keys of `new` over those of `old`; a null removes its key.
+/// Merges the keys of `new` into `old`; a null removes its key.
 fn merge(old: &mut Option<RawJson>, new: RawObject) -> Result<(), ApiError> {
     let mut merged = old.as_ref().and_then(RawObject::read).unwrap_or_default();
     for (key, value) in new.iter() {
@@ -198,7 +200,7 @@ fn merge(old: &mut Option<RawJson>, new: RawObject) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// What clients have set in an agent's config
+/// Get an agent's config
 #[utoipa::path(
     get, path = "/api/agents/{name}/config", tag = "agents", params(("name" = String, Path)),
     responses((status = 200, body = ConfigBody), (status = 404, description = "Agent not found", body = ErrorBody))
@@ -225,7 +227,7 @@ pub async fn patch_config(
     body: JsonBody<RawJson>,
 ) -> Result<Json<ConfigBody>, ApiError> {
     let given = check::check_config(Some(body.value))?.unwrap_or_default();
-    // Both forms are in use: {"config": {...}} and the bare keys.
+    // Clients send both forms: {"config": {...}} and the bare keys.
     let inner = given.get("config").filter(|inner| inner.is_null() || (given.len() == 1 && inner.is_object()));
     let keys = match inner {
         Some(inner) => check::check_config(Some(inner.clone()))?.unwrap_or_default(),
@@ -241,7 +243,7 @@ fn config_body(agent: Agent) -> ConfigBody {
 
 /// Delete an agent
 ///
-/// Its sessions go on and keep their files.
+/// Its sessions continue and keep their files.
 #[utoipa::path(
     delete, path = "/api/agents/{name}", tag = "agents", params(("name" = String, Path)),
     responses((status = 200, body = OkBody), (status = 404, description = "Agent not found", body = ErrorBody))
@@ -276,7 +278,7 @@ mod tests {
         assert_eq!(none, Some(raw("{}")));
         let half = format!(r#"{{"a":"{}"}}"#, "x".repeat(check::MAX_TEXT / 2 + 100));
         let mut config = Some(raw(&half));
-        assert!(merge(&mut config, object(&half.replace("\"a\"", "\"b\""))).is_err(), "what it grows to is bounded");
-        assert_eq!(config, Some(raw(&half)), "and nothing changes");
+        assert!(merge(&mut config, object(&half.replace("\"a\"", "\"b\""))).is_err(), "the merged size is limited");
+        assert_eq!(config, Some(raw(&half)), "nothing changes");
     }
 }

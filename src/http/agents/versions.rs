@@ -1,4 +1,4 @@
-//! `/api/agents/{name}/versions`: kept prompts of an agent, one of which new sessions get.
+//! `/api/agents/{name}/versions`: stored prompts of an agent. New sessions use the active one.
 
 use axum::Json;
 use axum::extract::State;
@@ -24,11 +24,12 @@ use ash_model::{RawJson, iso};
 /// Longest name, in bytes.
 const MAX_NAME: usize = 200;
 
-/// Body of the POST and the PATCH. What the POST leaves out is the agent's own; what the PATCH leaves out stays.
+/// Body of the POST and the PATCH. The POST takes absent fields from the agent; the PATCH leaves
+/// absent fields unchanged.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct VersionBodyIn {
-    /// 1 to 200 bytes; `v` and the number when absent.
+    /// 1 to 200 bytes. Default: `v` and the number.
     pub name: Option<String>,
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
@@ -36,13 +37,13 @@ pub struct VersionBodyIn {
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     pub release_notes: Option<Option<String>>,
-    /// Kept as sent.
+    /// Stored as sent.
     #[schema(value_type = Option<Vec<Object>>)]
     pub knowledge_files: Option<RawJson>,
-    /// Who made it, in the client's words; of a PATCH it is ignored.
+    /// Who created it, as free text. Ignored in a PATCH.
     pub created_by: Option<String>,
-    /// The number or the id of a version of the same agent whose prompt and knowledge files are copied where the body has none;
-    /// of a PATCH it is ignored.
+    /// The number or the id of a version of the same agent. Its prompt and knowledge files replace
+    /// those that the body leaves out. Ignored in a PATCH.
     #[schema(schema_with = number_or_id)]
     pub clone_from: Option<RawJson>,
 }
@@ -51,12 +52,12 @@ fn number_or_id() -> RefOr<Schema> {
     let item = |kind| ObjectBuilder::new().schema_type(kind);
     let id = item(Type::String).format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid)));
     let either = OneOfBuilder::new().item(item(Type::Integer)).item(id);
-    let about = "The number or the id of a version of the same agent whose prompt and knowledge files are copied where the body has \
-                 none; of a PATCH it is ignored.";
+    let about = "The number or the id of a version of the same agent. Its prompt and knowledge files replace those that the body \
+                 leaves out. Ignored in a PATCH.";
     Schema::OneOf(either.description(Some(about)).build()).into()
 }
 
-/// What the POST takes from another version.
+/// What the POST copies from another version.
 async fn cloned(
     state: &AppState,
     caller: &Caller,
@@ -139,7 +140,7 @@ pub struct VersionsBody {
     pub versions: Vec<VersionView>,
 }
 
-/// Which version new sessions get from now on.
+/// The version that new sessions use from now on.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ActivatedBody {
@@ -168,15 +169,16 @@ fn found(version: Option<AgentVersion>) -> Result<Json<VersionBody>, ApiError> {
     Ok(Json(VersionBody { version: version.into() }))
 }
 
-/// Keep a version of an agent
+/// Create a version of an agent
 ///
-/// It changes nothing until it is activated. `cloneFrom` copies prompt and knowledge files of another version.
+/// It has no effect until it is activated. `cloneFrom` copies prompt and knowledge files of another
+/// version.
 #[utoipa::path(
     post, path = "/api/agents/{name}/versions", tag = "agents", params(("name" = String, Path)),
     request_body(content = VersionBodyIn, example = json!({"name": "shorter answers", "systemPrompt": "Be brief."})),
     responses(
         (status = 201, body = VersionBody),
-        (status = 400, description = "A field is wrong, or cloneFrom names no version", body = ErrorBody),
+        (status = 400, description = "A field is wrong, or cloneFrom does not exist", body = ErrorBody),
         (status = 404, description = "Agent not found", body = ErrorBody),
     )
 )]
@@ -227,7 +229,7 @@ pub async fn get(
 
 /// Change a version
 ///
-/// New sessions see a change of the active one's prompt.
+/// New sessions use a change of the active version's prompt.
 #[utoipa::path(
     patch, path = "/api/agents/{name}/versions/{number}", tag = "agents",
     params(("name" = String, Path), ("number" = String, Path, description = "Its number or its id", example = "1")),
@@ -248,7 +250,7 @@ pub async fn patch(
     Ok(updated)
 }
 
-/// Let new sessions have this version's prompt
+/// Use a version's prompt for new sessions
 #[utoipa::path(
     post, path = "/api/agents/{name}/versions/{number}/activate", tag = "agents",
     params(("name" = String, Path), ("number" = String, Path, description = "Its number or its id", example = "1")),
@@ -273,7 +275,7 @@ pub async fn activate(
     params(("name" = String, Path), ("number" = String, Path, description = "Its number or its id", example = "1")),
     responses(
         (status = 204),
-        (status = 400, description = "It is active", body = ErrorBody),
+        (status = 400, description = "The version is active", body = ErrorBody),
         (status = 404, description = "Version not found", body = ErrorBody),
     )
 )]
@@ -286,6 +288,6 @@ pub async fn delete(
     match state.store.version_delete(&caller.tenant, &name, number).await? {
         VersionDelete::Done => Ok(StatusCode::NO_CONTENT),
         VersionDelete::NotFound => Err(ApiError::not_found("Version not found")),
-        VersionDelete::Active => Err(ApiError::bad_request("The active version stays; activate another one first")),
+        VersionDelete::Active => Err(ApiError::bad_request("The active version cannot be deleted; activate another one first")),
     }
 }

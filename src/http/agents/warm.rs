@@ -1,4 +1,4 @@
-//! `/api/agents/:name/warm`: sandboxes whose claude has started before a session asks for one.
+//! `/api/agents/{name}/warm`: sandboxes with a started claude, ready for the next session.
 
 use axum::Json;
 use axum::extract::State;
@@ -21,13 +21,13 @@ pub struct WarmBody {
 /// Body of `PATCH /api/agents/{name}/warm`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub struct SetWarm {
-    /// 0 to 100; null goes back to the configuration's `[pool] warm`.
+    /// 0 to 100; null restores the configuration's `[pool] warm`.
     #[serde(default, deserialize_with = "super::wire::given")]
     #[schema(value_type = Option<u32>)]
     pub count: Option<Option<u32>>,
 }
 
-/// How many sandboxes of an agent are kept warm
+/// Get how many sandboxes of an agent are kept warm
 #[utoipa::path(
     get, path = "/api/agents/{name}/warm", tag = "agents", params(("name" = String, Path)),
     responses((status = 200, body = WarmBody), (status = 404, description = "Agent not found", body = ErrorBody))
@@ -42,8 +42,9 @@ pub async fn get(
 
 /// Keep sandboxes of an agent warm
 ///
-/// A session whose options ask for nothing that must be said at claude's start (extraEnv, systemPrompt, mcpServers, tools)
-/// takes one over and is ready at once. They are made in the background, and are the first to go when room is needed.
+/// A session takes over a warm sandbox and is ready at once, unless it sets an option that claude
+/// needs at its start (extraEnv, systemPrompt, mcpServers, tools). Warm sandboxes start in the
+/// background, and are evicted first.
 #[utoipa::path(
     patch, path = "/api/agents/{name}/warm", tag = "agents", params(("name" = String, Path)),
     request_body(content = SetWarm, example = json!({"count": 2})),

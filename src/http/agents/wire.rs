@@ -1,4 +1,4 @@
-//! Agents as JSON: what is answered, and what is asked.
+//! JSON of agents: requests and answers.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use ash_model::bounded::{Counted, map, some_map};
 use ash_model::skipped::{SkippedEntry, is_zero};
 use ash_model::{RawJson, iso};
 
-/// An agent as clients see it (contract §4).
+/// An agent as clients see it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Agent)]
@@ -23,7 +23,7 @@ pub struct AgentView {
     pub name: String,
     #[schema(example = "default")]
     pub tenant_id: String,
-    /// 1, and one more with every deployment.
+    /// Starts at 1; each deployment adds 1.
     pub version: i64,
     /// The directory on the server that sessions are copied from.
     #[schema(example = "/srv/agents/my-agent")]
@@ -47,7 +47,7 @@ pub struct AgentView {
     #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config: Option<RawJson>,
-    /// Names of the agent's variables; the values are never shown.
+    /// Names of the agent's variables. Values are never shown.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, &'static str>,
 }
@@ -91,11 +91,11 @@ impl AgentBody {
 #[serde(rename_all = "camelCase")]
 pub struct DeployedBody {
     pub agent: AgentView,
-    /// What sessions will not have of the directory: links that lead out of it, sockets, named pipes, devices. Absent when they will
-    /// have all.
+    /// Entries of the directory that sessions cannot copy: links that lead out of it, sockets,
+    /// named pipes, devices. Absent when there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<SkippedEntry>,
-    /// How many more there are: 100 are named.
+    /// How many more there are: at most 100 are listed.
     #[serde(skip_serializing_if = "is_zero")]
     pub skipped_more: u64,
 }
@@ -106,14 +106,13 @@ pub struct AgentsBody {
     pub agents: Vec<AgentView>,
 }
 
-/// What clients set freely.
+/// Free-form settings of clients.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ConfigBody {
     #[schema(value_type = Object)]
     pub config: RawJson,
 }
 
-/// Answer of a deletion.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct OkBody {
     pub ok: bool,
@@ -130,7 +129,7 @@ pub struct UploadedFile {
     pub content: String,
 }
 
-/// Files of an agent, and how many there are.
+/// Files of an agent, counted.
 pub type Files = Counted<UploadedFile, MAX_FILES>;
 
 /// Body of `POST /api/agents`: `path`, or `files` and/or `systemPrompt`.
@@ -143,7 +142,8 @@ pub struct DeployAgent {
     pub path: Option<String>,
     #[schema(value_type = Option<Vec<UploadedFile>>)]
     pub files: Option<Files>,
-    /// Becomes CLAUDE.md when `files` has none (and is then not a field of the agent); else it is added to the prompt.
+    /// Becomes CLAUDE.md when `files` has none (and is then no field of the agent); otherwise it is
+    /// appended to the prompt.
     pub system_prompt: Option<String>,
     #[serde(deserialize_with = "map")]
     pub env: BTreeMap<String, String>,
@@ -155,7 +155,7 @@ pub struct DeployAgent {
     pub config: Option<RawJson>,
 }
 
-/// Body of `PATCH /api/agents/{name}`: what is absent stays, what is null is cleared.
+/// Body of `PATCH /api/agents/{name}`: absent fields stay, null clears.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PatchAgent {
@@ -180,12 +180,12 @@ pub struct PatchAgent {
     /// Replaces all variables.
     #[serde(deserialize_with = "some_map")]
     pub env: Option<BTreeMap<String, String>>,
-    /// Merged into what is there; a null removes its key.
+    /// Merged into the config; a null removes its key.
     #[schema(value_type = Option<Object>)]
     pub config: Option<RawJson>,
 }
 
-/// Tells `null` (clear it) from an absent field (leave it).
+/// Tells `null` (clear) from an absent field (keep).
 pub fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }

@@ -1,4 +1,4 @@
-//! The compression around an archive: read by what it begins with, written as the reader wants it.
+//! The compression of an archive: detected on reading, chosen by the client on writing.
 
 use std::io::{self, BufReader, Cursor, Read, Write};
 
@@ -6,12 +6,12 @@ use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 
-/// zstd's window: what levels up to 19 need. A larger one costs as much memory as it says.
+/// Window size of zstd, sufficient for levels up to 19. The window determines the memory use.
 const WINDOW_LOG: u32 = 23;
-/// Fast, and about as small as gzip's default.
+/// Fast, with about the ratio of gzip's default.
 const ZSTD_LEVEL: i32 = 3;
 
-/// How something is compressed.
+/// A compression method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
     Gzip,
@@ -19,7 +19,7 @@ pub enum Coding {
 }
 
 impl Coding {
-    /// The word of `Content-Encoding` and `Accept-Encoding`.
+    /// The name in `Content-Encoding` and `Accept-Encoding`.
     pub fn word(self) -> &'static str {
         match self {
             Self::Gzip => "gzip",
@@ -28,10 +28,11 @@ impl Coding {
     }
 }
 
-/// What `from` holds, decompressed: gzip (also of several members), zstd, or as it is.
+/// The decompressed content of `from`: gzip (also several members), zstd, or uncompressed data as
+/// it is.
 ///
 /// # Errors
-/// Those of `from`, and for a kind of compression that is not read.
+/// As for `from`, and an unsupported compression.
 pub fn decoder<'a>(mut from: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut start = Vec::new();
     from.by_ref().take(6).read_to_end(&mut start)?;
@@ -39,7 +40,7 @@ pub fn decoder<'a>(mut from: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let whole = Cursor::new(start).chain(from);
     Ok(match kind.as_slice() {
         [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(whole)),
-        // A frame, or one that is to be skipped, as parallel compressors put before it.
+        // A frame, or a skippable frame, which parallel compressors write first.
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
             let mut zstd = zstd::Decoder::with_buffer(BufReader::new(whole))?;
             zstd.window_log_max(WINDOW_LOG)?;
@@ -53,7 +54,7 @@ pub fn decoder<'a>(mut from: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
 }
 
 fn other(kind: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("it is {kind}; send gzip, zstd or no compression"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("it is {kind}, which is not supported: use gzip, zstd or no compression"))
 }
 
 /// Compresses what is written.
@@ -73,7 +74,7 @@ impl<W: Write> std::fmt::Debug for Encoder<W> {
 
 impl<W: Write> Encoder<W> {
     /// # Errors
-    /// No memory.
+    /// Out of memory.
     pub fn new(out: W, coding: Coding) -> io::Result<Self> {
         Ok(match coding {
             Coding::Gzip => Self::Gzip(GzEncoder::new(out, Compression::fast())),
@@ -81,7 +82,7 @@ impl<W: Write> Encoder<W> {
         })
     }
 
-    /// Where it is written to; what is still in the encoder is not there.
+    /// The output. It does not include data still in the encoder.
     pub fn get_mut(&mut self) -> &mut W {
         match self {
             Self::Gzip(gzip) => gzip.get_mut(),
@@ -89,10 +90,10 @@ impl<W: Write> Encoder<W> {
         }
     }
 
-    /// Writes the end.
+    /// Writes the end of the compressed stream.
     ///
     /// # Errors
-    /// Those of the output.
+    /// As for the output.
     pub fn finish(self) -> io::Result<W> {
         match self {
             Self::Gzip(gzip) => gzip.finish(),

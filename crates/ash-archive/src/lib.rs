@@ -1,10 +1,10 @@
-//! Tar archives of directory trees, as GNU tar, bsdtar and Python's tarfile read and write them, in bounded memory.
+//! Tar archives of directory trees in bounded memory, compatible with GNU tar, bsdtar and Python's
+//! tarfile.
 //!
 //! ```text
-//!   pack:   kernel::walk (a hostile tree) --> write (GNU headers, pax for parts of a second, sparse pieces) --> gzip or zstd
-//!   read:   gzip, zstd or plain --> read (ustar, GNU, pax; every kind of sparse file) --> entries with their pieces
+//!   pack:  kernel::walk (untrusted tree) --> write (GNU headers, pax subseconds) --> gzip or zstd
+//!   read:  gzip, zstd or plain --> read (ustar, GNU, pax, sparse) --> entries with their pieces
 //! ```
-
 pub mod coding;
 pub mod pack;
 pub mod read;
@@ -13,7 +13,7 @@ pub mod write;
 /// Pieces of a sparse file, each an offset and a length in bytes.
 pub type Pieces = Vec<(u64, u64)>;
 
-/// Pieces of one file at most: 4 MiB of memory.
+/// Most pieces of one file: 4 MiB of memory.
 pub const MAX_PIECES: usize = 262_144;
 
 /// A time in seconds and nanoseconds since 1970.
@@ -24,19 +24,19 @@ pub struct Time {
 }
 
 impl Time {
-    /// When the contents of a file last changed.
+    /// The modification time of a file.
     pub fn of(stat: &rustix::fs::Stat) -> Self {
         let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0).min(999_999_999);
         Self { seconds: stat.st_mtime, nanoseconds }
     }
 
-    /// Sets it as both times of a file, with [`rustix::fs::futimens`] or [`rustix::fs::utimensat`].
+    /// Both times of a file, for [`rustix::fs::futimens`] or [`rustix::fs::utimensat`].
     pub fn stamps(self) -> rustix::fs::Timestamps {
         let time = rustix::fs::Timespec { tv_sec: self.seconds, tv_nsec: self.nanoseconds.into() };
         rustix::fs::Timestamps { last_access: time, last_modification: time }
     }
 
-    /// As a decimal number, of which pax wants at least the seconds.
+    /// As a decimal number for pax, which requires at least the seconds.
     fn decimal(self) -> String {
         let Self { seconds, nanoseconds } = self;
         match (seconds, nanoseconds) {
@@ -46,7 +46,7 @@ impl Time {
         }
     }
 
-    /// The reverse; digits behind the ninth are left.
+    /// The reverse. Digits after the ninth are ignored.
     fn parse(text: &str) -> Option<Self> {
         let (negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
         let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));

@@ -1,4 +1,4 @@
-//! A directory tree as an archive.
+//! Packs a directory tree into an archive.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -14,10 +14,11 @@ use super::write::{Meta, Writer, pieces};
 use ash_kernel::walk::{self, Entry, Visit, Why};
 use ash_model::Skipped;
 
-/// Writes everything below `root`. What cannot be kept is returned, and is in the archive as a comment.
+/// Writes everything below `root`. Omitted entries are returned, and written to the archive as
+/// comments.
 ///
 /// # Errors
-/// Those of the output and of the disk.
+/// As for the output and the disk.
 pub fn pack<W: Write>(root: BorrowedFd<'_>, out: W) -> io::Result<(W, Skipped)> {
     let mut pack = Pack { out: Writer::new(out), skipped: Skipped::default() };
     walk::walk(root, &mut pack)?;
@@ -28,10 +29,10 @@ pub fn pack<W: Write>(root: BorrowedFd<'_>, out: W) -> io::Result<(W, Skipped)> 
     Ok((out.finish()?, skipped))
 }
 
-/// What such an archive does not keep, by a look at the tree: what is found while it is written may differ.
+/// The entries that [`pack`] would omit now. The tree may change before it is packed.
 ///
 /// # Errors
-/// Those of the disk.
+/// As for the disk.
 pub fn would_skip(root: BorrowedFd<'_>) -> io::Result<Skipped> {
     let mut look = Look(Skipped::default());
     walk::walk(root, &mut look)?;
@@ -43,7 +44,7 @@ struct Pack<W> {
     skipped: Skipped,
 }
 
-/// Mode and time; no owner, since ids mean nothing on another host.
+/// Mode and time. No owner, since ids mean nothing on another host.
 fn meta(mode: u32, stat: &Stat, path: &Path, skipped: &mut Skipped) -> Meta {
     note_bits(mode, path, skipped);
     Meta { mode: mode & 0o777, modified: Time::of(stat) }

@@ -1,8 +1,8 @@
-//! A tar archive, entry by entry, in bounded memory.
+//! Reads a tar archive entry by entry, in bounded memory.
 //!
-//! The names, links and sparse maps of an entry may stand in front of it, in entries of their own that say how long they
-//! are: all that is held is held up to a bound, whatever an archive claims. Understood are ustar, GNU (long names, sparse
-//! files) and pax (names, sizes, sparse files 0.0, 0.1 and 1.0), as tar programs write them.
+//! Names, links and sparse maps can precede an entry in extra headers that state their own size.
+//! All of them are bounded, whatever an archive claims. Supported: ustar, GNU (long names, sparse
+//! files) and pax (names, sizes, sparse files 0.0, 0.1 and 1.0).
 
 use std::io::{self, Read};
 
@@ -10,14 +10,14 @@ use tar::{EntryType, GnuExtSparseHeader, Header, PaxExtensions};
 
 use super::{MAX_PIECES, Pieces, Time};
 
-/// Bytes of a long name or link, and of the pax fields of an entry.
+/// Most bytes of a long name or link, and of the pax fields of an entry.
 const MAX_NAME: u64 = 64 << 10;
 const MAX_FIELDS: u64 = 4 << 20;
-/// Headers before one entry.
+/// Most headers before one entry.
 const MAX_HEADERS: usize = 16;
 const BLOCK: u64 = 512;
 
-/// What stands in front of the content of an entry.
+/// The header of an entry.
 #[derive(Debug)]
 pub struct Head {
     pub kind: EntryType,
@@ -25,9 +25,9 @@ pub struct Head {
     pub link: Option<Vec<u8>>,
     pub mode: u32,
     pub modified: Time,
-    /// Bytes of the file, holes included.
+    /// Size of the file in bytes, including holes.
     pub size: u64,
-    /// Bytes of it that the archive has.
+    /// Bytes stored in the archive.
     pub stored: u64,
     /// Whether it has holes.
     pub sparse: bool,
@@ -37,23 +37,23 @@ pub struct Head {
 #[derive(Debug)]
 pub struct Entries<R> {
     from: R,
-    /// Bytes of the entry that was returned last, and of its padding, that are not read yet.
+    /// Unread bytes of the current entry, including padding.
     left: u64,
 }
 
-/// The content of an entry, piece by piece: [`Content::piece`] goes to the next one, and reading ends where it ends. A file without
-/// holes is one piece.
+/// The content of an entry, piece by piece. [`Content::piece`] moves to the next piece, and reading
+/// stops at its end. A file without holes is one piece.
 #[derive(Debug)]
 pub struct Content<'a, R> {
     from: &'a mut R,
-    /// What is not read of the entry, padding included.
+    /// Unread bytes of the entry, including padding.
     left: &'a mut u64,
     pieces: std::vec::IntoIter<(u64, u64)>,
-    /// What is not read of the present piece.
+    /// Unread bytes of the current piece.
     here: u64,
 }
 
-/// Fields of an entry that came in headers of their own.
+/// Fields of an entry from extra headers.
 #[derive(Default)]
 struct Fields {
     path: Option<Vec<u8>>,
@@ -67,7 +67,7 @@ struct Fields {
 struct Sparse {
     name: Option<Vec<u8>>,
     real: Option<u64>,
-    /// Version 1.0: the map is in the content.
+    /// Version 1.0: the content begins with the map.
     in_content: bool,
     pieces: Option<Pieces>,
     offset: Option<u64>,
@@ -82,7 +82,8 @@ impl<R: Read> Entries<R> {
         Self { from, left: 0 }
     }
 
-    /// The next entry; `None` at the end of the archive. What was not read of the one before is skipped.
+    /// The next entry, or `None` at the end of the archive. Skips unread content of the current
+    /// entry.
     pub fn next_entry(&mut self) -> io::Result<Option<(Head, Content<'_, R>)>> {
         let mut fields = Fields::default();
         for _ in 0..MAX_HEADERS {
@@ -131,7 +132,7 @@ impl<R: Read> Entries<R> {
         Ok((head, Content { from: &mut self.from, left: &mut self.left, pieces, here: 0 }))
     }
 
-    /// The next header block; two blocks of zeros, or the end, end the archive.
+    /// The next header block. Two blocks of zeros, or the end of the input, end the archive.
     fn header(&mut self) -> io::Result<Option<Header>> {
         let mut block = [0; BLOCK as usize];
         for _ in 0..2 {
@@ -139,7 +140,7 @@ impl<R: Read> Entries<R> {
             while have < block.len() {
                 match self.from.read(&mut block[have..]) {
                     Ok(0) if have == 0 => return Ok(None),
-                    Ok(0) => return Err(wrong("it ends within a header")),
+                    Ok(0) => return Err(wrong("the archive ends within a header")),
                     Ok(n) => have += n,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                     Err(e) => return Err(e),
@@ -158,7 +159,7 @@ impl<R: Read> Entries<R> {
         Ok(None)
     }
 
-    /// The content of a header entry.
+    /// Reads the content of a header entry.
     fn held(&mut self, size: u64, most: u64) -> io::Result<Vec<u8>> {
         if size > most {
             return Err(wrong(format!("a header of {size} bytes is longer than {most}")));
@@ -172,13 +173,13 @@ impl<R: Read> Entries<R> {
     fn skip(&mut self) -> io::Result<()> {
         let skipped = io::copy(&mut self.from.by_ref().take(self.left), &mut io::sink())?;
         if skipped < self.left {
-            return Err(wrong("it ends within a file"));
+            return Err(wrong("the archive ends within a file"));
         }
         self.left = 0;
         Ok(())
     }
 
-    /// The map of an old GNU sparse file: in its header, and in further blocks behind that.
+    /// The map of an old GNU sparse file, in its header and the blocks after it.
     fn gnu_sparse(&mut self, header: &Header) -> io::Result<(Pieces, u64)> {
         let gnu = header.as_gnu().ok_or_else(|| wrong("a sparse file without a GNU header"))?;
         let mut pieces = Vec::new();
@@ -202,7 +203,8 @@ impl<R: Read> Entries<R> {
         Ok((pieces, gnu.real_size()?))
     }
 
-    /// The map of a pax sparse file, version 1.0: decimal lines at the beginning of its content, padded to a block.
+    /// The map of a pax 1.0 sparse file: decimal lines at the beginning of its content, padded to a
+    /// block.
     fn map_in_content(&mut self, stored: u64) -> io::Result<(Pieces, u64)> {
         let (mut block, mut at, mut read) = ([0; BLOCK as usize], BLOCK as usize, 0);
         let mut number = || -> io::Result<u64> {
@@ -225,7 +227,7 @@ impl<R: Read> Entries<R> {
                             .and_then(|v| v.checked_add(u64::from(byte - b'0')))
                             .ok_or_else(too_large)?;
                     }
-                    _ => return Err(wrong("the map of a sparse file holds something else than numbers")),
+                    _ => return Err(wrong("the map of a sparse file contains a value that is not a number")),
                 }
             }
         };
@@ -240,14 +242,14 @@ impl<R: Read> Entries<R> {
 }
 
 fn too_large() -> io::Error {
-    wrong("a number of the archive is too large")
+    wrong("a number in the archive is too large")
 }
 
 fn padded(size: u64) -> io::Result<u64> {
     size.checked_next_multiple_of(BLOCK).ok_or_else(too_large)
 }
 
-/// Pieces are in order, within the file, and have together as many bytes as are stored.
+/// Checks that the pieces are in order and within the file, and that their total is `stored`.
 fn check(pieces: &[(u64, u64)], size: u64, stored: u64) -> io::Result<()> {
     if pieces.len() > MAX_PIECES {
         return Err(wrong(format!("a sparse file has more than {MAX_PIECES} pieces")));
@@ -283,7 +285,7 @@ fn read_pax(bytes: &[u8], fields: &mut Fields) -> io::Result<()> {
             std::str::from_utf8(value)
                 .ok()
                 .and_then(|v| v.parse::<u64>().ok())
-                .ok_or_else(|| wrong("a pax field is no number"))
+                .ok_or_else(|| wrong("a pax field is not a number"))
         };
         match field.key_bytes() {
             b"path" => fields.path = Some(value.to_vec()),
@@ -291,7 +293,7 @@ fn read_pax(bytes: &[u8], fields: &mut Fields) -> io::Result<()> {
             b"size" => fields.size = Some(number()?),
             b"mtime" => {
                 let time = std::str::from_utf8(value).ok().and_then(Time::parse);
-                fields.modified = Some(time.ok_or_else(|| wrong("the time of an entry is no number"))?);
+                fields.modified = Some(time.ok_or_else(|| wrong("the time of an entry is not a number"))?);
             }
             b"GNU.sparse.major" => sparse.in_content = number()? == 1,
             b"GNU.sparse.name" => sparse.name = Some(value.to_vec()),
@@ -309,30 +311,30 @@ fn read_pax(bytes: &[u8], fields: &mut Fields) -> io::Result<()> {
 }
 
 fn read_map(value: &[u8]) -> io::Result<Pieces> {
-    let text = std::str::from_utf8(value).map_err(|_| wrong("the map of a sparse file is no text"))?;
+    let text = std::str::from_utf8(value).map_err(|_| wrong("the map of a sparse file is not text"))?;
     let numbers =
-        text.split(',').map(|n| n.parse::<u64>().map_err(|_| wrong("the map of a sparse file holds no number")));
+        text.split(',').map(|n| n.parse::<u64>().map_err(|_| wrong("the map of a sparse file contains a value that is not a number")));
     let numbers = numbers.collect::<io::Result<Vec<_>>>()?;
     Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }
 
 impl<R> Content<'_, R> {
-    /// The pieces that are still to come.
+    /// The remaining pieces.
     pub fn pieces(&self) -> &[(u64, u64)] {
         self.pieces.as_slice()
     }
 }
 
 impl<R: Read> Content<'_, R> {
-    /// Goes to the next piece, and says where in the file it lies and how long it is.
+    /// Moves to the next piece. Returns its offset in the file and its length.
     ///
     /// # Errors
-    /// The archive ends before.
+    /// The archive ends early.
     pub fn piece(&mut self) -> io::Result<Option<(u64, u64)>> {
         let rest = self.here;
         let skipped = io::copy(&mut self.by_ref().take(rest), &mut io::sink())?;
         if skipped < rest {
-            return Err(wrong("it ends within a file"));
+            return Err(wrong("the archive ends within a file"));
         }
         let next = self.pieces.next();
         self.here = next.map_or(0, |(_, length)| length);
@@ -348,7 +350,7 @@ impl<R: Read> Read for Content<'_, R> {
         }
         let read = self.from.read(&mut out[..most])?;
         if read == 0 {
-            return Err(wrong("it ends within a file"));
+            return Err(wrong("the archive ends within a file"));
         }
         *self.left -= read as u64;
         self.here -= read as u64;

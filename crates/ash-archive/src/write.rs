@@ -1,7 +1,8 @@
-//! Writing a tar archive.
+//! Writes a tar archive.
 //!
-//! Headers are GNU's: names of more than 100 bytes stand in entries of their own and are any bytes, sparse files have the map that GNU
-//! tar, bsdtar and Python know best. A time with parts of a second stands in a pax header before the entry.
+//! Headers are GNU's. Names of more than 100 bytes get entries of their own, can contain any bytes,
+//! and sparse files use the old GNU map, which GNU tar, bsdtar and Python support best. Subseconds
+//! of times are written to a pax header before the entry.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,13 +16,13 @@ use ash_kernel::walk::next_piece;
 const BLOCK: usize = 512;
 /// Bytes of a name in a header.
 const NAME: usize = 100;
-/// Pieces in a header, and in each block that extends it.
+/// Pieces in a header, and in each extension block.
 const FIRST: usize = 4;
 const FURTHER: usize = 21;
-/// Bytes that are read at a time.
+/// Bytes per read.
 const BUFFER: usize = 64 << 10;
 
-/// What an entry has besides its content.
+/// Metadata of an entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Meta {
     /// Permission bits.
@@ -29,20 +30,19 @@ pub struct Meta {
     pub modified: Time,
 }
 
-/// Writes entry after entry.
 #[derive(Debug)]
 pub struct Writer<W> {
     out: W,
 }
 
-/// The parts of a header.
+/// The fields of a header.
 struct Head<'a> {
     kind: u8,
     path: &'a [u8],
     link: &'a [u8],
     size: u64,
     meta: Meta,
-    /// Pieces of a sparse file, and its size with the holes.
+    /// Pieces of a sparse file, and its size including holes.
     sparse: Option<(&'a [(u64, u64)], u64)>,
 }
 
@@ -52,7 +52,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// # Errors
-    /// Those of the output.
+    /// As for the output.
     pub fn directory(&mut self, path: &Path, meta: Meta) -> io::Result<()> {
         let mut name = path.as_os_str().as_bytes().to_vec();
         name.push(b'/');
@@ -60,26 +60,27 @@ impl<W: Write> Writer<W> {
     }
 
     /// # Errors
-    /// Those of the output.
+    /// As for the output.
     pub fn symlink(&mut self, path: &Path, target: &[u8], meta: Meta) -> io::Result<()> {
         let path = path.as_os_str().as_bytes();
         self.head(&Head { kind: b'2', path, link: target, size: 0, meta, sparse: None })
     }
 
-    /// Another name of the file at `first`, which is an entry before.
+    /// A hard link to the file at `first`, which must be an earlier entry.
     ///
     /// # Errors
-    /// Those of the output.
+    /// As for the output.
     pub fn hard_link(&mut self, path: &Path, first: &Path, meta: Meta) -> io::Result<()> {
         let (path, link) = (path.as_os_str().as_bytes(), first.as_os_str().as_bytes());
         self.head(&Head { kind: b'1', path, link, size: 0, meta, sparse: None })
     }
 
-    /// A file of `size` bytes, of which `pieces` are stored when there are any. As many bytes as that, whatever its owner does to the
-    /// file meanwhile: what is missing is filled with zeros. `tap` sees what is stored.
+    /// A file of `size` bytes, of which only `pieces` are stored if there are any. The stored size
+    /// is exact even if the file changes meanwhile: missing bytes become zeros. `tap` receives the
+    /// stored data.
     ///
     /// # Errors
-    /// Those of the output and of the file.
+    /// As for the output and the file.
     pub fn file(
         &mut self,
         path: &Path,
@@ -106,7 +107,7 @@ impl<W: Write> Writer<W> {
     /// A small file with this content.
     ///
     /// # Errors
-    /// Those of the output.
+    /// As for the output.
     pub fn bytes(&mut self, path: &Path, meta: Meta, content: &[u8]) -> io::Result<()> {
         let (path, size) = (path.as_os_str().as_bytes(), content.len() as u64);
         self.head(&Head { kind: b'0', path, link: b"", size, meta, sparse: None })?;
@@ -114,19 +115,19 @@ impl<W: Write> Writer<W> {
         self.pad(size)
     }
 
-    /// A remark for whoever looks into the archive; programs pass over it.
+    /// A comment for human readers. Programs ignore it.
     ///
     /// # Errors
-    /// Those of the output.
+    /// As for the output.
     pub fn comment(&mut self, text: &str) -> io::Result<()> {
         let record = record("comment", text);
         self.extension(b'g', b"ash/comment", record.as_bytes())
     }
 
-    /// The end of the archive.
+    /// Writes the end of the archive.
     ///
     /// # Errors
-    /// Those of the output.
+    /// As for the output.
     pub fn finish(mut self) -> io::Result<W> {
         self.out.write_all(&[0; 2 * BLOCK])?;
         Ok(self.out)
@@ -166,7 +167,7 @@ impl<W: Write> Writer<W> {
         }
         for (kind, text) in [(b'K', head.link), (b'L', head.path)] {
             if text.len() > NAME {
-                // With a NUL at its end.
+                // With a terminating NUL.
                 self.extension(kind, b"././@LongLink", &[text, &[0]].concat())?;
             }
         }
@@ -185,7 +186,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// An entry that says something of the next one.
+    /// An entry with metadata of the next entry.
     fn extension(&mut self, kind: u8, name: &[u8], content: &[u8]) -> io::Result<()> {
         let meta = Meta { mode: 0o644, modified: Time::default() };
         let size = content.len() as u64;
@@ -195,7 +196,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// A pax record says how long it is, with the digits of that number.
+/// A pax record starts with its own length, including the digits of that number.
 fn record(key: &str, value: &str) -> String {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
@@ -239,7 +240,7 @@ fn put_pieces(to: &mut [u8], pieces: &[(u64, u64)]) {
     }
 }
 
-/// In octal with a NUL at its end, or in base 256 where that is too short.
+/// Octal with a terminating NUL, or base 256 for a larger value.
 fn number(field: &mut [u8], value: u64) {
     let digits = field.len() - 1;
     if value < 1 << (3 * digits) {
@@ -255,7 +256,7 @@ fn number(field: &mut [u8], value: u64) {
     field[at..].copy_from_slice(&bytes);
 }
 
-/// The pieces of a file that is not whole on the disk; `None` for one that is.
+/// The data pieces of a file with holes, or `None` for a file without.
 ///
 /// # Errors
 /// As lseek(2); [`io::ErrorKind::FileTooLarge`] when there are more than [`MAX_PIECES`].
@@ -273,7 +274,7 @@ pub fn pieces(file: &File, size: u64) -> io::Result<Option<Pieces>> {
         return Ok(None);
     }
     if at < size {
-        // Programs learn from it how long the file is.
+        // Readers take the file size from this piece.
         pieces.push((size, 0));
     }
     Ok(Some(pieces))

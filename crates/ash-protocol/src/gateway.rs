@@ -1,41 +1,44 @@
-//! What ashd tells the gateway: JSON packets over a `SOCK_SEQPACKET` unix socket at `<run dir>/gateway.sock`.
-//! One request, one reply, in order. Registrations live in the gateway's memory and outlive ashd; after a restart of
-//! either side ashd registers every live session again, which is no error.
+//! Messages from ashd to the gateway: JSON packets over a `SOCK_SEQPACKET` unix socket at `<run
+//! dir>/gateway.sock`. Each request gets one reply, in order. Registrations are kept in the
+//! gateway's memory and outlive ashd. After a restart of either side, ashd registers every live
+//! session again, which is no error.
 
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Bytes of the largest packet either side sends.
+/// Bytes of the largest packet of either side.
 pub const MAX_PACKET: usize = 64 * 1024;
 
-/// Bytes of a memfd with usage: 10,000 sessions have about 2 MB, the entries of some ledgers as much.
+/// Most bytes of a memfd with usage: 10,000 sessions need about 2 MB, the entries of some ledgers
+/// as much.
 pub const MAX_USAGE: usize = 16 << 20;
 
-/// The control socket's name in the run directory.
+/// The name of the control socket in the run directory.
 pub const SOCKET: &str = "gateway.sock";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     Hello,
-    /// Serve this session's listener. One descriptor: the listening socket. Registering a session again replaces its
-    /// token and credential; open connections go on.
+    /// Serve this session's listener. One descriptor: the listening socket. A repeated registration
+    /// replaces token and credential; open connections continue.
     Register(Register),
-    /// Stop accepting for the session; its open connections are closed.
+    /// Stop accepting for the session and close its open connections.
     Unregister {
         session: Uuid,
     },
-    /// What each session used so far. A session that was unregistered is in it once more, with its final counts.
+    /// The usage of each session. An unregistered session is reported once more, with its final
+    /// counts.
     Usage,
-    /// The sessions whose windows opened and closed. Ones that are not registered are passed over: their registration says
-    /// how it stands.
+    /// The sessions whose windows opened or closed. Unregistered sessions are ignored, because
+    /// their registration will contain the state.
     Windows {
         open: Vec<Uuid>,
         closed: Vec<Uuid>,
     },
-    /// What was used, behind these marks; everything up to them is stored for good and may go.
+    /// The usage after these marks. Everything up to the marks is stored and may be deleted.
     Collect {
         marks: Marks,
     },
@@ -47,17 +50,17 @@ pub enum Request {
 #[serde(deny_unknown_fields)]
 pub struct Register {
     pub session: Uuid,
-    /// What the sandbox sends as its key; anything else is answered 401 and never forwarded.
+    /// The key that the sandbox sends. Requests with any other key get 401 and are never forwarded.
     pub token: String,
-    /// Key of a tenant's own credential, in place of the gateway's.
+    /// The key of a tenant's own credential, used instead of the gateway's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Who pays, as the records of usage name them.
+    /// The payer, as named in the usage records.
     #[serde(default)]
     pub tenant: String,
     #[serde(default)]
     pub agent: String,
-    /// Whether requests are admitted now. `None`: always, as for an ashd that opens no windows.
+    /// Whether requests are admitted now. `None`: always, for an ashd that opens no windows.
     #[serde(default)]
     pub window: Option<bool>,
 }
@@ -78,7 +81,7 @@ impl std::fmt::Debug for Register {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// `upstream` is `offline` or the base URL, without any secret.
+    /// `upstream` is `offline` or the base URL, without secrets.
     Hello {
         version: String,
         pid: u32,
@@ -92,21 +95,22 @@ pub enum Reply {
     Collected {
         refused: Refused,
     },
-    /// The same as `Usage` when it does not fit a packet: one descriptor, a sealed memfd with the JSON array of [`SessionUsage`].
+    /// `Usage` that does not fit into a packet. One descriptor: a sealed memfd with the JSON array
+    /// of [`SessionUsage`].
     UsageFile,
     Error {
         message: String,
     },
 }
 
-/// How often the gateway did not let a request through, since its process started.
+/// Requests that the gateway refused or delayed, since its process started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
-    /// Neither a turn nor a command ran.
+    /// No turn and no command was running.
     pub outside: u64,
-    /// Too fast: not refused, but made to wait.
+    /// Too fast: delayed, not refused.
     pub slowed: u64,
-    /// What it would have used could not be recorded.
+    /// The usage could not be recorded.
     pub unrecorded: u64,
 }
 
@@ -120,10 +124,10 @@ pub struct SessionUsage {
     pub cache_read_tokens: u64,
 }
 
-/// The newest entry of each ledger that ashd has stored for good.
+/// The newest entry of each ledger that ashd has stored.
 pub type Marks = HashMap<Uuid, u64>;
 
-/// Who pays.
+/// The payer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Payer {
     pub session: Uuid,
@@ -134,7 +138,7 @@ pub struct Payer {
 /// One line of a ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// From 1, without gaps, unless the disk lost one.
+    /// From 1, without gaps, unless the disk lost a line.
     pub n: u64,
     /// Milliseconds since the epoch.
     pub at: i64,
@@ -145,10 +149,9 @@ pub struct Entry {
     pub tokens: Tokens,
 }
 
-/// An answer to ashd.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
-    /// All ledgers that exist. What ashd remembers of any other one can be forgotten.
+    /// All existing ledgers. ashd can drop its state for all others.
     pub ledgers: Vec<Uuid>,
     pub entries: Vec<(Uuid, Entry)>,
     /// Ask again at once.
@@ -165,7 +168,7 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Both together.
+    /// The sum.
     pub fn plus(self, other: Self) -> Self {
         Self {
             input: self.input.saturating_add(other.input),

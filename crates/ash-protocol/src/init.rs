@@ -1,18 +1,19 @@
-//! What ashd and a sandbox's init (PID 1) say to each other: JSON packets over a `SOCK_SEQPACKET` unix socket at
-//! `<run dir>/sandboxes/<id>/init.sock`, which only ashd's user can open.
+//! Messages between ashd and a sandbox's init (PID 1): JSON packets over a `SOCK_SEQPACKET` unix
+//! socket at `<run dir>/sandboxes/<id>/init.sock`, which only ashd's user can open.
 //!
-//! init outlives ashd: a new ashd connects again, asks [`InitRequest::Stat`] and learns what happened meanwhile.
+//! init outlives ashd: a new ashd reconnects and gets the current state with [`InitRequest::Stat`].
 
 use serde::{Deserialize, Serialize};
 
-/// Port, on the sandbox's own loopback, where the model gateway listens.
+/// Port of the model gateway on the sandbox's own loopback.
 pub const MODEL_PORT: u16 = 4180;
 /// uid and gid of the payload inside the sandbox.
 pub const PAYLOAD_UID: u32 = 1000;
-/// uid and gid of init inside the sandbox; another one, so that the payload cannot signal it.
+/// uid and gid of init inside the sandbox. They differ from the payload's, so that the payload
+/// cannot signal init.
 pub const INIT_UID: u32 = 999;
 
-/// A request with the number its reply will carry.
+/// A request with the number that its reply carries.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Numbered {
     pub n: u32,
@@ -23,22 +24,25 @@ pub struct Numbered {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum InitRequest {
-    /// Start a process as the payload. Descriptors, in order: a memfd with the [`SpawnSpec`] as JSON, stdout, stderr.
-    /// `child` is the caller's number for it, never used twice in one sandbox.
+    /// Start a process as the payload. Descriptors, in order: a memfd with the [`SpawnSpec`] as
+    /// JSON, stdout, stderr. `child` is the caller's number for the process, never reused in a
+    /// sandbox.
     Spawn { child: u32 },
-    /// Signal the process, or with `group` its whole process group (each child leads its own).
+    /// Signal the process, or with `group` its process group (each child leads its own).
     Signal { child: u32, signal: i32, group: bool },
-    /// Copy a whole file to the child's stdin. One descriptor: the file, opened for reading. Answered at once with
-    /// [`InitReply::Done`] when queued; [`InitEvent::Delivered`] when the last byte is in the pipe. A message number
-    /// that was already accepted is answered `Done` and not sent again: a restarted ashd may ask twice.
+    /// Copy a whole file to the child's stdin. One descriptor: the file, opened for reading. The
+    /// reply [`InitReply::Done`] comes when the file is queued, [`InitEvent::Delivered`] when its
+    /// last byte is in the pipe. A repeated message number gets `Done` and is not sent again,
+    /// because a restarted ashd may ask twice.
     Deliver { child: u32, message: u64 },
-    /// Close the child's stdin once what is queued for it is delivered.
+    /// Close the child's stdin after everything queued is delivered.
     CloseStdin { child: u32 },
-    /// Read these pipes until they have no writer, and throw away what comes. Descriptors: their reading ends, 1 to 8.
+    /// Read these pipes until they have no writer, and discard the data. Descriptors: 1 to 8
+    /// reading ends.
     Discard,
-    /// What runs and what has been delivered.
+    /// The running processes and the delivered messages.
     Stat,
-    /// The listening socket on the sandbox's loopback, for the gateway. One descriptor comes back.
+    /// Return the listening socket on the sandbox's loopback, for the gateway, as one descriptor.
     Listener { which: Listener },
 }
 
@@ -49,7 +53,8 @@ pub enum Listener {
     Model,
 }
 
-/// A process to start. It is started with no capability, no_new_privs, landlock and seccomp in force, as [`PAYLOAD_UID`].
+/// A process to start. It runs as [`PAYLOAD_UID`] without capabilities, with `no_new_privs`,
+/// landlock and seccomp in force.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SpawnSpec {
     /// Absolute path inside the sandbox, then the arguments.
@@ -58,18 +63,20 @@ pub struct SpawnSpec {
     pub env: Vec<(String, String)>,
     /// Working directory inside the sandbox.
     pub cwd: String,
-    /// With it, stdin is a pipe whose only writer is init (see `Deliver`); without, `/dev/null`.
+    /// If set, stdin is a pipe that only init writes (see `Deliver`). Otherwise `/dev/null`.
     pub stdin: bool,
-    /// With it, the process and everything it starts, daemons too, is killed after so many milliseconds, and
-    /// [`Exit::Signal`] of SIGALRM (14) says so; a death by signal n is told as code 128 + n. Without, it may run for ever.
+    /// If set, the process and everything it starts, including daemons, is killed after so many
+    /// milliseconds. The result is then [`Exit::Signal`] with SIGALRM (14), and a death by signal n
+    /// is reported as code 128 + n.
     #[serde(default)]
     pub within_ms: Option<u64>,
-    /// A command or a tool, which leaves claude its share of the sandbox's processes ([`ash_model::processes`]).
+    /// A command or a tool, which leaves claude its reserve of processes
+    /// ([`ash_model::processes`]).
     #[serde(default)]
     pub leaves_share: bool,
 }
 
-/// Everything init sends.
+/// All messages from init.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum FromInit {
@@ -95,7 +102,7 @@ pub enum InitReply {
     },
 }
 
-/// Sent to every connection when it happens, not stored: after a reconnect, `Stat` tells the same.
+/// Sent once to every connection and not stored. After a reconnect, `Stat` returns the same facts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum InitEvent {
@@ -109,7 +116,8 @@ pub struct ChildStat {
     pub pid: i32,
     /// `None` while it runs. Kept for the 64 children that ended last.
     pub exited: Option<Exit>,
-    /// The number of the newest message accepted by `Deliver`, if any, and whether its last byte is in the pipe.
+    /// The number of the newest message accepted by `Deliver`, if any, and whether its last byte is
+    /// in the pipe.
     pub accepted: Option<u64>,
     pub delivered: Option<u64>,
 }
@@ -119,6 +127,6 @@ pub struct ChildStat {
 pub enum Exit {
     /// Exit status 0 to 255.
     Code(i32),
-    /// The number of the signal that ended it.
+    /// The number of the signal that ended the process.
     Signal(i32),
 }

@@ -6,7 +6,8 @@
 //!     \--gateway.sock (gateway)--> ash-gateway
 //! ```
 //!
-//! Every message is one JSON object in one packet of a `SOCK_SEQPACKET` unix socket; descriptors travel beside it.
+//! Every message is one JSON object in one packet of a `SOCK_SEQPACKET` unix socket. Descriptors
+//! are sent along.
 
 pub mod gateway;
 pub mod init;

@@ -1,4 +1,4 @@
-//! A non-blocking packet socket in tokio: [`seqpacket`] with waiting.
+//! A non-blocking packet socket for tokio, based on [`seqpacket`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,10 +14,10 @@ use ash_kernel::watch::watch;
 pub struct PacketSocket(AsyncFd<OwnedFd>);
 
 impl PacketSocket {
-    /// Watches a non-blocking socket. Must be called inside tokio.
+    /// Registers a non-blocking socket. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// What epoll answers.
+    /// As for epoll.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         watch(fd, Interest::READABLE | Interest::WRITABLE).map(Self)
     }

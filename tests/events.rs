@@ -182,7 +182,7 @@ async fn a_launcher_and_a_gateway_that_do_not_answer_are_said_once_each() {
     assert_eq!((one.status, two.status), (500, 500), "{} {}", one.text, two.text);
     // What a request logs is part of its session's story.
     let text = std::fs::read_to_string(&log).unwrap();
-    let failed: Vec<&str> = text.lines().filter(|line| line.contains("a request to a session failed")).collect();
+    let failed: Vec<&str> = text.lines().filter(|line| line.contains("request to a session failed")).collect();
     assert_eq!(failed.len(), 2, "{text}");
     for id in &ids {
         let mut own = failed.iter().filter(|line| line.contains(&format!("\"ASH_SESSION\":\"{id}\"")));

@@ -1,4 +1,4 @@
-//! `/api/credentials`: keys of model providers, sealed. None is ever shown again.
+//! `/api/credentials`: sealed keys of model providers. A stored key is never shown.
 
 use axum::Json;
 use axum::extract::State;
@@ -18,11 +18,11 @@ use crate::sessions::api::credentials::FOR_SESSIONS;
 use crate::store::Credential;
 use ash_model::iso;
 
-/// Types that clients know and no session can use, and what to do instead.
+/// Types that clients know and no session can use, with the alternative.
 const OTHERS: [(&str, &str); 2] = [
     (
         "openai",
-        "Claude Code speaks the Anthropic API only: store a key of type anthropic, or one of type custom for a proxy that speaks \
+        "Claude Code supports only the Anthropic API: store a key of type anthropic, or one of type custom for a proxy with \
          this API, and set ANTHROPIC_BASE_URL of ashd to that proxy",
     ),
     (
@@ -40,14 +40,15 @@ const MAX_KEY: usize = 64 << 10;
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct NewCredential {
-    /// `anthropic`, or `custom`: a key for what `ANTHROPIC_BASE_URL` of ashd names. Others are refused: no session could use them.
+    /// `anthropic`, or `custom`: a key for the server that `ANTHROPIC_BASE_URL` of ashd names.
+    /// Other types are refused, because no session could use them.
     #[serde(rename = "type")]
     #[schema(example = "anthropic")]
     pub kind: String,
     /// The provider's key.
     #[schema(example = "sk-ant-...")]
     pub key: String,
-    /// What it is for; the type when absent.
+    /// Its purpose. Default: the type.
     #[schema(example = "team key")]
     pub label: Option<String>,
 }
@@ -69,7 +70,7 @@ pub struct CredentialView {
     pub label: String,
     pub active: bool,
     pub created_at: String,
-    /// When a request to the model was last made with it; null: never.
+    /// When it was last used for a request to the model; null: never.
     pub last_used_at: Option<String>,
 }
 
@@ -104,7 +105,7 @@ fn check(new: &NewCredential) -> Result<String, ApiError> {
             kind.chars().take(40).collect::<String>()
         )));
     }
-    // It goes into a header of the gateway's requests. The text never repeats a secret.
+    // The key becomes a header of the gateway's requests. The error text never contains the key.
     let fits = (1..=MAX_KEY).contains(&new.key.len()) && !new.key.trim().is_empty();
     if !fits || new.key.chars().any(char::is_control) {
         return Err(ApiError::bad_request(format!("key is required: 1 to {MAX_KEY} bytes without control characters")));
@@ -116,9 +117,10 @@ fn check(new: &NewCredential) -> Result<String, ApiError> {
     Ok(label)
 }
 
-/// Keep a key for sessions to use
+/// Store a key for sessions
 ///
-/// It is sealed before it is stored and never shown again; a session names it in `credentialId`.
+/// The key is sealed before it is stored, and never shown again. A session names it in
+/// `credentialId`.
 #[utoipa::path(
     post, path = "/api/credentials", tag = "credentials",
     request_body(content = NewCredential, example = json!({"type": "anthropic", "key": "sk-ant-...", "label": "team"})),
@@ -138,7 +140,7 @@ pub async fn create(
 /// List the tenant's credentials
 #[utoipa::path(get, path = "/api/credentials", tag = "credentials", responses((status = 200, body = CredentialsBody)))]
 pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Response, ApiError> {
-    // The last use is that of the last request.
+    // Include the last request of each session.
     state.sessions.collect_usage().await;
     let places = state.store.credential_places(&caller.tenant).await?;
     rows::list::<Credential, CredentialView>(&state.store, &caller.tenant, "credentials", places, "").await
@@ -146,7 +148,7 @@ pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Respo
 
 /// Delete a credential
 ///
-/// A session that runs with it keeps it until its process ends; after that it can no longer be resumed.
+/// A session that uses it keeps it until its process ends, and cannot be resumed afterwards.
 #[utoipa::path(
     delete, path = "/api/credentials/{id}", tag = "credentials", params(("id" = Uuid, Path)),
     responses((status = 204), (status = 404, description = "Credential not found", body = ErrorBody))

@@ -1,4 +1,4 @@
-//! The one shape of every failure: `{"error": "...", "statusCode": n}` (contract §1).
+//! The format of every failure: `{"error": "...", "statusCode": n}`.
 //!
 //! ```text
 //! SessionError ──┐
@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 use crate::sessions::SessionError;
 use crate::store::{self, StoreError};
 
-/// Seconds a client is asked to wait when nothing better is known.
+/// Default of `Retry-After`, in seconds.
 const RETRY_AFTER_S: u64 = 2;
 
 /// Body of every answer that is not a success.
@@ -26,13 +26,13 @@ const RETRY_AFTER_S: u64 = 2;
 #[serde(rename_all = "camelCase")]
 #[schema(as = ApiError, example = json!({"error": "Session not found", "statusCode": 404}))]
 pub struct ErrorBody {
-    /// What was wrong, naming the field; made to be read by people.
+    /// What is wrong and which field, for people.
     pub error: String,
-    /// The HTTP status again.
+    /// The HTTP status.
     pub status_code: u16,
 }
 
-/// A refusal, on its way to the client.
+/// A refusal that becomes an answer.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
@@ -53,7 +53,7 @@ impl ApiError {
     pub fn too_large(text: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, text)
     }
-    /// 401 with the challenge that RFC 9110 §11.6.1 asks for.
+    /// 401 with the challenge that RFC 9110 §11.6.1 requires.
     pub fn unauthorized(text: &'static str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, text).with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     }
@@ -73,17 +73,17 @@ impl ApiError {
     pub fn range(size: u64) -> Self {
         let error = Self::new(
             StatusCode::RANGE_NOT_SATISFIABLE,
-            format!("the Range header asks for bytes outside the file, which has {size}"),
+            format!("the Range header is outside the file, which has {size} bytes"),
         );
         match HeaderValue::try_from(format!("bytes */{size}")) {
             Ok(value) => error.with(CONTENT_RANGE, value),
             Err(_) => error,
         }
     }
-    /// 500: the cause goes to the log, the client learns what it may know.
+    /// 500. The cause is logged; the client gets only `what`.
     pub fn internal(what: &str, cause: &dyn std::error::Error) -> Self {
         tracing::error!(error = %cause, "{what}");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{what}; the daemon's log has the cause"))
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{what}; see the log of ashd for the cause"))
     }
     /// A failure of the disk: 507 when it is full, else 500.
     pub fn disk(what: &str, cause: &std::io::Error) -> Self {
@@ -137,7 +137,7 @@ impl From<SessionError> for ApiError {
             E::TooLarge(_) => Self::too_large(text),
             E::Full(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, text),
             E::Failed(_) => {
-                tracing::error!(error = %text, "a request to a session failed");
+                tracing::error!(error = %text, "request to a session failed");
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, without_host_paths(&text))
             }
             E::Store(store) => store.into(),
@@ -145,8 +145,8 @@ impl From<SessionError> for ApiError {
     }
 }
 
-/// The same text without places on the host, which say nothing to a client; the log has them. Those of a sandbox and of the API
-/// stay.
+/// Replaces paths of the host, which mean nothing to a client; the log has them. Paths of a sandbox
+/// and of the API stay.
 fn without_host_paths(text: &str) -> String {
     const KNOWN: [&str; 4] = ["/workspace", "/home", "/api", "/interrupt"];
     let is_end = |c: char| c.is_whitespace() || matches!(c, ':' | ';' | ',' | '"' | '\'' | '`' | '(' | ')' | '[' | ']');
@@ -169,40 +169,40 @@ impl From<StoreError> for ApiError {
         match &error {
             StoreError::Full => Self::new(StatusCode::INSUFFICIENT_STORAGE, error.to_string()),
             StoreError::NotOnDisk(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-            // More of these is a matter of time; of the others, of a deletion.
+            // Waiting frees these; the others need a deletion.
             StoreError::TooMany(most) if [store::MAX_PENDING, store::MAX_ONCE, store::MAX_OPEN_RUNS].contains(most) => {
                 Self::too_many(error.to_string(), RETRY_AFTER_S)
             }
             StoreError::TooMany(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             StoreError::NoSession(_) => Self::not_found("Session not found"),
-            StoreError::Closed => Self::unavailable("the daemon is stopping", RETRY_AFTER_S),
+            StoreError::Closed => Self::unavailable("ashd is stopping", RETRY_AFTER_S),
             _ => Self::internal("the database failed", &error),
         }
     }
 }
 
-/// 404 for a path that no route has.
+/// 404 for a path without a route.
 pub async fn no_route(method: Method, uri: Uri) -> ApiError {
-    ApiError::not_found(format!("No route for {method} {}; see /docs for the routes there are", uri.path()))
+    ApiError::not_found(format!("No route for {method} {}; see /docs for the existing routes", uri.path()))
 }
 
 /// 405; axum adds the `Allow` header.
 pub async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
-        format!("Method {method} is not allowed on {}; the Allow header names those that are", uri.path()),
+        format!("Method {method} is not allowed on {}; see the Allow header for the allowed methods", uri.path()),
     )
 }
 
-/// 500 for a panic in a handler. Its message may hold anything, so it goes to the log only.
+/// 500 for a panic in a handler. The message may contain anything, so it is only logged.
 pub fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
     let message = panic
         .downcast_ref::<String>()
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("no message");
-    tracing::error!(panic = message, "a request handler panicked");
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error; the daemon's log has the cause")
+    tracing::error!(panic = message, "request handler panicked");
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error; see the log of ashd for the cause")
         .into_response()
 }
 

@@ -13,9 +13,8 @@ use super::rows;
 use crate::store;
 use ash_model::iso;
 
-/// Types of the timeline (contract §5). The published client rejects any other.
-///
-/// `mcp_status` is one that clients know and that never occurs here: a list of it is empty.
+/// Types of the timeline. Published clients reject any other. ashd never emits `mcp_status`, so a
+/// list of it is empty.
 const TYPES: [&str; 8] =
     ["lifecycle", "text", "tool_start", "tool_result", "reasoning", "error", "turn_complete", "mcp_status"];
 
@@ -34,7 +33,7 @@ pub struct EventView {
     /// A JSON text.
     #[schema(example = r#"{"action":"created"}"#)]
     pub data: String,
-    /// From 1, without gaps.
+    /// Starts at 1, without gaps.
     pub sequence: i64,
     #[schema(example = "2026-01-15T10:00:00.000Z")]
     pub created_at: String,
@@ -54,26 +53,26 @@ impl From<store::Event> for EventView {
     }
 }
 
-/// Events in the order that was asked for.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventsBody {
     pub events: Vec<EventView>,
-    /// Only there when true: the page ended at 8 MiB of data before its limit; continue with `after` (or `before`).
+    /// Present and true when the page ended at 8 MiB of data before its limit; continue with
+    /// `after` (or `before`).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
 
-/// The timeline of a session
+/// List the timeline of a session
 ///
-/// A page ends early at 8 MiB of data, with `truncated`; one larger event is a page of its own.
+/// A page ends early at 8 MiB of data, with `truncated`; a larger event is a page of its own.
 #[utoipa::path(
     get, path = "/api/sessions/{id}/events", tag = "messages",
     params(
         ("id" = Uuid, Path),
-        ("limit" = Option<i64>, Query, description = "At most this many, default 200", minimum = 1, maximum = 1000),
+        ("limit" = Option<i64>, Query, description = "Maximum number of events, default 200", minimum = 1, maximum = 1000),
         ("after" = Option<i64>, Query, description = "Only those with a greater sequence", minimum = 0),
         ("before" = Option<i64>, Query, description = "Only those with a smaller sequence", minimum = 1),
-        ("order" = Option<String>, Query, description = "`asc` (the default), or `desc`: the newest first"),
+        ("order" = Option<String>, Query, description = "`asc` (the default), or `desc` for newest first"),
         ("type" = Option<String>, Query, description = "Only events of this type"),
     ),
     responses(

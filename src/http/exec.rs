@@ -1,4 +1,4 @@
-//! `POST /api/sessions/:id/exec`: thin. What runs a command is [`crate::sessions::api::exec`].
+//! `POST /api/sessions/:id/exec`. [`crate::sessions::api::exec`] runs the command.
 
 use axum::Json;
 use axum::extract::State;
@@ -17,7 +17,7 @@ use crate::sessions::api::exec::{DEFAULT_TIMEOUT_MS, ExecResult, MAX_TIMEOUT_MS}
 pub struct ExecCommand {
     /// A line for `/bin/bash -c`, run in /workspace.
     pub command: String,
-    /// Milliseconds until the command and everything it started are killed; 30000 without it.
+    /// Milliseconds until the command and all its descendants are killed. Default: 30000.
     #[schema(minimum = 1, maximum = 300_000)]
     pub timeout: Option<i64>,
 }
@@ -27,10 +27,10 @@ pub struct ExecCommand {
 #[serde(rename_all = "camelCase")]
 #[schema(as = ExecResult)]
 pub struct ExecBody {
-    /// 128 + n for a death by signal n; 124 at the timeout.
+    /// 128 + n for death by signal n; 124 at the timeout.
     #[schema(example = 0)]
     pub exit_code: i32,
-    /// At most 1 MiB; what is cut says so at its end.
+    /// At most 1 MiB; truncated output ends with a note.
     #[schema(example = "CLAUDE.md\n")]
     pub stdout: String,
     #[schema(example = "")]
@@ -38,7 +38,7 @@ pub struct ExecBody {
     /// Present when the timeout ended the command.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub timed_out: bool,
-    /// Present when stdout or stderr was cut.
+    /// Present when stdout or stderr was truncated.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
@@ -52,7 +52,8 @@ impl From<ExecResult> for ExecBody {
 
 /// Run a command in the sandbox, beside a running turn
 ///
-/// Same confinement, limits and environment as Claude Code. What it leaves in the background goes on.
+/// Same confinement, limits and environment as Claude Code. Background processes of the command
+/// continue.
 #[utoipa::path(
     post, path = "/api/sessions/{id}/exec", tag = "sessions", params(("id" = Uuid, Path)),
     request_body(content = ExecCommand, example = json!({"command": "ls", "timeout": 30_000})),
@@ -60,8 +61,8 @@ impl From<ExecResult> for ExecBody {
         (status = 200, body = ExecBody),
         (status = 400, description = "The session is not active, or the command is refused", body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
-        (status = 429, description = "The tenant runs 64 commands; see Retry-After", body = ErrorBody),
-        (status = 503, description = "Too many commands run; see Retry-After", body = ErrorBody),
+        (status = 429, description = "The tenant already runs 64 commands; see Retry-After", body = ErrorBody),
+        (status = 503, description = "Too many commands are running; see Retry-After", body = ErrorBody),
     )
 )]
 pub async fn exec(

@@ -1,46 +1,49 @@
-//! How many connections there may be, and how long each may take.
+//! Limits of connections: how many, and how long each operation may take.
 
 use std::time::Duration;
 
 use crate::config::ServerConfig;
 
-/// Bytes of a request's line and headers; more is answered 431.
+/// Bytes of the request line and the headers; more is answered 431.
 pub const MAX_HEAD: usize = 16 << 10;
 /// Headers of a request; more is answered 431.
 pub const MAX_HEADERS: usize = 100;
-/// Bytes that are read ahead of a body, or collected of an answer, for one connection. Requests that a client sends before
-/// it has the answer to the first wait in it, and beyond it in the kernel's buffer.
+/// Bytes read ahead of a body, or buffered of an answer, per connection. Pipelined requests wait
+/// here, and beyond it in the kernel's buffer.
 pub const MAX_BUFFER: usize = 64 << 10;
-/// Connections to the unix socket, which only root and ashd's group can open. They do not count with those over TCP.
+/// Connections to the unix socket, which only root and ashd's group can open. Not counted with TCP
+/// connections.
 pub const MAX_UNIX: usize = 512;
-/// The same of one user.
+/// The same per user.
 pub const MAX_UNIX_PER_USER: usize = 256;
-/// Time in which nothing of an answer could be written to a stream of events before it is given up. Its client comes back with
-/// `Last-Event-ID` and misses nothing.
+/// A stream of events is closed when nothing of it can be written for this long. Its client
+/// reconnects with `Last-Event-ID` and misses nothing.
 pub const STREAM_STALL: Duration = Duration::from_secs(600);
 
-/// Descriptors that are not for connections: database, log, directories, sockets of launcher and gateway, files of requests.
+/// File descriptors not used for connections: database, log, directories, sockets of launcher and
+/// gateway, files of requests.
 const BASE: u64 = 256;
-/// Descriptors of one sandbox: its sockets, its output, its counters.
+/// File descriptors of one sandbox: its sockets, its output, its counters.
 const PER_SANDBOX: u64 = 8;
-/// Descriptors of one connection: its socket, and the file that its request reads or writes.
+/// File descriptors of one connection: its socket, and the file that its request reads or writes.
 const PER_CONNECTION: u64 = 2;
 
-/// Bounds of the connections over TCP.
+/// Limits of the TCP connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub connections: usize,
     pub per_address: usize,
-    /// From the connection to the end of the first request's head.
+    /// From accept to the end of the first request's head.
     pub head: Duration,
     /// From an answer to the end of the next request's head.
     pub idle: Duration,
-    /// Time in which nothing of an answer could be written.
+    /// Longest time in which nothing of an answer can be written.
     pub stall: Duration,
 }
 
 impl Bounds {
-    /// What the configuration says, or less where the process may not have as many descriptors (`RLIMIT_NOFILE`).
+    /// The configured limits, reduced if the process has too few file descriptors
+    /// (`RLIMIT_NOFILE`).
     pub fn new(server: &ServerConfig, descriptors: u64, max_sandboxes: usize) -> Self {
         let connections = server.max_connections.min(connections(descriptors, max_sandboxes));
         if connections < server.max_connections {
@@ -48,7 +51,7 @@ impl Bounds {
                 descriptors,
                 connections,
                 wanted = server.max_connections,
-                "fewer connections than server.max_connections: the limit of open files (LimitNOFILE=, ulimit -n) is too low"
+                "fewer connections are accepted than server.max_connections allows: the limit of open files (LimitNOFILE=, ulimit -n) is too low"
             );
         }
         let ms = Duration::from_millis;
@@ -62,7 +65,7 @@ impl Bounds {
     }
 }
 
-/// A third of the descriptors at least is for connections.
+/// At least a third of the descriptors is for connections.
 fn connections(descriptors: u64, max_sandboxes: usize) -> usize {
     let own = (BASE + PER_SANDBOX * max_sandboxes as u64).min(descriptors / 3 * 2);
     usize::try_from((descriptors - own) / PER_CONNECTION).unwrap_or(usize::MAX).max(8)

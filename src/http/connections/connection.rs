@@ -1,4 +1,4 @@
-//! One connection's place among the others, for whoever answers its requests.
+//! One connection's place in the table, as the code that answers its requests sees it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use tokio::task::AbortHandle;
 
 use super::table::{Full, Peer, Table};
 
-/// The connections of the sockets that share one bound. Cheap to clone.
+/// The connections of all sockets that share one limit. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Places(Arc<Mutex<Table<AbortHandle>>>);
 
@@ -17,11 +17,11 @@ impl Places {
     }
 
     fn table(&self) -> MutexGuard<'_, Table<AbortHandle>> {
-        // The table is whole between any two of its calls.
+        // No method leaves the table half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a connection; another one may be closed for it.
+    /// Takes a place for a connection; another connection may be closed for it.
     pub fn admit(&self, peer: Peer) -> Result<Arc<Connection>, Full> {
         let (id, closed) = self.table().admit(peer)?;
         if let Some(closed) = closed {
@@ -30,7 +30,7 @@ impl Places {
         Ok(Arc::new(Connection { places: self.clone(), id, stream: AtomicBool::new(false) }))
     }
 
-    /// Closes the connection that is least worth its descriptor. Whether there was one.
+    /// Closes the least important connection. Returns whether there was one.
     pub fn relieve(&self) -> bool {
         let closed = self.table().relieve();
         closed.inspect(AbortHandle::abort).is_some()
@@ -41,7 +41,7 @@ impl Places {
     }
 }
 
-/// A connection's place, given up when the last clone is dropped.
+/// A connection's place, released when the last clone is dropped.
 #[derive(Debug)]
 pub struct Connection {
     places: Places,
@@ -51,7 +51,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// The task that serves it, which is ended when its place is needed.
+    /// Sets the task that serves it, which is aborted when its place is needed.
     pub fn attach(&self, task: AbortHandle) {
         let late = self.places.table().attach(self.id, task);
         if let Some(task) = late {
@@ -59,12 +59,12 @@ impl Connection {
         }
     }
 
-    /// A request on it came with a valid key, or from an administrator of this host.
+    /// Marks that a request on it had a valid key, or came from an administrator of this host.
     pub fn known(&self) {
         self.places.table().known(self.id);
     }
 
-    /// A request is being answered until the guard is dropped.
+    /// Marks the connection as busy until the guard is dropped.
     pub fn answer(self: &Arc<Self>) -> Answering {
         self.stream.store(false, Ordering::Relaxed);
         self.places.table().busy(self.id, true);

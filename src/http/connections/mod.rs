@@ -1,14 +1,14 @@
-//! From a listening socket to the router: who may have a connection, and for how long.
+//! Connections from the listening socket to the router: admission and time limits.
 //!
 //! ```text
 //!   accept ──> place in the table ──> first head, within 10 s ──> HTTP server ──> router
-//!     │            │ none left: the oldest                            │
-//!     │            │ without a request is closed                      └─ 75 s between requests, 30 s without a byte
-//!     └─ no descriptors: the same, and the socket goes on listening      of the answer written, 431, 64 KiB ahead
+//!     │            │ none free: closes the oldest                      │
+//!     │            │ connection without a request                      └─ 75 s between requests, 30 s without a byte
+//!     └─ no descriptors: the same; the listener continues                of the answer written, 431, 64 KiB ahead
 //! ```
 //!
-//! A connection costs a place before it costs anything else, and a request that is complete always finds one: those
-//! without are closed first ([`table`]). A bound that is reached never ends the listener.
+//! A connection needs a place first. A complete request always finds one, because connections
+//! without a request are closed first ([`table`]). Reaching a limit never ends the listener.
 
 mod bounds;
 mod connection;
@@ -47,22 +47,22 @@ use opening::Opening;
 use socket::{Client, Socket};
 use table::{Full, Peer};
 
-/// Connections that have lost their place and are not closed yet: each still has a descriptor. At most so many, and fewer
-/// where there are few.
+/// Connections that lost their place and are still open; each holds a descriptor. The maximum,
+/// lower when few connections are allowed.
 const CLOSING: usize = 64;
-/// Wait after an accept that failed, so that the loop does not spin.
+/// Pause after a failed accept, so that the loop does not spin.
 const EXHAUSTED: Duration = Duration::from_millis(20);
-/// Least time between two lines of the log about the same bound.
+/// Minimum time between two log lines about the same limit.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug)]
 pub enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// Serves the router on any number of sockets. Those over TCP share their bounds.
+/// Serves the router on any number of sockets. The TCP sockets share their limits.
 #[derive(Clone, Debug)]
 pub struct Server {
     router: Router,
@@ -77,8 +77,8 @@ impl Server {
         Self { router, bounds, tcp, unix: Places::new(MAX_UNIX, MAX_UNIX_PER_USER) }
     }
 
-    /// Accepts until `stop`, then ends idle connections and waits for answers that are on their way. Bounds and faults never
-    /// end it.
+    /// Accepts until `stop`, then closes idle connections and waits for running answers. Limits and
+    /// faults never end it.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
         let (places, most) = match listener {
             Listener::Tcp(_) => (&self.tcp, self.bounds.connections),
@@ -100,7 +100,7 @@ impl Server {
             match accepted {
                 Ok((socket, peer, local)) => match places.admit(peer) {
                     Ok(connection) => {
-                        tracing::trace!(open = places.open(), "a connection was accepted");
+                        tracing::trace!(open = places.open(), "connection accepted");
                         let served = self.clone().connection(socket, local, Arc::clone(&connection), stop.clone());
                         let task = tasks.spawn(keep(served, descriptor));
                         connection.attach(task.abort_handle());
@@ -108,19 +108,19 @@ impl Server {
                     Err(full) => {
                         let text = refusal(full, &self.bounds, peer);
                         if told.now() {
-                            tracing::warn!(open = places.open(), "a connection was refused: {text}");
+                            tracing::warn!(open = places.open(), "connection refused: {text}");
                         }
                         answer(&socket, StatusCode::SERVICE_UNAVAILABLE, &text);
                     }
                 },
                 Err(why) => {
-                    // A connection that was reset in the queue says nothing of the next one.
+                    // A connection that was reset in the queue says nothing about the next one.
                     if why.kind() == io::ErrorKind::ConnectionAborted {
                         continue;
                     }
                     let closed = exhausted(&why) && places.relieve();
                     if told.now() {
-                        tracing::warn!(%why, open = places.open(), closed, "a connection cannot be accepted now");
+                        tracing::warn!(%why, open = places.open(), closed, "cannot accept a connection");
                     }
                     tokio::time::sleep(EXHAUSTED).await;
                 }
@@ -131,7 +131,7 @@ impl Server {
         tasks.wait().await;
     }
 
-    /// One connection, from its first byte to its last.
+    /// Serves one connection from its first byte to its last.
     async fn connection(
         self,
         socket: Socket,
@@ -147,16 +147,16 @@ impl Server {
         match opening {
             Ok(Ok(Opening::Head(head))) => {
                 let client = Client::new(socket, head, self.bounds.stall, Arc::clone(&connection));
-                // On the heap, so that one that has not asked anything does not pay for it.
+                // Boxed, so that a connection without a request does not hold this state.
                 Box::pin(self.http(client, local, connection, stop)).await;
             }
             Ok(Ok(Opening::TooLarge)) => {
-                let text = format!("the request line and its headers have more than {MAX_HEAD} bytes");
+                let text = format!("request line and headers are larger than {MAX_HEAD} bytes");
                 answer(&socket, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &text);
             }
             Err(_) if !head.is_empty() => {
                 let text = format!(
-                    "the request line and its headers did not arrive within {} ms (server.head_timeout_ms)",
+                    "request line and headers did not arrive within {} ms (server.head_timeout_ms)",
                     self.bounds.head.as_millis()
                 );
                 answer(&socket, StatusCode::REQUEST_TIMEOUT, &text);
@@ -207,7 +207,7 @@ impl Server {
             }
         };
         if let Err(why) = over {
-            tracing::trace!(%why, "a connection ended");
+            tracing::trace!(%why, "connection ended");
         }
     }
 }
@@ -217,7 +217,7 @@ impl Listener {
         match self {
             Self::Tcp(socket) => {
                 let (stream, address) = socket.accept().await?;
-                // A frame of a stream is small and should leave at once.
+                // Frames of a stream are small and must leave at once.
                 let _ = stream.set_nodelay(true);
                 Ok((Socket::Tcp(stream), Peer::of(address.ip()), None))
             }
@@ -241,17 +241,17 @@ fn refusal(full: Full, bounds: &Bounds, peer: Peer) -> String {
     match (full, peer) {
         (Full::All, Peer::User(_)) => format!("all {MAX_UNIX} connections of the unix socket are in use; try again"),
         (Full::Peer, Peer::User(_)) => {
-            format!("this user has the {MAX_UNIX_PER_USER} connections to the unix socket that one user may have")
+            format!("connection limit of this user reached: {MAX_UNIX_PER_USER} on the unix socket")
         }
         (Full::All, _) => format!("all {} connections are in use (server.max_connections)", bounds.connections),
         (Full::Peer, _) => format!(
-            "this address has the {} connections that one address may have (server.max_connections_per_address)",
+            "connection limit of this address reached: {} (server.max_connections_per_address)",
             bounds.per_address
         ),
     }
 }
 
-/// A whole answer, as far as the socket takes it at once; the connection is closed behind it.
+/// Sends a whole answer, as far as the socket accepts it at once. The caller closes the connection.
 fn answer(socket: &Socket, status: StatusCode, text: &str) {
     let body = serde_json::json!({"error": text, "statusCode": status.as_u16()}).to_string();
     let again = if status == StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
@@ -259,17 +259,17 @@ fn answer(socket: &Socket, status: StatusCode, text: &str) {
         "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{again}connection: close\r\n\r\n",
         body.len()
     );
-    // A client that does not take it is one that is being closed anyway.
+    // The connection is closed in any case.
     let _ = socket.try_write((head + &body).as_bytes());
 }
 
-/// Whether it is the process or the host that has no more, so that the next accept fails too.
+/// Whether the process or the host is out of resources, so that the next accept fails too.
 fn exhausted(why: &io::Error) -> bool {
     let errno = why.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
 }
 
-/// When the log was last told.
+/// Time of the last log line.
 #[derive(Debug, Default)]
 struct Told(Option<std::time::Instant>);
 

@@ -1,31 +1,30 @@
 //! The first request of a connection, until its head is complete.
 //!
-//! A connection that has not sent one costs what it has sent (at most [`MAX_HEAD`]) and nothing else: the HTTP server's own
-//! buffers are made when there is something to answer.
+//! Until then, a connection holds only the bytes it has sent (at most [`MAX_HEAD`]); the HTTP
+//! server's buffers are allocated later.
 
 use std::io;
 
 use super::bounds::MAX_HEAD;
 use super::socket::Socket;
 
-/// Bytes that are taken from the socket at once.
+/// Bytes read from the socket at once.
 const PIECE: usize = 2048;
 
-/// What came.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Opening {
-    /// The head of a request, and perhaps some of what follows it.
+    /// The head of a request, and possibly some of what follows it.
     Head(Vec<u8>),
-    /// More than [`MAX_HEAD`] bytes, and no end.
+    /// More than [`MAX_HEAD`] bytes without an end.
     TooLarge,
-    /// The client has left.
+    /// The client has closed the connection.
     Closed,
 }
 
 /// Reads until the first head is complete.
 ///
 /// # Errors
-/// When the connection broke.
+/// The connection failed.
 pub async fn read(socket: &Socket, head: &mut Vec<u8>) -> io::Result<Opening> {
     loop {
         socket.readable().await?;
@@ -40,7 +39,7 @@ pub async fn read(socket: &Socket, head: &mut Vec<u8>) -> io::Result<Opening> {
     }
 }
 
-/// Apart, so that the buffer is not kept while the connection waits.
+/// A function of its own, so that the buffer is not kept while the connection waits.
 fn take(socket: &Socket, head: &mut Vec<u8>) -> io::Result<usize> {
     let mut piece = [0; PIECE];
     let length = socket.try_read(&mut piece)?;
@@ -49,8 +48,8 @@ fn take(socket: &Socket, head: &mut Vec<u8>) -> io::Result<usize> {
     Ok(length)
 }
 
-/// Whether an empty line ends the head; `from` bytes were looked at before. Lines before the first that is not empty do not
-/// count (RFC 9112 §2.2).
+/// Whether an empty line ends the head. The first `from` bytes were checked before. Empty lines
+/// before the request line do not count (RFC 9112 §2.2).
 fn complete(head: &[u8], from: usize) -> bool {
     let start = head.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(head.len());
     let head = &head[start.max(from.saturating_sub(3)).min(head.len())..];
@@ -75,7 +74,7 @@ mod tests {
             ("\r\n\r\n", false),
         ] {
             assert_eq!(complete(head.as_bytes(), 0), expected, "{head:?}");
-            // Wherever it is cut into two pieces.
+            // Split into two pieces at every position.
             let pieces = (0..head.len()).any(|cut| {
                 let bytes = head.as_bytes();
                 !complete(&bytes[..cut], 0) && complete(bytes, cut)

@@ -1,4 +1,5 @@
-//! A client's socket as the HTTP server sees it: what was read before goes first, and a client that does not read is given up.
+//! A client's socket for the HTTP server: replays the bytes already read, and gives up on a client
+//! that does not read.
 
 use std::future::Future;
 use std::io;
@@ -43,7 +44,7 @@ impl Socket {
     }
 }
 
-/// The two kinds of sockets alike.
+/// Implements the same methods for both kinds of sockets.
 macro_rules! stream {
     ($socket:expr, $call:ident $(, $argument:expr)*) => {
         match $socket {
@@ -56,10 +57,10 @@ macro_rules! stream {
 /// What the HTTP server reads from and writes to.
 pub struct Client {
     socket: Socket,
-    /// Bytes that were read before the server began, from `taken` on.
+    /// Bytes read before the server started; `taken` of them are consumed.
     head: Vec<u8>,
     taken: usize,
-    /// Time in which nothing could be written before the client is given up.
+    /// Longest time in which nothing can be written.
     stall: Duration,
     /// Runs while the client does not read.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -71,7 +72,8 @@ impl Client {
         Self { socket, head, taken: 0, stall, stalled: None, connection }
     }
 
-    /// Notes what a write came to, and ends the connection when nothing could be written for too long.
+    /// Records the result of a write, and ends the connection when nothing could be written for too
+    /// long.
     fn watch(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.stalled = None;
@@ -82,7 +84,7 @@ impl Client {
         if sleep.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        tracing::debug!(limit_s = limit.as_secs(), "a client did not read its answer; its connection is closed");
+        tracing::debug!(limit_s = limit.as_secs(), "closing a connection: the client does not read its answer");
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer")))
     }
 }

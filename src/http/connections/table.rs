@@ -1,23 +1,25 @@
-//! Which connections are open, and which one is closed when another needs its place.
+//! Open connections, and which of them is closed when another needs its place.
 //!
 //! ```text
-//!   Idle      no key was ever shown, no request is being answered    closed first, the oldest before the others
-//!   Asking    no key was shown yet, a request is being answered      then these
-//!   Waiting   a key was shown, no request is being answered          then these
-//!   Working   a request with a valid key is being answered           never closed for another
+//!   Idle      no valid key yet, no running request     closed first, the oldest before the others
+//!   Asking    no valid key yet, a running request      closed second
+//!   Waiting   a valid key, no running request          closed third
+//!   Working   a running request with a valid key       never closed for another connection
 //! ```
 //!
-//! A pure structure: it decides, and hands out what ends a connection (`H`). The accept loop does the rest.
+//! A pure structure: it decides, and returns what ends a connection (`H`). The accept loop does the
+//! rest.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
-/// Who is at the other end, as far as the kernel knows. A bound applies to each.
+/// The peer of a connection, as far as the kernel knows. Each peer has its own limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
-    /// TCP from this host. Users and the reverse proxy share the address, so the bound of one address does not apply.
+    /// TCP from this host. Users and the reverse proxy share the address, so the limit per address
+    /// does not apply.
     Loopback,
-    /// An IPv4 address, or the /64 network of an IPv6 address: one subscriber has all addresses of it.
+    /// An IPv4 address, or the /64 network of an IPv6 address, which one subscriber owns.
     Address(IpAddr),
     /// A user on the unix socket (`SO_PEERCRED`).
     User(u32),
@@ -34,7 +36,7 @@ impl Peer {
     }
 }
 
-/// How little is lost when a connection is closed, least first.
+/// The cost of closing a connection, lowest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     Idle,
@@ -43,10 +45,10 @@ enum Rank {
     Working,
 }
 
-/// Why there is no place for one more.
+/// Why a connection gets no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
-    /// All places are taken by connections whose requests are being answered.
+    /// All places are taken by connections with running requests.
     All,
     /// The same for the places of this peer.
     Peer,
@@ -76,7 +78,7 @@ impl<H> Entry<H> {
     }
 }
 
-/// All connections of the sockets that share one bound.
+/// All connections of the sockets that share one limit.
 #[derive(Debug)]
 pub struct Table<H> {
     max: usize,
@@ -97,7 +99,7 @@ impl<H> Table<H> {
         self.entries.len()
     }
 
-    /// A place for one more: its id, and what ends the connection that had to go, if one had to.
+    /// Takes a place. Returns its id, and what ends the connection that was closed for it.
     pub fn admit(&mut self, peer: Peer) -> Result<(u64, Option<H>), Full> {
         let of_peer = self.peers.get(&peer);
         let closed = if peer != Peer::Loopback && of_peer.is_some_and(|all| all.len() >= self.per_peer) {
@@ -115,7 +117,7 @@ impl<H> Table<H> {
         Ok((id, closed))
     }
 
-    /// Says what ends a connection; gives it back if the connection has lost its place already.
+    /// Sets what ends a connection; returns it if the connection has already lost its place.
     pub fn attach(&mut self, id: u64, end: H) -> Option<H> {
         match self.entries.get_mut(&id) {
             Some(entry) => {
@@ -131,17 +133,17 @@ impl<H> Table<H> {
         self.change(id, |entry| entry.known = true);
     }
 
-    /// Whether a request of it is being answered.
+    /// Whether a request on it is running.
     pub fn busy(&mut self, id: u64, busy: bool) {
         self.change(id, |entry| entry.busy = busy);
     }
 
-    /// It is closed.
     pub fn remove(&mut self, id: u64) {
         self.take(id);
     }
 
-    /// What ends the connection that is least worth its descriptor, which the process needs for something else.
+    /// What ends the least important connection, when the process needs its descriptor for
+    /// something else.
     pub fn relieve(&mut self) -> Option<H> {
         let id = first(&self.order)?;
         self.take(id)
@@ -198,7 +200,7 @@ mod tests {
         Peer::of(IpAddr::from([192, 0, 2, n]))
     }
 
-    /// Admits one and names it by a letter.
+    /// Admits one, named by a letter.
     fn open(table: &mut Table<char>, peer: Peer, name: char) -> Result<(u64, Option<char>), Full> {
         let (id, closed) = table.admit(peer)?;
         assert_eq!(table.attach(id, name), None);
@@ -213,7 +215,7 @@ mod tests {
         table.busy(ids[0], true);
         table.known(ids[1]);
         table.busy(ids[2], true);
-        // d has asked nothing, c has no key, b is between two requests, a is being answered.
+        // d has sent nothing, c has no key, b is between two requests, a has a running request.
         for (name, gone) in [('e', 'd'), ('f', 'e'), ('g', 'f')] {
             let (id, closed) = open(&mut table, Peer::Loopback, name).unwrap();
             assert_eq!(closed, Some(gone));

@@ -23,7 +23,7 @@ fn missing() -> ApiError {
     ApiError::not_found("Eval case not found")
 }
 
-/// Keep a question that the agent is measured with
+/// Create an eval case
 #[utoipa::path(
     post, path = "/api/agents/{name}/eval-cases", tag = "evals", params(("name" = String, Path)),
     request_body(content = CaseIn, example = json!({"question": "What is the capital of France?", "expectedTopics": ["Paris"]})),
@@ -51,7 +51,7 @@ pub async fn create(
         ("name" = String, Path),
         ("category" = Option<String>, Query),
         ("isActive" = Option<bool>, Query),
-        ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "1000 when absent, which is all there can be"),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Default: 1000, the maximum number of cases"),
         ("offset" = Option<i64>, Query, minimum = 0),
     ),
     responses((status = 200, body = CasesBody), (status = 404, description = "Agent not found", body = ErrorBody))
@@ -63,7 +63,7 @@ pub async fn list(State(state): State<AppState>, agent: OwnAgent, args: Args) ->
     answer(&state, &agent, &filter).await
 }
 
-/// All cases, as the import takes them
+/// Export all cases in the format of the import
 #[utoipa::path(
     get, path = "/api/agents/{name}/eval-cases/export", tag = "evals", params(("name" = String, Path)),
     responses((status = 200, body = CasesBody), (status = 404, description = "Agent not found", body = ErrorBody))
@@ -78,9 +78,9 @@ async fn answer(state: &AppState, agent: &OwnAgent, filter: &CaseFilter) -> Resu
     rows::list::<EvalCase, CaseView>(&state.store, &agent.tenant, "cases", places, "").await
 }
 
-/// Keep many cases at once
+/// Import cases
 ///
-/// All of them or none. Each is a new case, also one that is there already.
+/// All or none. Each becomes a new case, even if an equal one exists.
 #[utoipa::path(
     post, path = "/api/agents/{name}/eval-cases/import", tag = "evals", params(("name" = String, Path)),
     request_body(content = ImportIn, example = json!({"cases": [{"question": "What is 2 + 2?", "expectedTopics": ["4"]}]})),
@@ -102,7 +102,7 @@ pub async fn import(
     Ok(Json(ImportedBody { imported: made.len() }))
 }
 
-/// One case
+/// Get a case
 #[utoipa::path(
     get, path = "/api/agents/{name}/eval-cases/{id}", tag = "evals", params(("name" = String, Path), ("id" = Uuid, Path)),
     responses((status = 200, body = CaseBody), (status = 404, description = "Eval case not found", body = ErrorBody))
@@ -134,7 +134,7 @@ pub async fn patch(
 
 /// Delete a case
 ///
-/// Its results stay. Where it was not asked yet, it fails in its run.
+/// Its results stay. A run that has not asked it yet records it as failed.
 #[utoipa::path(
     delete, path = "/api/agents/{name}/eval-cases/{id}", tag = "evals", params(("name" = String, Path), ("id" = Uuid, Path)),
     responses((status = 204), (status = 404, description = "Eval case not found", body = ErrorBody))

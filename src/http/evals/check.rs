@@ -1,4 +1,5 @@
-//! What may be in a case, a run and a judgement. Parsed once, into the types of the store; an error names the field.
+//! Checks of cases, runs and judgements. Parsed once into the types of the store; errors name the
+//! field.
 
 use super::super::error::ApiError;
 use super::wire::{CaseIn, ImportIn, JudgementIn, MessageIn, RunIn};
@@ -15,7 +16,8 @@ pub const MAX_MESSAGES: usize = 100;
 const TEXT: usize = 64 << 10;
 /// Topics of one list, and bytes of each.
 const TOPICS: (usize, usize) = (100, 1000);
-/// Tags of a case, and bytes of each; so many categories and tags a run may name.
+/// Tags of a case, and bytes of each; also the number of categories and of tags that a run may
+/// name.
 const TAGS: (usize, usize) = (50, 200);
 /// Bytes of a category.
 const CATEGORY: usize = 200;
@@ -28,7 +30,7 @@ fn refused<T>(text: String) -> Result<T, ApiError> {
     Err(ApiError::bad_request(text))
 }
 
-/// A new case. `at` stands before the fields' names.
+/// Checks a new case. `at` precedes the field names in errors.
 pub fn new_case(body: CaseIn, at: &str) -> Result<CaseFields, ApiError> {
     if body.question.as_ref().is_none_or(Option::is_none) {
         return refused(format!("{at}question is required: 1 to {TEXT} bytes"));
@@ -37,7 +39,7 @@ pub fn new_case(body: CaseIn, at: &str) -> Result<CaseFields, ApiError> {
     case(fields, at)
 }
 
-/// A change of a case.
+/// Checks a change of a case.
 pub fn patch(body: CaseIn) -> Result<CaseFields, ApiError> {
     if body.question == Some(None) {
         return refused(format!("question cannot be cleared: a text of 1 to {TEXT} bytes"));
@@ -56,7 +58,7 @@ fn case(body: CaseIn, at: &str) -> Result<CaseFields, ApiError> {
     if let Some(Some(text)) = &body.reference_answer
         && text.len() > TEXT
     {
-        return refused(format!("{at}referenceAnswer has {} bytes, at most {TEXT} fit", text.len()));
+        return refused(format!("{at}referenceAnswer has {} bytes; the limit is {TEXT}", text.len()));
     }
     if let Some(Some(text)) = &body.category
         && (text.trim().is_empty() || text.len() > CATEGORY)
@@ -85,7 +87,7 @@ fn words(list: Given<Vec<String>>, name: &str, bounds: (usize, usize)) -> Result
 
 fn check_words(list: &[String], name: &str, (most, bytes): (usize, usize)) -> Result<(), ApiError> {
     if list.len() > most {
-        return refused(format!("{name} has {} elements, at most {most} fit", list.len()));
+        return refused(format!("{name} has {} elements; the limit is {most}", list.len()));
     }
     match list.iter().position(|word| word.trim().is_empty() || word.len() > bytes) {
         Some(at) => refused(format!("{name}[{at}] must have 1 to {bytes} bytes")),
@@ -96,7 +98,7 @@ fn check_words(list: &[String], name: &str, (most, bytes): (usize, usize)) -> Re
 fn history(list: Given<Counted<MessageIn, MAX_MESSAGES>>, name: &str) -> Result<Given<RawJson>, ApiError> {
     let Some(Some(list)) = list else { return Ok(list.map(|_| None)) };
     if list.count > MAX_MESSAGES {
-        return refused(format!("{name} has {} messages, at most {MAX_MESSAGES} fit", list.count));
+        return refused(format!("{name} has {} messages; the limit is {MAX_MESSAGES}", list.count));
     }
     let (mut said, mut bytes) = (Vec::with_capacity(list.first.len()), 0);
     for (at, message) in list.first.into_iter().enumerate() {
@@ -106,7 +108,7 @@ fn history(list: Given<Counted<MessageIn, MAX_MESSAGES>>, name: &str) -> Result<
             _ => return refused(format!("{name}[{at}].role must be user or assistant")),
         };
         if at == 0 && role == Speaker::Assistant {
-            return refused(format!("{name}[0].role must be user: a conversation begins with the user"));
+            return refused(format!("{name}[0].role must be user: a conversation starts with the user"));
         }
         if message.content.trim().is_empty() {
             return refused(format!("{name}[{at}].content is required: a text"));
@@ -115,18 +117,18 @@ fn history(list: Given<Counted<MessageIn, MAX_MESSAGES>>, name: &str) -> Result<
         said.push(Said { role, content: message.content });
     }
     if bytes > HISTORY {
-        return refused(format!("{name} has {bytes} bytes of content, at most {HISTORY} fit"));
+        return refused(format!("{name} has {bytes} bytes of content; the limit is {HISTORY}"));
     }
     Ok(Some(Some(RawJson::of(&said))))
 }
 
-/// The cases of an import: all of them are good, or none is taken.
+/// Checks the cases of an import: all or none.
 pub fn import(body: ImportIn) -> Result<Vec<CaseFields>, ApiError> {
     if body.cases.count == 0 {
         return refused(format!("cases is required: a list of 1 to {MAX_CASES} cases"));
     }
     if body.cases.count > MAX_CASES {
-        return refused(format!("cases has {} elements, at most {MAX_CASES} fit", body.cases.count));
+        return refused(format!("cases has {} elements; the limit is {MAX_CASES}", body.cases.count));
     }
     let cases = body.cases.first.into_iter().enumerate();
     cases.map(|(n, case)| new_case(case, &format!("cases[{n}]."))).collect()
@@ -151,7 +153,7 @@ pub fn judgement(body: JudgementIn) -> Result<(Given<i64>, Given<String>), ApiEr
     if let Some(Some(notes)) = &body.human_notes
         && notes.len() > NOTES
     {
-        return refused(format!("humanNotes has {} bytes, at most {NOTES} fit", notes.len()));
+        return refused(format!("humanNotes has {} bytes; the limit is {NOTES}", notes.len()));
     }
     Ok((body.human_score, body.human_notes))
 }
@@ -172,7 +174,7 @@ mod tests {
             (format!(r#"{{"question":"{}"}}"#, long(65_537)), "question must have 1 to 65536 bytes"),
             (
                 format!(r#"{{"question":"q","expectedTopics":[{}]}}"#, many(101, "\"t\"")),
-                "expectedTopics has 101 elements, at most 100 fit",
+                "expectedTopics has 101 elements; the limit is 100",
             ),
             (
                 r#"{"question":"q","expectedNotTopics":["a",""]}"#.to_owned(),
@@ -182,7 +184,7 @@ mod tests {
             (r#"{"question":"q","category":""}"#.to_owned(), "category must have 1 to 200 bytes"),
             (
                 format!(r#"{{"question":"q","referenceAnswer":"{}"}}"#, long(65_537)),
-                "referenceAnswer has 65537 bytes, at most 65536 fit",
+                "referenceAnswer has 65537 bytes; the limit is 65536",
             ),
             (
                 r#"{"question":"q","chatHistory":[{"role":"system","content":"x"}]}"#.to_owned(),
@@ -190,7 +192,7 @@ mod tests {
             ),
             (
                 r#"{"question":"q","chatHistory":[{"role":"assistant","content":"x"}]}"#.to_owned(),
-                "chatHistory[0].role must be user: a conversation begins with the user",
+                "chatHistory[0].role must be user: a conversation starts with the user",
             ),
             (
                 r#"{"question":"q","chatHistory":[{"role":"user"}]}"#.to_owned(),
@@ -198,11 +200,11 @@ mod tests {
             ),
             (
                 format!(r#"{{"question":"q","chatHistory":[{{"role":"user","content":"{}"}}]}}"#, long(262_145)),
-                "chatHistory has 262145 bytes of content, at most 262144 fit",
+                "chatHistory has 262145 bytes of content; the limit is 262144",
             ),
             (
                 format!(r#"{{"question":"q","chatHistory":[{}]}}"#, many(101, r#"{"role":"user","content":"x"}"#)),
-                "chatHistory has 101 messages, at most 100 fit",
+                "chatHistory has 101 messages; the limit is 100",
             ),
         ] {
             let error = new_case(parse(body.as_bytes()).unwrap(), "").unwrap_err();
@@ -214,7 +216,7 @@ mod tests {
         let cases = format!(r#"{{"cases":[{}]}}"#, many(1001, r#"{"question":"q"}"#));
         assert_eq!(
             import(parse(cases.as_bytes()).unwrap()).unwrap_err().text(),
-            "cases has 1001 elements, at most 1000 fit"
+            "cases has 1001 elements; the limit is 1000"
         );
         for body in ["{}", r#"{"cases":[]}"#] {
             let error = import(parse(body.as_bytes()).unwrap()).unwrap_err();

@@ -1,4 +1,5 @@
-//! Two runs side by side. A case at a time is in memory: an answer may have 256 KiB, and a run 1000 of them.
+//! Comparison of two runs. Only one case at a time is in memory: an answer has up to 256 KiB, and a
+//! run up to 1000 of them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -45,7 +46,7 @@ pub async fn compare(State(state): State<AppState>, agent: OwnAgent, args: Args)
     let rest = Rest { store: state.store.clone(), a, b, cases: cases.into(), first: true, ended: false };
     let rest = stream::try_unfold(rest, |mut rest| async move {
         let chunk = rest.next().await.map_err(|error| {
-            tracing::warn!(%error, "a comparison breaks off");
+            tracing::warn!(%error, "comparison cut short");
             io::Error::other(error)
         })?;
         Ok::<_, io::Error>(chunk.map(|chunk| (Bytes::from(chunk), rest)))
@@ -58,7 +59,7 @@ fn text(value: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|e| StoreError::Unreadable { what: "comparison", why: e.to_string() })
 }
 
-/// What is not sent yet.
+/// What is still to be sent.
 struct Rest {
     store: Store,
     a: EvalRun,

@@ -1,5 +1,5 @@
-//! `/api/agents/{name}/eval-...`: questions that an agent is measured with, runs of them, and the answers. What works on the runs is
-//! [`crate::sessions::api::evals`].
+//! `/api/agents/{name}/eval-...`: eval cases, runs and results. [`crate::sessions::api::evals`]
+//! executes the runs.
 
 pub mod cases;
 mod check;
@@ -18,10 +18,10 @@ use super::auth::Caller;
 use super::error::ApiError;
 use ash_model::TenantId;
 
-/// Rows of one page.
+/// Most rows of one page.
 const MOST: i64 = 1000;
 
-/// An agent of the caller's tenant. Anything else is 404, before query and body are looked at.
+/// An agent of the caller's tenant, otherwise 404. Checked before query and body.
 #[derive(Clone, Debug)]
 pub struct OwnAgent {
     pub tenant: TenantId,
@@ -40,7 +40,7 @@ impl FromRequestParts<AppState> for OwnAgent {
     }
 }
 
-/// The same with the `{id}` of a route, which may be of no run or case.
+/// The same, with the `{id}` of a route, which need not exist.
 #[derive(Clone, Debug)]
 pub struct OwnAgentAnd {
     pub agent: OwnAgent,

@@ -9,7 +9,7 @@ use super::super::error::{ApiError, ErrorBody};
 use super::wire::{JudgementIn, ResultBody};
 use super::{OwnAgentAnd, check};
 
-/// Keep what a person says of an answer
+/// Store a person's judgement of an answer
 #[utoipa::path(
     patch, path = "/api/agents/{name}/eval-results/{id}", tag = "evals", params(("name" = String, Path), ("id" = Uuid, Path)),
     request_body(content = JudgementIn, example = json!({"humanScore": 4, "humanNotes": "right, and too long"})),
@@ -22,7 +22,7 @@ pub async fn patch(
 ) -> Result<Json<ResultBody>, ApiError> {
     let missing = || ApiError::not_found("Eval result not found");
     let id = id.ok_or_else(missing)?;
-    // Nothing is changed: whether it is there.
+    // Nothing changes: check only that it exists.
     state.store.eval_result_judge(&agent.tenant, &agent.name, id, None, None).await?.ok_or_else(missing)?;
     let (score, notes) = check::judgement(body.value)?;
     let judged = state.store.eval_result_judge(&agent.tenant, &agent.name, id, score, notes).await?;

@@ -15,10 +15,10 @@ use super::wire::{ResultView, ResultsBody, RunBody, RunIn, RunView, RunsBody, Sc
 use super::{MOST, OwnAgent, OwnAgentAnd, check, page};
 use crate::store::{EvalResult, EvalRun, RunRefused};
 
-/// Runs of a page when nothing else is asked for.
+/// Default of `limit`.
 const LISTED: i64 = 50;
 
-/// The agent's run of that id.
+/// The agent's run with this id.
 pub async fn find(state: &AppState, agent: &OwnAgent, id: Option<Uuid>) -> Result<EvalRun, ApiError> {
     let found = match id {
         Some(id) => state.store.eval_run(&agent.tenant, &agent.name, id).await?,
@@ -27,17 +27,18 @@ pub async fn find(state: &AppState, agent: &OwnAgent, id: Option<Uuid>) -> Resul
     found.ok_or_else(|| ApiError::not_found("Eval run not found"))
 }
 
-/// Ask the agent all its active cases
+/// Start an eval run with all active cases
 ///
-/// Each case is asked in a session of its own, several at once; the sessions are removed afterwards. A run survives a restart of ashd.
+/// Each case runs in its own session, several in parallel; the sessions are removed afterwards. A
+/// run survives a restart of ashd.
 #[utoipa::path(
     post, path = "/api/agents/{name}/eval-runs", tag = "evals", params(("name" = String, Path)),
     request_body(content = RunIn, example = json!({"versionNumber": 1, "categories": ["geography"]})),
     responses(
         (status = 201, body = RunBody),
-        (status = 400, description = "No such version, or no active case matches", body = ErrorBody),
+        (status = 400, description = "The version does not exist, or no active case matches", body = ErrorBody),
         (status = 404, description = "Agent not found", body = ErrorBody),
-        (status = 429, description = "20 runs of the agent are not over", body = ErrorBody),
+        (status = 429, description = "The agent has 20 unfinished runs", body = ErrorBody),
     )
 )]
 pub async fn create(
@@ -54,19 +55,19 @@ pub async fn create(
             Err(ApiError::bad_request(format!("versionNumber: the agent has no version {version}")))
         }
         Err(RunRefused::NoCases) => Err(ApiError::bad_request(
-            "no active eval case matches; add some with POST .../eval-cases, or name other categories and tags",
+            "no active eval case matches; add cases with POST .../eval-cases, or select other categories and tags",
         )),
     }
 }
 
 /// List the agent's runs, newest first
 ///
-/// Of those that are over, the newest 100 are kept.
+/// The newest 100 finished runs are kept.
 #[utoipa::path(
     get, path = "/api/agents/{name}/eval-runs", tag = "evals",
     params(
         ("name" = String, Path),
-        ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "50 when absent"),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Default: 50"),
         ("offset" = Option<i64>, Query, minimum = 0),
     ),
     responses((status = 200, body = RunsBody), (status = 404, description = "Agent not found", body = ErrorBody))
@@ -77,7 +78,7 @@ pub async fn list(State(state): State<AppState>, agent: OwnAgent, args: Args) ->
     rows::list::<EvalRun, RunView>(&state.store, &agent.tenant, "runs", places, "").await
 }
 
-/// One run
+/// Get a run
 #[utoipa::path(
     get, path = "/api/agents/{name}/eval-runs/{id}", tag = "evals", params(("name" = String, Path), ("id" = Uuid, Path)),
     responses((status = 200, body = RunBody), (status = 404, description = "Eval run not found", body = ErrorBody))
@@ -89,12 +90,12 @@ pub async fn get(
     Ok(Json(RunBody { run: find(&state, &agent, id).await?.into() }))
 }
 
-/// What the agent answered, in the order of the cases
+/// List the results of a run, in the order of the cases
 #[utoipa::path(
     get, path = "/api/agents/{name}/eval-runs/{id}/results", tag = "evals",
     params(
         ("name" = String, Path), ("id" = Uuid, Path),
-        ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "1000 when absent, which is all there can be"),
+        ("limit" = Option<i64>, Query, minimum = 1, maximum = 1000, description = "Default: 1000, the maximum number of results"),
         ("offset" = Option<i64>, Query, minimum = 0),
     ),
     responses((status = 200, body = ResultsBody), (status = 404, description = "Eval run not found", body = ErrorBody))
@@ -112,7 +113,7 @@ pub async fn results(
 
 /// Score the answers of a run again
 ///
-/// With the topics of the cases as they are now.
+/// Uses the current topics of the cases.
 #[utoipa::path(
     post, path = "/api/agents/{name}/eval-runs/{id}/score", tag = "evals",
     params(("name" = String, Path), ("id" = Uuid, Path)),

@@ -1,4 +1,4 @@
-//! Evals as JSON: what is answered, and what is asked.
+//! JSON of evals: requests and answers.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
@@ -21,7 +21,8 @@ pub struct MessageIn {
     pub content: String,
 }
 
-/// Body of the POST and the PATCH of a case. Null is as absent in the POST, and clears in the PATCH; what the PATCH leaves out stays.
+/// Body of the POST and the PATCH of a case. In the POST, null equals absent. In the PATCH, null
+/// clears and absent fields stay.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schema(as = EvalCaseFields)]
@@ -30,15 +31,15 @@ pub struct CaseIn {
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     pub question: Option<Option<String>>,
-    /// Texts that a good answer contains, upper and lower case alike: at most 100 of 1 to 1000 bytes.
+    /// Texts that a good answer contains, ignoring case: at most 100 of 1 to 1000 bytes each.
     #[serde(deserialize_with = "given_list")]
     #[schema(value_type = Option<Vec<String>>)]
     pub expected_topics: Option<Option<Vec<String>>>,
-    /// Texts that a good answer does not contain; the same bounds.
+    /// Texts that a good answer does not contain; the same limits.
     #[serde(deserialize_with = "given_list")]
     #[schema(value_type = Option<Vec<String>>)]
     pub expected_not_topics: Option<Option<Vec<String>>>,
-    /// For people; at most 65536 bytes.
+    /// For human readers; at most 65536 bytes.
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     pub reference_answer: Option<Option<String>>,
@@ -46,28 +47,29 @@ pub struct CaseIn {
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<String>)]
     pub category: Option<Option<String>>,
-    /// At most 50 of 1 to 200 bytes.
+    /// At most 50 of 1 to 200 bytes each.
     #[serde(deserialize_with = "given_list")]
     #[schema(value_type = Option<Vec<String>>)]
     pub tags: Option<Option<Vec<String>>>,
-    /// The conversation before the question: at most 100 messages, 262144 bytes together; the first is the user's.
+    /// The conversation before the question: at most 100 messages and 262144 bytes; the first
+    /// message is the user's.
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<Vec<MessageIn>>)]
     pub chat_history: Option<Option<Counted<MessageIn, MAX_MESSAGES>>>,
-    /// Only active cases are run; true when absent.
+    /// Only active cases run. Default: true.
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<bool>)]
     pub is_active: Option<Option<bool>>,
 }
 
-/// Tells `null` (clear it) from an absent field (leave it).
+/// Tells `null` (clear) from an absent field (keep).
 fn given_list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Option<Vec<T>>>, D::Error> {
     list(deserializer).map(Some)
 }
 
-/// Body of the import: what an export answers, or cases without ids.
+/// Body of the import: the answer of an export, or cases without ids.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(default)]
 #[schema(as = EvalImport)]
@@ -77,13 +79,13 @@ pub struct ImportIn {
     pub cases: Counted<CaseIn, MAX_CASES>,
 }
 
-/// How many cases were made.
+/// Number of imported cases.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ImportedBody {
     pub imported: usize,
 }
 
-/// A case as clients see it; what was not given is null.
+/// A case as clients see it; absent values are null.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = EvalCase)]
@@ -146,18 +148,19 @@ pub struct CasesBody {
 #[serde(rename_all = "camelCase", default)]
 #[schema(as = NewEvalRun)]
 pub struct RunIn {
-    /// The version whose prompt the agent has in this run; the active one when absent, or the agent's own prompt.
+    /// The version whose prompt the run uses. Default: the active version, else the agent's own
+    /// prompt.
     #[serde(deserialize_with = "short")]
     pub version_number: Option<i64>,
     /// Only cases of one of these categories.
     #[serde(deserialize_with = "list")]
     pub categories: Option<Vec<String>>,
-    /// Only cases that have one of these tags.
+    /// Only cases with one of these tags.
     #[serde(deserialize_with = "list")]
     pub tags: Option<Vec<String>>,
 }
 
-/// Over all cases of a run; averages over those that were answered, null when none was.
+/// Totals of a run. Averages are over the answered cases, and null when there are none.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvalSummary {
@@ -166,7 +169,7 @@ pub struct EvalSummary {
     /// Always null.
     pub avg_llm_judge_score: Option<f64>,
     pub avg_latency_ms: Option<f64>,
-    /// Share of all cases of which both scores are at least 0.5.
+    /// Share of all cases in which both scores are at least 0.5.
     pub pass_rate: f64,
 }
 
@@ -178,15 +181,15 @@ pub struct RunView {
     pub id: Uuid,
     pub tenant_id: String,
     pub agent_name: String,
-    /// Null: the agent had no active version.
+    /// Null when the agent had no active version.
     pub version_number: Option<i64>,
     /// pending, running, completed, or failed when every case failed.
     #[schema(example = "pending")]
     pub status: &'static str,
     pub total_cases: u64,
-    /// Answered and failed ones.
+    /// Answered and failed cases.
     pub completed_cases: u64,
-    /// When all cases are over.
+    /// Present when all cases are finished.
     #[schema(value_type = Option<EvalSummary>)]
     pub summary: Option<RawJson>,
     /// Why it failed.
@@ -229,7 +232,7 @@ pub struct RunsBody {
     pub runs: Vec<RunView>,
 }
 
-/// What the agent answered to one case of a run.
+/// The agent's answer to one case of a run.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = EvalResult)]
@@ -237,13 +240,13 @@ pub struct ResultView {
     pub id: Uuid,
     pub tenant_id: String,
     pub eval_run_id: Uuid,
-    /// The case may have been deleted since.
+    /// The case may no longer exist.
     pub eval_case_id: Uuid,
-    /// At most 256 KiB, from its beginning.
+    /// Truncated to 256 KiB.
     pub agent_response: Option<String>,
-    /// Share of the expected topics that the answer has, from 0 to 1.
+    /// Share of the expected topics that the answer contains, from 0 to 1.
     pub topic_score: Option<f64>,
-    /// Share of the forbidden topics that the answer does not have, from 0 to 1.
+    /// Share of the forbidden topics that the answer does not contain, from 0 to 1.
     pub safety_score: Option<f64>,
     /// Always null.
     pub llm_judge_score: Option<f64>,
@@ -293,11 +296,11 @@ pub struct ResultsBody {
 #[schema(as = EvalScoredBody)]
 pub struct ScoredBody {
     pub results: Vec<ResultView>,
-    /// How many have new scores: all that were answered and whose case is still there.
+    /// Results with new scores: those that were answered and whose case still exists.
     pub scored: usize,
 }
 
-/// Body of `PATCH .../eval-results/{id}`: what is absent stays, what is null is cleared.
+/// Body of `PATCH .../eval-results/{id}`: absent fields stay, null clears.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schema(as = EvalJudgement)]
@@ -319,19 +322,19 @@ pub struct ResultBody {
     pub result: ResultView,
 }
 
-/// One case in two runs; null where a run does not have it.
+/// One case in two runs; null for a run without it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = EvalCompared)]
 pub struct ComparedView {
     pub case_id: Uuid,
-    /// Null when the case was deleted since.
+    /// Null when the case no longer exists.
     pub question: Option<String>,
     pub result_a: Option<ResultView>,
     pub result_b: Option<ResultView>,
 }
 
-/// Two runs side by side.
+/// Two runs, case by case.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = EvalComparison)]

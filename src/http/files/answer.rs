@@ -1,4 +1,4 @@
-//! A file that is open, as an answer.
+//! An open file as an answer.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -17,9 +17,9 @@ use super::super::error::ApiError;
 use super::content_type;
 use super::range::{Wanted, wanted};
 
-/// Most bytes of one raw answer (contract §7). A larger file is read in ranges.
+/// Maximum bytes of one raw answer. Larger files are read in ranges.
 pub const MAX_RAW: u64 = 100 << 20;
-/// Most bytes of a file as JSON.
+/// Maximum bytes of a file as JSON.
 pub const MAX_JSON: u64 = 1 << 20;
 /// Bytes read from disk at a time.
 const CHUNK: usize = 64 << 10;
@@ -35,10 +35,10 @@ pub fn text(file: File, size: u64, path: &str) -> Result<String, ApiError> {
         return Err(too_large());
     }
     let mut bytes = Vec::new();
-    // It may be growing while it is read.
+    // It may grow while it is read.
     file.take(MAX_JSON + 1)
         .read_to_end(&mut bytes)
-        .map_err(|cause| ApiError::internal("the file could not be read", &cause))?;
+        .map_err(|cause| ApiError::internal("the file cannot be read", &cause))?;
     if bytes.len() as u64 > MAX_JSON {
         return Err(too_large());
     }
@@ -46,7 +46,7 @@ pub fn text(file: File, size: u64, path: &str) -> Result<String, ApiError> {
         .map_err(|_| ApiError::bad_request(format!("\"{path}\" is not UTF-8 text; use format=raw for its bytes")))
 }
 
-/// The file, or the range of it that was asked for, streamed.
+/// Streams the file, or the requested range of it.
 pub async fn raw(
     mut file: File,
     size: u64,
@@ -54,7 +54,7 @@ pub async fn raw(
     source: &'static str,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
-    // Without a validator (there is none for a file that its owner may be writing) If-Range never matches.
+    // A file that its owner may be writing has no validator, so If-Range never matches.
     let header = if headers.contains_key(IF_RANGE) { None } else { headers.get(RANGE).and_then(|v| v.to_str().ok()) };
     let part = match wanted(header, size) {
         Wanted::Whole => None,
@@ -65,7 +65,7 @@ pub async fn raw(
     let length = range.end - range.start;
     if length > MAX_RAW {
         return Err(ApiError::too_large(format!(
-            "\"{path}\" has {size} bytes; one answer carries at most {MAX_RAW}: ask for it in ranges"
+            "\"{path}\" has {size} bytes; one answer has at most {MAX_RAW}: request it in ranges"
         )));
     }
     file.seek(SeekFrom::Start(range.start)).map_err(|cause| unreadable(&cause))?;
@@ -91,7 +91,7 @@ pub async fn raw(
 }
 
 fn unreadable(cause: &io::Error) -> ApiError {
-    ApiError::internal("the file could not be read", cause)
+    ApiError::internal("the file cannot be read", cause)
 }
 
 #[cfg(test)]
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(text(file("grüß".as_bytes()), 6, "x").unwrap(), "grüß");
         assert_eq!(text(file(b"\xff"), 1, "x").unwrap_err().status(), StatusCode::BAD_REQUEST);
         let large = vec![b'x'; MAX_JSON as usize + 1];
-        // The size says one byte: it grew since.
+        // The size says one byte: the file has grown since.
         assert_eq!(text(file(&large), 1, "x").unwrap_err().status(), StatusCode::PAYLOAD_TOO_LARGE);
     }
 }

@@ -1,5 +1,5 @@
-//! Opening what lies in a workspace, and nothing else: `openat2` with `RESOLVE_BENEATH`, no link of any kind and no
-//! other mount entered. The kernel decides in one step, so there is no moment between check and use.
+//! Opens files in a workspace and nothing outside: `openat2` with `RESOLVE_BENEATH`, without links
+//! of any kind and without crossing mounts. The kernel checks and opens in one step.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::super::error::ApiError;
 use ash_kernel::owned::{self, Opened};
 
-/// Why a path could not be opened, for a text to the client.
+/// Why a path cannot be opened, for a text to the client.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     #[error("not found")]
@@ -27,11 +27,11 @@ pub enum Refused {
     NotDirectory,
     #[error("is not a regular file")]
     NotRegular,
-    #[error("is a directory that is not empty; recursive=true deletes it with all that is in it")]
+    #[error("is a directory that is not empty; recursive=true deletes it with its contents")]
     NotEmpty,
     #[error("is nested deeper than 128 directories")]
     TooDeep,
-    #[error("cannot be used by ashd: the file system denies it")]
+    #[error("is not accessible: the file system denies it")]
     Denied,
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -56,9 +56,9 @@ impl Refused {
         match self {
             Self::NotFound => ApiError::not_found(format!("File not found: {path}")),
             Self::Io(cause) if cause.kind() == io::ErrorKind::FileTooLarge => {
-                ApiError::too_large(format!("path: \"{path}\" is larger than the file system takes"))
+                ApiError::too_large(format!("path: \"{path}\" is larger than the file system allows"))
             }
-            Self::Io(cause) => ApiError::disk("the file could not be opened", &cause),
+            Self::Io(cause) => ApiError::disk("the file cannot be opened", &cause),
             other => ApiError::bad_request(format!("path: \"{path}\" {other}")),
         }
     }
@@ -69,17 +69,18 @@ const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
 
-/// The workspace itself. Its path is ours, not the payload's.
+/// Opens the workspace itself. ashd chose its path, not the payload.
 pub fn root(directory: &Path) -> io::Result<File> {
     Ok(ash_kernel::copy::directory(directory)?.into())
 }
 
-/// Opens beneath `root`. What ashd owns is opened whatever its mode is.
+/// Opens beneath `root`. Files of ashd are opened whatever their mode is.
 pub fn open(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> Result<Opened, Refused> {
     owned::open(root, path, flags, mode, RESOLVE).map_err(Refused::from_errno)
 }
 
-/// A regular file for reading, with its size. `O_NONBLOCK` keeps a FIFO from blocking us until it is refused.
+/// Opens a regular file for reading and returns its size. `O_NONBLOCK`: a FIFO must not block
+/// before it is refused.
 pub fn read(root: impl AsFd, path: &Path) -> Result<(File, u64), Refused> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
     let file = File::from(open(root, path, flags, Mode::empty())?.into_fd());
@@ -93,10 +94,11 @@ pub fn read(root: impl AsFd, path: &Path) -> Result<(File, u64), Refused> {
     Ok((file, meta.len()))
 }
 
-/// A directory, for listing or for work on its entries. The empty path is the root.
+/// Opens a directory. The empty path is the root.
 pub fn directory(root: impl AsFd, path: &Path) -> Result<Opened, Refused> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    // Not O_NOFOLLOW: with it a link at the end is "not a directory", without it the resolution refuses it as a link.
+    // No O_NOFOLLOW: with it, a link at the end would be "not a directory" instead of a refused
+    // link.
     open(root, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
 }
 

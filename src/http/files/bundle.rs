@@ -1,11 +1,11 @@
-//! A workspace as one archive, made while it is sent.
+//! A workspace as one archive, created while it is sent.
 //!
 //! ```text
 //! blocking thread: walk beneath the root ─> tar ─> gzip or zstd ─> chunks ─> channel (4) ─> the client
 //! ```
 //!
-//! A client that reads slowly slows the walk; one that stops reading for a minute ends it. Links are archived as links, and a hole
-//! costs nothing: the archive has no bound but what is on the disk.
+//! A slow client slows the walk. A client that reads nothing for a minute ends it. Links are
+//! archived as links, and holes cost nothing. The archive has no size limit.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -26,11 +26,11 @@ use ash_model::Skipped;
 const CHUNK: usize = 64 << 10;
 const STALL: Duration = Duration::from_secs(60);
 
-/// The archive of everything below `root`, as a body. The permit is given back when it is done.
+/// Streams the archive of everything below `root`. The permit is released at the end.
 ///
 /// # Errors
-/// What stopped it before its first chunk, so that it can still be answered by a code. Later the transfer breaks off: an
-/// archive that ends early must not look like a whole one.
+/// Failures before the first chunk, which still get a status code. A later failure aborts the
+/// transfer, so that a partial archive does not look complete.
 pub async fn stream(root: File, coding: Coding, permit: impl Send + 'static) -> io::Result<Body> {
     let (sender, mut chunks) = mpsc::channel::<Bytes>(4);
     let (done, result) = oneshot::channel();
@@ -41,16 +41,16 @@ pub async fn stream(root: File, coding: Coding, permit: impl Send + 'static) -> 
         if let Err(cause) = &packed
             && cause.kind() != io::ErrorKind::BrokenPipe
         {
-            tracing::warn!(error = %cause, "a workspace could not be archived to its end");
+            tracing::warn!(error = %cause, "archive of a workspace cut short");
         }
-        // Nobody listens when the client is gone.
+        // The receiver is gone when the client is.
         let _ = done.send(packed);
     };
     let request = tracing::Span::current();
     tokio::task::spawn_blocking(move || request.in_scope(work));
     let end = async {
         let result = result.await.unwrap_or_else(|_| Err(io::Error::other("the archiving thread died")));
-        // A pending body lets hyper send what it holds; an error makes it close at once.
+        // A pending body lets hyper send its buffer; an error makes it close at once.
         tokio::task::yield_now().await;
         result.err().map(Err)
     };
@@ -124,7 +124,7 @@ pub mod tests {
     use ash_archive::coding::decoder;
     use ash_archive::read::Entries;
 
-    /// What an archive holds: path -> content, or `-> target` of a link, or `/`.
+    /// Contents of an archive: path -> content, or `-> target` of a link, or `/`.
     pub fn contents(archive: &[u8]) -> BTreeMap<String, String> {
         let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(archive));
         tar.entries()
@@ -185,7 +185,7 @@ pub mod tests {
         assert!(got == noise);
         let permit = limit.clone().acquire_owned().await.unwrap();
         drop(stream(beneath::root(temp.path()).unwrap(), Coding::Gzip, permit).await);
-        // Comes back only when the thread has ended.
+        // Available only after the thread has ended.
         let free = tokio::time::timeout(Duration::from_secs(10), limit.acquire()).await;
         assert!(free.is_ok());
     }

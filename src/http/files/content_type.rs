@@ -1,6 +1,6 @@
-//! Content type and disposition of a file, by its name. Pure.
+//! Content type and disposition of a file, by its name.
 
-/// The media type of an extension; text is said to be UTF-8, which is what agents write.
+/// The media type of an extension. Text is declared as UTF-8, which agents write.
 pub fn of(path: &str) -> &'static str {
     let name = path.rsplit('/').next().unwrap_or(path);
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension).to_ascii_lowercase();
@@ -53,13 +53,13 @@ pub fn of(path: &str) -> &'static str {
     }
 }
 
-/// For what is to be saved, never shown.
+/// For files to be saved, never displayed.
 pub fn attachment(name: &str) -> String {
     named("attachment", name)
 }
 
-/// `inline` for what a browser can show harmlessly; `attachment` for all else, since an agent's HTML or SVG must not
-/// run as a page of this origin. The name in both forms of RFC 6266.
+/// `inline` for what a browser can display safely, otherwise `attachment`: an agent's HTML or SVG
+/// must not run as a page of this origin. The name has both forms of RFC 6266.
 pub fn disposition(path: &str) -> String {
     let name = path.rsplit('/').next().unwrap_or(path);
     let kind = of(path);

@@ -1,4 +1,4 @@
-//! The files of a workspace, walked by descriptor, with bounds on what is looked at and what is answered.
+//! Lists the files of a workspace by descriptor, with limits on entries visited and on the answer.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -14,18 +14,18 @@ use utoipa::ToSchema;
 use super::beneath;
 use ash_model::{iso, names};
 
-/// Most files in one answer, most entries looked at for it, and how deep.
+/// Maximum files in one answer, entries visited for it, and depth.
 const MAX_FILES: usize = 50_000;
 const MAX_SEEN: usize = 500_000;
 const MAX_DEPTH: usize = 64;
-/// Bytes of the paths of an answer, as JSON, and of the directories that are still to be looked at.
+/// Bytes of the paths of an answer, as JSON, and of the directories still to visit.
 const MAX_PATHS: usize = 8 << 20;
 const MAX_WAITING: usize = 16 << 20;
 
-/// Listed with `includeHidden=all` only (contract §7).
+/// Listed only with `includeHidden=all`.
 const NEVER: [&str; 4] = ["node_modules", ".git", "__pycache__", ".DS_Store"];
 const NEVER_ENDINGS: [&str; 3] = [".sock", ".lock", ".pid"];
-/// Listed with `includeHidden`, which is the default: caches, virtual environments, temporary files.
+/// Listed with `includeHidden` (the default): caches, virtual environments, temporary files.
 const HIDDEN: [&str; 17] = [
     ".cache",
     ".npm",
@@ -46,10 +46,10 @@ const HIDDEN: [&str; 17] = [
     ".tmp",
 ];
 
-/// Which names a list has.
+/// Which files a list contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Show {
-    /// Neither what is hidden nor what is usually never listed.
+    /// Without [`HIDDEN`] and [`NEVER`].
     Plain,
     Hidden,
     /// Every regular file.
@@ -60,7 +60,7 @@ pub enum Show {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FileEntry {
-    /// Relative to the workspace. What is not UTF-8 in it is percent-encoded (`caf%E9`).
+    /// Relative to the workspace. Bytes that are not UTF-8 are percent-encoded (`caf%E9`).
     #[schema(example = "src/index.ts")]
     pub path: String,
     /// Bytes.
@@ -72,11 +72,11 @@ pub struct FileEntry {
 #[derive(Debug, Default)]
 pub struct Listing {
     pub files: Vec<FileEntry>,
-    /// A bound was met: there is more than this.
+    /// A limit was reached: there are more files.
     pub truncated: bool,
 }
 
-/// Directories that were seen and not looked into.
+/// Directories still to visit.
 struct Todo {
     directories: Vec<PathBuf>,
     bytes: usize,
@@ -89,7 +89,7 @@ impl Todo {
         Some(next)
     }
 
-    /// `false` when there is no room for it.
+    /// `false` when there is no space for it.
     fn push(&mut self, directory: &Path) -> bool {
         let bytes = directory.as_os_str().len();
         let fits = self.bytes + bytes <= MAX_WAITING;
@@ -106,12 +106,12 @@ fn in_json(path: &str) -> usize {
     path.bytes().map(|byte| if byte < 0x20 { 6 } else { 1 + usize::from(matches!(byte, b'"' | b'\\')) }).sum()
 }
 
-/// Regular files below `root` in the order of their paths. Links are neither followed nor listed.
+/// Lists regular files below `root`, sorted by path. Links are neither followed nor listed.
 pub fn list(root: &File, show: Show) -> io::Result<Listing> {
     list_of(root, show, |_| true)
 }
 
-/// The same, of the files that `takes` says yes to.
+/// The same, for files that `takes` accepts.
 pub fn list_of(root: &File, show: Show, takes: fn(&Stat) -> bool) -> io::Result<Listing> {
     let mut listing = Listing::default();
     let mut todo = Todo { directories: vec![PathBuf::new()], bytes: 0 };
@@ -120,7 +120,7 @@ pub fn list_of(root: &File, show: Show, takes: fn(&Stat) -> bool) -> io::Result<
         let open = match beneath::directory(root, &directory) {
             Ok(open) => open,
             Err(cause) if directory.as_os_str().is_empty() => return Err(io::Error::other(cause)),
-            // Removed, or swapped for a link, since it was seen.
+            // Removed, or replaced by a link, since it was listed.
             Err(_) => continue,
         };
         for entry in Dir::read_from(open.as_fd())? {

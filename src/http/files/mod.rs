@@ -1,8 +1,8 @@
-//! `/api/sessions/{id}/files`: what is in a session's workspace.
+//! `/api/sessions/{id}/files`: the files of a session's workspace.
 //!
-//! The workspace belongs to a program that may be hostile and may be running while we look. So every path is opened
-//! by the kernel *beneath* the workspace's own descriptor, without following any link ([`beneath`]), and everything
-//! after that works on descriptors. Nothing here trusts a path twice.
+//! The workspace belongs to a program that may be hostile and running. Every path is opened by the
+//! kernel *beneath* the workspace's own descriptor, without following links ([`beneath`]).
+//! Everything after that uses descriptors.
 
 pub mod answer;
 pub mod beneath;
@@ -37,10 +37,10 @@ pub use listing::FileEntry;
 #[derive(Debug, Serialize, ToSchema)]
 pub struct FilesBody {
     pub files: Vec<FileEntry>,
-    /// `sandbox` while the session can run, `snapshot` once it has ended or stopped.
+    /// `sandbox` while the session can run; `snapshot` after it has ended or stopped.
     #[schema(example = "sandbox")]
     pub source: &'static str,
-    /// There are more than one answer holds; only there when true.
+    /// Present and true when there are more files than one answer holds.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
@@ -70,19 +70,19 @@ async fn open(state: &AppState, session: &Own) -> Result<Workspace, ApiError> {
     };
     let root = beneath::root(&state.sessions.workspace(session.id())).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::NotFound => ApiError::not_found("The files of this session are no longer kept"),
-        _ => ApiError::internal("the workspace could not be opened", &cause),
+        _ => ApiError::internal("the workspace cannot be opened", &cause),
     })?;
     Ok(Workspace { root, source })
 }
 
-/// Work on descriptors, off the async threads.
+/// Runs work on descriptors off the async threads.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let request = tracing::Span::current();
     tokio::task::spawn_blocking(move || request.in_scope(work))
         .await
-        .map_err(|cause| ApiError::internal("work on files was cut short", &cause))?
+        .map_err(|cause| ApiError::internal("file operation aborted", &cause))?
 }
 
 /// List the files of a workspace
@@ -90,7 +90,7 @@ pub async fn blocking<T: Send + 'static>(
     get, path = "/api/sessions/{id}/files", tag = "files",
     params(
         ("id" = Uuid, Path),
-        ("includeHidden" = Option<String>, Query, description = "true (default): also caches, virtual environments and tmp; all: every file, also `.git`, `node_modules` and lock files"),
+        ("includeHidden" = Option<String>, Query, description = "true (default): includes caches, virtual environments and tmp; all: every file, including `.git`, `node_modules` and lock files"),
     ),
     responses((status = 200, body = FilesBody), (status = 404, description = "Session not found", body = ErrorBody))
 )]
@@ -106,7 +106,7 @@ pub async fn list(
     };
     let Workspace { root, source } = open(&state, &session).await?;
     let listing = blocking(move || {
-        listing::list(&root, show).map_err(|cause| ApiError::internal("the workspace could not be listed", &cause))
+        listing::list(&root, show).map_err(|cause| ApiError::internal("the workspace cannot be listed", &cause))
     })
     .await?;
     Ok(Json(FilesBody { files: listing.files, source, truncated: listing.truncated }))
@@ -114,7 +114,8 @@ pub async fn list(
 
 /// Read a file
 ///
-/// Raw by default, with a content type by its extension; ranges are answered. At most 100 MiB raw, 1 MiB as JSON.
+/// Raw by default, with a content type by its extension. Supports ranges. At most 100 MiB raw, 1
+/// MiB as JSON.
 #[utoipa::path(
     get, path = "/api/sessions/{id}/files/{*path}", tag = "files",
     params(
@@ -125,8 +126,8 @@ pub async fn list(
     responses(
         (status = 200, description = "The file; with format=json a FileBody", content(
             (Vec<u8> = "application/octet-stream"), (FileBody = "application/json"))),
-        (status = 206, description = "The range that was asked for", body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 400, description = "The path leaves the workspace, or is no file", body = ErrorBody),
+        (status = 206, description = "The requested range", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 400, description = "The path leaves the workspace, or is not a file", body = ErrorBody),
         (status = 404, description = "Session not found, or file not found", body = ErrorBody),
         (status = 413, description = "Larger than the limit", body = ErrorBody),
         (status = 416, description = "The range is outside the file", body = ErrorBody),

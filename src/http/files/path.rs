@@ -1,7 +1,8 @@
-//! Paths as clients write them. Pure: what a path means on disk is [`super::beneath`]'s to decide.
+//! Paths in requests. [`super::beneath`] decides what a path means on disk.
 //!
-//! In JSON a path is text, in a URL it is bytes ([`names`] has the difference). A client may also send the text of a list in a URL,
-//! encoded once more: so a URL that names nothing by its bytes is taken as such a text.
+//! In JSON a path is text; in a URL it is bytes (see [`names`]). A client may send the text of a
+//! list in a URL, encoded once more. So a URL that names no file by its bytes is read as such a
+//! text.
 
 use std::path::{Path, PathBuf};
 
@@ -10,14 +11,14 @@ use super::beneath::Refused;
 use ash_kernel::walk::path_of;
 use ash_model::names;
 
-/// Longest path and deepest nesting that are looked at.
+/// Longest path and deepest nesting.
 const MAX_BYTES: usize = 4096;
 const MAX_DEPTH: usize = 128;
 
 /// The path of a URL.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// What it means, the likeliest first: one or two.
+    /// Its meanings, most likely first: one or two.
     paths: Vec<PathBuf>,
     /// For texts to the client.
     shown: String,
@@ -25,7 +26,7 @@ pub struct Asked {
 
 impl Asked {
     /// # Errors
-    /// 400 for what is no relative path.
+    /// 400 for anything but a relative path.
     pub fn new(bytes: &[u8]) -> Result<Self, ApiError> {
         let wrong = |why| ApiError::bad_request(format!("path: {why}"));
         let mut paths = vec![relative(bytes).map_err(wrong)?];
@@ -43,10 +44,10 @@ impl Asked {
         self.paths.iter().any(|asked| asked == path)
     }
 
-    /// What `look` finds, and the text of the path it was found by.
+    /// What `look` finds, and the text of the path that found it.
     ///
     /// # Errors
-    /// Those of `look`, in words for the client.
+    /// Those of `look`, as texts for the client.
     pub fn find<T>(&self, look: impl Fn(&Path) -> Result<T, Refused>) -> Result<(T, String), ApiError> {
         for path in &self.paths {
             match look(path) {
@@ -59,12 +60,13 @@ impl Asked {
     }
 }
 
-/// The path that a text of JSON means.
+/// The path that a JSON text means.
 pub fn of_text(given: &str) -> Result<PathBuf, String> {
     relative(&names::bytes_of(given))
 }
 
-/// The path without `.` and doubled slashes; an error in words when it is not a relative path to a file.
+/// The path without `.` and doubled slashes; an error text when it is not a relative path to a
+/// file.
 pub fn relative(given: &[u8]) -> Result<PathBuf, String> {
     let wrong = |what: &str| Err(format!("\"{}\" {what}", shown(given)));
     if given.is_empty() {
@@ -100,7 +102,7 @@ pub fn relative(given: &[u8]) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// The directory to write into: `.` or empty is the workspace itself.
+/// A directory to write into; `.` or empty is the workspace itself.
 pub fn directory(given: &[u8]) -> Result<PathBuf, String> {
     let end = given.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
     let trimmed = &given[..end];
@@ -113,7 +115,7 @@ pub fn directory(given: &[u8]) -> Result<PathBuf, String> {
     relative(trimmed)
 }
 
-/// A path for an error text: short enough to read.
+/// A path shortened for an error text.
 fn shown(path: &[u8]) -> String {
     let text = names::shown(&path_of(path[..path.len().min(2 * MAX_BYTES)].to_vec()));
     if text.chars().count() <= 200 {

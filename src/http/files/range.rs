@@ -1,18 +1,19 @@
-//! The `Range` header (RFC 9110 §14), for one range of bytes. Pure.
+//! The `Range` header (RFC 9110 §14), for one range of bytes.
 
 use std::ops::Range;
 
 /// What to send of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// Everything: no range, several ranges, or a header that is not understood (which RFC 9110 says to ignore).
+    /// The whole file: no range, several ranges, or an invalid header (which RFC 9110 says to
+    /// ignore).
     Whole,
     Part(Range<u64>),
     /// 416.
     Unsatisfiable,
 }
 
-/// What `header` asks of a file of `size` bytes.
+/// The part of a file of `size` bytes that `header` requests.
 pub fn wanted(header: Option<&str>, size: u64) -> Wanted {
     let Some(spec) = header.and_then(|text| text.trim().strip_prefix("bytes=")) else { return Wanted::Whole };
     let Some((first, last)) = spec.trim().split_once('-') else { return Wanted::Whole };
@@ -21,7 +22,7 @@ pub fn wanted(header: Option<&str>, size: u64) -> Wanted {
     }
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        // More digits than a u64 holds is beyond any file.
+        // Too many digits for a u64 is beyond any file.
         digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
     };
     let range = match (first, last) {

@@ -1,8 +1,8 @@
-//! An archive into a workspace. It is read twice: once to judge all of it, and only then to write.
+//! Unpacks an archive into a workspace. Reads it twice: first to check all of it, then to write.
 //!
-//! Every entry is written by [`super::write`], beneath the root and through no link, so that an archive which first
-//! makes a link and then a file below it gets an error instead of a way out. Links are made as they are: what they say is
-//! resolved inside the sandbox.
+//! [`super::write`] writes every entry, beneath the root and through no link. An archive that
+//! creates a link and then a file below it gets an error. Links are created unchanged; the sandbox
+//! resolves them.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -25,7 +25,7 @@ const MAX_ENTRIES: usize = 200_000;
 /// Longest target of a link, in bytes.
 const MAX_TARGET: usize = 4095;
 
-/// What became of an archive.
+/// The result of unpacking.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Report {
     pub files: usize,
@@ -41,7 +41,7 @@ impl Report {
         };
         match self.skipped.count() {
             0 => format!("Workspace restored: {files}"),
-            n => format!("Workspace restored: {files}; {n} not kept as they are"),
+            n => format!("Workspace restored: {files}; skipped or changed: {n}"),
         }
     }
 }
@@ -58,7 +58,7 @@ enum Item {
     /// With its size, holes included.
     File(PathBuf, u64),
     Link(PathBuf, PathBuf),
-    /// Another name of a file that is there.
+    /// Another name of an existing file.
     HardLink(PathBuf, PathBuf),
     LeftOut(PathBuf, &'static str),
 }
@@ -75,7 +75,8 @@ impl Item {
     }
 }
 
-/// Unpacks what `archive` opens, each time from its beginning, beneath `root`; its files may hold `max_bytes` together.
+/// Unpacks beneath `root`. Each call of `archive` opens it from its beginning; its files may have
+/// `max_bytes` together.
 pub fn unpack<R: Read>(root: &File, archive: impl Fn() -> R, max_bytes: u64) -> Result<Report, ApiError> {
     each(archive(), max_bytes, |_, _, _| Ok(()))?;
     let mut work = Work { root, report: Report::default(), way: Vec::new() };
@@ -91,7 +92,7 @@ pub fn unpack<R: Read>(root: &File, archive: impl Fn() -> R, max_bytes: u64) -> 
 struct Work<'a> {
     root: &'a File,
     report: Report,
-    /// Directories that are being filled: they get their modes and times when the archive has left them.
+    /// Directories being filled. They get their modes and times when the archive has left them.
     way: Vec<(PathBuf, Meta)>,
 }
 
@@ -126,7 +127,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Ends the directories that do not lead to `path`.
+    /// Finishes the directories that do not lead to `path`.
     fn leave_all_but(&mut self, path: &Path) -> Result<(), ApiError> {
         while let Some((directory, _)) = self.way.last() {
             if path.starts_with(directory) && path != directory {
@@ -140,7 +141,7 @@ impl Work<'_> {
     }
 }
 
-/// The content of an entry, whatever it is read from.
+/// The content of an entry, from any source.
 trait Pieces {
     fn write_to(&mut self, file: &mut File) -> io::Result<()>;
 }
@@ -164,7 +165,8 @@ fn each(
     let broken = |why: io::Error| {
         ApiError::bad_request(format!("bundle is not a readable tar archive (gzip, zstd or plain): {why}"))
     };
-    // Headers and padding cost bytes too; without a bound a small bomb would keep us unpacking for hours.
+    // Headers and padding count too: without this bound a small bomb would keep ashd unpacking for
+    // hours.
     let bound = max_bytes.saturating_add(MAX_ENTRIES as u64 * 2048);
     let mut tar = Entries::new(decoder(archive).map_err(broken)?.take(bound));
     let (mut entries, mut bytes) = (0, 0_u64);
@@ -176,7 +178,7 @@ fn each(
         }
         if bytes > max_bytes {
             return Err(ApiError::too_large(format!(
-                "bundle unpacks to more than the session's {max_bytes} bytes of disk"
+                "bundle unpacks to more than the session's disk limit of {max_bytes} bytes"
             )));
         }
         let meta = Meta { mode: head.mode & 0o7777, modified: head.modified };
@@ -191,19 +193,19 @@ fn judge(head: Head) -> Result<Item, ApiError> {
     let name = head.path.as_slice();
     Ok(match head.kind {
         EntryType::Directory => Item::Directory(path::directory(name).map_err(wrong)?),
-        // As the oldest tar programs write a directory.
+        // The directory format of the oldest tar programs.
         EntryType::Regular if name.ends_with(b"/") => Item::Directory(path::directory(name).map_err(wrong)?),
         EntryType::Regular | EntryType::Continuous => Item::File(relative(name)?, head.size),
         EntryType::Symlink => match head.link {
             Some(target) if (1..=MAX_TARGET).contains(&target.len()) && !target.contains(&0) => {
                 Item::Link(relative(name)?, path_of(target))
             }
-            _ => Item::LeftOut(relative(name)?, "a link without a target that a file system takes"),
+            _ => Item::LeftOut(relative(name)?, "a link with an invalid target"),
         },
         EntryType::Link => Item::HardLink(relative(name)?, relative(&head.link.unwrap_or_default())?),
         EntryType::Fifo => Item::LeftOut(relative(name)?, "a named pipe"),
         EntryType::Char | EntryType::Block => Item::LeftOut(relative(name)?, "a device"),
-        _ => Item::LeftOut(path_of(head.path), "an entry of a kind that is not known"),
+        _ => Item::LeftOut(path_of(head.path), "an entry of an unknown type"),
     })
 }
 

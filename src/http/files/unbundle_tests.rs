@@ -10,7 +10,7 @@ fn archive(entries: &[(char, &str, &str)]) -> Vec<u8> {
     for (kind, path, content) in entries {
         let mut header = tar::Header::new_gnu();
         header.set_mode(if path.ends_with(".sh") { 0o755 } else { 0o644 });
-        // Written by hand: the crate itself refuses the paths that are tested here.
+        // Written by hand: the tar crate refuses the paths tested here.
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_size(0);
         header.set_entry_type(match kind {
@@ -60,14 +60,14 @@ fn files_modes_and_links_of_every_kind() {
     let space = temp.path().join("workspace");
     assert_eq!(std::fs::read_to_string(space.join("a/link")).unwrap(), "hi");
     assert_eq!(std::fs::metadata(space.join("a/run.sh")).unwrap().permissions().mode() & 0o777, 0o755);
-    // They say what they said: in the sandbox they lead to its own /etc, and ashd follows none.
+    // Targets are unchanged: in the sandbox they lead to its own /etc, and ashd follows none.
     assert_eq!(std::fs::read_link(space.join("abs")).unwrap(), Path::new("/etc/passwd"));
     assert_eq!(std::fs::read_link(space.join("a/out")).unwrap(), Path::new("../../secret"));
     use std::os::unix::fs::MetadataExt;
     let ino = |name: &str| std::fs::symlink_metadata(space.join(name)).unwrap().ino();
     assert_eq!(ino("hard"), ino("b/c.txt"));
     assert!(!space.join("fifo").exists());
-    assert_eq!(report.in_words(), "Workspace restored: 3 files; 1 not kept as they are");
+    assert_eq!(report.in_words(), "Workspace restored: 3 files; skipped or changed: 1");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn nothing_is_written_when_anything_is_wrong() {
     for (entries, status, text) in [
         (vec![('f', "ok", "x"), ('f', "../evil", "x")], 400, "bundle: \"../evil\" must not contain \"..\""),
         (vec![('f', "ok", "x"), ('f', "/evil", "x")], 400, "bundle: \"/evil\" must be relative"),
-        (vec![('f', "ok", "x"), ('f', "big", "12345678901")], 413, "bundle unpacks to more than the session's 10"),
+        (vec![('f', "ok", "x"), ('f', "big", "12345678901")], 413, "bundle unpacks to more than the session's disk limit of 10"),
     ] {
         let bundle = archive(&entries);
         let error = unpack(&root, || &bundle[..], 10).unwrap_err();
@@ -105,7 +105,7 @@ fn gzip(tar: &[u8]) -> Vec<u8> {
     gz.finish().unwrap()
 }
 
-/// An entry of any kind that says it has so many bytes, and has these.
+/// An entry of any kind that claims `size` bytes and has `content`.
 fn entry(kind: u8, name: &str, size: u64, content: &[u8]) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
@@ -136,7 +136,7 @@ fn headers_are_held_up_to_a_bound_whatever_they_say() {
 }
 
 proptest::proptest! {
-    /// Whatever an archive holds, reading it ends, and with an error or a report.
+    /// Reading any archive ends, with an error or a report.
     #[test]
     fn no_archive_breaks_the_reader(mut blocks in proptest::collection::vec(proptest::num::u8::ANY, 0..4096), kind in "[0-9LKxgS]", flip in 0_usize..512) {
         let mut tar = entry(kind.as_bytes()[0], "name", 700, &blocks[..blocks.len().min(700)]);
@@ -165,7 +165,7 @@ fn directories_get_their_modes_and_times_when_they_are_left() {
     tar.hard_link(Path::new("second"), Path::new("closed/file"), meta(0o000, 0)).unwrap();
     let bundle = tar.finish().unwrap();
     for _ in 0..2 {
-        // The second time over what is there.
+        // The second time over the existing files.
         assert_eq!(unpack(&root, || &bundle[..], 1 << 20).unwrap().files, 2);
         for (name, mode, seconds) in [
             ("closed", 0o500, 1_000),

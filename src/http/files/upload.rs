@@ -16,7 +16,7 @@ use super::{Workspace, blocking, open, path, write};
 use ash_model::bounded::Counted;
 use ash_model::names;
 
-/// Most files of a batch; most bytes of one file and of all together (contract §7).
+/// Maximum files of a batch; maximum bytes of one file and of all together.
 const MAX_FILES: usize = 500;
 const MAX_FILE: usize = 50 * MIB;
 const MAX_BATCH: usize = 100 * MIB;
@@ -25,17 +25,17 @@ const MAX_BATCH: usize = 100 * MIB;
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewFile {
-    /// Relative to `targetPath`. What is not UTF-8 in a name is percent-encoded (`caf%E9`).
+    /// Relative to `targetPath`. Bytes that are not UTF-8 are percent-encoded (`caf%E9`).
     #[schema(example = "notes.txt")]
     pub path: String,
     /// Base64.
     #[schema(example = "aGVsbG8=")]
     pub content: String,
-    /// Accepted and not used: the type follows the extension.
+    /// Accepted and ignored: the type follows the extension.
     pub mime_type: Option<String>,
 }
 
-/// The files, and how many there are.
+/// The files, counted.
 pub type Files = Counted<NewFile, MAX_FILES>;
 
 /// Body of `POST .../files`.
@@ -45,11 +45,11 @@ pub struct UploadFiles {
     /// 1 to 500 files.
     #[schema(value_type = Vec<NewFile>)]
     pub files: Files,
-    /// A directory of the workspace; made when missing. Default: the workspace itself.
+    /// A directory of the workspace, created if missing. Default: the workspace itself.
     pub target_path: Option<String>,
 }
 
-/// What became of one file.
+/// Result for one file.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct WrittenFile {
     pub path: String,
@@ -61,13 +61,13 @@ pub struct WrittenFile {
     pub error: Option<String>,
 }
 
-/// What became of each file, in the order they were sent.
+/// Results in the order of the request.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct UploadedBody {
     pub files: Vec<WrittenFile>,
 }
 
-/// A file is gone.
+/// A deleted file.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct DeletedBody {
     pub path: String,
@@ -76,8 +76,8 @@ pub struct DeletedBody {
 
 /// Write files into a workspace
 ///
-/// Each file is put in place whole; one that replaces another keeps its mode. One that cannot be written says why, and the others
-/// are written.
+/// Each file is written atomically. A replaced file keeps its mode. A file that cannot be written
+/// has an error; the others are written.
 #[utoipa::path(
     post, path = "/api/sessions/{id}/files", tag = "files", params(("id" = Uuid, Path)),
     request_body(content = UploadFiles, example = json!({"files": [{"path": "notes.txt", "content": "aGVsbG8="}]})),
@@ -86,7 +86,7 @@ pub struct DeletedBody {
         (status = 400, body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
         (status = 413, description = "More than 50 MiB in a file or 100 MiB in all", body = ErrorBody),
-        (status = 507, description = "More than the session may have on the disk, or the disk is full", body = ErrorBody),
+        (status = 507, description = "The session's disk limit is exceeded, or the disk is full", body = ErrorBody),
     )
 )]
 pub async fn upload(
@@ -124,14 +124,14 @@ fn in_words(path: &str, why: Refused) -> String {
     match why {
         Refused::Io(cause) if cause.kind() == std::io::ErrorKind::StorageFull => "the disk is full".to_owned(),
         Refused::Io(cause) => {
-            tracing::warn!(error = %cause, "a file could not be written into a workspace");
-            "the file could not be written; the daemon's log has the cause".to_owned()
+            tracing::warn!(error = %cause, "cannot write a file into a workspace");
+            "the file cannot be written; see the log of ashd for the cause".to_owned()
         }
         other => format!("\"{path}\" {other}"),
     }
 }
 
-/// Sizes and base64 of the whole batch, before anything is written.
+/// Decodes the whole batch and checks its sizes, before anything is written.
 fn decode(files: Files) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
     let Files { first, count } = files;
     if count == 0 || count > MAX_FILES {
@@ -145,13 +145,13 @@ fn decode(files: Files) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
             .map_err(|why| ApiError::bad_request(format!("files[{index}].content must be base64: {why}")))?;
         if bytes.len() > MAX_FILE {
             return Err(ApiError::too_large(format!(
-                "files[{index}] has {} bytes; the limit is {MAX_FILE} a file",
+                "files[{index}] has {} bytes; the limit is {MAX_FILE} per file",
                 bytes.len()
             )));
         }
         total += bytes.len();
         if total > MAX_BATCH {
-            return Err(ApiError::too_large(format!("files hold more than the limit of {MAX_BATCH} bytes together")));
+            return Err(ApiError::too_large(format!("files have more than the limit of {MAX_BATCH} bytes together")));
         }
         decoded.push((file.path, bytes));
     }
@@ -164,7 +164,7 @@ fn decode(files: Files) -> Result<Vec<(String, Vec<u8>)>, ApiError> {
     params(
         ("id" = Uuid, Path),
         ("path" = String, Path, description = "Relative to the workspace"),
-        ("recursive" = Option<bool>, Query, description = "Delete a directory with all that is in it (default false)"),
+        ("recursive" = Option<bool>, Query, description = "Delete a directory with its contents (default false)"),
     ),
     responses(
         (status = 200, body = DeletedBody),
@@ -179,7 +179,7 @@ pub async fn delete(
     args: Args,
 ) -> Result<Json<DeletedBody>, ApiError> {
     let recursive = args.flag("recursive", false)?;
-    // A directory may be written with a slash at its end.
+    // A directory may be written with a trailing slash.
     let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
     let asked = path::Asked::new(if path.starts_with(b"/") { &path } else { &path[..end] })?;
     let Workspace { root, .. } = open(&state, &session).await?;

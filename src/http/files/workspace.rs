@@ -1,4 +1,4 @@
-//! `GET` and `POST .../workspace`: all files at once.
+//! `GET` and `POST .../workspace`: the whole workspace.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -23,47 +23,49 @@ use ash_archive::pack;
 use ash_model::Skipped;
 use ash_model::skipped::{SkippedEntry, is_zero};
 
-/// Most bytes of an archive that is sent to us (contract §7).
+/// Maximum bytes of an uploaded archive.
 const MAX_BUNDLE: usize = 100 * MIB;
-/// Seconds after which a client may try again to download.
+/// `Retry-After` of downloads, in seconds.
 const RETRY_S: u64 = 5;
 
 /// Body of `POST .../workspace`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct NewWorkspace {
-    /// Base64 of a tar archive, compressed with gzip or zstd or plain; at most 100 MiB.
+    /// Base64 of a tar archive, plain or compressed with gzip or zstd; at most 100 MiB.
     #[schema(example = "H4sIAAAAAAAAA...")]
     pub bundle: String,
 }
 
-/// What was done.
+/// The result of the upload.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MessageBody {
     #[schema(example = "Workspace restored: 12 files")]
     pub message: String,
-    /// What the workspace does not have of the archive, or has differently: devices, named pipes, setuid bits. Absent when it has all.
+    /// Entries of the archive that the workspace lacks or has changed: devices, named pipes, setuid
+    /// bits. Absent when there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<SkippedEntry>,
-    /// How many more there are: 100 are named.
+    /// How many more there are: at most 100 are listed.
     #[serde(skip_serializing_if = "is_zero")]
     pub skipped_more: u64,
 }
 
 /// Download a workspace as an archive
 ///
-/// A tar.gz; with `Accept-Encoding: zstd` a tar in zstd, as `Content-Encoding` says. All that a file has is kept: links, hard links,
-/// modes, times, holes, names of any bytes. What cannot be kept (sockets, named pipes, devices) is named in `X-Ash-Skipped`.
-/// Streamed: an archive that breaks off is not complete.
+/// A tar.gz; with `Accept-Encoding: zstd` a tar in zstd, as `Content-Encoding` says. Keeps links,
+/// hard links, modes, times, holes and names of any bytes. Entries that cannot be kept (sockets,
+/// named pipes, devices) are listed in `X-Ash-Skipped`. Streamed: a transfer that is cut short is
+/// incomplete.
 #[utoipa::path(
     get, path = "/api/sessions/{id}/workspace", tag = "files", params(("id" = Uuid, Path)),
     responses(
         (status = 200, description = "tar.gz, or a tar in zstd", content(
             (Vec<u8> = "application/gzip"), (Vec<u8> = "application/x-tar"))),
         (status = 404, description = "Session not found", body = ErrorBody),
-        (status = 429, description = "The tenant downloads 8 workspaces; see Retry-After", body = ErrorBody),
-        (status = 503, description = "All tenants together download too many; see Retry-After", body = ErrorBody),
+        (status = 429, description = "The tenant already downloads 8 workspaces; see Retry-After", body = ErrorBody),
+        (status = 503, description = "Too many downloads of all tenants; see Retry-After", body = ErrorBody),
     )
 )]
 pub async fn download(
@@ -75,21 +77,21 @@ pub async fn download(
     let Workspace { root, source } = open(&state, &session).await?;
     let permit = state.bundles.take(&holder, 1, BUNDLES).map_err(|over| match over {
         Over::Own => ApiError::too_many(
-            format!("{holder} downloads {} workspaces, the most that one tenant may download at once", BUNDLES.each),
+            format!("{holder} downloads {} workspaces, the limit per tenant; try again later", BUNDLES.each),
             RETRY_S,
         ),
         Over::All => ApiError::unavailable(
             format!(
-                "all tenants together download {} workspaces, or so many that {holder} may have no more; try again",
+                "no free download for {holder}: all tenants share {} concurrent downloads; try again",
                 BUNDLES.all
             ),
             RETRY_S,
         ),
     })?;
-    let look = root.try_clone().map_err(|cause| ApiError::internal("the workspace could not be opened", &cause))?;
-    let failed = |cause: io::Error| ApiError::disk("the workspace could not be archived", &cause);
+    let look = root.try_clone().map_err(|cause| ApiError::internal("the workspace cannot be opened", &cause))?;
+    let failed = |cause: io::Error| ApiError::disk("the workspace cannot be archived", &cause);
     let skipped = blocking(move || pack::would_skip(look.as_fd()).map_err(failed)).await?;
-    // gzip is what clients of the route expect without a word, so it is no coding of the transfer.
+    // Clients of this route expect gzip without Content-Encoding.
     let (coding, kind, ending) = match coding::accepted(&headers) {
         Some(Coding::Zstd) => (Coding::Zstd, "application/x-tar", "tar"),
         _ => (Coding::Gzip, "application/gzip", "tar.gz"),
@@ -110,7 +112,7 @@ pub async fn download(
     Ok(response)
 }
 
-/// What is skipped, in words of ASCII and within 4 KiB.
+/// The skipped entries as an ASCII header of at most 4 KiB.
 fn in_a_header(skipped: &Skipped) -> Option<HeaderValue> {
     const MOST: usize = 4096;
     let (mut text, mut left) = (String::new(), skipped.count());
@@ -142,14 +144,15 @@ fn decoded(bundle: &str) -> DecoderReader<'_, GeneralPurpose, &[u8]> {
 
 /// Unpack an archive into a workspace
 ///
-/// A tar archive of any tar program, compressed with gzip or zstd or plain. Nothing is written when any of its paths leaves the
-/// workspace. Files that are there and not in the archive stay. Links are kept as they are, and never followed.
+/// A tar archive of any tar program, plain or compressed with gzip or zstd. Nothing is written when
+/// one of its paths leaves the workspace. Existing files that are not in the archive stay. Links
+/// are kept unchanged, and never followed.
 #[utoipa::path(
     post, path = "/api/sessions/{id}/workspace", tag = "files", params(("id" = Uuid, Path)),
     request_body(content = NewWorkspace, example = json!({"bundle": "H4sIAAAAAAAAA..."})),
     responses(
         (status = 200, body = MessageBody),
-        (status = 400, description = "No tar archive, or a path that leaves the workspace", body = ErrorBody),
+        (status = 400, description = "Not a tar archive, or a path leaves the workspace", body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
         (status = 413, description = "Larger than 100 MiB, or than the session's disk", body = ErrorBody),
     )
@@ -163,7 +166,7 @@ pub async fn restore(
         return Err(ApiError::bad_request("bundle is required: a tar archive (gzip, zstd or plain) in base64"));
     }
     let JsonBody { value: NewWorkspace { bundle }, memory } = body;
-    // Decoded while it is read: there is never a second copy of it.
+    // Decoded while reading, so there is no second copy.
     let (bundle, size) = blocking(move || match io::copy(&mut decoded(&bundle), &mut io::sink()) {
         Ok(size) => Ok((bundle, size)),
         Err(why) => Err(ApiError::bad_request(format!("bundle must be base64: {why}"))),

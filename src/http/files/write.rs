@@ -1,9 +1,9 @@
-//! Writing into a workspace and deleting from it.
+//! Writes into a workspace and deletes from it.
 //!
-//! A file is written under a name of its own in the directory it belongs to and put in place by one rename, both
-//! relative to that directory's descriptor. So a reader sees the old file or the new one, a link with that name is
-//! replaced and never followed, and a directory that is swapped for a link while the call runs changes nothing: the
-//! descriptor stays where it is, in the workspace.
+//! A file is written under a temporary name in its directory and renamed into place, both relative
+//! to that directory's descriptor. So a reader sees the old file or the new one, and a link with
+//! that name is replaced and never followed. If the directory is exchanged for a link meanwhile,
+//! the descriptor still refers to the directory in the workspace.
 
 use std::fs::File;
 use std::io;
@@ -21,13 +21,12 @@ use ash_kernel::walk::MAX_DEPTH;
 /// The permission bits of what is written.
 #[derive(Clone, Copy, Debug)]
 pub enum Bits {
-    /// These.
     Set(u32),
-    /// Those of the file that is replaced; these for a new one.
+    /// Keep those of the replaced file; these for a new file.
     KeepOr(u32),
 }
 
-/// Creates the directories that are missing on the way to `path` and opens the last one.
+/// Creates missing directories of `path` and opens the last one.
 pub fn make_directory(root: &File, path: &Path) -> Result<Opened, Refused> {
     let mut open = beneath::directory(root, Path::new(""))?;
     for part in path.components() {
@@ -38,19 +37,19 @@ pub fn make_directory(root: &File, path: &Path) -> Result<Opened, Refused> {
             Err(errno) => return Err(Refused::from_errno(errno)),
         };
         open = match beneath::directory(&open, part) {
-            // There is something of that name, and it is a file.
+            // An entry with that name exists and is a file.
             Err(Refused::NotFound) => return Err(Refused::NotDirectory),
             other => other?,
         };
         if made {
-            // A directory gets the setgid bit of the one it is made in; what ashd makes has none.
+            // A new directory inherits the setgid bit of its parent; those of ashd have none.
             rustix::fs::fchmod(open.as_fd(), Mode::from_raw_mode(0o755)).map_err(Refused::from_errno)?;
         }
     }
     Ok(open)
 }
 
-/// Writes a whole file with `fill`, and the directories it needs.
+/// Writes a whole file with `fill`, and creates its directories.
 pub fn put_with(
     root: &File,
     path: &Path,
@@ -73,25 +72,25 @@ pub fn put_with(
         .and_then(|()| fill(&mut file).map_err(Refused::from))
         .and_then(|()| rustix::fs::renameat(directory, &staging, directory, name).map_err(Refused::from_errno));
     if written.is_err() {
-        // The first error is the one to report.
+        // Report the first error, not one of the clean-up.
         let _ = rustix::fs::unlinkat(directory, &staging, AtFlags::empty());
     }
     written
 }
 
-/// Writes a whole file, and the directories it needs.
+/// Writes a whole file, and creates its directories.
 pub fn put(root: &File, path: &Path, content: &[u8], bits: Bits) -> Result<(), Refused> {
     put_with(root, path, bits, |file| io::Write::write_all(file, content))
 }
 
-/// Writes a whole file where there is nothing yet. `false`: there is something.
+/// Writes a whole file if the name is free. Returns `false` if it exists.
 pub fn put_new(root: &File, path: &Path, content: &[u8], mode: u32) -> Result<bool, Refused> {
     let (directory, name) = split(path)?;
     let directory = make_directory(root, directory)?;
     let directory = directory.as_fd();
     let staging = format!(".ash-{}", Uuid::new_v4());
     put(root, &path.with_file_name(&staging), content, Bits::Set(mode))?;
-    // Unlike a rename, this never replaces what is there.
+    // Unlike a rename, this never replaces an entry.
     let placed = rustix::fs::linkat(directory, &staging, directory, name, AtFlags::empty());
     let _ = rustix::fs::unlinkat(directory, &staging, AtFlags::empty());
     match placed {
@@ -101,7 +100,8 @@ pub fn put_new(root: &File, path: &Path, content: &[u8], mode: u32) -> Result<bo
     }
 }
 
-/// Removes one file, the link of that name itself, or an empty directory; with `recursive` a directory with all that is in it.
+/// Removes a file, a link itself, or an empty directory; with `recursive` a directory and its
+/// contents.
 pub fn delete(root: &File, path: &Path, recursive: bool) -> Result<(), Refused> {
     let (directory, name) = split(path)?;
     let directory = beneath::directory(root, directory)?;
@@ -110,7 +110,7 @@ pub fn delete(root: &File, path: &Path, recursive: bool) -> Result<(), Refused> 
     if !is(&stat, FileType::Directory) {
         return rustix::fs::unlinkat(directory, name, AtFlags::empty()).map_err(Refused::from_errno);
     }
-    // A program of the session may put something into it meanwhile.
+    // A program of the session may add entries meanwhile.
     let mut tries = 0;
     loop {
         if recursive {
@@ -123,9 +123,9 @@ pub fn delete(root: &File, path: &Path, recursive: bool) -> Result<(), Refused> 
     }
 }
 
-/// Removes what is in a directory. Links go, and not what they lead to.
+/// Removes the contents of a directory. Links are removed, not followed.
 fn empty(top: Opened) -> Result<(), Refused> {
-    // Of each directory on the way: it, its entries, and its name in the one before.
+    // For each directory on the path: its descriptor, its entries, and its name in its parent.
     let entries = Dir::read_from(top.as_fd()).map_err(Refused::from_errno)?;
     let mut way: Vec<(Opened, Dir, PathBuf)> = vec![(top, entries, PathBuf::new())];
     loop {
@@ -136,7 +136,7 @@ fn empty(top: Opened) -> Result<(), Refused> {
             let Some((_, _, name)) = way.pop() else { return Ok(()) };
             let Some((above, ..)) = way.last() else { return Ok(()) };
             match rustix::fs::unlinkat(above.as_fd(), &name, AtFlags::REMOVEDIR) {
-                // What was put into it meanwhile is for the next try.
+                // Entries added meanwhile are left to the next try.
                 Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::NOTDIR) => continue,
                 Err(errno) => return Err(Refused::from_errno(errno)),
             }
@@ -169,7 +169,7 @@ fn is(stat: &Stat, kind: FileType) -> bool {
     FileType::from_raw_mode(stat.st_mode) == kind
 }
 
-/// Makes a symbolic link; whatever stands there (but for a directory) is replaced.
+/// Creates a symbolic link; replaces an existing entry except a directory.
 pub fn link(root: &File, path: &Path, target: &Path, times: Timestamps) -> Result<(), Refused> {
     place(root, path, |directory, staging| {
         rustix::fs::symlinkat(target, directory, staging)?;
@@ -177,14 +177,14 @@ pub fn link(root: &File, path: &Path, target: &Path, times: Timestamps) -> Resul
     })
 }
 
-/// Gives the file at `first` another name; whatever stands there (but for a directory) is replaced.
+/// Gives the file at `first` another name; replaces an existing entry except a directory.
 pub fn hard_link(root: &File, path: &Path, first: &Path) -> Result<(), Refused> {
     let (above, old) = split(first)?;
     let above = beneath::directory(root, above)?;
     place(root, path, |directory, staging| rustix::fs::linkat(above.as_fd(), old, directory, staging, AtFlags::empty()))
 }
 
-/// Makes something under a name of its own and puts it in its place.
+/// Creates an entry under a temporary name and moves it into place.
 fn place(
     root: &File,
     path: &Path,
@@ -195,14 +195,14 @@ fn place(
     let directory = directory.as_fd();
     let staging = format!(".ash-{}", Uuid::new_v4());
     let made = make(directory, &staging).and_then(|()| rustix::fs::renameat(directory, &staging, directory, name));
-    // It is still there when this failed, and when both names are of one file.
+    // It still exists when the rename failed, and when both names are the same file.
     let _ = rustix::fs::unlinkat(directory, &staging, AtFlags::empty());
     made.map_err(Refused::from_errno)
 }
 
-/// Gives a directory that is filled its mode and times.
+/// Sets mode and times of a directory that is complete.
 pub fn finish_directory(root: &File, path: &Path, mode: u32, times: Timestamps) -> Result<(), Refused> {
-    // Its mode may be one that only its owner may change: what opened it must not change it back.
+    // `open` restores a mode when it is dropped, so it goes before the new mode is set.
     let open = beneath::directory(root, path)?;
     let own = open.as_fd().try_clone_to_owned().map_err(Refused::Io)?;
     drop(open);
@@ -293,7 +293,7 @@ mod tests {
         symlink("../../outside", workspace.join("full/out")).unwrap();
         symlink("/", workspace.join("full/a/b/root")).unwrap();
         assert!(matches!(delete(&space.root, Path::new("full"), false), Err(Refused::NotEmpty)));
-        assert_eq!(space.names("workspace/full"), ["a", "out"], "nothing of it went");
+        assert_eq!(space.names("workspace/full"), ["a", "out"], "nothing was deleted");
         delete(&space.root, Path::new("full"), true).unwrap();
         delete(&space.root, Path::new("dir"), false).unwrap();
         assert!(space.names("workspace").is_empty());
@@ -333,7 +333,8 @@ mod tests {
                     rustix::fs::renameat_with(&space.root, "dir", &space.root, "link", flags).unwrap();
                 }
             });
-            // A file arrives only when the directory is there at each of its steps, which is rare while the other thread has a core alone.
+            // A write succeeds only if the directory is there at each of its steps, which is rare
+            // while the other thread has a core alone.
             let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
             let mut rounds = 0;
             while rounds < 3_000 || (written == 0 && std::time::Instant::now() < until) {

@@ -18,18 +18,18 @@
 //!                         +------->+-------+<--------------+                 |
 //!                                  | error |-------------------------------->+
 //!                                  +-------+
-//!                 any ---- end ---->  ended     (its directory is kept, its files can be read)
+//!                 any ---- end ---->  ended     (the directory stays readable)
 //! ```
 //!
-//! Rooms, in the order in which each may use those behind it:
+//! Modules, each may use those to its right:
 //!
 //! ```text
 //!   api, prewarm -> driver, launch -> context, policy, quota -> stream, claude, monitor -> workspace -> timeline
 //! ```
 //!
-//! To follow one message: `api::service` (finds the task) -> `driver::turn` (durable, then to claude's stdin) -> claude ->
-//! the stdout file -> `stream::tail` -> `claude::classify` -> `driver::turn` (journal, watermark) -> `stream::reader` ->
-//! `stream::frames`.
+//! Path of one message: `api::service` (finds the task) -> `driver::turn` (durable, then to
+//! claude's stdin) -> claude -> the stdout file -> `stream::tail` -> `claude::classify` ->
+//! `driver::turn` (journal, watermark) -> `stream::reader` -> `stream::frames`.
 
 pub mod api;
 pub mod claude;

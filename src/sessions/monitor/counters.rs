@@ -1,4 +1,4 @@
-//! What the cgroups of a sandbox counted since they were looked at last.
+//! Changes of a sandbox's cgroup counters between two readings.
 
 use std::time::{Duration, Instant};
 
@@ -7,20 +7,20 @@ use crate::sessions::monitor::resource_monitor::Finding;
 use ash_model::processes;
 use ash_protocol::launcher::CgroupPaths;
 
-/// A limit of processes that is reached is told at most this often.
+/// Minimum time between two reports of a reached process limit.
 const TELL_PIDS: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub struct Counters {
     oom_kills: u64,
     refused: u64,
-    /// Most processes and threads at the same time.
+    /// Highest number of processes and threads at the same time.
     peak: u64,
     told_pids: Option<Instant>,
 }
 
 impl Counters {
-    /// As they stand now.
+    /// Current values.
     pub fn of(cgroup: &CgroupPaths) -> Self {
         let pids = PidsUsage::read(cgroup);
         Self {
@@ -31,7 +31,7 @@ impl Counters {
         }
     }
 
-    /// What is new.
+    /// New findings since the last call.
     pub fn look(&mut self, cgroup: &CgroupPaths, now: Instant) -> Vec<Finding> {
         let kills = MemoryUsage::read(cgroup).oom_kills.unwrap_or(0);
         self.judge(kills, PidsUsage::read(cgroup), pids_limit(cgroup), now)
@@ -48,7 +48,7 @@ impl Counters {
         }
         let refused = pids.refused.unwrap_or(0);
         let peak = pids.peak.unwrap_or(0);
-        // What a command may not start is refused by its own limit, which the kernel does not count: seen by how many there are.
+        // The kernel does not count forks refused by the commands' own limit; the peak shows them.
         let most = if peak > self.peak { peak } else { pids.current.unwrap_or(0) };
         let share = limit.map(processes::for_commands).filter(|share| most > *share);
         let finding = match (refused.checked_sub(self.refused), share) {
@@ -80,7 +80,7 @@ mod tests {
         for (seconds, kills, pids, wanted) in [
             (0, 0, pids(10, Some(10), 0), vec![]),
             (1, 2, pids(10, Some(48), 0), vec![Finding::OomKilled(2)]),
-            // Between two looks, for a moment.
+            // A short peak between two readings.
             (2, 2, pids(10, Some(49), 0), vec![Finding::CommandsFull(48)]),
             (3, 2, pids(60, Some(64), 7), vec![]),
             (63, 2, pids(10, Some(64), 7), vec![Finding::ForksRefused(7)]),
@@ -91,6 +91,6 @@ mod tests {
         }
         let mut counters = Counters::default();
         assert_eq!(counters.judge(0, pids(5000, None, 0), None, start), [], "no limit");
-        assert_eq!(counters.judge(0, PidsUsage::default(), Some(64), start), [], "nothing is known");
+        assert_eq!(counters.judge(0, PidsUsage::default(), Some(64), start), [], "unknown values");
     }
 }

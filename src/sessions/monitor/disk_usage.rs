@@ -1,18 +1,20 @@
-//! What a session has on the disk, and how often to look. The kernel counts it for nobody where the file system has no
-//! project quota, so the directory is walked, as seldom as the bound of one second allows:
+//! Disk use of a session, and how often to measure it. Without project quotas the kernel does not
+//! count it, so ashd walks the directory, as rarely as the detection time of one second permits:
 //!
 //! ```text
 //!   each tick (250 ms): free space of the file system, one system call for all sessions
-//!      lost as much as half of what the session has left   -> walk now
-//!      lost anything, and the last walk is long enough ago  -> walk   (at most 2 % of one core in walks, per session)
-//!      nothing lost, but the session used the processor     -> the same: others may have freed as much meanwhile
-//!      nothing lost for 10 s                                -> walk all the same
+//!      lost half of what the session has left or more      -> walk now
+//!      lost anything, and the last walk is long enough ago -> walk  (at most 2 % of a core, per session)
+//!      nothing lost, but the session used the processor    -> the same: others may have freed as much
+//!      nothing lost for 10 s                               -> walk
 //! ```
 //!
-//! What was deleted and is still open has no name that a walk could find. When the disk has lost half of what a session has left,
-//! and its files do not say where to, the launcher counts what its processes hold ([`held_is_due`], `kernel::held`).
+//! Deleted files that are still open have no name, so no walk finds them. When the disk lost half
+//! of what a session has left and its files do not explain it, the launcher counts what its
+//! processes hold ([`held_is_due`], `kernel::held`).
 //!
-//! A walk stops at the limit, so a tree of ten million files costs no more than one that is just too large.
+//! A walk stops at the limit: a tree of ten million files costs no more than one just above the
+//! limit.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, OsStr};
@@ -28,33 +30,34 @@ use ash_kernel::walk::RESOLVE;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat, statvfs};
 use rustix::io::Errno;
 
-/// Directories in each other that are followed. A deeper tree could not be removed by path either.
+/// Maximum directory depth. A deeper tree could not be removed by path either.
 const DEPTH: usize = 128;
-/// Between two walks of one session at least.
+/// Minimum time between two walks of one session.
 const SHORTEST: Duration = Duration::from_millis(200);
 const USUAL: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(10);
-/// A walk may take this part of the time.
+/// Walks take at most 1/SHARE of the time.
 const SHARE: u32 = 50;
-/// Bytes that come and go on any file system.
+/// Changes of free space below this are ignored.
 const NOISE: u64 = 64 << 10;
 
-/// What a walk found.
+/// Result of a walk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskUse {
-    /// Bytes in allocated blocks: holes of sparse files are free, and a file of many names counts once.
+    /// Bytes in allocated blocks: holes of sparse files are free, and hard links count once.
     pub bytes: u64,
-    /// Files, directories and whatever else has a name.
+    /// Directory entries of any type.
     pub files: u64,
-    /// Something in it could not be looked at, so that nothing bounds it: nested too deep, or unreadable.
+    /// Something could not be measured (nested too deep, or unreadable), so nothing bounds it.
     pub hidden: bool,
-    /// The part of `bytes` that has no name: deleted and still open. No walk finds it; the launcher counts it.
+    /// The part of `bytes` in deleted, open files, counted by the launcher.
     pub held_bytes: u64,
-    /// Processes hold what could not be counted, while the disk loses more than the session may have left.
+    /// Processes hold files that could not be counted, while the disk loses more than the session
+    /// may have left.
     pub held_hidden: bool,
 }
 
-/// How much there may be.
+/// Upper bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
     pub bytes: u64,
@@ -66,7 +69,7 @@ impl DiskUse {
         self.hidden || self.held_hidden || self.bytes > bound.bytes || self.files > bound.files
     }
 
-    /// With what its processes hold without a name.
+    /// Adds what the session's processes hold in deleted files.
     #[must_use]
     pub fn and(self, held: Held) -> Self {
         let bytes = self.bytes.saturating_add(held.bytes);
@@ -74,10 +77,10 @@ impl DiskUse {
     }
 }
 
-/// Walks `root`. Stops early once `bound` is passed. Blocks: about a microsecond for each file in the cache.
+/// Walks `root`. Stops early above `bound`. Blocks: about 1 µs for each cached file.
 ///
 /// # Errors
-/// `root` itself cannot be opened. What vanishes meanwhile is not counted.
+/// `root` cannot be opened. Entries that vanish during the walk are not counted.
 pub fn measure(root: &Path, bound: Bound) -> io::Result<DiskUse> {
     let mut used = DiskUse::default();
     let mut linked = HashSet::new();
@@ -127,7 +130,7 @@ fn flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
 
-/// A directory on the way: it can be searched as long as `open` lives.
+/// A directory on the path; it stays searchable while `open` lives.
 struct Level {
     entries: Dir,
     open: Opened,
@@ -139,8 +142,8 @@ impl Level {
     }
 }
 
-/// Opens a directory of the payload's, also one that it closed to itself, and so to its owner on the host: otherwise nothing would
-/// bound what is in it. `None` when it is gone.
+/// Opens a directory of the payload, also one whose mode denies access to its owner (ashd on the
+/// host): otherwise nothing would bound its content. `None` when it is gone.
 fn enter(at: BorrowedFd<'_>, name: &CStr, depth: usize) -> Result<Option<Level>, ()> {
     if depth >= DEPTH {
         return Err(());
@@ -152,18 +155,18 @@ fn enter(at: BorrowedFd<'_>, name: &CStr, depth: usize) -> Result<Option<Level>,
     }
 }
 
-/// What the file system has left for an unprivileged user.
+/// Free space of a file system for an unprivileged user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Free {
     pub bytes: u64,
-    /// Size of the whole file system in bytes.
+    /// Size of the file system in bytes.
     pub total_bytes: u64,
-    /// Files that can still be made; the largest number where the file system makes them as needed.
+    /// Free inodes; the maximum where the file system allocates them dynamically.
     pub files: u64,
 }
 
 /// # Errors
-/// What statvfs(3) answers.
+/// Those of statvfs(3).
 pub fn free(path: &Path) -> io::Result<Free> {
     let vfs = statvfs(path)?;
     let files = if vfs.f_files == 0 { u64::MAX } else { vfs.f_favail };
@@ -174,17 +177,17 @@ pub fn free(path: &Path) -> io::Result<Free> {
     })
 }
 
-/// A walk that was made.
+/// A completed walk.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
     pub used: DiskUse,
     pub at: Instant,
     pub took: Duration,
-    /// What was free when it began.
+    /// Free space when it began.
     pub free: Free,
 }
 
-/// Whether it is time to walk. Pure.
+/// Whether a walk is due. Pure.
 pub fn is_due(seen: Option<&Seen>, bound: Bound, free: Free, busy: bool, now: Instant) -> bool {
     let Some(seen) = seen else { return true };
     let since = now.saturating_duration_since(seen.at);
@@ -202,19 +205,19 @@ pub fn is_due(seen: Option<&Seen>, bound: Bound, free: Free, busy: bool, now: In
     since >= patience.max(seen.took * SHARE)
 }
 
-/// The last count of what a session's processes hold without a name, or the moment from which on it is reckoned.
+/// The last count of deleted, open files, or the start of the comparison.
 #[derive(Clone, Copy, Debug)]
 pub struct Counted {
     pub held: Held,
     pub at: Instant,
     pub took: Duration,
-    /// What was free then, and what the walk of then had found.
+    /// Free space and result of the walk at that time.
     pub free: Free,
     pub walked: u64,
 }
 
-/// Whether it is time to count what has no name: the disk has lost half of what the session has left, and its files do not say
-/// where to. Pure.
+/// Whether a count of deleted, open files is due: the disk lost half of what the session has left,
+/// and its files do not explain it. Pure.
 pub fn held_is_due(last: &Counted, walked: u64, bound: Bound, free: Free, busy: bool, now: Instant) -> bool {
     let since = now.saturating_duration_since(last.at);
     if since < SHORTEST.max(last.took * 2) {
@@ -224,7 +227,7 @@ pub fn held_is_due(last: &Counted, walked: u64, bound: Bound, free: Free, busy: 
     let unexplained = lost.saturating_sub(walked.saturating_sub(last.walked));
     let left = bound.bytes.saturating_sub(walked.saturating_add(last.held.bytes));
     let close = unexplained > NOISE && unexplained.saturating_mul(2) >= left;
-    // What was held may have been let go of; and what one session frees hides what another takes.
+    // Held files may have been released, and what one session frees hides what another takes.
     close || ((busy || last.held.bytes > 0) && since >= USUAL.max(last.took * SHARE))
 }
 

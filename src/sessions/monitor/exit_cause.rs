@@ -1,4 +1,5 @@
-//! Why a process ended, in words for the client. The parsing is pure; [`OomCount`] reads two small files.
+//! Why a process ended, as text for the client. The parsing is pure; [`OomCount`] reads two small
+//! files.
 
 use serde_json::{Value, json};
 
@@ -6,34 +7,37 @@ use ash_model::Limit;
 use ash_protocol::init::Exit;
 use ash_protocol::launcher::{CgroupPaths, Victim};
 
-/// What a sandbox's cgroup has counted of memory so far.
+/// Out-of-memory counters of a sandbox's cgroup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OomCount {
     /// Processes that the kernel killed.
     kills: u64,
-    /// How often the group came to a limit of its own or of one below it; `None` on v1, which does not count that.
+    /// How often the group or one below it reached its limit; `None` on v1, which does not count
+    /// it.
     reached: Option<u64>,
 }
 
-/// Kills between two looks.
+/// Kills between two readings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kills {
     pub number: u64,
-    /// None of the sandbox's own limits was reached meanwhile: one above it was, such as that of `ash.slice`, or the host had none left.
+    /// The sandbox's own limits were not reached: a limit above was (`ash.slice`, for example), or
+    /// the host ran out of memory.
     pub above: bool,
 }
 
 impl OomCount {
-    /// Reads `memory.events` (v2) or `memory.oom_control` (v1). Zero where the host has no such controller.
+    /// Reads `memory.events` (v2) or `memory.oom_control` (v1). Zero without the controller.
     pub fn read(cgroup: &CgroupPaths) -> Self {
         let Some(dir) = &cgroup.memory else { return Self::default() };
         let file = if cgroup.v1 { "memory.oom_control" } else { "memory.events" };
-        // A file that cannot be read (the group is gone) gives no cause; the exit status is told all the same.
+        // Without the file (the group is gone) the exit status alone is reported.
         std::fs::read_to_string(dir.join(file)).map_or_else(|_| Self::default(), |text| Self::parse(&text))
     }
 
-    /// `oom_kill` is in both files. `oom` counts for the group whose limit was reached, `oom_kill` for that of the process
-    /// (Documentation/admin-guide/cgroup-v2.rst, memory.events): a kill without the former has its cause above.
+    /// Both files have `oom_kill`. `oom` counts for the group whose limit was reached, `oom_kill`
+    /// for the group of the process (Documentation/admin-guide/cgroup-v2.rst, memory.events): a
+    /// kill without `oom` has its cause above.
     fn parse(text: &str) -> Self {
         let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
         Self { kills: number("oom_kill ").unwrap_or(0), reached: number("oom ") }
@@ -45,17 +49,18 @@ impl OomCount {
     }
 }
 
-/// Kills for want of memory, and whom they met.
+/// Out-of-memory kills and their victims.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Oom {
     limit_bytes: u64,
     kills: Kills,
-    /// Empty where nobody can tell.
+    /// Empty when unknown.
     victims: Vec<Victim>,
 }
 
 impl Oom {
-    /// `limit_bytes` was in force; `all` are those ever met in this sandbox, oldest first, of which the newest `kills` count.
+    /// `limit_bytes` was in force. `all` are all victims of this sandbox, oldest first; the newest
+    /// `kills` count.
     pub fn new(limit_bytes: u64, kills: Kills, mut all: Vec<Victim>) -> Self {
         let old = all.len().saturating_sub(usize::try_from(kills.number).unwrap_or(usize::MAX));
         all.drain(..old);
@@ -66,7 +71,7 @@ impl Oom {
         self.victims.iter().any(|victim| victim.of_host)
     }
 
-    /// `node (512 MiB), cc1 (80 MiB)`; `None` where nobody can tell.
+    /// `node (512 MiB), cc1 (80 MiB)`; `None` when unknown.
     fn names(&self) -> Option<String> {
         const SHOWN: usize = 4;
         let name = |victim: &Victim| format!("{} ({} MiB)", victim.process, victim.resident_bytes >> 20);
@@ -81,7 +86,7 @@ impl Oom {
         match (self.of_host(), self.kills.above) {
             (true, _) => "the host ran out of memory".to_owned(),
             (false, true) => {
-                "a memory limit above the sandbox's own was reached: all sandboxes together had no more".to_owned()
+                "a memory limit above the sandbox's own was reached by all sandboxes together".to_owned()
             }
             (false, false) => format!("the sandbox reached its memory limit of {} MiB", self.limit_bytes >> 20),
         }
@@ -89,14 +94,13 @@ impl Oom {
 
     fn way_out(&self) -> &'static str {
         match (self.of_host(), self.kills.above) {
-            (true, _) => "give the host more memory or swap, or let it run fewer sessions",
+            (true, _) => "add memory or swap to the host, or run fewer sessions",
             (false, true) => "raise MemoryMax= of ash.slice (systemctl set-property), or run fewer sessions",
-            (false, false) => "raise memoryBytes (PATCH .../limits) or let the agent use less",
+            (false, false) => "raise memoryBytes (PATCH .../limits) or reduce the agent's memory use",
         }
     }
 
-    /// The words for processes beside claude.
-    /// Whether the process of that name was among them, as far as anybody can tell.
+    /// Whether a process of that name may have been among the victims.
     pub fn may_have_killed(&self, process: &str) -> bool {
         self.victims.is_empty() || self.victims.iter().any(|victim| victim.process == process)
     }
@@ -126,7 +130,7 @@ impl Oom {
     }
 }
 
-/// The words for the end of claude.
+/// Message for the end of claude.
 pub fn exited(status: Exit, oom: Option<&Oom>, stderr: &str) -> String {
     if let Some(oom) = oom {
         let whom = oom.names().map(|names| format!(" (the kernel killed {names})")).unwrap_or_default();
@@ -146,7 +150,7 @@ pub fn exited(status: Exit, oom: Option<&Oom>, stderr: &str) -> String {
     if stderr.is_empty() { what } else { format!("{what}: {stderr}") }
 }
 
-/// The words for the end of a whole sandbox.
+/// Message for the end of a whole sandbox.
 pub fn sandbox_died(oom: Option<&Oom>) -> String {
     match oom {
         Some(oom) => {
@@ -157,7 +161,7 @@ pub fn sandbox_died(oom: Option<&Oom>) -> String {
     }
 }
 
-/// The short word for logs, events and metrics.
+/// Short reason for logs, events and metrics.
 pub fn reason(oom_killed: bool, status: Option<Exit>) -> &'static str {
     match status {
         _ if oom_killed => "oom",
@@ -167,7 +171,7 @@ pub fn reason(oom_killed: bool, status: Option<Exit>) -> &'static str {
     }
 }
 
-/// Fields of the `killed` event, for what was a kill and not an end of its own.
+/// Fields of the `killed` event; `None` when the process exited by itself.
 pub fn killed(oom: Option<&Oom>, status: Option<Exit>, peak_bytes: Option<u64>) -> Option<Value> {
     let mut data = match oom {
         Some(oom) => oom.data(peak_bytes),
@@ -182,7 +186,7 @@ pub fn killed(oom: Option<&Oom>, status: Option<Exit>, peak_bytes: Option<u64>) 
         }
         None => Some("every process of the sandbox"),
     };
-    // Whom the kernel chose says more than who died with it.
+    // The kernel's victims are more specific than all processes that died with them.
     if let Some(whole) = whole.filter(|_| oom.is_none_or(|oom| oom.victims.is_empty())) {
         data["process"] = json!(whole);
     }

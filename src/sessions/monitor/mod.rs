@@ -1,4 +1,4 @@
-//! What is observed of running sandboxes: disk usage, refused forks, kills, and why a process ended.
+//! Observation of running sandboxes: disk usage, refused forks, kills, and why a process ended.
 
 pub mod counters;
 pub mod disk_usage;

@@ -1,9 +1,11 @@
-//! Watches what the kernel does not bound, or bounds without telling anybody: disk, refused forks, processes killed for want
-//! of memory. One task for all sessions; frozen ones are not looked at, and without others it sleeps.
+//! Watches what the kernel does not bound or does not report: disk use, refused forks,
+//! out-of-memory kills. One task for all sessions. It skips frozen sessions, and sleeps when there
+//! are no others.
 //!
 //! ```text
-//!   Live --watch()--> [ watched sessions ] --tick: free space, counters--> walk (2 at a time) --> Finding --> the session's task
-//!    drop: no longer watched                                                                        which freezes, tells, records
+//!   Live --watch()--> [ watched sessions ] --tick: free space, counters--> walk (2 at a time) --+
+//!    drop: no longer watched                                                                    |
+//!                      the session's task, which freezes, reports, records <-- Finding <--------+
 //! ```
 
 use std::collections::HashMap;
@@ -24,33 +26,34 @@ use ash_kernel::held::Held;
 use ash_model::{Limits, TenantId};
 use ash_protocol::launcher::CgroupPaths;
 
-/// Between two looks. A writer at full speed is over its bound this long at most before the walk begins.
+/// Interval of checks. A walk begins at most this long after a writer exceeds its bound.
 const TICK: Duration = Duration::from_millis(250);
-/// Each so many ticks the counters of the cgroups are read.
+/// Ticks between two readings of the cgroup counters.
 const COUNTERS: u32 = 4;
-/// Walks at the same time.
+/// Concurrent walks.
 const WALKS: usize = 2;
-/// Processor time after which a session may have written. 100 MiB to the page cache take about this much.
+/// Processor time after which a session may have written: about 100 MiB to the page cache.
 const BUSY_US: u64 = 20_000;
-/// How long a session that goes on has to let go of files without a name.
+/// Time for a running session to release deleted files.
 const LET_GO: Duration = Duration::from_secs(1);
-/// Bytes that a session may write after its tenant stores as much as it may: the end of its turn needs some.
+/// Bytes that a session may write after its tenant's storage is full, to finish its turn.
 const SLACK: u64 = 1 << 20;
-/// Once a tenant has less than this left, its sessions are walked when the disk lost half of it.
+/// Below this remainder of a tenant's storage, its sessions are walked when the disk lost half of
+/// it.
 const NEAR: u64 = 16 << 20;
 
-/// What a session's task must hear of.
+/// What a session's task must learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// More on the disk than allowed.
+    /// Disk use above the limit.
     Disk(DiskUse),
-    /// It writes, and its tenant stores more than it may.
+    /// The session writes while its tenant's storage is exceeded.
     Storage,
-    /// The kernel killed so many processes since it was told last.
+    /// Processes killed by the kernel since the last report.
     OomKilled(u64),
-    /// The limit of processes refused so many forks since it was told last.
+    /// Forks refused by the process limit since the last report.
     ForksRefused(u64),
-    /// There are more processes and threads than those up to which commands and tools may start more.
+    /// Number of processes and threads, above the part that commands and tools may use.
     CommandsFull(u64),
 }
 
@@ -63,16 +66,17 @@ pub struct Warden {
 #[derive(Debug)]
 struct Inner {
     data_dir: PathBuf,
-    /// Counts what has no name on the disk.
+    /// Counts deleted, open files.
     launcher: Launcher,
-    /// What is measured counts for the tenant as well.
+    /// Measured bytes also count for the tenant.
     storage: Storage,
     watched: Mutex<HashMap<Uuid, Arc<Watched>>>,
     wake: Notify,
-    /// The groups above all sandboxes, known from the first one.
+    /// The cgroups above all sandboxes, known from the first one.
     root: OnceLock<CgroupPaths>,
     walks: Semaphore,
-    /// Microseconds that sessions were stopped by their limit of the processor. The groups above them do not count those.
+    /// Microseconds that sessions were throttled by their own processor limits. The groups above
+    /// them do not count those.
     throttled_us: AtomicU64,
 }
 
@@ -92,11 +96,12 @@ struct State {
     bound: Bound,
     seen: Option<Seen>,
     counted: Option<Counted>,
-    /// Microseconds of processor time at the newest walk, and at the newest count of what has no name.
+    /// Microseconds of processor time at the newest walk, and at the newest count of deleted, open
+    /// files.
     cpu: [u64; 2],
-    /// Told, and not changed since.
+    /// Reported, and unchanged since.
     over: bool,
-    /// Bytes it had at the last walk before its tenant was seen to store too much.
+    /// Bytes at the last walk before its tenant's storage was exceeded.
     since_full: Option<u64>,
     counters: Counters,
     throttled_us: u64,
@@ -104,23 +109,23 @@ struct State {
 
 impl Watched {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Whole between any two statements, so a panic elsewhere cannot have spoilt it.
+        // Consistent between any two statements, so a panic elsewhere cannot break it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Microseconds that it was stopped by its limit of the processor since this was read last.
+    /// Microseconds throttled by its processor limit since the last call.
     fn throttled(&self) -> u64 {
         let throttled_us = CpuUsage::read(&self.cgroup).throttled_us.unwrap_or(0);
         throttled_us.saturating_sub(std::mem::replace(&mut self.state().throttled_us, throttled_us))
     }
 
-    /// What the cgroups counted since they were read last.
+    /// New findings of the cgroup counters.
     fn counters(&self, now: Instant) -> Vec<Finding> {
         self.state().counters.look(&self.cgroup, now)
     }
 }
 
-/// A session that is watched, until this is dropped.
+/// Watches a session until it is dropped.
 #[derive(Debug)]
 pub struct Watch {
     warden: Warden,
@@ -134,20 +139,20 @@ impl Drop for Watch {
             all.remove(&self.watched.id);
         }
         drop(all);
-        // What it wrote after its last walk.
+        // Accounts for what it wrote after its last walk.
         self.warden.inner.storage.touched(&self.watched.tenant, Some(self.watched.id), false);
     }
 }
 
 impl Watch {
-    /// A frozen session cannot write, so nobody looks at it.
+    /// A frozen session cannot write, so it is not checked.
     pub fn set_frozen(&self, frozen: bool) {
         self.watched.frozen.store(frozen, Ordering::Relaxed);
         if !frozen {
             let mut state = self.watched.state();
             (state.over, state.since_full) = (false, None);
             if let Some(counted) = &mut state.counted {
-                // What was held is about to be let go of: the turn it was from is interrupted now.
+                // The turn is interrupted now, which releases held files.
                 (counted.held, counted.at) = (Held::default(), Instant::now() + LET_GO);
             }
             drop(state);
@@ -155,20 +160,20 @@ impl Watch {
         }
     }
 
-    /// New bounds, or room that was made: what was told is told again if it is still so.
+    /// New bounds, or freed space: a finding that still holds is reported again.
     pub fn set_limits(&self, limits: &Limits) {
         let mut state = self.watched.state();
         state.bound = bound(limits);
         state.over = false;
     }
 
-    /// What was found last, and when.
+    /// The last walk.
     pub fn seen(&self) -> Option<Seen> {
         self.watched.state().seen
     }
 }
 
-/// The disk's part of the limits.
+/// The disk part of the limits.
 pub fn bound(limits: &Limits) -> Bound {
     Bound { bytes: limits.disk_bytes, files: limits.disk_files }
 }
@@ -192,7 +197,7 @@ impl Warden {
         self.inner.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to watch. What its cgroups counted up to now is nobody's news.
+    /// Begins to watch. Earlier counts are not reported.
     pub fn watch(
         &self,
         (tenant, id): (&TenantId, Uuid),
@@ -226,33 +231,34 @@ impl Warden {
         Watch { warden: self.clone(), watched }
     }
 
-    /// Microseconds that all sessions together were stopped by their limits of the processor since this daemon started, to within the
-    /// last second of each.
+    /// Microseconds that all sessions were throttled by their own processor limits since this
+    /// daemon started, to within the last second of each.
     pub fn throttled_us(&self) -> u64 {
         self.inner.throttled_us.load(Ordering::Relaxed)
     }
 
-    /// Where all sandboxes together are counted; `None` before the first one.
+    /// The cgroups that count all sandboxes; `None` before the first one.
     pub fn root(&self) -> Option<CgroupPaths> {
         self.inner.root.get().cloned()
     }
 
-    /// What the file system of the sessions has left.
+    /// Free space of the sessions' file system.
     pub fn free(&self) -> Option<Free> {
-        disk_usage::free(&self.inner.data_dir).inspect_err(|e| tracing::warn!("free space is not known: {e}")).ok()
+        disk_usage::free(&self.inner.data_dir).inspect_err(|e| tracing::warn!("cannot read the free disk space: {e}")).ok()
     }
 
-    /// Measures a directory now, behind the walks that are under way.
+    /// Measures a directory now, queued behind running walks.
     ///
     /// # Errors
-    /// It cannot be opened.
+    /// The directory cannot be opened.
     pub async fn measure(&self, root: &Path, bound: Bound) -> std::io::Result<DiskUse> {
         let _permit = self.inner.walks.acquire().await.map_err(std::io::Error::other)?;
         let root = root.to_owned();
         tokio::task::spawn_blocking(move || disk_usage::measure(&root, bound)).await.map_err(std::io::Error::other)?
     }
 
-    /// Watches for ever. `tell` answers whether the session's task has heard; what it did not is told again.
+    /// Watches forever. `tell` returns whether the session's task accepted the finding; others are
+    /// reported again.
     pub async fn run(self, tell: impl Fn(Uuid, Finding) -> bool + Clone + Send + Sync + 'static) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -280,32 +286,34 @@ impl Warden {
         }
     }
 
-    /// Adds what the session's processes hold without a name, counted anew where it is time for that.
+    /// Adds what the session's processes hold in deleted files, counted again when due.
     async fn with_held(&self, watched: &Watched, walked: DiskUse, bound: Bound, free: Free, cpu: u64) -> DiskUse {
         let now = Instant::now();
         let (last, busy) = {
             let mut state = watched.state();
             let busy = cpu.saturating_sub(state.cpu[1]) >= BUSY_US;
-            // The first walk is the start of the reckoning: a new sandbox holds nothing.
+            // The first walk is the baseline: a new sandbox holds nothing.
             let start = Counted { held: Held::default(), at: now, took: Duration::ZERO, free, walked: walked.bytes };
             (*state.counted.get_or_insert(start), busy)
         };
         if walked.is_over(bound) || !disk_usage::held_is_due(&last, walked.bytes, bound, free, busy, now) {
             return walked.and(last.held);
         }
-        // Without an answer (the launcher is away) the last count stands, and is made again at the next look.
+        // Without an answer (the launcher is away) the last count stays, and is repeated at the
+        // next check.
         let Ok(held) = self.inner.launcher.held(watched.id).await else { return walked.and(last.held) };
         let counted = Counted { held, at: Instant::now(), took: now.elapsed(), free, walked: walked.bytes };
         {
             let mut state = watched.state();
             (state.counted, state.cpu[1]) = (Some(counted), cpu);
         }
-        // Descriptors are in a socket's queue for a moment in honest programs too: not seen twice in a row counts.
+        // Ordinary programs also have descriptors in a socket's queue briefly: unseen twice in a
+        // row counts.
         let held_hidden = held.hidden && last.held.hidden;
         DiskUse { held_hidden, ..walked.and(held) }
     }
 
-    /// What a session has on the disk now, with what its processes hold when it has some.
+    /// Current disk use of a session, including deleted files that its processes hold.
     ///
     /// # Errors
     /// The directory cannot be opened.
@@ -315,7 +323,7 @@ impl Warden {
         Ok(self.inner.launcher.held(id).await.map_or(walked, |held| walked.and(held)))
     }
 
-    /// Counts a walk for the session's tenant, and says what is too much.
+    /// Accounts a walk to the session's tenant, and returns what is exceeded.
     fn judge(&self, watched: &Watched, used: DiskUse, seen: Seen) -> Option<Finding> {
         let storage = &self.inner.storage;
         storage.measured(&watched.tenant, watched.id, used.bytes);
@@ -333,7 +341,7 @@ impl Warden {
         (used.bytes > at_first.saturating_add(SLACK)).then_some(Finding::Storage)
     }
 
-    /// Starts a walk of one session where it is time for one.
+    /// Starts a walk of one session when due.
     fn look(
         &self,
         watched: Arc<Watched>,
@@ -346,7 +354,7 @@ impl Warden {
         let bound = {
             let mut state = watched.state();
             let busy = cpu.saturating_sub(state.cpu[0]) >= BUSY_US;
-            // What the tenant has left may be less than what the session has.
+            // The tenant may have less left than the session.
             let has = state.seen.map_or(0, |seen| seen.used.bytes);
             let near = Bound { bytes: state.bound.bytes.min(has.saturating_add(left)), ..state.bound };
             if state.over || !disk_usage::is_due(state.seen.as_ref(), near, free, busy, now) {
@@ -355,7 +363,7 @@ impl Warden {
             state.cpu[0] = cpu;
             state.bound
         };
-        // Given back when the task ends, however it ends.
+        // Released when the task ends, in any way.
         let Ok(walking) = Arc::clone(&watched.walking).try_acquire_owned() else { return };
         let warden = self.clone();
         tokio::spawn(async move {
@@ -370,7 +378,8 @@ impl Warden {
             let finding = warden.judge(&watched, used, Seen { used, at: Instant::now(), took: start.elapsed(), free });
             if let Some(finding) = finding {
                 let heard = tell(watched.id, finding);
-                // A session that writes on while its tenant is full is told of until it is frozen.
+                // While its tenant's storage is full, a writing session is reported until it is
+                // frozen.
                 watched.state().over = heard && finding != Finding::Storage;
             }
         });

@@ -18,11 +18,11 @@ async fn a_writer_is_found_and_a_frozen_one_is_left_alone() {
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert!(found.try_recv().is_err(), "none is over");
     std::fs::write(busy.join("f"), vec![1; 16 << 20]).unwrap();
-    // How soon is measured in `tests/api_limits_reached.rs`; here, that it is at all.
+    // `tests/api_limits_reached.rs` measures how soon; here, only that it is reported.
     let (id, finding) = tokio::time::timeout(Duration::from_secs(20), found.recv()).await.unwrap().unwrap();
     assert_eq!(id, ids[1]);
     assert!(matches!(finding, Finding::Disk(used) if used.bytes >= 16 << 20), "{finding:?}");
-    // Told once, and again when the bound moved and it is still so.
+    // Reported once, and again when the bound moved and is still exceeded.
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert!(found.try_recv().is_err());
     watch.set_limits(&Limits { disk_bytes: 9 << 20, ..limits });
@@ -50,7 +50,8 @@ async fn a_writer_of_a_tenant_that_stores_too_much_is_found_and_others_are_not()
         .map(|(tenant, n)| warden.watch((tenant, ids[n]), &roots[n], &nowhere, &limits, false));
     let (sender, mut found) = tokio::sync::mpsc::unbounded_channel();
     let task = tokio::spawn(warden.clone().run(move |id, finding| sender.send((id, finding)).is_ok()));
-    // Two sessions of one tenant store too much together; the last to write is told, and the one that writes nothing is not.
+    // Two sessions of one tenant store too much together: the last writer is reported, the idle one
+    // is not.
     std::fs::write(roots[1].join("f"), vec![1; 9 << 20]).unwrap();
     let start = Instant::now();
     while storage.stored(&acme).files < 9 << 20 {

@@ -1,5 +1,5 @@
-//! Admission: of each holder a few at a time, in the order in which they came. What one tenant asks for at once is worked on by
-//! few threads, few connections of the database and a short queue of the launcher; others wait behind these few only.
+//! Admission: a few at a time of each holder, in order of arrival. One tenant occupies only a few
+//! threads, database connections and launcher requests, so others wait behind these few only.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -20,7 +20,7 @@ impl<K> Clone for Admissions<K> {
     }
 }
 
-/// One that was admitted, until it is dropped.
+/// An admission, until it is dropped.
 #[derive(Debug)]
 pub struct Admission<K: Eq + Hash> {
     permit: Option<OwnedSemaphorePermit>,
@@ -33,22 +33,24 @@ impl<K: Clone + Eq + Hash> Admissions<K> {
         Self { at_once, by: Arc::default() }
     }
 
-    /// Waits until fewer than `at_once` of this holder are admitted. Whoever stops waiting loses its place in the queue.
+    /// Waits until fewer than `at_once` of this holder are admitted. Cancelling loses the place in
+    /// the queue.
     pub async fn wait(&self, holder: &K) -> Admission<K> {
         let queue = {
             let mut by = by(&self.by);
             Arc::clone(by.entry(holder.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.at_once))))
         };
-        // Before the wait: an entry goes with the last that has a part in it, admitted or not.
+        // Created before the wait: the entry lives until the last waiting or admitted holder drops
+        // it.
         let mut admission = Admission { permit: None, holder: holder.clone(), of: self.clone() };
-        // Never closed, so it is never refused.
+        // The semaphore is never closed, so this never fails.
         admission.permit = queue.acquire_owned().await.ok();
         admission
     }
 }
 
 fn by<K>(all: &Mutex<HashMap<K, Arc<Semaphore>>>) -> MutexGuard<'_, HashMap<K, Arc<Semaphore>>> {
-    // Whole between any two of its calls.
+    // Consistent between any two calls.
     all.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -56,7 +58,7 @@ impl<K: Eq + Hash> Drop for Admission<K> {
     fn drop(&mut self) {
         self.permit = None;
         let mut by = by(&self.of.by);
-        // Whoever waits or was admitted has a clone.
+        // Each waiting or admitted holder has a clone.
         if by.get(&self.holder).is_some_and(|queue| Arc::strong_count(queue) == 1) {
             by.remove(&self.holder);
         }
@@ -78,8 +80,8 @@ mod tests {
         let second = all.wait(&"a").await;
         assert!(all.wait(&"a").now_or_never().is_none());
         drop(all.wait(&"b").await);
-        assert_eq!(by(&all.by).len(), 1, "who has nothing is not kept");
-        // The one that came before is admitted before.
+        assert_eq!(by(&all.by).len(), 1, "an idle holder is removed");
+        // First come, first admitted.
         let waits = |name| {
             let all = all.clone();
             async move { (name, all.wait(&"a").await) }

@@ -1,13 +1,16 @@
-//! How much of what claude prints goes into the history. The stream passes everything on unchanged; the database keeps a bounded part.
+//! How much of claude's output goes into the history. The stream passes everything on unchanged;
+//! the database keeps a bounded part.
 //!
 //! ```text
-//!   a line of more than LINE bytes                 -> abridged, before it comes here; so is an event or message that became longer
-//!   more than TURN bytes of one turn               -> one stub for the rest of the turn; only its result is kept (RESULTS at most)
-//!   the tenant stores as much as it may            -> the same, and the turn is interrupted
+//!   a line of more than LINE bytes       -> abridged before it comes here, like an event or message
+//!                                           that became longer
+//!   more than TURN bytes of one turn     -> one stub for the rest of the turn; only its results are
+//!                                           kept (RESULTS at most)
+//!   the tenant's storage limit reached   -> the same, and the turn is interrupted
 //! ```
 //!
-//! The raw line stays in the session's output file as long as that is kept (64 MiB behind the newest line): a client that follows
-//! the stream, or joins again with `Last-Event-ID`, reads it whole.
+//! The raw line stays in the session's output file while that is kept (64 MiB before the newest
+//! line). Stream clients, also with `Last-Event-ID`, read it whole.
 
 use serde_json::json;
 
@@ -17,19 +20,20 @@ use crate::sessions::stream::abridge::Bounds;
 use crate::sessions::stream::tail::WHOLE_BYTES;
 use crate::store::Role;
 
-/// Bytes of one message or event that are kept whole. A line has no more; bytes of it that are not UTF-8 become longer.
+/// Bytes of one message or event that are kept whole. Lines are no longer, but invalid UTF-8 grows.
 const LINE: usize = WHOLE_BYTES as usize;
 /// Bytes that one turn adds to the history before the rest is left out.
 pub const TURN: u64 = 64 << 20;
-/// Bytes for the ends of turns while the tenant stores as much as it may.
+/// Bytes for the ends of turns while the tenant's storage is full.
 const WHILE_FULL: u64 = 64 << 10;
 /// Bytes of a result that is kept whole meanwhile.
 const RESULT: usize = 16 << 10;
-/// Results of one turn that are kept beyond its bytes. A turn has one, and those of turns that were broken off may come with it.
+/// Results of one turn kept beyond its bytes. A turn has one, plus those of turns broken off
+/// before.
 const RESULTS: u32 = 16;
-/// Why nothing is kept then.
+/// Reason in a stub while the storage is full.
 const FULL: &str = "the tenant's storage limit is reached";
-/// What a row costs beside its text, as it is counted for the tenant.
+/// Accounted overhead of a row beside its text.
 const ROW: u64 = 256;
 
 /// What one turn has added.
@@ -38,9 +42,9 @@ pub struct HistoryCap {
     added: u64,
     /// The stub for the rest was written.
     closed: bool,
-    /// Results that were kept all the same.
+    /// Results kept after that.
     results: u32,
-    /// Bytes that were added while the tenant stored as much as it may, over all turns.
+    /// Bytes added while the tenant's storage is full, over all turns.
     while_full: u64,
 }
 
@@ -48,9 +52,9 @@ pub struct HistoryCap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
     All,
-    /// Something of it was too long.
+    /// Something in it was too long.
     Part,
-    /// Nothing, from now on until the turn ends.
+    /// Nothing is kept from now on until the turn ends.
     Stopped,
 }
 
@@ -60,7 +64,7 @@ impl HistoryCap {
         *self = Self { while_full: self.while_full, ..Self::default() };
     }
 
-    /// Bytes that were let through since the last time, for the tenant's account.
+    /// Bytes of one line's rows, for the tenant's account.
     pub fn weigh(classified: &Classified) -> u64 {
         let message = classified.messages.iter().map(|(_, text)| text.len() as u64 + ROW).sum::<u64>();
         message + classified.events.iter().map(|(_, data)| data.len() as u64 + ROW).sum::<u64>()
@@ -72,7 +76,8 @@ impl HistoryCap {
         self.while_full += if full { bytes } else { 0 };
     }
 
-    /// Bounds what this line adds. `offset`: where it begins in the session's output. `full`: its tenant stores as much as it may.
+    /// Bounds what this line adds. `offset`: where it begins in the session's output. `full`: the
+    /// tenant's storage limit is reached.
     pub fn bound(&mut self, classified: &mut Classified, offset: u64, full: bool) -> Kept {
         if !full {
             self.while_full = 0;
@@ -97,7 +102,7 @@ impl HistoryCap {
             if Self::weigh(classified) == 0 {
                 return kept;
             }
-            let why = if full { FULL } else { "the turn is longer than the history keeps" };
+            let why = if full { FULL } else { "the turn exceeds the history limit of 64 MiB" };
             let first = !std::mem::replace(&mut self.closed, true);
             let bytes = classified.messages.as_ref().map_or(0, |(_, text)| text.len());
             classified.messages = first.then(|| (Role::Assistant, stub(&classified.kind, bytes, offset, why).into()));
@@ -110,7 +115,7 @@ impl HistoryCap {
     }
 }
 
-/// In place of a message.
+/// Replaces a message.
 fn stub(kind: &Kind, bytes: usize, offset: u64, why: &str) -> String {
     let kind = match kind {
         Kind::User { .. } => "user",
@@ -120,7 +125,7 @@ fn stub(kind: &Kind, bytes: usize, offset: u64, why: &str) -> String {
     json!({ "type": kind, "omitted": omitted(bytes as u64, offset, why) }).to_string()
 }
 
-/// The beginning of a text, with a word about the rest.
+/// The beginning of a text, with a note on the rest.
 pub fn cut(text: &str, most: usize) -> String {
     if text.len() <= most {
         return text.to_owned();
@@ -196,7 +201,7 @@ mod tests {
             .sum();
         assert!(more < 64 << 10, "{more}");
         cap.reset();
-        assert_eq!(cap.bound(&mut answer(10), 1, false), Kept::All, "the next turn begins anew");
+        assert_eq!(cap.bound(&mut answer(10), 1, false), Kept::All, "the next turn starts at zero");
     }
 
     #[test]
@@ -221,7 +226,7 @@ mod tests {
         let mut line = answer(10);
         assert_eq!(cap.bound(&mut line, 2, true), Kept::Stopped);
         assert!(line.messages.is_none());
-        // Nor do the ends of turns, however many are printed and however many turns begin.
+        // Many turns with many results stay bounded as well.
         let mut total = 0;
         for n in 0..200 {
             cap.reset();
@@ -230,7 +235,7 @@ mod tests {
             total += HistoryCap::weigh(&end);
         }
         assert!(total <= 2 * WHILE_FULL, "{total}");
-        assert_eq!(cap.bound(&mut answer(10), 1, false), Kept::All, "there is room again");
+        assert_eq!(cap.bound(&mut answer(10), 1, false), Kept::All, "the storage has space again");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a tenant may store, hold and use, and what of it is in use.
+//! What a tenant may store, hold and use, and how much of it is in use.
 
 pub mod admission;
 pub mod disk_reserve;

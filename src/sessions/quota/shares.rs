@@ -1,7 +1,9 @@
-//! What one tenant may have of something that all tenants share: memory for requests and answers, streams, requests at once.
+//! Shares of a resource of all tenants: memory for requests and answers, streams, concurrent
+//! requests.
 //!
-//! Two bounds for each: of one holder, and of all together. Near the second a holder may have no more than what is still
-//! free, so that each one finds about half of what those before it left.
+//! Each resource has two bounds: for one holder, and for all together. Near the second, a holder
+//! may have no more than what is free, so that each holder finds about half of what those before it
+//! left.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,11 +14,11 @@ use tokio::sync::Notify;
 
 use ash_model::TenantId;
 
-/// Whose share it is.
+/// The holder of a share.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Holder {
     Tenant(TenantId),
-    /// An administrator on the unix socket, without a key: does not wait behind tenant "default".
+    /// An administrator on the unix socket, without a key: does not queue behind tenant "default".
     Local,
 }
 
@@ -29,23 +31,23 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// The two bounds of an amount, in its own unit.
+/// The two bounds, in the resource's unit.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub each: u64,
     pub all: u64,
 }
 
-/// Which bound is reached.
+/// The bound that was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
     /// The holder's own.
     Own,
-    /// That of all: others have the rest.
+    /// That of all holders: others have the rest.
     All,
 }
 
-/// What everybody has. Cheap to clone.
+/// What each holder has. Cheap to clone.
 #[derive(Debug)]
 pub struct Shares<K>(Arc<Mutex<Ledger<K>>>, Arc<Notify>);
 
@@ -65,13 +67,13 @@ impl<K: Clone + Eq + Hash> Shares<K> {
     /// Takes an amount until the [`Share`] is dropped.
     ///
     /// # Errors
-    /// Which bound it would pass. Nothing is taken then.
+    /// The bound that would be exceeded. Nothing is taken then.
     pub fn take(&self, holder: &K, amount: u64, bounds: Bounds) -> Result<Share<K>, Over> {
         self.with(|ledger| ledger.add(holder, amount, bounds))?;
         Ok(Share { of: self.clone(), holder: holder.clone(), amount })
     }
 
-    /// The same, after a wait for others of the holder to give back what they have.
+    /// [`Shares::take`], waiting until the holder's other shares are given back.
     ///
     /// # Errors
     /// As [`Shares::take`], after `limit`.
@@ -85,7 +87,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         let end = tokio::time::Instant::now() + limit;
         loop {
             let mut given_back = std::pin::pin!(self.1.notified());
-            // Before the attempt: what is given back between the two is not missed.
+            // Before the attempt, so that no release in between is missed.
             given_back.as_mut().enable();
             match self.take(holder, amount, bounds) {
                 Err(over) if tokio::time::timeout_at(end, given_back).await.is_err() => return Err(over),
@@ -95,24 +97,24 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         }
     }
 
-    /// An amount that is there already, taken whatever the bounds are.
+    /// Takes an amount that exists already, regardless of the bounds.
     pub fn take_anyway(&self, holder: &K, amount: u64) -> Share<K> {
         self.with(|ledger| ledger.put(holder, amount));
         Share { of: self.clone(), holder: holder.clone(), amount }
     }
 
-    /// What the holder has.
+    /// The holder's total.
     pub fn of(&self, holder: &K) -> u64 {
         self.with(|ledger| ledger.by.get(holder).copied().unwrap_or(0))
     }
 
     fn with<R>(&self, change: impl FnOnce(&mut Ledger<K>) -> R) -> R {
-        // A ledger is whole between any two of its calls.
+        // Consistent between any two calls.
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// An amount that is given back when it is dropped.
+/// An amount, given back on drop.
 #[derive(Debug)]
 pub struct Share<K: Clone + Eq + Hash> {
     of: Shares<K>,
@@ -121,7 +123,7 @@ pub struct Share<K: Clone + Eq + Hash> {
 }
 
 impl<K: Clone + Eq + Hash> Share<K> {
-    /// Makes it larger.
+    /// Grows the share.
     ///
     /// # Errors
     /// As [`Shares::take`].
@@ -131,14 +133,14 @@ impl<K: Clone + Eq + Hash> Share<K> {
         Ok(())
     }
 
-    /// Gives back all but `amount`; what is larger than the share leaves it as it is.
+    /// Gives back all but `amount`; a smaller share stays as it is.
     pub fn shrink(&mut self, amount: u64) {
         let less = self.amount.saturating_sub(amount);
         self.amount -= less;
         self.give_back(less);
     }
 
-    /// Makes it `amount`, whatever the bounds are: of something that is there already.
+    /// Sets the amount of something that exists already, regardless of the bounds.
     pub fn set(&mut self, amount: u64) {
         if amount > self.amount {
             let more = amount - self.amount;

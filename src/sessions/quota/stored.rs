@@ -1,13 +1,15 @@
-//! What each tenant stores, in bytes, over files and database, and whether more fits. Nothing here waits for a disk.
+//! Bytes that each tenant stores, in files and database, and whether more fits. Nothing here waits
+//! for a disk.
 //!
 //! ```text
-//!   used = database (as its counters were read last)
-//!        + files    (each session's directory and the agents' as they were measured last)
-//!        + added    (admitted or written since; forgotten when both were looked at again)
+//!   used = database (counters as last read)
+//!        + files    (directories of sessions and agents as last measured)
+//!        + added    (admitted or written since; dropped when both were read again)
 //! ```
 //!
-//! So a number is never too small by what was accepted a moment ago, and for about a second may be too large by it: whoever does not
-//! fit is looked at again before it is refused ([`crate::sessions::api::storage_limit`]).
+//! So a number always includes what was just accepted, and may be too large by it for about a
+//! second. What does not fit is measured again before it is refused
+//! ([`crate::sessions::api::storage_limit`]).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +29,7 @@ use ash_model::TenantId;
 pub struct Stored {
     /// Directories of sessions (workspace, home, output, attachments) and of uploaded agents.
     pub files: u64,
-    /// Rows: history, versions, queue, answers that are kept, keys, credentials, usage.
+    /// Rows: history, versions, queue, stored answers, keys, credentials, usage.
     pub database: u64,
 }
 
@@ -42,17 +44,17 @@ impl Stored {
 pub struct Account {
     database: u64,
     sessions: HashMap<Uuid, u64>,
-    /// Their sum.
+    /// Sum of `sessions`.
     in_sessions: u64,
     agents: u64,
-    /// What the daemon before this one had measured: until all was measured again.
+    /// Files as the previous daemon measured them, until all are measured again.
     before: Option<u64>,
     added: u64,
-    /// The part of `added` that the look which is under way sees.
+    /// The part of `added` that the running measurement covers.
     settling: u64,
     dirty: HashSet<Uuid>,
     dirty_agents: bool,
-    /// What an admin says; `None`: the configuration's.
+    /// Set by an admin; `None`: the configuration's.
     limit: Option<u64>,
 }
 
@@ -78,26 +80,26 @@ impl Account {
     }
 }
 
-/// What has to be looked at of a tenant.
+/// What to measure of a tenant.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Look {
     pub sessions: Vec<Uuid>,
     pub agents: bool,
 }
 
-/// `storageBytes` of a tenant, and which level decided it.
+/// `storageBytes` of a tenant, and the level that decided it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StorageLimit {
     pub value: u64,
     pub by: Level,
-    /// What an admin says of this tenant.
+    /// Set by an admin for this tenant.
     pub set: Option<u64>,
-    /// The most an admin may give.
+    /// Maximum that an admin may set.
     pub ceiling: u64,
     pub config: u64,
 }
 
-/// The least of the ceiling and what the tenant's level says, or the configuration.
+/// The lower of the ceiling and the tenant's value, or else the configuration's.
 fn decide(ceiling: u64, config: u64, set: Option<u64>) -> StorageLimit {
     let (value, by) = set.map_or((config, Level::Config), |set| (set, Level::Tenant));
     let (value, by) = if ceiling < value { (ceiling, Level::Host) } else { (value, by) };
@@ -119,7 +121,7 @@ struct Inner {
     config: Live,
     accounts: Mutex<HashMap<TenantId, Account>>,
     changed: Notify,
-    /// One look at a time at each tenant: a large one keeps no other waiting.
+    /// One measurement at a time per tenant, so that a large tenant delays no other.
     settling: Admissions<TenantId>,
 }
 
@@ -134,7 +136,7 @@ impl Storage {
     }
 
     fn accounts(&self) -> MutexGuard<'_, HashMap<TenantId, Account>> {
-        // Whole between any two statements, so a panic elsewhere cannot have spoilt it.
+        // Consistent between any two statements, so a panic elsewhere cannot break it.
         self.0.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -150,14 +152,14 @@ impl Storage {
         self.accounts().get(tenant).map(Account::stored).unwrap_or_default()
     }
 
-    /// What this tenant may store.
+    /// The tenant's limit.
     pub fn limit(&self, tenant: &TenantId) -> StorageLimit {
         let set = self.accounts().get(tenant).and_then(|account| account.limit);
         let tenants = &self.0.config.now().tenants;
         decide(tenants.storage_ceiling_bytes, tenants.storage_bytes, set)
     }
 
-    /// What it may still store.
+    /// Bytes left below the limit.
     pub fn left(&self, tenant: &TenantId) -> u64 {
         self.limit(tenant).value.saturating_sub(self.stored(tenant).total())
     }
@@ -166,7 +168,7 @@ impl Storage {
         self.with(tenant, |account| account.limit = limit);
     }
 
-    /// Takes so many bytes more into account, if they fit.
+    /// Adds bytes if they fit.
     pub fn admit(&self, tenant: &TenantId, bytes: u64) -> bool {
         let limit = self.limit(tenant).value;
         let admitted = self.with(tenant, |account| {
@@ -182,7 +184,7 @@ impl Storage {
         admitted
     }
 
-    /// So many bytes more were written, whether they fit or not.
+    /// Adds bytes that were written, whether they fit or not.
     pub fn add(&self, tenant: &TenantId, bytes: u64) {
         self.with(tenant, |account| account.added = account.added.saturating_add(bytes));
         self.0.changed.notify_one();
@@ -193,7 +195,7 @@ impl Storage {
         self.with(tenant, |account| account.measured(session, bytes));
     }
 
-    /// A session's directory is gone; whose it was is not known to everybody.
+    /// A session's directory is gone. Callers may not know its tenant.
     pub fn removed(&self, session: Uuid) {
         let mut accounts = self.accounts();
         if let Some(account) = accounts.values_mut().find(|account| account.sessions.contains_key(&session)) {
@@ -205,23 +207,23 @@ impl Storage {
         self.with(tenant, |account| account.agents = bytes);
     }
 
-    /// Something of the tenant was changed: what, is to be looked at.
+    /// Something of the tenant changed and must be measured.
     pub fn touched(&self, tenant: &TenantId, session: Option<Uuid>, agents: bool) {
         self.with(tenant, |account| {
             account.dirty.extend(session);
             account.dirty_agents |= agents;
-            // A row at least.
+            // At least one row.
             account.added = account.added.saturating_add(1);
         });
         self.0.changed.notify_one();
     }
 
-    /// What was known of its files before this daemon started.
+    /// File bytes known before this daemon started.
     pub fn known_before(&self, tenant: &TenantId, files: Option<u64>) {
         self.with(tenant, |account| account.before = files);
     }
 
-    /// Everything of the tenant was measured by this daemon.
+    /// This daemon has measured everything of the tenant.
     pub fn all_measured(&self, tenant: &TenantId) {
         self.with(tenant, |account| account.before = None);
     }
@@ -249,12 +251,13 @@ impl Storage {
         self.0.changed.notified().await;
     }
 
-    /// One look at a time at this tenant.
+    /// One measurement at a time for this tenant.
     pub async fn settling(&self, tenant: &TenantId) -> Admission<TenantId> {
         self.0.settling.wait(tenant).await
     }
 
-    /// What is to be looked at, of at most `most` sessions. What is added from now on is not seen by this look.
+    /// Begins a measurement of at most `most` sessions. It does not cover what is added from now
+    /// on.
     pub fn begin(&self, tenant: &TenantId, most: usize) -> Look {
         self.with(tenant, |account| {
             account.settling = account.settling.saturating_add(std::mem::take(&mut account.added));
@@ -266,7 +269,7 @@ impl Storage {
         })
     }
 
-    /// The look is over; `None`: the database could not be read, and what was added stays added.
+    /// Ends the measurement. `None`: the database could not be read; added bytes stay added.
     pub fn settled(&self, tenant: &TenantId, database: Option<u64>) {
         self.with(tenant, |account| match database {
             Some(database) => (account.database, account.settling) = (database, 0),
@@ -288,12 +291,12 @@ mod tests {
         let (storage, a) = (Storage::default(), tenant());
         storage.set_limit(&a, Some(100));
         assert!(storage.admit(&a, 60));
-        assert!(!storage.admit(&a, 60), "two at the same moment do not both fit");
+        assert!(!storage.admit(&a, 60), "two concurrent admissions do not both fit");
         let id = Uuid::new_v4();
         storage.touched(&a, Some(id), false);
         assert_eq!(storage.begin(&a, 9), Look { sessions: vec![id], agents: false });
         storage.measured(&a, id, 30);
-        // What comes while it looks is not forgotten with the look.
+        // Bytes added during the measurement are kept.
         storage.add(&a, 5);
         storage.settled(&a, Some(20));
         assert_eq!(storage.stored(&a), Stored { files: 30, database: 25 });
@@ -337,7 +340,7 @@ mod tests {
         let (storage, a) = (Storage::default(), tenant());
         storage.add(&a, 50);
         storage.begin(&a, 9);
-        assert_eq!(storage.stored(&a).database, 50, "while it looks");
+        assert_eq!(storage.stored(&a).database, 50, "during the measurement");
         storage.settled(&a, None);
         assert_eq!((storage.stored(&a).database, storage.unsettled()), (50, vec![a.clone()]));
         storage.begin(&a, 9);

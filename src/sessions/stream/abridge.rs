@@ -1,45 +1,48 @@
-//! What is kept of a line that is too long to be held: the same JSON object with its long strings cut and its long lists
-//! ended early. It is made while the line is read, in pieces, and needs no more memory than what it keeps.
+//! Abridges a line that is too long to hold: the same JSON object with long strings cut and long
+//! lists ended early. It works on pieces while the line is read, and needs no more memory than its
+//! output.
 //!
 //! ```text
 //!   {"type":"result","result":"xxxx ... 31 MB ...","usage":{...}}   -->
-//!   {"type":"result","result":"xxxx [cut by ashd, 32505856 bytes]","usage":{...},"omitted":{"bytes":32506011,...}}
+//!   {"type":"result","result":"xxxx [cut by ashd, 32505856 bytes]","usage":{...},
+//!    "omitted":{"bytes":32506011,...}}
 //! ```
 //!
-//! [`omitted`] is the one mark of everything in the history that is not as claude printed it.
+//! [`omitted`] marks everything in the history that differs from claude's output.
 //!
-//! Each member of the outer object has a budget of its own, so that one that is huge takes nothing from those behind it: what
-//! a turn cost is at the end of its line. Members without a meaning for ashd share one budget.
+//! Each member of the outer object has its own budget, so that a huge one takes nothing from later
+//! ones: the cost of a turn is at the end of its line. Members that ashd does not read share one
+//! budget.
 
 use crate::sessions::claude::omitted::omitted;
 
-/// What is kept, in bytes of JSON text.
+/// Bounds in bytes of JSON text.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Of one string.
+    /// One string.
     pub string: usize,
-    /// Of a string that is a member of the outer object itself: `result`, which the timeline and the queue show.
+    /// A string that is a direct member: `result`, which the timeline and the queue show.
     pub answer: usize,
-    /// Of one member of the outer object that routing reads.
+    /// One member that routing reads.
     pub member: usize,
-    /// Of `message` and of `result`.
+    /// `message` and `result`.
     pub large: usize,
-    /// Of all other members together.
+    /// All other members together.
     pub rest: usize,
 }
 
 impl Bounds {
-    /// At most about 1.5 MiB in all.
+    /// About 1.5 MiB in total.
     pub const LINE: Self =
         Self { string: 32 << 10, answer: 256 << 10, member: 32 << 10, large: 256 << 10, rest: 256 << 10 };
-    /// For frames that are made of a line, before the one that carries all of it.
+    /// For frames derived from a line, before the one that carries all of it.
     pub const FRAMES: Self = Self { answer: 32 << 10, ..Self::LINE };
-    /// At most about 80 KiB in all, for results whose tenant may store nothing more.
+    /// About 80 KiB in total, for results of a tenant whose storage is full.
     pub const RESULT: Self =
         Self { string: 4 << 10, answer: 16 << 10, member: 2 << 10, large: 16 << 10, rest: 2 << 10 };
 }
 
-/// Members of the outer object that ashd reads, in any kind of line; the first two have the large budget.
+/// Members that ashd reads, in any kind of line; the first two have the large budget.
 const KNOWN: [&[u8]; 22] = [
     b"message",
     b"result",
@@ -66,11 +69,11 @@ const KNOWN: [&[u8]; 22] = [
 ];
 const LARGE: usize = 2;
 
-/// Bytes of the longest name of a member that is kept; a member with a longer one is left out.
+/// Longest name of a kept member, in bytes; members with longer names are left out.
 const NAME: usize = 256;
-/// Bytes of the longest number that is kept; a longer one becomes null.
+/// Longest kept number, in bytes; a longer one becomes null.
 const NUMBER: usize = 64;
-/// Bytes that a value needs at least: a number, or a string that is cut at once.
+/// Minimum bytes of a value: a number, or a string that is cut at once.
 const LEAST: usize = NUMBER + 8;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,18 +87,18 @@ enum State {
     /// A further name of an object.
     NextName,
     Colon,
-    /// A comma, or the end of what is open.
+    /// A comma, or the end of the open container.
     Next,
-    /// Within a string, a name or a value.
+    /// In a string, name or value.
     Text,
-    /// Behind a backslash.
+    /// After a backslash.
     Escape,
-    /// So many digits of `\uXXXX` are missing.
+    /// Missing digits of `\uXXXX`.
     Digits(u8),
     Number(Digit),
-    /// In `true`, `false` or `null`: what is missing of it.
+    /// In `true`, `false` or `null`: the missing part.
     Word(&'static [u8]),
-    /// Behind the outer object.
+    /// After the outer object.
     Over,
     Broken,
 }
@@ -105,32 +108,33 @@ enum State {
 pub struct Abridger {
     bounds: Bounds,
     state: State,
-    /// What is open, a bit each: 1 is an object. Even a line of nothing but brackets needs an eighth of its length.
+    /// Open containers, one bit each: 1 is an object. A line of brackets only needs an eighth of
+    /// its length.
     open: Vec<u64>,
     depth: usize,
     out: Vec<u8>,
-    /// How many of the open ones are in `out`.
+    /// Number of open containers that are in `out`.
     kept_depth: usize,
-    /// The rest of this member of the outer object is left out.
+    /// The rest of this direct member is left out.
     muted: bool,
-    /// Bytes that this member may still have, and that the unknown ones have together.
+    /// Budget left of this member, and of all unknown ones.
     left: usize,
     rest: usize,
     unknown: bool,
-    /// Which of the known ones were there, a bit each.
+    /// Known members seen so far, one bit each.
     seen: u32,
-    /// The string that is read is a name.
+    /// The current string is a name.
     is_name: bool,
-    /// The name that was read, without quotes; `None` when it is too long.
+    /// The last name, without quotes; `None` when it is too long.
     name: Option<Vec<u8>>,
-    /// The number or the escape that is read.
+    /// The current number or escape.
     token: Vec<u8>,
-    /// Bytes that the string that is read may still have, its bytes so far, and whether something was cut off.
+    /// Of the current string: budget left, length so far, and whether something was cut.
     room: usize,
     length: u64,
     cut: bool,
     shortened: bool,
-    /// Bytes that were fed.
+    /// Bytes fed.
     fed: u64,
 }
 
@@ -159,8 +163,8 @@ impl Abridger {
         }
     }
 
-    /// The abridged line; `None` when what was fed is not one JSON object. When something is missing it says so with
-    /// [`omitted`], for which it is told where the line began and why it was abridged.
+    /// The abridged line; `None` when the input is not one JSON object. When something is missing,
+    /// [`omitted`] is appended with the line's `offset` and the reason.
     pub fn finish(self, offset: u64, why: &str) -> Option<Vec<u8>> {
         if self.state != State::Over {
             return None;
@@ -252,7 +256,7 @@ impl Abridger {
     }
 
     fn value(&mut self, byte: u8) -> State {
-        // Nothing but an object is a line.
+        // A line is an object.
         if self.depth == 0 && byte != b'{' {
             return State::Broken;
         }
@@ -268,7 +272,7 @@ impl Abridger {
                 if kept {
                     self.put(&[byte]);
                     self.kept_depth += 1;
-                    // For the bracket that closes it.
+                    // For the closing bracket.
                     self.left = self.left.saturating_sub(1);
                 }
                 self.depth += 1;
@@ -305,7 +309,7 @@ impl Abridger {
         }
     }
 
-    /// Whether the value that begins is kept; if so its comma and its name are written.
+    /// Whether the beginning value is kept. If so, writes its comma and name.
     fn begin_value(&mut self) -> bool {
         let name = self.name.take();
         if self.depth == 0 {
@@ -337,7 +341,7 @@ impl Abridger {
         self.settle();
         self.muted = false;
         let known = KNOWN.iter().position(|known| name.is_some_and(|name| name == *known));
-        // One that comes again is no better than an unknown one.
+        // A repeated member counts as unknown.
         let known = known.filter(|at| self.seen >> at & 1 == 0);
         self.unknown = known.is_none();
         self.left = match known {
@@ -347,7 +351,7 @@ impl Abridger {
         };
         match known {
             Some(at) => self.seen |= 1 << at,
-            // What is left of it is given back when the member is over.
+            // The rest is returned at the member's end.
             None => self.rest -= self.left,
         }
     }

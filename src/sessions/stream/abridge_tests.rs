@@ -126,7 +126,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 const SMALL: Bounds = Bounds { string: 12, answer: 40, member: 120, large: 160, rest: 200 };
 
 proptest! {
-    /// Any object, in any pieces: what comes out is a bounded object, and with room for it the same one.
+    /// Any object in any pieces gives a bounded object; with enough budget the same one.
     #[test]
     fn every_object_is_abridged(json in any_json(), piece in 1_usize..40) {
         let line = json.to_string();
@@ -138,7 +138,7 @@ proptest! {
         }
     }
 
-    /// It takes what serde_json takes for an object, and nothing else.
+    /// Accepts exactly the objects that serde_json accepts.
     #[test]
     fn the_same_texts_are_json(text in "[\\[\\]{}:,\"\\\\ue0-9a.+-]{0,24}|\\{\"a\":[\\[\\]{}:,\"\\\\ulrte0-9.+-]{0,12}\\}", piece in 1_usize..9) {
         let serde = serde_json::from_str::<&RawValue>(&text).is_ok_and(|raw| raw.get().starts_with('{'));

@@ -2,10 +2,10 @@
 
 use super::{Abridger, NAME, NUMBER, State};
 
-/// Bytes that the note in a cut string needs.
+/// Bytes of the note in a cut string.
 const NOTE: usize = 64;
 
-/// Where in a number.
+/// Position in a number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Digit {
     Minus,
@@ -20,7 +20,7 @@ pub enum Digit {
 
 impl Abridger {
     pub(super) fn begin_string(&mut self, is_name: bool) {
-        // The name of the next member: what was left out of the one before is over.
+        // A new name ends what was left out of the previous member.
         if is_name && self.depth == 1 {
             self.muted = false;
         }
@@ -37,7 +37,8 @@ impl Abridger {
         }
     }
 
-    /// The bytes of a string up to its end, to an escape or to the end of this piece; how many there were.
+    /// Takes a string up to its end, to an escape or to the end of this piece; returns the bytes
+    /// taken.
     pub(super) fn text(&mut self, bytes: &[u8]) -> usize {
         let end = bytes.iter().position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20).unwrap_or(bytes.len());
         self.keep(&bytes[..end], false);
@@ -57,7 +58,7 @@ impl Abridger {
     /// An escape is complete.
     pub(super) fn escape(&mut self) {
         let token = std::mem::take(&mut self.token);
-        // Half of a pair is not kept where the other half has no room.
+        // A surrogate pair is kept whole or not at all.
         let high = matches!(token.get(1..4), Some([b'u', b'd' | b'D', b'8' | b'9' | b'a' | b'b' | b'A' | b'B']));
         if high && self.room < 2 * token.len() {
             self.room = 0;
@@ -128,7 +129,7 @@ impl Abridger {
     }
 }
 
-/// Where a number is behind this byte; `None` when the byte is not of it.
+/// The position after this byte; `None` when the byte is not part of the number.
 pub(super) fn number(at: Digit, byte: u8) -> Option<Digit> {
     use Digit as D;
     Some(match (at, byte) {

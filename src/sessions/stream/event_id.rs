@@ -1,4 +1,5 @@
-//! The text form of an [`EventId`]: `<turn>:<offset>:<frame>`, each a plain decimal number without sign or padding.
+//! The text form of an [`EventId`]: `<turn>:<offset>:<frame>`, plain decimal numbers without sign
+//! or padding.
 //!
 //! ```text
 //! 3:0:0        session_start of turn 3, whose answer begins at byte 0 of the stdout file
@@ -8,13 +9,14 @@
 //! 3:900:2      the turn's done
 //! ```
 //!
-//! Ids of one session only ever grow, so `Last-Event-ID` is a place to go on from, and nothing has to be remembered
-//! about a client. `0:0:0` is the place before everything.
+//! Ids of one session only grow, so `Last-Event-ID` is a position, and ashd stores nothing about a
+//! client. `0:0:0` precedes everything.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Place in a session's stream, the `id:` of each frame: `<turn>:<offset of the line>:<frame of the line>`.
+/// Position in a session's stream, the `id:` of each frame: `<turn>:<offset of the line>:<frame of
+/// the line>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EventId {
     pub turn: i64,
@@ -24,7 +26,7 @@ pub struct EventId {
 
 /// Frame number of `session_start`, at the turn's first byte.
 pub const FRAME_START: u32 = 0;
-/// Frames made of a line count from here.
+/// First frame number of a line.
 pub const FRAME_FIRST: u32 = 1;
 /// Frame number of the turn's `error`, at the turn's end.
 pub const FRAME_ERROR: u32 = 1;
@@ -32,13 +34,13 @@ pub const FRAME_ERROR: u32 = 1;
 pub const FRAME_DONE: u32 = 2;
 
 impl EventId {
-    /// Before everything: replays a session from its first turn.
+    /// Replays a session from its first turn.
     pub const BEGINNING: Self = Self { turn: 0, offset: 0, frame: 0 };
 }
 
 /// The text is not an event id of this daemon.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not an event id (<turn>:<offset>:<frame>, as in the id: lines of the stream)")]
+#[error("\"{0}\" is not an event id (<turn>:<offset>:<frame>, as in the `id:` lines of the stream)")]
 pub struct BadEventId(pub String);
 
 impl fmt::Display for EventId {
@@ -52,7 +54,7 @@ impl FromStr for EventId {
     fn from_str(text: &str) -> Result<Self, BadEventId> {
         let bad = || BadEventId(text.chars().take(80).collect());
         let mut parts = text.split(':').map(|part| {
-            // `parse` would also take "+1" and "007": one place, one spelling.
+            // `parse` also accepts "+1" and "007"; each position has one spelling.
             let plain = part.bytes().all(|b| b.is_ascii_digit()) && (part == "0" || !part.starts_with('0'));
             part.parse::<u64>().ok().filter(|_| plain)
         });

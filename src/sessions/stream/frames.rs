@@ -1,4 +1,4 @@
-//! One line of claude's stdout as SSE frames (contract §6).
+//! One line of claude's stdout as SSE frames.
 //!
 //! ```text
 //! stream_event --(includePartialMessages)--> text_delta | thinking_delta, then message
@@ -6,18 +6,19 @@
 //! user ------------------------------------> tool_result ..., then message
 //! result ----------------------------------> turn_complete, then message
 //! control_*, command_lifecycle, transcript_mirror, keep_alive
-//! -----------------------------------------> nothing: they are between ashd and claude
+//! -----------------------------------------> nothing: internal between ashd and claude
 //! not one JSON object in UTF-8 ------------> nothing
 //! anything else ---------------------------> message
 //! ```
 //!
-//! A frame is `id: T:O:F\nevent: K\ndata: J\n\n`. `J` is the line as it came, with two exceptions. U+2028, U+2029 and
-//! U+0085 leave as `\uXXXX`: the published Python client ends a line at each of them and loses the frame (measured).
-//! A raw carriage return, which JSON allows between tokens, leaves as a space: SSE would end the line there. Since
-//! every line is validated, neither can be used to forge a frame. Bytes that are no UTF-8 leave as U+FFFD.
+//! A frame is `id: T:O:F\nevent: K\ndata: J\n\n`. `J` is the unchanged line, with these exceptions.
+//! U+2028, U+2029 and U+0085 become `\uXXXX`: the published Python client ends a line at each of
+//! them and loses the frame. A raw carriage return, which JSON allows between tokens, becomes a
+//! space: SSE would end the line there. Every line is validated, so neither can forge a frame.
+//! Invalid UTF-8 becomes U+FFFD.
 //!
-//! A line that is too long to be held leaves in pieces ([`long_frames`]): the frames before its `message` are made from what
-//! is kept of it, the `message` frame carries all of it.
+//! A line that is too long to hold is sent in pieces ([`long_frames`]): frames before its `message`
+//! come from the abridged line, the `message` frame carries all of it.
 
 use bytes::{BufMut, BytesMut};
 use serde_json::value::RawValue;
@@ -28,10 +29,10 @@ use crate::sessions::claude::classify::{BLOCKS, STREAM_EVENT};
 use crate::sessions::claude::line::{Block, is_true, member, utf8};
 use crate::sessions::stream::EventId;
 
-/// Appends the frames of `line`, which lies at `offset` in `turn`. Frames numbered up to `skip` are left out: the
-/// client has them (0: none). A line has the same frame numbers with and without `partial`.
+/// Appends the frames of `line`, which lies at `offset` in `turn`. Leaves out frames numbered up to
+/// `skip`, which the client has (0: none). Frame numbers do not depend on `partial`.
 pub fn frames(line: &[u8], turn: i64, offset: u64, skip: u32, partial: bool, out: &mut BytesMut) {
-    // Most lines of a turn are these; a client that did not ask for them pays for a comparison only.
+    // Most lines of a turn; a client that did not ask for them costs only this comparison.
     if !partial && line.starts_with(STREAM_EVENT) {
         return;
     }
@@ -43,8 +44,9 @@ pub fn frames(line: &[u8], turn: i64, offset: u64, skip: u32, partial: bool, out
     }
 }
 
-/// The frames of a line that is too long to be held, up to the head of its `message` frame; `abridged` is what is kept of it.
-/// Whether the line itself follows, as [`piece_of`] it piece by piece, and then [`END`].
+/// The frames of a line that is too long to hold, up to the head of its `message` frame. `abridged`
+/// is what is kept of it. Returns whether the line itself follows: its pieces ([`piece_of`]), then
+/// [`END`].
 pub fn long_frames(abridged: &[u8], turn: i64, offset: u64, skip: u32, partial: bool, out: &mut BytesMut) -> bool {
     let text = utf8(abridged);
     let Some(parsed) = Line::parse(&text) else { return false };
@@ -56,11 +58,11 @@ pub fn long_frames(abridged: &[u8], turn: i64, offset: u64, skip: u32, partial: 
     shown
 }
 
-/// What ends a frame.
+/// Ends a frame.
 pub const END: &[u8] = b"\n\n";
 
-/// A piece of a line as it leaves. It returns how many bytes it took: all of them, or, unless it is the `last`, all but those
-/// at the end whose meaning depends on what follows (at most three).
+/// Writes a piece of a line. Returns the bytes taken: all of them or, unless it is the `last`, all
+/// but at most three at the end whose meaning depends on what follows.
 pub fn piece_of(piece: &[u8], last: bool, out: &mut BytesMut) -> usize {
     let mut taken = piece.len();
     for chunk in piece.utf8_chunks() {
@@ -81,9 +83,9 @@ pub fn piece_of(piece: &[u8], last: bool, out: &mut BytesMut) -> usize {
     taken
 }
 
-/// The frames that are derived from a line; whether its `message` frame follows.
+/// Writes the frames derived from a line; returns whether its `message` frame follows.
 fn derived(parsed: &Line<'_>, partial: bool, frames: &mut Frames<'_>) -> bool {
-    // Each takes more bytes than its block may have.
+    // Each frame is larger than its block may be.
     let mut left = BLOCKS;
     let mut another = || {
         left -= 1;
@@ -120,10 +122,10 @@ fn derived(parsed: &Line<'_>, partial: bool, frames: &mut Frames<'_>) -> bool {
     true
 }
 
-/// A frame of ashd's own: session_start, error, done, gap. `data` is one JSON object on one line.
+/// A frame of ashd: session_start, error, done, gap. `data` is one JSON object on one line.
 pub fn own_frame(id: EventId, event: &str, data: &serde_json::Value, out: &mut BytesMut) {
     let mut frames = Frames { out, turn: id.turn, offset: id.offset, next: id.frame, skip: 0 };
-    // Not `frame`: number 0 is a place like any other here.
+    // Not `frame`: here number 0 is valid.
     frames.head(event);
     put_line(frames.out, data.to_string().as_bytes());
     frames.out.put_slice(END);
@@ -197,7 +199,7 @@ fn put_value(out: &mut BytesMut, value: Option<&RawValue>) {
     put_line(out, value.map_or("null", RawValue::get).as_bytes());
 }
 
-/// Decimal digits, without the machinery of `fmt`: three of these are in every frame.
+/// Decimal digits, faster than `fmt`: every frame has three of them.
 fn put_number(out: &mut BytesMut, mut number: u64) {
     let mut digits = [0; 20];
     let mut at = digits.len();
@@ -212,7 +214,7 @@ fn put_number(out: &mut BytesMut, mut number: u64) {
     out.put_slice(&digits[at..]);
 }
 
-/// Valid JSON in UTF-8, as it is but for what would end a line (see the module's page).
+/// Valid JSON in UTF-8, with line terminators escaped (see the module).
 fn put_line(out: &mut BytesMut, json: &[u8]) {
     let mut copied = 0;
     // U+2028 and U+2029 are E2 80 A8 and E2 80 A9, U+0085 is C2 85.

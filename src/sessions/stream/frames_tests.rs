@@ -114,7 +114,7 @@ fn what_ends_a_line_for_a_client_is_escaped_and_nothing_else() {
     assert!(!data.contains(['\u{2028}', '\u{2029}', '\u{85}', '\r']), "{data}");
     let back: serde_json::Value = serde_json::from_str(data).expect("JSON");
     assert_eq!(back["t"], text);
-    // The same in a frame that is derived.
+    // The same in a derived frame.
     let line = format!(r#"{{"type":"stream_event","event":{{"delta":{{"type":"text_delta","text":"{text}"}}}}}}"#);
     let frames = of(&line, true);
     assert!(frames.iter().all(|f| !f.2.contains(['\u{2028}', '\u{2029}', '\u{85}'])), "{frames:?}");
@@ -149,7 +149,7 @@ fn own_frames_have_the_same_form() {
     assert_eq!(out, &b"id: 1:9:0\nevent: error\ndata: {\"error\":\"a\\nb\\u2028\"}\n\n"[..]);
 }
 
-/// The frames of a long line, put together from pieces of so many bytes.
+/// The frames of a long line in pieces of `piece` bytes.
 fn of_long(line: &[u8], abridged: &str, piece: usize) -> Vec<u8> {
     let mut out = BytesMut::new();
     if long_frames(abridged.as_bytes(), 3, 512, 0, true, &mut out) {
@@ -201,7 +201,7 @@ fn a_line_of_blocks_makes_a_bounded_number_of_frames() {
 }
 
 proptest::proptest! {
-    /// Whatever the payload writes: frames are whole, of one line each, and their data one JSON object.
+    /// For any payload output: frames are whole, one line each, and their data is one JSON object.
     #[test]
     fn no_line_breaks_the_framing(head in "(\\{\"type\":\"(stream_event|user|x)\",)?", body in "\\PC{0,60}|[\\r\\t \"{}:,a\\\\]{0,40}") {
         let line = format!("{head}{body}").replace('\n', "");

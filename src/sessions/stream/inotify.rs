@@ -1,7 +1,7 @@
-//! One inotify instance for every file the daemon follows.
+//! One inotify instance for all files that the daemon follows.
 //!
-//! The kernel allows a user 128 instances but many thousand watches, so the instance is shared: a task of its own
-//! reads it and wakes whoever follows the file in question.
+//! The kernel allows a user 128 instances but many thousand watches. One task reads the shared
+//! instance and wakes the followers of a changed file.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,7 +17,7 @@ use ash_observe::tasks;
 
 type Followers = Arc<Mutex<HashMap<WatchDescriptor, Vec<Arc<Notify>>>>>;
 
-/// Cheap to clone. The instance is closed, and its task ends, when the last clone and the last [`Watch`] are gone.
+/// Cheap to clone. The instance and its task end with the last clone and the last [`Watch`].
 #[derive(Clone, Debug)]
 pub struct Hub {
     shared: Arc<Shared>,
@@ -49,7 +49,7 @@ impl Hub {
         let mut events = inotify.into_event_stream([0; 16 * 1024])?;
         let followers = Followers::default();
         let to_wake = Arc::clone(&followers);
-        // Without it no output is seen any more, of any session.
+        // Without it ashd sees no more output of any session.
         let task = tasks::spawn_essential("output-watch", async move {
             while let Some(event) = events.next().await {
                 let followers = to_wake.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,7 +57,7 @@ impl Hub {
                     Ok(event) if !event.mask.contains(EventMask::Q_OVERFLOW) => {
                         followers.get(&event.wd).into_iter().flatten().for_each(|f| f.notify_one());
                     }
-                    // The kernel dropped events (or we could not read them): any file may have grown.
+                    // The kernel dropped events, or the read failed: any file may have grown.
                     _ => followers.values().flatten().for_each(|f| f.notify_one()),
                 }
             }
@@ -65,11 +65,12 @@ impl Hub {
         Ok(Self { shared: Arc::new(Shared { watches: Mutex::new(watches), followers, task }) })
     }
 
-    /// Watches a file until the [`Watch`] is dropped. The kernel's limit is `fs.inotify.max_user_watches`.
+    /// Watches a file until the [`Watch`] is dropped. The kernel's limit is
+    /// `fs.inotify.max_user_watches`.
     pub fn watch(&self, path: &Path) -> io::Result<Watch> {
         let notify = Arc::new(Notify::new());
         let mut watches = self.shared.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        // IN_MODIFY covers writes and truncation alike. One file has one descriptor, however often it is watched.
+        // IN_MODIFY covers writes and truncation. A file has one descriptor for all its watches.
         let descriptor = watches.add(path, WatchMask::MODIFY)?;
         let mut followers = self.shared.followers.lock().unwrap_or_else(PoisonError::into_inner);
         followers.entry(descriptor.clone()).or_default().push(Arc::clone(&notify));
@@ -86,7 +87,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Returns when the file was changed since the last call returned (or since the watch began).
+    /// Returns when the file changed since the last call returned (or since the watch began).
     pub async fn changed(&self) {
         self.notify.notified().await;
     }
@@ -100,7 +101,7 @@ impl Drop for Watch {
         list.retain(|notify| !Arc::ptr_eq(notify, &self.notify));
         if list.is_empty() {
             followers.remove(&self.descriptor);
-            // It fails when the file is gone already, and the watch with it.
+            // Fails when the file, and its watch with it, is gone.
             let _ = watches.remove(self.descriptor.clone());
         }
     }

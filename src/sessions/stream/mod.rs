@@ -1,4 +1,5 @@
-//! From the stdout file of claude to the frames that clients receive: the tail, replay, long lines, event ids.
+//! From claude's stdout file to the frames that clients receive: tail, replay, long lines, event
+//! ids.
 
 pub mod abridge;
 pub mod event_id;
@@ -13,6 +14,6 @@ pub mod trim;
 
 pub use event_id::EventId;
 
-/// A stream of ready SSE frames: the HTTP layer sends the bytes as they are.
+/// A stream of complete SSE frames; the HTTP layer sends the bytes unchanged.
 pub type FrameStream =
     std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<bytes::Bytes, std::convert::Infallible>> + Send>>;

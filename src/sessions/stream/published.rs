@@ -1,4 +1,4 @@
-//! What the driver tells the readers of its session, through a `tokio::sync::watch`.
+//! What the driver publishes to the readers of its session, through a `tokio::sync::watch`.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -8,31 +8,32 @@ use uuid::Uuid;
 
 use crate::store::{Store, Turn};
 
-/// How far a session is. The driver is the only writer; readers see the newest value and nothing in between.
+/// Progress of a session. The driver is the only writer; readers see the newest value only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
-    /// The session's task has only just begun: what follows is not read from the database yet.
+    /// The session's task has just begun: the other fields are not read from the database yet.
     pub loading: bool,
-    /// Bytes of the stdout file that are whole lines and that the driver has seen. It only grows. It may run ahead of
-    /// the database, but never past the end of a turn whose `end` is not published yet.
+    /// Bytes of the stdout file that are whole lines and that the driver has read. Only grows. It
+    /// may be ahead of the database, but never past the end of a turn whose `end` is not published.
     pub watermark: u64,
-    /// Bytes at the file's beginning that were given back to the file system; always the start of a line. Readers say
-    /// with a `gap` event that they skip them. Published before the bytes are given back.
+    /// Bytes at the file's beginning that were given back to the file system; always the start of a
+    /// line. Readers report the skipped part with a `gap` event. Published before the bytes are
+    /// given back.
     pub floor: u64,
-    /// The newest turn. Its `end` is published only when the disk has the transaction that holds it: whoever sees `done`
-    /// finds the whole turn in the history, also after a power cut.
+    /// The newest turn. Its `end` is published only after its transaction is on the disk: after
+    /// `done`, the history has the whole turn, also after a power cut.
     pub turn: Option<Turn>,
-    /// What befell the session, told to whoever listens now; the timeline has it for good.
+    /// Events of the session for current listeners; the timeline stores them.
     pub notices: Notices,
-    /// Set when nothing will come any more (the session has ended), with the reason in words for the client.
+    /// Set when nothing more will come (the session has ended): the reason, as text for the client.
     pub closed: Option<String>,
 }
 
-/// The newest causes (a process killed, a limit reached), as the data of their `lifecycle` events. Bounded: a reader that is slow
-/// by more than these finds them in the timeline.
+/// The newest causes (a process killed, a limit reached), as data of their `lifecycle` events.
+/// Bounded: a slow reader finds older ones in the timeline.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notices {
-    /// How many there ever were.
+    /// Total number so far.
     pub count: u64,
     newest: Arc<VecDeque<Arc<str>>>,
 }
@@ -49,16 +50,16 @@ impl Notices {
         self.count += 1;
     }
 
-    /// Those behind the first `seen`, oldest first.
+    /// Those after the first `seen`, oldest first.
     pub fn after(&self, seen: u64) -> impl Iterator<Item = &str> {
         let wanted = usize::try_from(self.count.saturating_sub(seen)).unwrap_or(usize::MAX).min(self.newest.len());
         self.newest.iter().skip(self.newest.len() - wanted).map(AsRef::as_ref)
     }
 }
 
-/// Where readers look up turns that are no longer the newest.
+/// Looks up turns that are no longer the newest.
 pub trait Turns: Clone + Send + Sync + 'static {
-    /// The turn with this number, or why that cannot be told now.
+    /// The turn with this number, or why it cannot be read now.
     fn turn(&self, session: Uuid, number: i64) -> impl Future<Output = Result<Option<Turn>, String>> + Send;
 }
 

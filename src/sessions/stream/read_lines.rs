@@ -1,4 +1,4 @@
-//! Whole lines out of the middle of a file, for readers that replay.
+//! Reads whole lines from the middle of a file, for replay.
 
 use std::fs::File;
 use std::io;
@@ -6,21 +6,21 @@ use std::os::unix::fs::FileExt;
 
 use super::tail::{LINE_BYTES, WHOLE_BYTES};
 
-/// Bytes read at once: large enough that the system call costs nothing beside parsing, small enough that one reader
-/// never holds a thread for more than about a millisecond, and that a client which does not read has little waiting for it.
+/// Bytes of one read: large enough to amortise the system call; small enough that a reader holds a
+/// thread for about a millisecond, and that little is buffered for a client that does not read.
 pub const PIECE_BYTES: u64 = 64 * 1024;
 
-/// What lies at a place of the file.
+/// Content at a position of the file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// Whole lines, at most [`PIECE_BYTES`] of them or one longer line.
+    /// Whole lines: at most [`PIECE_BYTES`], or one longer line.
     Lines(Vec<u8>),
-    /// The beginning of a line that is longer than [`WHOLE_BYTES`]; where it ends is not known yet.
+    /// The beginning of a line that is longer than [`WHOLE_BYTES`]; its end is not known yet.
     Long,
 }
 
-/// The lines from `from` on. `to` is the end of a line past `from`. A file that is shorter than `to`, or whose lines end
-/// elsewhere, was changed behind our back: `InvalidData`.
+/// The lines from `from` on. `to` is the end of a line after `from`. `InvalidData` when the file is
+/// shorter than `to` or its lines end elsewhere: it was changed.
 pub fn whole_lines(file: &File, from: u64, to: u64) -> io::Result<Piece> {
     let mut bytes = Vec::new();
     loop {
@@ -30,7 +30,8 @@ pub fn whole_lines(file: &File, from: u64, to: u64) -> io::Result<Piece> {
         }
         let fresh = bytes.len();
         read_more(file, have, to, &mut bytes)?;
-        // Exact, wherever the pieces lie: every reader must make the same frames of a line, else their ids differ.
+        // Exact, regardless of the pieces: all readers must derive the same frames, and so the same
+        // ids.
         let first = memchr::memchr(b'\n', &bytes[fresh..]).map_or(bytes.len(), |newline| fresh + newline);
         if first as u64 > WHOLE_BYTES {
             return Ok(Piece::Long);
@@ -42,8 +43,8 @@ pub fn whole_lines(file: &File, from: u64, to: u64) -> io::Result<Piece> {
     }
 }
 
-/// A piece of one long line that begins at `start`: its bytes at `from`, and whether its newline came, which is not among
-/// them.
+/// A piece of the long line that begins at `start`: its bytes at `from`, without the newline, and
+/// whether the newline was reached.
 pub fn of_long_line(file: &File, start: u64, from: u64, to: u64) -> io::Result<(Vec<u8>, bool)> {
     if from >= to || from - start > LINE_BYTES {
         return Err(changed("has no line end where one was seen"));
@@ -61,7 +62,7 @@ fn read_more(file: &File, from: u64, to: u64, bytes: &mut Vec<u8>) -> io::Result
     let have = bytes.len();
     bytes.resize(have + to.saturating_sub(from).min(PIECE_BYTES) as usize, 0);
     file.read_exact_at(&mut bytes[have..], from).map_err(|e| match e.kind() {
-        io::ErrorKind::UnexpectedEof => changed("was cut short"),
+        io::ErrorKind::UnexpectedEof => changed("was truncated"),
         _ => e,
     })
 }

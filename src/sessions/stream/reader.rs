@@ -1,19 +1,21 @@
 //! Readers of a session's stream: from the stdout file to SSE bytes.
 //!
 //! ```text
-//!              +-----------------------------------------------------------------+
-//!              v                                                                 |
-//!          NextTurn --a turn is there--> Greet --session_start--> Lines ----> End (error?, done)
-//!              |                                                  |  ^           |
-//!              | closed                     watermark not moved:  v  |           | the stream of one turn
-//!              +--------> Finished             wait, ": ping" every 15 s         +--------> Finished
+//!              +-------------------------------------------------------------+
+//!              v                                                             |
+//!          NextTurn --a turn exists--> Greet --session_start--> Lines --> End (error?, done)
+//!              |                                                |  ^         |
+//!              | closed                    watermark not moved: v  |         | the stream of one turn
+//!              +--------> Finished            wait, ": ping" every 15 s      +--------> Finished
 //! ```
 //!
-//! A line that is too long to be held takes a step of its own, Long, between two of Lines: one piece of it at a time.
+//! A line that is too long to hold has its own step between two of Lines: Long, one piece at a
+//! time.
 //!
-//! A reader is a place (turn, offset, frames of that line to skip) and nothing else. It reads the file itself up to the
-//! driver's watermark, at most [`super::read_lines::PIECE_BYTES`] or one longer line at a time, when it is polled: a client
-//! that does not read is not polled, and costs nothing. All frames of a piece leave as one chunk.
+//! A reader's state is a position (turn, offset, frames of that line to skip). When polled, it
+//! reads the file up to the driver's watermark: at most [`super::read_lines::PIECE_BYTES`] or one
+//! longer line at a time. A client that does not read is not polled, and costs nothing. All frames
+//! of a piece are sent as one chunk.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -34,7 +36,7 @@ use super::tail::lines;
 use crate::sessions::stream::{EventId, FrameStream};
 use crate::store::Turn;
 
-/// Silence after which a comment is sent, so that proxies and clients see the connection is alive (contract §9).
+/// Silence after which a comment is sent, so that proxies and clients keep the connection.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// The frames of one turn, from its start until `done`, live.
@@ -50,12 +52,12 @@ pub fn turn_stream(
     Reader::new(stdout, session, turns, published, Partial::from(partial), Step::Greet(place), false).into_stream()
 }
 
-/// In which turns a reader gets partial messages.
+/// Turns in which a reader gets partial messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::sessions) enum Partial {
     Always,
     Never,
-    /// In the turn with this number, whose own stream had them.
+    /// The turn with this number, whose own stream had them.
     In(i64),
 }
 
@@ -75,7 +77,7 @@ impl From<bool> for Partial {
     }
 }
 
-/// Where a reader is in a turn.
+/// A reader's position in a turn.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sessions) struct Place {
     pub number: i64,
@@ -90,7 +92,7 @@ pub(in crate::sessions) struct Place {
 pub(in crate::sessions) enum Step {
     Greet(Place),
     Lines(Place),
-    /// In the middle of the `message` frame of the line at this place, see [`long`].
+    /// In the `message` frame of the line at this position, see [`long`].
     Long(LongLine),
     /// Waits for the turn with this number.
     NextTurn(i64),
@@ -108,21 +110,21 @@ pub(in crate::sessions) struct Reader<T> {
     step: Step,
     /// Whether other turns follow.
     follow: bool,
-    /// A gap over whole turns that is not said yet: where it began, and the end of the last turn in it.
+    /// A gap over whole turns that is not reported yet: its start, and the end of its last turn.
     gap: Option<(EventId, u64)>,
-    /// Notices that were there when it came, or that it has told.
+    /// Notices that existed when the reader came, or that it has sent.
     noticed: u64,
 }
 
-/// How far the reader's turn goes now.
+/// How far the reader's turn can be read now.
 enum Bound {
-    /// It runs; whole lines are there up to this offset.
+    /// The turn runs; whole lines exist up to this offset.
     Running(u64),
     Ended {
         end: u64,
         error: Option<String>,
     },
-    /// It can be read up to this offset, and then no further, for this reason.
+    /// Readable up to this offset and no further, for this reason.
     Broken {
         end: u64,
         why: String,
@@ -178,7 +180,7 @@ impl<T: Turns> Reader<T> {
         let now = self.published.borrow_and_update().clone();
         let (bound, start) = self.bound(&now, place).await;
         if start > place.offset {
-            // It begins later than it seemed: behind a turn of claude's own.
+            // The turn begins later than first recorded: after a turn of claude's own.
             place = Place { start, offset: start, skip: 0, ..place };
         }
         let (Bound::Running(end) | Bound::Ended { end, .. } | Bound::Broken { end, .. }) = bound;
@@ -191,7 +193,8 @@ impl<T: Turns> Reader<T> {
         }
         if place.offset < end {
             match self.piece(place.offset, end) {
-                // Bytes are given back after the floor was published, so what was read may be zeros.
+                // The floor is published before bytes are given back, so what was read may be
+                // zeros.
                 _ if self.published.borrow().floor > place.offset => {}
                 Ok(Piece::Long) => {
                     if let Err(e) = self.begin_long(place, end, out).await {
@@ -220,7 +223,7 @@ impl<T: Turns> Reader<T> {
 
     async fn bound(&self, now: &Published, place: Place) -> (Bound, u64) {
         let Some(newest) = now.turn.as_ref().filter(|turn| turn.number >= place.number) else {
-            // Asked before the driver published the turn.
+            // The reader came before the driver published the turn.
             let bound = match &now.closed {
                 Some(why) => Bound::Broken { end: place.offset, why: why.clone() },
                 None => Bound::Running(place.offset),
@@ -280,7 +283,7 @@ impl<T: Turns> Reader<T> {
             Ok(Some(turn)) => {
                 let place = Place { number, start: turn.start, offset: turn.start, skip: 0 };
                 if let Some(end) = turn.end.filter(|end| *end <= now.floor && *end > turn.start) {
-                    // Not a frame for each of a thousand turns: one for all of them, before the next that is there.
+                    // One gap frame for all missing turns, before the next turn that exists.
                     let from = EventId { turn: number, offset: turn.start, frame: FRAME_START };
                     self.gap = Some((self.gap.map_or(from, |(from, _)| from), end));
                     self.step = Step::NextTurn(number + 1);
@@ -309,8 +312,8 @@ impl<T: Turns> Reader<T> {
         }
     }
 
-    /// What befell the session since, where the stream is in step with it. Its id is the place that was reached: nothing of the
-    /// output is passed over by coming back with it.
+    /// Sends new notices where the stream is in step with the session. Their id is the position
+    /// reached, so that a reconnect misses no output.
     fn notices(&mut self, out: &mut BytesMut) {
         let now = self.published.borrow();
         if !self.follow || now.notices.count == self.noticed {
@@ -332,7 +335,7 @@ impl<T: Turns> Reader<T> {
         self.noticed = now.notices.count;
     }
 
-    /// What is missing is said, never hidden. The frame's own id is where the stream goes on.
+    /// Reports missing output. The frame's id is where the stream continues.
     fn say_gap(&self, from: EventId, to: Place, out: &mut BytesMut) {
         let id = EventId { turn: to.number, offset: to.offset, frame: to.skip };
         let data = json!({
@@ -344,17 +347,17 @@ impl<T: Turns> Reader<T> {
         own_frame(id, "gap", &data, out);
     }
 
-    /// Until the driver publishes something, or it is time to show that the connection lives.
+    /// Waits for a change of the published state, or until a heartbeat is due.
     async fn wait(&mut self, out: &mut BytesMut) {
-        // One that came while the rest was looked at wakes nobody a second time.
+        // A notice that came during the other checks causes no second wake-up.
         self.notices(out);
         if !out.is_empty() {
             return;
         }
         match tokio::time::timeout(self.heartbeat, self.published.changed()).await {
             Ok(Ok(())) => {}
-            // The daemon is going away while the turn goes on in its sandbox. `done` would be a lie: the body just
-            // ends, and the client rejoins with the last id.
+            // The daemon stops while the turn continues in its sandbox. `done` would be wrong: the
+            // body ends, and the client reconnects with the last id.
             Ok(Err(_)) => {
                 out.extend_from_slice(GOING);
                 self.step = Step::Finished;

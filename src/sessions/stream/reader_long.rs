@@ -1,5 +1,5 @@
-//! A line that is too long to be held, on its way to a client: read once to know what it is, and once more, a piece at a
-//! time, to be sent.
+//! Sends a line that is too long to hold: the first read classifies it, the second sends it in
+//! pieces.
 
 use std::io;
 
@@ -15,14 +15,14 @@ use crate::sessions::stream::read_lines::{PIECE_BYTES, of_long_line};
 #[derive(Clone, Copy, Debug)]
 pub struct LongLine {
     place: Place,
-    /// The next byte to be sent.
+    /// The next byte to send.
     at: u64,
-    /// Where its newline is.
+    /// Offset of its newline.
     end: u64,
 }
 
 impl<T: Turns> Reader<T> {
-    /// The frames before the line's own, and the head of that. `to` is the end of some line behind.
+    /// The frames before the line's own, and the head of that. `to` is the end of a later line.
     pub(super) async fn begin_long(&mut self, place: Place, to: u64, out: &mut BytesMut) -> io::Result<()> {
         let mut abridger = Abridger::new(Bounds::FRAMES);
         let mut end = place.offset;
@@ -35,7 +35,7 @@ impl<T: Turns> Reader<T> {
             }
             tokio::task::yield_now().await;
         }
-        // Bytes are given back after the floor was published, so what was read may be zeros.
+        // The floor is published before bytes are given back, so what was read may be zeros.
         if self.published.borrow().floor > place.offset {
             return Ok(());
         }
@@ -49,8 +49,8 @@ impl<T: Turns> Reader<T> {
         Ok(())
     }
 
-    /// The next piece. When it is there no more, the stream ends in the middle of the frame, which a client drops; it comes
-    /// back with the id of the frame before, and is told what is missing.
+    /// The next piece. If it is no longer kept, the stream ends within the frame, which the client
+    /// drops. The client reconnects with the previous id and learns of the gap.
     pub(super) fn piece_of_long(&mut self, line: LongLine, out: &mut BytesMut) {
         let piece = self.file().and_then(|file| of_long_line(file, line.place.offset, line.at, line.end));
         let changed = self.published.borrow().floor > line.at;

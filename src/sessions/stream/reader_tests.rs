@@ -8,7 +8,7 @@ use tempfile::NamedTempFile;
 use super::*;
 use crate::sessions::stream::read_lines::PIECE_BYTES;
 
-/// A session as a driver would leave it: the file, the recorded turns, and what is published.
+/// A session as a driver leaves it: the file, the recorded turns, and the published state.
 struct Fixture {
     file: NamedTempFile,
     turns: Recorded,
@@ -85,7 +85,7 @@ impl Fixture {
         session_stream(path, SESSION, self.turns.clone(), from, self.published.subscribe(), None).await
     }
 
-    /// A session of three turns, the second of which failed, and a fourth that runs.
+    /// Three turns, the second failed, and a fourth that runs.
     fn long() -> Self {
         let mut fixture = Self::new();
         fixture.begin();
@@ -103,7 +103,7 @@ impl Fixture {
     }
 }
 
-/// What is there now, without waiting, as "id event data" lines; and whether the stream ended.
+/// What is available without waiting, as "id event data" lines; and whether the stream ended.
 fn now(stream: &mut FrameStream) -> (Vec<String>, bool) {
     let mut text = String::new();
     let mut ended = false;
@@ -195,7 +195,7 @@ async fn a_daemon_that_goes_away_never_says_done() {
     now(&mut stream);
     fixture.published = watch::Sender::new(Published::default());
     let (frames, ended) = now(&mut stream);
-    assert!(ended && frames.len() == 1 && frames[0].contains("going away"), "{frames:?}");
+    assert!(ended && frames.len() == 1 && frames[0].contains("stopping"), "{frames:?}");
 }
 
 #[tokio::test]
@@ -272,7 +272,7 @@ async fn a_place_that_does_not_exist_is_refused() {
 async fn what_is_no_longer_kept_is_a_gap_and_never_silence() {
     let fixture = Fixture::long();
     let second = system("a").len() * 2 + system("between turns").len();
-    // In the middle of the first turn.
+    // Within the first turn.
     fixture.published.send_modify(|p| p.floor = system("a").len() as u64);
     let mut stream = fixture.join(Some("0:0:0")).await.expect("a stream");
     let (frames, _) = now(&mut stream);
@@ -306,7 +306,7 @@ async fn a_file_that_was_cut_short_is_an_error_and_done() {
     fixture.write(&system("x"));
     fixture.file.as_file().set_len(3).expect("truncated");
     let (frames, ended) = now(&mut fixture.turn_stream(turn));
-    assert!(frames[1].contains(" error ") && frames[1].contains("cut short"), "{frames:?}");
+    assert!(frames[1].contains(" error ") && frames[1].contains("truncated"), "{frames:?}");
     assert!(frames[2].contains(" done ") && ended && frames.len() == 3);
 }
 
@@ -361,7 +361,7 @@ async fn a_line_too_long_to_be_held_leaves_in_pieces_and_whole() {
     assert_eq!(names, ["session_start", "message", "turn_complete", "message", "message", "done"]);
     assert!(data[2].1.starts_with(r#"{"numTurns":2,"result":"€"#) && data[2].1.len() < 64 << 10, "{}", data[2].1.len());
     assert!(data[3].1 == long.replace('\u{2028}', r"\u2028"));
-    // A client that has the frames before it gets it again, and one that has it does not.
+    // A client that has only earlier frames gets it again; one that has it does not.
     let id = |frame: u32| format!("1:{}:{frame}", system("before").len());
     for (frame, expected) in [(1, "message message done"), (2, "message done")] {
         let mut stream = fixture.join(Some(&id(frame))).await.expect("a place");
@@ -390,5 +390,5 @@ async fn what_is_given_back_in_the_middle_of_a_long_line_ends_the_stream_there()
     fixture.published.send_modify(|p| p.floor = end);
     stopping.cancel();
     let (last, _) = rest(&mut stream).await;
-    assert!(!last.contains("event: ") && !last.contains(": ashd"), "nothing is put into half a frame: {last}");
+    assert!(!last.contains("event: ") && !last.contains(": ashd"), "nothing is inserted into a partial frame: {last}");
 }

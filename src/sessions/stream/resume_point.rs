@@ -1,4 +1,4 @@
-//! Where a client that comes (back) to a session's stream goes on.
+//! Where a client continues in a session's stream.
 
 use std::fs::File;
 use std::future::ready;
@@ -20,15 +20,16 @@ use super::reader::{Partial, Place, Reader, Step};
 use crate::sessions::stream::{EventId, FrameStream};
 use crate::store::Turn;
 
-/// How long an EventSource waits before it comes back: a restart of ashd takes about as long. Only here, since nobody sends a message again by itself.
+/// Reconnect delay of an EventSource: about the time of a restart of ashd. Not for messages, which
+/// no client sends again by itself.
 const RETRY: &[u8] = b"retry: 1000\n\n";
 
-/// The last bytes of a stream whose daemon stops.
-pub(in crate::sessions) const GOING: &[u8] = b": ashd is going away; rejoin with Last-Event-ID\n\n";
+/// Last bytes of a stream when the daemon stops.
+pub(in crate::sessions) const GOING: &[u8] = b": ashd is stopping; reconnect with Last-Event-ID\n\n";
 
-/// The same stream, ended between two frames when the daemon stops. `done` would be a lie then, and a connection that breaks
-/// an error: the turn goes on in its sandbox, and the client comes back with the last id. In the middle of a frame (of a line
-/// that leaves in pieces) the stream just ends: a client drops a frame that has no end.
+/// Ends the stream between two frames when the daemon stops. The turn continues in its sandbox, so
+/// `done` would be wrong and a broken connection an error; the client reconnects with the last id.
+/// Within a frame (a line sent in pieces) the stream just ends: a client drops an incomplete frame.
 pub fn until(stopping: &CancellationToken, frames: FrameStream) -> FrameStream {
     let (stop, stopped) = (stopping.clone().cancelled_owned(), stopping.clone());
     let between = Arc::new(AtomicBool::new(true));
@@ -43,20 +44,21 @@ pub fn until(stopping: &CancellationToken, frames: FrameStream) -> FrameStream {
     Box::pin(frames.take_until(stop).chain(last.filter_map(ready)))
 }
 
-/// Why a client cannot join at the place it names.
+/// Why a client cannot join at its position.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReaderError {
-    /// The event id is no place in this session's stream: 400.
+    /// 400: the event id is not in this session's stream.
     #[error("event id {id} is not in this session's stream: {why}")]
     NotAPlace { id: EventId, why: String },
-    /// The database or the file could not be asked: 503.
+    /// 503: the database or the file could not be read.
     #[error("the stream cannot be read now: {0}")]
     Unavailable(String),
 }
 
-/// The frames after `from` (`None`: from now on; [`EventId::BEGINNING`]: all of them), turn after turn, then live,
-/// until the session is closed. Without `partial`, the turn of `from` has partial messages when it was sent with them. It is the same sequence of frames, with the same ids, as the streams of the turns one
-/// after the other; lines between turns are in none of them.
+/// The frames after `from` (`None`: from now on; [`EventId::BEGINNING`]: all of them), turn after
+/// turn, then live, until the session is closed. Without `partial`, only the turn of `from` has
+/// partial messages, if it was sent with them. Frames and ids equal those of the turns' own
+/// streams; lines between turns are in none of them.
 pub async fn session_stream(
     stdout: PathBuf,
     session: Uuid,
@@ -65,7 +67,7 @@ pub async fn session_stream(
     mut published: watch::Receiver<Published>,
     partial: Option<bool>,
 ) -> Result<FrameStream, ReaderError> {
-    // Clients come back the moment a restarted daemon listens.
+    // Clients reconnect as soon as a restarted daemon listens.
     let loaded = published.wait_for(|p| !p.loading).await.map(drop);
     loaded.map_err(|_| ReaderError::Unavailable("the session cannot be read from the database".to_owned()))?;
     let now = published.borrow_and_update().clone();
@@ -112,7 +114,8 @@ fn after(id: EventId, turn: &Turn, now: &Published, stdout: &Path) -> Result<Ste
     let no = |why: String| ReaderError::NotAPlace { id, why };
     let place = Place { number: turn.number, start: turn.start, offset: id.offset, skip: id.frame };
     if id.offset < turn.start && id.frame == FRAME_START {
-        // The client has the turn's `session_start`, whose id is where the turn seemed to begin.
+        // The client has the turn's `session_start`, whose id is where the turn was first recorded
+        // to begin.
         return Ok(Step::Lines(Place { offset: turn.start, skip: 0, ..place }));
     }
     if id.offset < turn.start {
@@ -123,15 +126,15 @@ fn after(id: EventId, turn: &Turn, now: &Published, stdout: &Path) -> Result<Ste
         Some(end) if id.offset == end && id.frame >= FRAME_DONE => return Ok(Step::NextTurn(turn.number + 1)),
         _ => {}
     }
-    // A restarted daemon may not have read as far again as the client has: the reader then waits for it. But the
-    // bytes are there, so a place in mid-line can be told at once.
+    // A restarted daemon may not have read as far as the client; the reader then waits. The bytes
+    // exist, so a position within a line is refused at once.
     if id.offset > turn.start && id.offset >= now.floor {
         let begins = File::open(stdout).and_then(|file| begins_line(&file, id.offset));
         if !begins.map_err(|e| ReaderError::Unavailable(e.to_string()))? {
             return Err(no(format!("no line begins at {}", id.offset)));
         }
     }
-    // session_start is number 0 of the first line; nothing of that line itself has been seen.
+    // session_start is number 0 of the first line; nothing of that line itself was sent.
     debug_assert_eq!(FRAME_START, 0, "skip 0 leaves nothing of a line out");
     Ok(Step::Lines(place))
 }

@@ -4,12 +4,13 @@
 //!            offset             scanned                 length of the file
 //!  | consumed | no newline in here | not looked at yet    |
 //!  +----------+--------------------+----------------------+
-//!             next_batch() returns [offset, one past the last newline), at most 256 KiB of it, or one longer line
+//!             next_batch() returns [offset, one past the last newline):
+//!             at most 256 KiB, or one longer line
 //! ```
 //!
-//! The payload holds the descriptor of that file and is hostile. Between two batches nothing is kept but the two
-//! numbers and, of a line that is longer than [`WHOLE_BYTES`], what [`super::abridge`] keeps of it. So a line that never
-//! ends costs its bytes on the payload's disk and no memory here.
+//! The payload holds that file's descriptor and is hostile. Between two batches only the two
+//! numbers are kept and, of a line longer than [`WHOLE_BYTES`], what [`super::abridge`] keeps of
+//! it. An endless line costs the payload's disk and no memory here.
 
 use std::fs::File;
 use std::io;
@@ -24,31 +25,32 @@ use crate::sessions::claude::omitted::LONG_LINE;
 
 /// Bytes of one batch, unless a single line is longer.
 pub const BATCH_BYTES: u64 = 256 << 10;
-/// Bytes of the longest line that is held in memory, understood and stored as it is. claude's longest seen is 1.34 MB (a
-/// picture that was read). A longer one is abridged for the history and the timeline; streams carry all of it.
+/// Bytes of the longest line that is held in memory, parsed and stored unchanged. The longest seen
+/// from claude is 1.34 MB (a picture). A longer one is abridged for the history and the timeline;
+/// streams carry all of it.
 pub const WHOLE_BYTES: u64 = 4 << 20;
-/// Bytes of the longest line that is taken. The API takes messages of up to 50 MiB, but claude does not repeat them. Past
-/// it: [`TailError::TooLong`].
+/// Bytes of the longest accepted line. The API takes messages of up to 50 MiB, but claude does not
+/// repeat them. Above it: [`TailError::TooLong`].
 pub const LINE_BYTES: u64 = 32 << 20;
 
-/// Why a session's output can be followed no further. Each is the payload's doing or the disk's.
+/// Why a session's output cannot be followed further. Caused by the payload or the disk.
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
     #[error("the output file {path} cannot be {act}: {source}")]
     Io { path: PathBuf, act: &'static str, source: io::Error },
-    #[error("the output file was cut short: {length} bytes are left where {offset} were read")]
+    #[error("the output file was truncated to {length} bytes after {offset} were read")]
     Truncated { length: u64, offset: u64 },
     #[error("the output file was overwritten: no line ends at byte {offset} any more")]
     Overwritten { offset: u64 },
     #[error(
         "a line of claude's output is longer than {} MiB (it begins at byte {offset} of the output file), so its process was \
-         ended. Resume the session to start a new one, and let tools print less in one piece.",
+         ended. Resume the session to start a new one, and limit the output of each tool call.",
         LINE_BYTES >> 20
     )]
     TooLong { offset: u64 },
 }
 
-/// Whole lines of the file, in one piece, or one abridged line.
+/// Whole lines of the file, contiguous, or one abridged line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Offset of the first byte in the file.
@@ -57,7 +59,7 @@ pub struct Batch {
     end: u64,
     /// Ends with a newline.
     pub bytes: Bytes,
-    /// It is one line that was too long; `bytes` is what is left of it, and empty when it was not one JSON object.
+    /// One abridged line; `bytes` is empty when it was not one JSON object.
     pub abridged: bool,
 }
 
@@ -84,23 +86,23 @@ pub fn lines(start: u64, bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     })
 }
 
-/// What one look at the file found.
+/// Result of one read.
 enum Look {
     Batch(Batch),
     /// A piece of a longer line.
     More,
-    /// Nothing that was not seen before.
+    /// No new bytes.
     Nothing,
 }
 
-/// Follows one file. Reads the page cache in bounded pieces, so it is called from async code directly.
+/// Follows one file. Reads the page cache in bounded pieces, so async code calls it directly.
 #[derive(Debug)]
 pub struct Tail {
     path: PathBuf,
     file: File,
     offset: u64,
     scanned: u64,
-    /// Of a line that is too long: what is kept of it so far.
+    /// What is kept so far of a line that is too long.
     long: Option<Box<Abridger>>,
     watch: Watch,
 }
@@ -114,29 +116,29 @@ impl Tail {
             move |source| TailError::Io { path, act, source }
         };
         let file = File::open(&path).map_err(failed("opened"))?;
-        // Watched before the first look, so that nothing is written in between unnoticed.
+        // Watched before the first read, so that no write in between is missed.
         let watch = hub.watch(&path).map_err(failed("watched"))?;
         Ok(Self { path, file, offset, scanned: offset, long: None, watch })
     }
 
-    /// Offset of the next line to come.
+    /// Offset of the next line.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// The next whole lines, as soon as there are some. Dropping the future loses nothing.
+    /// The next whole lines, as soon as there are some. Cancel safe.
     pub async fn next_batch(&mut self) -> Result<Batch, TailError> {
         loop {
             match self.look()? {
                 Look::Batch(batch) => return Ok(batch),
-                // A long line is read piece by piece, and others get their turn in between.
+                // Other tasks run between the pieces of a long line.
                 Look::More => tokio::task::yield_now().await,
                 Look::Nothing => self.watch.changed().await,
             }
         }
     }
 
-    /// The next whole lines if they are there now. Called until `None`, it has everything: for a process that ended.
+    /// The next whole lines that exist now. Call it until `None` after a process ended.
     pub fn drain(&mut self) -> Result<Option<Batch>, TailError> {
         loop {
             match self.look()? {
@@ -177,7 +179,7 @@ impl Tail {
         let end = self.scanned + last as u64 + 1;
         let bytes =
             if known == 0 { Bytes::from(fresh).slice(..=last) } else { Bytes::from(self.read(self.offset, end)?) };
-        // The payload may have rewritten the beginning between the two looks.
+        // The payload may have rewritten the beginning between two reads.
         if bytes.last() != Some(&b'\n') {
             return Err(TailError::Overwritten { offset: end });
         }
@@ -199,7 +201,7 @@ impl Tail {
         Ok(Look::More)
     }
 
-    /// What is kept of the line that is too long, up to what was scanned.
+    /// What is kept of the long line, up to what was scanned.
     fn abridge(&mut self) -> Result<Box<Abridger>, TailError> {
         if let Some(long) = self.long.take() {
             return Ok(long);
@@ -220,10 +222,12 @@ impl Tail {
         batch
     }
 
-    /// Cut short and refilled between two looks, the file is long enough again; but then its lines end elsewhere.
+    /// Truncated and refilled between two reads, the file is long enough again, but its lines end
+    /// elsewhere.
     fn check_join(&self) -> Result<(), TailError> {
         let Some(before) = self.offset.checked_sub(1) else { return Ok(()) };
-        // Ranges given back to the file system read as zeros; the byte before the offset is never among them.
+        // Ranges given back to the file system read as zeros; the byte before the offset is never
+        // one of them.
         match self.read(before, self.offset)?.as_slice() {
             [b'\n'] => Ok(()),
             _ => Err(TailError::Overwritten { offset: self.offset }),

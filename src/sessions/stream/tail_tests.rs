@@ -69,14 +69,14 @@ async fn many_lines_come_in_bounded_batches_and_a_long_one_in_its_own() {
 
 #[tokio::test]
 async fn what_the_payload_can_do_to_the_file_is_said() {
-    // Cut short.
+    // Truncated.
     let (dir, mut out) = session();
     out.write_all(b"one\ntwo\n").expect("written");
     let mut cut = tail(&dir, 0);
     cut.drain().expect("no error");
     out.set_len(2).expect("truncated");
     assert!(matches!(soon(&mut cut).await, Err(TailError::Truncated { length: 2, offset: 8 })));
-    // Cut short and filled again.
+    // Truncated and refilled.
     let (dir, mut out) = session();
     out.write_all(b"one\ntwo\n").expect("written");
     let mut refilled = tail(&dir, 0);
@@ -84,7 +84,7 @@ async fn what_the_payload_can_do_to_the_file_is_said() {
     out.set_len(0).expect("truncated");
     out.write_all(b"something else and longer\n").expect("written");
     assert!(matches!(soon(&mut refilled).await, Err(TailError::Overwritten { offset: 8 })));
-    // Endless, in a sparse file: no disk, but no newline either.
+    // Endless, in a sparse file: no disk space and no newline.
     let (dir, out) = session();
     let mut endless = tail(&dir, 0);
     out.set_len(LINE_BYTES * 4).expect("extended");

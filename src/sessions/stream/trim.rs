@@ -1,13 +1,13 @@
-//! Giving read parts of the stdout file back to the disk.
+//! Gives read parts of the stdout file back to the disk.
 //!
 //! ```text
-//! 0           floor                                     watermark
-//! | given back | kept for readers that come back (window) |
+//! 0            floor                                      watermark
+//! | given back | kept for clients that reconnect (window) |
 //! ```
 //!
-//! Offsets stay what they are: the range becomes a hole. The driver calls [`found_floor`] when it begins and [`trim`] when
-//! a turn has ended. The order in there matters: the new floor is published first, and a reader that meets zeros looks
-//! at the floor again.
+//! Offsets do not change: the range becomes a hole. The driver calls [`found_floor`] when it begins
+//! and [`trim`] after each turn. The new floor is published first; a reader that meets zeros checks
+//! the floor again.
 
 use std::fs::File;
 use std::io;
@@ -20,15 +20,15 @@ use tokio::sync::watch;
 use super::published::Published;
 use super::tail::LINE_BYTES;
 
-/// Bytes of output that stay replayable at least.
+/// Minimum bytes of output that stay replayable.
 pub const WINDOW_BYTES: u64 = 64 << 20;
 
 const LOOK_BYTES: u64 = 64 * 1024;
-/// Holes are made of whole blocks; the common size of one.
+/// Holes consist of whole blocks; a common block size.
 const BLOCK_BYTES: u64 = 4096;
 
-/// Gives back what lies more than `window` bytes before the watermark, once it is worth it. Reads and writes a few
-/// blocks; on an error nothing is lost, and the next call tries again.
+/// Gives back what lies more than `window` bytes before the watermark, if it is enough. Reads and
+/// writes a few blocks; after an error nothing is lost, and the next call retries.
 pub fn trim(stdout: &Path, published: &watch::Sender<Published>, window: u64) -> io::Result<()> {
     let (floor, watermark) = {
         let now = published.borrow();
@@ -39,15 +39,15 @@ pub fn trim(stdout: &Path, published: &watch::Sender<Published>, window: u64) ->
     give_back(stdout, floor)
 }
 
-/// The floor of a file that an earlier daemon trimmed: the start of the first whole line after its leading hole; 0
-/// when it has none.
+/// The floor of a file that an earlier daemon trimmed: the start of the first whole line after its
+/// leading hole; 0 when it has none.
 pub fn found_floor(stdout: &Path) -> io::Result<u64> {
     let file = File::open(stdout)?;
     let length = file.metadata()?.len();
     let mut at = match seek(&file, SeekFrom::Data(0)) {
         Ok(0) => return Ok(0),
         Ok(data) => data,
-        // Nothing but a hole, or nothing at all.
+        // Only a hole, or empty.
         Err(rustix::io::Errno::NXIO) => return Ok(length),
         Err(e) => return Err(e.into()),
     };
@@ -62,8 +62,8 @@ pub fn found_floor(stdout: &Path) -> io::Result<u64> {
     Ok(length)
 }
 
-/// Where the floor should be now; `None` while it is fine where it is. It moves in steps of a window, so that a busy
-/// session does this once in a window's worth of output. The new floor is the start of a line.
+/// The new floor; `None` while the current one suffices. It moves in steps of a window, so that a
+/// busy session does this once per window of output. It is always the start of a line.
 fn next_floor(stdout: &Path, floor: u64, watermark: u64, window: u64) -> io::Result<Option<u64>> {
     if watermark.saturating_sub(floor) < window.saturating_mul(2).max(BLOCK_BYTES) {
         return Ok(None);
@@ -83,8 +83,8 @@ fn next_floor(stdout: &Path, floor: u64, watermark: u64, window: u64) -> io::Res
     Ok(None)
 }
 
-/// Makes a hole of what lies below the floor, but for the newline just before it, by which [`super::tail::Tail`]
-/// knows that nobody exchanged the file. Called again with the same floor it does nothing.
+/// Makes a hole below the floor, except for the newline just before it, by which
+/// [`super::tail::Tail`] recognises the file. A repeated call does nothing.
 fn give_back(stdout: &Path, floor: u64) -> io::Result<()> {
     let length = floor.saturating_sub(1) / BLOCK_BYTES * BLOCK_BYTES;
     if length == 0 {
@@ -126,7 +126,7 @@ mod tests {
         assert!(before - blocks() >= 1_500_000, "{before} -> {}", blocks());
         assert_eq!(path.metadata().expect("its size").len(), end);
 
-        // A daemon that starts now finds a place at or before the floor where lines are whole.
+        // A newly started daemon finds a position at or before the floor where lines are whole.
         let found = found_floor(&path).expect("readable");
         assert!(found <= floor && found > floor - BLOCK_BYTES - 17 && found.is_multiple_of(17), "{found}");
 
@@ -134,7 +134,7 @@ mod tests {
         let Piece::Lines(kept) = piece else { panic!("short lines") };
         assert_eq!(kept, "a line of output\n".repeat(kept.len() / 17).as_bytes());
         let mut tail = Tail::open(dir.path(), floor, &Hub::start().expect("a hub")).expect("a tail");
-        assert!(tail.drain().expect("nobody exchanged the file").is_some());
+        assert!(tail.drain().expect("the file is the same").is_some());
     }
 
     #[test]

@@ -27,7 +27,9 @@ pub fn unpack(archive: File, to: &mut impl Write) -> Result<String, CtlError> {
         }
         let size = entry.size();
         if size > MAX_BINARY {
-            return Err(CtlError::Install(format!("package/claude is too large ({size} of at most {MAX_BINARY} bytes)")));
+            return Err(CtlError::Install(format!(
+                "package/claude is too large ({size} of at most {MAX_BINARY} bytes)"
+            )));
         }
         eprintln!("  unpacking {} MB", size / 1_000_000);
         return copy(entry, to).map_err(|e| CtlError::Install(format!("cannot unpack package/claude: {e}")));

@@ -69,7 +69,8 @@ pub fn download(platform: &str, version: &str) -> Result<File, CtlError> {
     let mut npm = npm.spawn().map_err(|e| match e.kind() {
         // A directory in PATH that only root can enter gives another errno.
         _ if !on_path("npm") => CtlError::Install(
-            "npm is not installed. Claude Code is installed from npm: run `sudo apt install npm` and try again".to_owned(),
+            "npm is not installed. Claude Code is installed from npm: run `sudo apt install npm` and try again"
+                .to_owned(),
         ),
         _ => CtlError::Install(format!(
             "cannot start npm without root's privileges: {e}. Every user must be able to run it, and to enter {}",

@@ -1,10 +1,10 @@
-//! The command line. Its help texts are the manual's.
+//! The command line. The manual is generated from its help texts.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Where ashd listens unless it is told otherwise.
+/// Default URL of ashd.
 pub const URL: &str = "http://127.0.0.1:4100";
 
 #[derive(Debug, Parser)]
@@ -16,18 +16,18 @@ pub const URL: &str = "http://127.0.0.1:4100";
                   Exit codes: 0 done, 1 the request or the turn failed, 2 wrong usage, 3 ashd cannot be reached, 4 not authorised;\n`session exec` has the exit code of its command."
 )]
 pub struct Cli {
-    /// Where ashd listens: http://, https://, or unix:/run/ashd/ashd.sock, where root and group ashd need no key. Without
-    /// a key and a URL that socket is tried first.
+    /// URL of ashd: http://, https://, or unix:/run/ashd/ashd.sock, where root and members of group
+    /// ashd need no key. Without a key and a URL, ashctl tries that socket first.
     #[arg(long, env = "ASH_URL", default_value = URL, global = true)]
     pub url: String,
-    /// API key; without it, <DATA_DIR>/initial-api-key where that can be read: it is sent to this host's ashd alone, and not
-    /// to a port on which another user listens.
+    /// API key. Default: <DATA_DIR>/initial-api-key if it can be read. ashctl sends that key to
+    /// ashd on this host only, and not to a port on which another user listens.
     #[arg(long, env = "ASH_API_KEY", hide_env_values = true, global = true)]
     pub key: Option<String>,
     /// ashd's data directory: for the first key, backup and restore.
     #[arg(long, env = "ASH_DATA_DIR", default_value = "/var/lib/ashd", global = true)]
     pub data_dir: PathBuf,
-    /// Where versions of Claude Code are installed; root's alone, like all that leads there.
+    /// Directory of the Claude Code versions. Only root can change it and its parents.
     #[arg(long, env = "ASH_CLAUDE_DIR", default_value = ash_model::CLAUDE_DIR, global = true)]
     pub claude_dir: PathBuf,
     /// Tables for people, JSON for programs.
@@ -46,58 +46,60 @@ pub enum Format {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Whether ashd serves, and what is in use.
+    /// Shows whether ashd serves requests, and what is in use.
     Health,
-    /// What this host lacks, and the command that mends it. Exit codes: 0 all well, 1 warnings, 2 failures.
+    /// Checks host and installation, and shows how to fix what is wrong. Exit codes: 0 all well, 1
+    /// warnings, 2 failures.
     Doctor {
-        /// The same as `-o json`.
+        /// Same as `-o json`.
         #[arg(long)]
         json: bool,
-        /// Another configuration than /etc/ashd/ashd.toml.
+        /// Configuration file to check instead of /etc/ashd/ashd.toml.
         #[arg(long)]
         config: Option<PathBuf>,
     },
-    /// Agents: folders with a CLAUDE.md.
+    /// Agents: directories with a CLAUDE.md.
     #[command(after_help = "Example: ashctl agent deploy ./my-agent --env TEAM=blue && ashctl agent info my-agent")]
     Agent {
         #[command(subcommand)]
         command: AgentCommand,
     },
-    /// Sessions: one Claude Code process each, in a sandbox of its own.
+    /// Sessions: one Claude Code process each, in its own sandbox.
     #[command(
         after_help = "Example:\n  id=$(ashctl session create my-agent)\n  ashctl session send $id \"What files are here?\"\n  \
                             ashctl session exec $id git status\n  ashctl session pause $id; ashctl session resume $id\n  ashctl session end $id\n\n\
-                            What happened to it: ashctl session events ID; journalctl ASH_SESSION=ID"
+                            Its timeline: ashctl session events ID; journalctl ASH_SESSION=ID"
     )]
     Session {
         #[command(subcommand)]
         command: SessionCommand,
     },
-    /// What sessions may use: memory, cpu, processes, disk, time of a turn.
+    /// Limits of sessions: memory, cpu, processes, disk, time of a turn.
     Limits {
         #[command(subcommand)]
         command: LimitsCommand,
     },
     /// API keys.
-    #[command(after_help = "Example: ashctl keys create laptop --tenant acme; the key is shown this once")]
+    #[command(after_help = "Example: ashctl keys create laptop --tenant acme; the key is shown only once")]
     Keys {
         #[command(subcommand)]
         command: KeysCommand,
     },
-    /// Tenants: whose keys, agents and sessions are kept apart. One begins with its first key (`ashctl keys create --tenant`).
+    /// Tenants, whose keys, agents and sessions are separate. The first key of a tenant creates it
+    /// (`ashctl keys create --tenant`).
     #[command(after_help = "Example: ashctl keys create laptop --tenant acme; ashctl tenant delete acme --yes")]
     Tenant {
         #[command(subcommand)]
         command: TenantCommand,
     },
-    /// Who uses what, live: state, memory, cpu, pressure, turn, tokens.
+    /// Shows live usage: state, memory, cpu, pressure, turn, tokens.
     Top(super::top::TopArgs),
-    /// Prompts that are worked on when there is room.
+    /// Prompts that are processed when capacity is free.
     Queue {
         #[command(subcommand)]
         command: super::queue::QueueCommand,
     },
-    /// Measures an agent with questions whose answers are known.
+    /// Evaluates an agent with questions and expected topics.
     #[command(
         after_help = "Example:\n  ashctl eval import my-agent evals.json\n  ashctl eval run my-agent --version 1\n  \
                             ashctl eval runs my-agent\n  ashctl eval compare my-agent RUN_A RUN_B"
@@ -106,19 +108,19 @@ pub enum Command {
         #[command(subcommand)]
         command: super::evals::EvalCommand,
     },
-    /// Keys of tenants for the model, sealed by ashd.
+    /// Model keys of tenants, sealed by ashd.
     Credentials {
         #[command(subcommand)]
         command: super::credentials::CredentialsCommand,
     },
-    /// Copies database and session files into one archive, while ashd runs.
+    /// Copies the database and session files into one archive, while ashd runs.
     #[command(
         after_help = "Example: sudo ashctl backup /backup/ashd.tar.gz && sudo ashctl restore --verify /backup/ashd.tar.gz"
     )]
     Backup(super::backup::BackupArgs),
-    /// Puts a backup back (ashd must be stopped), or only checks it.
+    /// Restores a backup (ashd must be stopped), or only checks it.
     Restore(super::backup::RestoreArgs),
-    /// A part of backup, which root does not do itself.
+    /// Part of backup that does not run as root.
     #[command(hide = true)]
     CopyDatabase(super::backup::CopyDatabaseArgs),
     /// Versions of Claude Code on this host.
@@ -126,31 +128,31 @@ pub enum Command {
         #[command(subcommand)]
         command: super::claude_install::ClaudeCommand,
     },
-    /// Prints the completions of a shell: `ashctl completions bash > /etc/bash_completion.d/ashctl`.
+    /// Prints shell completions: `ashctl completions bash > /etc/bash_completion.d/ashctl`.
     Completions { shell: clap_complete::Shell },
-    /// Prints ashctl(1), for the package.
+    /// Prints the manual page ashctl(1).
     #[command(hide = true)]
     Manual,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum AgentCommand {
-    /// Uploads a folder that holds a CLAUDE.md; .git, node_modules and caches stay behind.
+    /// Uploads a directory with a CLAUDE.md, without .git, node_modules and caches.
     Deploy {
         dir: PathBuf,
-        /// Its name: 1 to 255 of A-Z a-z 0-9 _ - (default: the folder's).
+        /// Agent name: 1 to 255 of A-Z a-z 0-9 _ - (default: the directory's name).
         #[arg(long)]
         name: Option<String>,
-        /// A variable of every session of this agent, as NAME=VALUE (repeatable).
+        /// Environment variable for every session of this agent, as NAME=VALUE (repeatable).
         #[arg(long = "env", value_parser = pair)]
         env: Vec<(String, String)>,
     },
-    /// All agents, by name.
+    /// Lists all agents, by name.
     List,
     Info {
         name: String,
     },
-    /// Deletes the agent; its sessions go on.
+    /// Deletes the agent; its sessions continue.
     Delete {
         name: String,
     },
@@ -158,25 +160,25 @@ pub enum AgentCommand {
 
 #[derive(Debug, Args)]
 pub struct Page {
-    /// At most so many.
+    /// Maximum number of entries.
     #[arg(long)]
     pub limit: Option<u32>,
-    /// Only those with a greater sequence number.
+    /// Only entries with a greater sequence number.
     #[arg(long)]
     pub after: Option<i64>,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum SessionCommand {
-    /// Opens a session; answers when claude is ready.
+    /// Creates a session; returns when claude is ready.
     Create {
         agent: String,
         #[arg(long)]
         model: Option<String>,
-        /// Added to the agent's instructions.
+        /// Text to append to the agent's instructions.
         #[arg(long)]
         system_prompt: Option<String>,
-        /// A variable of this session, as NAME=VALUE (repeatable).
+        /// Environment variable for this session, as NAME=VALUE (repeatable).
         #[arg(long = "env", value_parser = pair)]
         env: Vec<(String, String)>,
     },
@@ -186,11 +188,11 @@ pub enum SessionCommand {
         #[arg(required = true, num_args = 1..)]
         text: Vec<String>,
     },
-    /// A conversation in the terminal: one line, one turn; Ctrl-D leaves, the session stays.
+    /// Conversation in the terminal, one turn per line. Ctrl-D leaves; the session stays.
     Chat {
         id: String,
     },
-    /// Sessions, newest first.
+    /// Lists sessions, newest first.
     List {
         #[arg(long)]
         agent: Option<String>,
@@ -203,14 +205,16 @@ pub enum SessionCommand {
     Info {
         id: String,
     },
-    /// Runs a command in the session's sandbox, beside a running turn; ashctl exits with the command's exit code.
+    /// Runs a command in the session's sandbox, also during a turn; ashctl exits with its exit
+    /// code.
     Exec {
         id: String,
         /// Milliseconds (1 to 300000) until the command and everything it started are killed.
         #[arg(long, default_value_t = 30_000)]
         timeout: u32,
-        /// Runs in /workspace. One argument is a line for bash: 'ls | wc -l'. Several are a program and its arguments, which arrive
-        /// as they are: bash -c 'echo "$1"' x 'two words'.
+        /// Command, run in /workspace. One argument is a line for bash: 'ls | wc -l'. Several
+        /// arguments are a program and its arguments, passed unchanged: bash -c 'echo "$1"' x 'two
+        /// words'.
         #[arg(required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
@@ -229,10 +233,10 @@ pub enum SessionCommand {
     Stop {
         id: String,
     },
-    /// Ends the session for good; its files can still be read.
+    /// Ends the session permanently; its files can still be read.
     End {
         id: String,
-        /// Also removes its files, messages, timeline and attachments, at once.
+        /// Also remove its files, messages, timeline and attachments immediately.
         #[arg(long)]
         purge: bool,
     },
@@ -245,11 +249,11 @@ pub enum SessionCommand {
         id: String,
         path: String,
     },
-    /// What the kernel was measured to enforce, layer by layer.
+    /// Shows what the kernel was measured to enforce, layer by layer.
     Confinement {
         id: String,
     },
-    /// The timeline.
+    /// Shows the timeline.
     Events {
         id: String,
         /// lifecycle, text, tool_start, tool_result, reasoning, error or turn_complete.
@@ -258,23 +262,23 @@ pub enum SessionCommand {
         #[command(flatten)]
         page: Page,
     },
-    /// The conversation so far.
+    /// Shows the conversation.
     Messages {
         id: String,
         #[command(flatten)]
         page: Page,
     },
-    /// What claude and its tools wrote to standard error.
+    /// Shows what claude and its tools wrote to standard error.
     Logs {
         id: String,
         /// Only lines after this index.
         #[arg(long)]
         after: Option<i64>,
-        /// Go on with what is written from now on, until Ctrl-C.
+        /// Continue with new lines until Ctrl-C.
         #[arg(short, long)]
         follow: bool,
     },
-    /// Follows the session's stream, whoever sends the messages, until Ctrl-C.
+    /// Follows the session's stream, including turns of other clients, until Ctrl-C.
     Tail {
         id: String,
         /// Start after this event id (the `id:` of a frame) instead of now.
@@ -283,36 +287,37 @@ pub enum SessionCommand {
     },
 }
 
-/// Whose limits: one of them, or none for the key's own tenant.
+/// Whose limits; without an option, those of the key's tenant.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 pub struct Level {
-    /// Of one session.
+    /// Limits of one session.
     #[arg(long, value_name = "ID")]
     pub session: Option<String>,
-    /// Of each session of an agent.
+    /// Limits of each session of an agent.
     #[arg(long, value_name = "NAME")]
     pub agent: Option<String>,
-    /// Of each session of another tenant (needs the admin).
+    /// Limits of each session of another tenant (needs the admin role).
     #[arg(long, value_name = "NAME")]
     pub tenant: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum LimitsCommand {
-    /// What holds, and which level decided it.
+    /// Shows the effective limits, and which level sets each.
     Show {
         #[command(flatten)]
         level: Level,
     },
-    /// Changes limits at once, without a restart of anything.
+    /// Changes limits immediately, without a restart.
     #[command(after_help = "Example: ashctl limits set --session ID memory=4GiB cpu=1.5 pids=256 disk=2GiB turn=30m\n\
-                            A value of none takes the level's own word back; then the levels above it decide.")]
+                            The value none removes the level's own value; then the levels above it decide.")]
     Set {
         #[command(flatten)]
         level: Level,
-        /// memory, swap, cpu (cores), weight, pids, io-read, io-write, io-read-ops, io-write-ops (a second), disk, files or turn,
-        /// and of a tenant storage (all its files and rows together), as NAME=VALUE.
+        /// memory, swap, cpu (cores), weight, pids, io-read, io-write, io-read-ops, io-write-ops
+        /// (per second), disk, files or turn, and for a tenant storage (all its files and rows
+        /// together), as NAME=VALUE.
         #[arg(required = true, value_name = "NAME=VALUE", value_parser = super::limits::parse_named)]
         limits: Vec<(String, Option<u64>)>,
     },
@@ -320,30 +325,32 @@ pub enum LimitsCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
-    /// Makes a key and shows it, this once.
+    /// Creates a key and shows it once.
     Create {
         label: String,
-        /// For another tenant (needs the admin).
+        /// Key for another tenant (needs the admin role).
         #[arg(long)]
         tenant: Option<String>,
-        /// With the admin role (needs the admin; tenant `default` only).
+        /// Key with the admin role (needs the admin role; tenant `default` only).
         #[arg(long, conflicts_with = "tenant")]
         admin: bool,
     },
-    /// The tenant's keys; those with the admin role are shown to admins only.
+    /// Lists the tenant's keys; only admins see keys with the admin role.
     List,
-    /// The key stops working at once. Keys with the admin role are revoked by admins only, the last of them never.
+    /// Revokes a key immediately. Only admins can revoke keys with the admin role, and never the
+    /// last one.
     Revoke { id: String },
 }
 
 #[derive(Debug, Subcommand)]
 pub enum TenantCommand {
-    /// Deletes a tenant with everything it has: keys, agents, sessions with their files and messages (needs the admin).
+    /// Deletes a tenant with all its keys, agents, sessions, files and messages (needs the admin
+    /// role).
     ///
-    /// What it used stays on record. The default tenant cannot be deleted.
+    /// Its usage stays on record. The default tenant cannot be deleted.
     Delete {
         name: String,
-        /// Really: nothing of it can be brought back but from a backup.
+        /// Confirm: only a backup can bring the data back.
         #[arg(long)]
         yes: bool,
     },

@@ -1,4 +1,4 @@
-//! The HTTP side: JSON requests, byte streams, and what a failed one means.
+//! The HTTP client: JSON requests, byte streams and errors.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use serde_json::Value;
 use super::CtlError;
 use super::unix::{self, UnixConnector};
 
-/// Bytes of the largest JSON answer that is read into memory; streams and files have no such bound.
+/// Maximum bytes of a JSON answer; streams and files have no such limit.
 const MAX_JSON: usize = 256 << 20;
 
-/// One daemon and the key for it. Connections are kept and reused.
+/// A client of one daemon, with its key. It keeps connections and reuses them.
 #[derive(Clone, Debug)]
 pub struct Client {
     http: Http,
-    /// What paths are appended to.
+    /// Prefix of request paths.
     base: String,
-    /// How the daemon is called in errors.
+    /// The URL that errors show.
     url: String,
     key: Option<String>,
 }
@@ -41,7 +41,7 @@ impl Client {
     pub fn new(url: &str, key: Option<String>) -> Result<Self, CtlError> {
         if let Some(path) = unix::path_of(url) {
             if !path.is_absolute() {
-                return Err(CtlError::Usage(format!("--url \"{url}\": unix: needs an absolute path of a socket")));
+                return Err(CtlError::Usage(format!("--url \"{url}\": unix: needs the absolute path of a socket")));
             }
             let http = Http::Unix(HyperClient::builder(TokioExecutor::new()).build(UnixConnector(path)));
             return Ok(Self { http, base: "http://ashd".to_owned(), url: url.to_owned(), key });
@@ -57,7 +57,8 @@ impl Client {
         tcp.set_connect_timeout(Some(Duration::from_secs(5)));
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
-        // Reading the system's certificates takes milliseconds that a plain connection need not pay.
+        // Loading the system's certificates takes milliseconds; a plain connection does not need
+        // them.
         if secure {
             return Self::with_native_roots(tcp, base, key);
         }
@@ -79,17 +80,17 @@ impl Client {
     fn with_native_roots(tcp: HttpConnector, base: String, key: Option<String>) -> Result<Self, CtlError> {
         let https = HttpsConnectorBuilder::new()
             .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
-            .map_err(|e| CtlError::Usage(format!("the system's certificates: {e}")))?
+            .map_err(|e| CtlError::Usage(format!("cannot load the system's certificates: {e}")))?
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
         Ok(Self::over(https, base, key))
     }
 
-    /// The answer as it comes, whatever its status.
+    /// Sends a request and returns the answer, whatever its status.
     ///
     /// # Errors
-    /// [`CtlError::Unreachable`], or [`CtlError::Usage`] for a path that is not one.
+    /// [`CtlError::Unreachable`], or [`CtlError::Usage`] for an invalid path.
     pub async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Response<Incoming>, CtlError> {
         let uri = format!("{}{path}", self.base);
         let mut request = Request::builder().method(method).uri(&uri);
@@ -111,7 +112,7 @@ impl Client {
         answer.map_err(|e| CtlError::Unreachable { url: self.url.clone(), reason: innermost(&e) })
     }
 
-    /// The same, with every status of 400 and above as an error.
+    /// As `send`, but a status of 400 or above is an error.
     ///
     /// # Errors
     /// As `send`; [`CtlError::Unauthorised`] for 401; [`CtlError::Refused`] otherwise.
@@ -162,7 +163,7 @@ impl Client {
         let body = http_body_util::Limited::new(answer.into_body(), MAX_JSON);
         let whole = body.collect().await.map_err(|e| CtlError::Unreachable {
             url: self.url.clone(),
-            reason: format!("the answer broke off: {e}"),
+            reason: format!("the connection was lost during the answer: {e}"),
         })?;
         Ok(whole.to_bytes())
     }
@@ -182,7 +183,7 @@ pub fn encode(text: &str, slashes: bool) -> String {
     out
 }
 
-/// The cause at the bottom, which is what a person can act on ("Connection refused").
+/// The innermost cause, which a user can act on ("Connection refused").
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {

@@ -1,4 +1,4 @@
-//! `ashctl credentials`: keys of tenants for the model, sealed by ashd.
+//! `ashctl credentials`: model keys of tenants, sealed by ashd.
 
 use std::io::Read;
 
@@ -11,7 +11,8 @@ use super::output::{Output, cell};
 
 #[derive(Debug, Subcommand)]
 pub enum CredentialsCommand {
-    /// Stores a key, which is read from standard input and never shown again: `ashctl credentials add anthropic < key`.
+    /// Stores a key, read from standard input and never shown again: `ashctl credentials add
+    /// anthropic < key`.
     Add {
         /// anthropic or custom.
         #[arg(value_name = "TYPE")]
@@ -20,7 +21,7 @@ pub enum CredentialsCommand {
         label: Option<String>,
     },
     List,
-    /// Sessions that run with it go on; no new one can.
+    /// Deletes a credential. Sessions that use it continue; new sessions cannot use it.
     Delete {
         id: String,
     },

@@ -1,31 +1,29 @@
-//! How a command fails: a text, the next step where one is known, and an exit code.
+//! Errors of a command: text, hint and exit code.
 
 use std::io;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CtlError {
-    /// The command line itself is wrong.
+    /// Wrong usage.
     #[error("{0}")]
     Usage(String),
-    /// No answer from the daemon.
     #[error("cannot reach ashd at {url}: {reason}")]
     Unreachable { url: String, reason: String },
-    /// 401: the text is the daemon's.
+    /// HTTP 401, with the daemon's text.
     #[error("not authorised: {0}")]
     Unauthorised(String),
-    /// Any other refusal: the text is the daemon's.
+    /// Any other HTTP error, with the daemon's text.
     #[error("{error} (HTTP {status})")]
     Refused { status: u16, error: String },
-    /// The stream of a turn told of a failure, or ended before the turn did.
+    /// The stream of a turn reported a failure, or ended before the turn did.
     #[error("the turn failed: {0}")]
     Turn(String),
     /// The command of `session exec` ended with this exit code.
     #[error("the command ended with exit code {0}")]
     Command(u8),
-    /// An answer that is not what the API promises.
-    #[error("unexpected answer of the daemon: {0}")]
+    /// An answer that does not follow the API.
+    #[error("unexpected answer from the daemon: {0}")]
     Answer(String),
-    /// Installing Claude Code failed.
     #[error("{0}")]
     Install(String),
     #[error("{path}: {source}")]
@@ -46,22 +44,22 @@ impl CtlError {
             Self::Unreachable { .. } => 3,
             Self::Unauthorised(_) => 4,
             Self::Command(code) => *code,
-            // The reader of our output went away (`ashctl ... | head`): that is its decision and no failure.
+            // The reader of our output closed it (`ashctl ... | head`): not a failure.
             Self::Stdout(e) if e.kind() == io::ErrorKind::BrokenPipe => 0,
             _ => 1,
         }
     }
 
-    /// Whether there is something to say: a command of the sandbox has said it already.
+    /// Whether to print nothing: a command in the sandbox has already written its error.
     pub fn is_silent(&self) -> bool {
         matches!(self, Self::Command(_)) || self.exit_code() == 0
     }
 
-    /// What to do next, in one line.
+    /// The next step for the user, in one line.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Unreachable { .. } => Some(
-                "is it running? Try `systemctl status ashd`, or start it with `sudo ashd`; another address goes in --url or ASH_URL",
+                "is it running? Try `systemctl status ashd`, or start it with `sudo ashd`; set another address with --url or ASH_URL",
             ),
             Self::Unauthorised(_) => Some(
                 "pass --key or set ASH_API_KEY; the first key is in <data dir>/initial-api-key, which root and ashd can read (try sudo)",
@@ -70,17 +68,15 @@ impl CtlError {
                 Some("wait for the running turn, or end it with `ashctl session interrupt ID`")
             }
             Self::Refused { status: 410, .. } => {
-                Some("an ended session stays ended; open another with `ashctl session create AGENT`")
+                Some("an ended session cannot be resumed; create another with `ashctl session create AGENT`")
             }
             Self::Refused { status: 400, error }
                 if error.starts_with("Session is paused") || error.starts_with("Session is error") =>
             {
-                Some("wake it first with `ashctl session resume ID`")
+                Some("resume it first with `ashctl session resume ID`")
             }
             Self::Refused { status: 503, .. } => Some("see `ashctl health` for what is in use"),
-            Self::Turn(_) => {
-                Some("the session can continue: `ashctl session resume ID`; what happened: `ashctl session events ID`")
-            }
+            Self::Turn(_) => Some("to continue: `ashctl session resume ID`; for details: `ashctl session events ID`"),
             Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("try again with sudo")
             }

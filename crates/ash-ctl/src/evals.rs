@@ -1,4 +1,4 @@
-//! `ashctl eval`: the questions that an agent is measured with, and runs of them.
+//! `ashctl eval`: eval cases of an agent, and runs of them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,47 +10,48 @@ use super::CtlError;
 use super::client::{Client, encode};
 use super::output::{Output, cell};
 
-/// Between two looks at a run.
+/// Poll interval of a running eval.
 const LOOK: Duration = Duration::from_millis(500);
-/// Characters of a question and of an answer in a table.
+/// Maximum characters of a question and of an answer in a table.
 const SHOWN: usize = 48;
 
 #[derive(Debug, Subcommand)]
 pub enum EvalCommand {
-    /// The agent's cases, oldest first.
+    /// Lists the agent's cases, oldest first.
     List {
         agent: String,
         #[arg(long)]
         category: Option<String>,
     },
-    /// Adds the cases of a JSON file, {"cases": [{"question": "...", "expectedTopics": ["..."]}]}: all of them or none.
+    /// Adds the cases of a JSON file, {"cases": [{"question": "...", "expectedTopics": ["..."]}]}:
+    /// all of them or none.
     Import { agent: String, file: PathBuf },
-    /// Prints all cases as the import takes them.
+    /// Prints all cases in the format of the import.
     Export { agent: String },
-    /// Asks the agent its active cases, waits until all are over and prints a table.
+    /// Asks the agent its active cases, waits until all are complete and prints a table.
     Run {
         agent: String,
-        /// The version whose prompt the agent has (default: the active one).
+        /// Agent version whose prompt to use (default: the active one).
         #[arg(long)]
         version: Option<i64>,
         /// Only cases of this category (repeatable).
         #[arg(long = "category")]
         categories: Vec<String>,
-        /// Only cases that have this tag (repeatable).
+        /// Only cases with this tag (repeatable).
         #[arg(long = "tag")]
         tags: Vec<String>,
-        /// Waits until all cases are over; the default.
+        /// Wait until all cases are complete; the default.
         #[arg(long)]
         wait: bool,
-        /// Prints the id of the run and does not wait.
+        /// Print the id of the run and do not wait.
         #[arg(long, conflicts_with = "wait")]
         detach: bool,
     },
-    /// The agent's runs, newest first.
+    /// Lists the agent's runs, newest first.
     Runs { agent: String },
-    /// The results of one run.
+    /// Shows the results of one run.
     Show { agent: String, run: String },
-    /// Two runs, case by case.
+    /// Compares two runs, case by case.
     Compare { agent: String, run_a: String, run_b: String },
 }
 
@@ -122,7 +123,7 @@ fn read(file: &std::path::Path) -> Result<Value, CtlError> {
     }
 }
 
-/// Until the run is over. How far it is goes to standard error.
+/// Waits until the run is complete. Writes progress to standard error.
 async fn wait(client: &Client, agent: &str, id: &str) -> Result<(), CtlError> {
     let mut said = String::new();
     loop {
@@ -139,7 +140,7 @@ async fn wait(client: &Client, agent: &str, id: &str) -> Result<(), CtlError> {
     }
 }
 
-/// The table of one run: all its cases, then what they come to.
+/// The table of one run: its cases and a summary.
 async fn show(client: &Client, out: &Output, agent: &str, id: &str) -> Result<(), CtlError> {
     let of_run = path(agent, &format!("eval-runs/{}", encode(id, false)));
     let run = client.get(&of_run).await?["run"].take();
@@ -177,7 +178,7 @@ fn fields(out: &Output, run: &Value) -> Result<(), CtlError> {
     out.fields(&fields)
 }
 
-/// A run with its summary as a person reads it.
+/// A run with its summary, formatted for a table.
 fn summed(run: &Value) -> Value {
     let mut run = run.clone();
     let summary = run["summary"].take();
@@ -241,7 +242,7 @@ fn percent(share: &Value) -> Value {
     share.as_f64().map_or(Value::Null, |share| format!("{:.0} %", share * 100.0).into())
 }
 
-/// The beginning of a text.
+/// The beginning of a text, on one line.
 fn one_line(text: &Value) -> Value {
     let flat = cell(text).split_whitespace().collect::<Vec<_>>().join(" ");
     if flat.chars().count() <= SHOWN {
@@ -250,7 +251,7 @@ fn one_line(text: &Value) -> Value {
     flat.chars().take(SHOWN - 3).chain("...".chars()).collect::<String>().into()
 }
 
-/// A list whose long texts fit a table; for programs it stays as it is.
+/// A list whose long texts are cut for a table; unchanged for programs.
 fn shortened(mut list: Value, name: &str, texts: &[&str], whole: bool) -> Value {
     for row in list[name].as_array_mut().into_iter().flatten().filter(|_| !whole) {
         for text in texts {

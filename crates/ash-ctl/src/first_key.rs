@@ -1,12 +1,14 @@
-//! The key that ashd wrote at its first start, and to whom it is shown.
+//! The key that ashd writes at its first start, and to which address it is sent.
 //!
 //! ```text
-//!   --key, ASH_API_KEY          to whatever --url names
-//!   no --url                    /run/ashd/ashd.sock, by who the caller is: no key goes anywhere
-//!   <data dir>/initial-api-key  to ashd on this host alone: its unix socket, or a loopback port on which root or ashd listens
+//!   --key, ASH_API_KEY          to any --url
+//!   no --url                    /run/ashd/ashd.sock, by the caller's uid: no key is sent
+//!   <data dir>/initial-api-key  only to ashd on this host: its unix socket, or a loopback port on
+//!                               which root or ashd listens
 //! ```
 //!
-//! While ashd is down any user of the host can listen on its port, and would be told the admin's key by the next command of root.
+//! While ashd is down, any user of the host can listen on its port. Root's next command would send
+//! that user the admin's key.
 
 use std::path::Path;
 
@@ -16,20 +18,20 @@ use super::cli::{Cli, URL};
 use super::{CtlError, unix};
 use ash_kernel::tree::Tree;
 
-/// Bytes of a file that holds one key.
+/// Maximum bytes of a key file.
 const MOST: u64 = 4096;
-/// State of a socket that listens, in /proc/net/tcp.
+/// State of a listening socket in /proc/net/tcp.
 const LISTENS: &str = "0A";
 
-/// Where requests go, and the key they carry.
+/// Chooses the URL and the key for requests.
 ///
 /// # Errors
-/// [`CtlError::Usage`] when the first key would go to another host or to a stranger of this one.
+/// [`CtlError::Usage`] when the first key would go to another host or another user of this host.
 pub fn choose(cli: &Cli) -> Result<(String, Option<String>), CtlError> {
     if let Some(key) = cli.key.clone().filter(|key| !key.is_empty()) {
         return Ok((cli.url.clone(), Some(key)));
     }
-    // Whoever has no key may be let in by who he is.
+    // Without a key, the unix socket may accept the caller by uid.
     if cli.url == URL && unix::is_open(unix::SOCKET) {
         return Ok((format!("unix:{}", unix::SOCKET), None));
     }
@@ -39,23 +41,24 @@ pub fn choose(cli: &Cli) -> Result<(String, Option<String>), CtlError> {
     }
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| std::fs::read_to_string(table).unwrap_or_default());
     match judge(&cli.url, &tables.concat(), owner) {
-        // Nothing is sent where nobody listens; the error says that ashd cannot be reached.
+        // Without a listener nothing is sent; the request fails with "cannot reach ashd".
         Listener::Trusted | Listener::None => Ok((cli.url.clone(), Some(key))),
         Listener::Elsewhere => Err(CtlError::Usage(format!(
-            "{} is not on this host's loopback, and the key in {} is for this host's ashd alone: name the key with --key or ASH_API_KEY",
+            "{} is not on this host's loopback, and the key in {} is for ashd on this host only: pass a key with --key or ASH_API_KEY",
             cli.url,
             cli.data_dir.display()
         ))),
         Listener::Stranger(uid) => Err(CtlError::Usage(format!(
-            "uid {uid} listens at {}, which is neither root nor uid {owner} of ashd: the key in {} is not sent there. Is ashd running? \
-             See `ss -ltnp`; another address goes in --url",
+            "uid {uid} listens at {}, which is neither root nor ashd's uid {owner}: the key in {} is not sent there. Is ashd running? \
+             See `ss -ltnp`; set another address with --url",
             cli.url,
             cli.data_dir.display()
         ))),
     }
 }
 
-/// The key and the uid that owns it. ashd may put a link there, and is told what is read: only a file of its own counts.
+/// The key, and the uid that owns it. ashd could put a link there and learn what is read: only a
+/// file of its own is accepted.
 fn read(data_dir: &Path) -> Option<(String, u32)> {
     let data = Tree::open(data_dir).ok()?;
     let text = String::from_utf8(data.read("initial-api-key", MOST).ok()?).ok()?;
@@ -65,15 +68,15 @@ fn read(data_dir: &Path) -> Option<(String, u32)> {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Listener {
-    /// Root's (systemd, or a start as root) or ashd's own.
+    /// Root (systemd, or a start as root) or ashd.
     Trusted,
     None,
     Stranger(u32),
-    /// Not on the loopback of this host, or in a way that cannot be looked up.
+    /// Not on this host's loopback, or unknown.
     Elsewhere,
 }
 
-/// Who listens at the URL, by the text of /proc/net/tcp and tcp6.
+/// Who listens at the URL, from the text of /proc/net/tcp and tcp6.
 fn judge(url: &str, table: &str, owner: u32) -> Listener {
     let Ok(uri) = url.trim_end_matches('/').parse::<Uri>() else { return Listener::Elsewhere };
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
@@ -85,7 +88,7 @@ fn judge(url: &str, table: &str, owner: u32) -> Listener {
     let suffix = format!(":{port:04X}");
     let mut found = Listener::None;
     for line in table.lines() {
-        // Number, own address, other address, state, queues, timer, retransmissions, uid, ...
+        // Number, local address, remote address, state, queues, timer, retransmissions, uid, ...
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [_, own, _, state, _, _, _, uid, ..] = fields[..] else { continue };
         if state != LISTENS || !own.ends_with(&suffix) {
@@ -93,7 +96,7 @@ fn judge(url: &str, table: &str, owner: u32) -> Listener {
         }
         match uid.parse::<u32>() {
             Ok(uid) if uid == 0 || uid == owner => found = Listener::Trusted,
-            // Whatever address of the host it is on: which of them the connection reaches is not worth a key.
+            // On any address of the host: which one the connection reaches is not worth the risk.
             Ok(uid) => return Listener::Stranger(uid),
             Err(_) => {}
         }

@@ -1,4 +1,4 @@
-//! An agent's folder as the files of a deployment.
+//! Reads an agent's directory for a deployment.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -8,25 +8,25 @@ use walkdir::WalkDir;
 
 use super::CtlError;
 
-/// Never uploaded, at any depth: what tools make again by themselves.
+/// Never uploaded, at any depth: tools can recreate them.
 const SKIPPED: [&str; 8] =
     [".git", ".hg", ".svn", "node_modules", "__pycache__", ".DS_Store", ".venv", ".pytest_cache"];
 
-/// Bytes of a whole folder: base64 of it must fit into one request.
+/// Maximum bytes of a directory: its base64 form must fit into one request.
 const MAX_BYTES: u64 = 32 << 20;
 
-/// Files of a whole folder.
+/// Maximum files of a directory.
 const MAX_FILES: usize = 10_000;
 
 #[derive(Debug)]
 pub struct UploadFile {
-    /// Relative, with `/` between its parts.
+    /// Relative, separated by `/`.
     pub path: String,
     pub size: u64,
     pub base64: String,
 }
 
-/// The folder's own name, for an agent that was given none.
+/// The directory's name, the default name of the agent.
 pub fn name_of(dir: &Path) -> Result<String, CtlError> {
     let real = dir.canonicalize().map_err(CtlError::file(dir))?;
     let name = real.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -34,20 +34,20 @@ pub fn name_of(dir: &Path) -> Result<String, CtlError> {
     if fits {
         Ok(name.to_owned())
     } else {
-        Err(CtlError::Usage(format!("\"{name}\" cannot be an agent's name (A-Z a-z 0-9 _ -): give one with --name")))
+        Err(CtlError::Usage(format!("\"{name}\" is not a valid agent name (A-Z a-z 0-9 _ -): pass one with --name")))
     }
 }
 
-/// Reads every file. Links and special files are left out and named on standard error.
+/// Reads every file. Skips links and special files, and names them on standard error.
 pub fn read(dir: &Path) -> Result<Vec<UploadFile>, CtlError> {
     if !dir.join("CLAUDE.md").is_file() {
-        return Err(CtlError::Usage(format!("{} holds no CLAUDE.md, so it is not an agent's folder", dir.display())));
+        return Err(CtlError::Usage(format!("{} has no CLAUDE.md, so it is not an agent's directory", dir.display())));
     }
     let mut files = Vec::new();
     let mut total = 0;
     let walk = WalkDir::new(dir).sort_by_file_name().into_iter();
     for entry in walk.filter_entry(|e| e.depth() == 0 || !SKIPPED.iter().any(|s| e.file_name() == *s)) {
-        let entry = entry.map_err(|e| CtlError::Usage(format!("reading the folder: {e}")))?;
+        let entry = entry.map_err(|e| CtlError::Usage(format!("cannot read the directory: {e}")))?;
         if entry.file_type().is_dir() {
             continue;
         }
@@ -56,17 +56,17 @@ pub fn read(dir: &Path) -> Result<Vec<UploadFile>, CtlError> {
             return Err(CtlError::Usage(format!("{}: the name is not UTF-8", entry.path().display())));
         };
         if !entry.file_type().is_file() {
-            eprintln!("left out {}: not a plain file", super::render::printable(path));
+            eprintln!("skipped {}: not a regular file", super::render::printable(path));
             continue;
         }
-        // It may be larger than memory: no more of it is read than fits.
+        // The file may be larger than memory: read only what fits.
         let mut bytes = Vec::new();
         let file = std::fs::File::open(entry.path()).map_err(CtlError::file(entry.path()))?;
         file.take(MAX_BYTES - total + 1).read_to_end(&mut bytes).map_err(CtlError::file(entry.path()))?;
         total += bytes.len() as u64;
         if total > MAX_BYTES || files.len() == MAX_FILES {
             return Err(CtlError::Usage(format!(
-                "{} is more than {MAX_FILES} files or {} MiB: move what the agent does not need elsewhere",
+                "{} has more than {MAX_FILES} files or {} MiB: move out what the agent does not need",
                 dir.display(),
                 MAX_BYTES >> 20
             )));

@@ -22,7 +22,7 @@ pub async fn run(client: &Client, out: &Output, command: KeysCommand) -> Result<
                 return out.value(&made);
             }
             out.fields(&[("id", cell(&made["id"])), ("key", cell(&made["key"]))])?;
-            eprintln!("Keep the key now: only its hash is stored, it cannot be shown again.");
+            eprintln!("Save the key now: only its hash is stored, it cannot be shown again.");
             Ok(())
         }
         KeysCommand::List => {

@@ -1,13 +1,14 @@
-//! ashctl: the daemon's command line, over the same REST API as every other client.
+//! ashctl: the command-line client of ashd's REST API.
 //!
 //! ```text
 //!   cli (clap)  ->  agents, sessions, top, keys ...  ->  client (hyper)  ->  ashd
 //!                            |                     |
 //!                         output (tables, JSON)   sse -> render (a turn in a terminal)
-//!   claude_install: npm's own client, no daemon needed; backup: the data directory itself
+//!   claude_install: uses npm, needs no daemon; backup: uses the data directory
 //! ```
 //!
-//! Exit codes: 0 done; 1 the request or the turn failed; 2 wrong usage; 3 the daemon cannot be reached; 4 not authorised.
+//! Exit codes: 0 done; 1 the request or the turn failed; 2 wrong usage; 3 the daemon cannot be
+//! reached; 4 not authorised.
 
 mod agents;
 pub mod backup;
@@ -41,10 +42,10 @@ use cli::{Cli, Command};
 use client::Client;
 use output::Output;
 
-/// Runs one command line to its end.
+/// Runs one command.
 ///
 /// # Errors
-/// Whatever went wrong, with the exit code and the next step it stands for.
+/// What failed, with its exit code and hint.
 pub async fn run(cli: Cli) -> Result<(), CtlError> {
     let out = Output::new(cli.output);
     if let Command::Claude { command } = &cli.command {
@@ -76,7 +77,7 @@ pub async fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Credentials { command } => credentials::run(&client, &out, command).await,
         Command::Keys { command } => keys::run(&client, &out, command).await,
         Command::Tenant { command } => tenants::run(&client, &out, command).await,
-        // Answered before: they need no daemon.
+        // Handled above: they need no daemon.
         Command::Claude { .. }
         | Command::Doctor { .. }
         | Command::Completions { .. }

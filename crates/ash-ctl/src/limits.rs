@@ -1,4 +1,4 @@
-//! `ashctl limits`: what sessions may use, on every level.
+//! `ashctl limits`: limits of sessions, on every level.
 
 use hyper::Method;
 use serde_json::{Map, Value, json};
@@ -9,7 +9,7 @@ use super::client::{Client, encode};
 use super::output::{Output, cell};
 use ash_model::Limit;
 
-/// What a tenant may store, by its name in the API.
+/// A tenant's storage limit, by its name in the API.
 const STORAGE: &str = "storageBytes";
 
 pub async fn run(client: &Client, out: &Output, command: LimitsCommand) -> Result<(), CtlError> {
@@ -38,7 +38,7 @@ pub async fn run(client: &Client, out: &Output, command: LimitsCommand) -> Resul
     }
     out.rows(&json!({ "limits": rows }), "limits", &columns)?;
     for refused in answer["notFollowed"].as_array().into_iter().flatten() {
-        eprintln!("session {} keeps what it has: {}", cell(&refused["sessionId"]), cell(&refused["reason"]));
+        eprintln!("session {} keeps its limits: {}", cell(&refused["sessionId"]), cell(&refused["reason"]));
     }
     Ok(())
 }
@@ -59,11 +59,11 @@ fn row(limit: Limit, state: &Value) -> Value {
         "value": number(&state["value"]).unwrap_or_else(|| "none".to_owned()),
         "by": state["decidedBy"],
         "set": number(&state["set"]),
-        "enforced": if state["enforced"] == false { "no: this host has no controller for it" } else { "yes" },
+        "enforced": if state["enforced"] == false { "no: this host lacks the cgroup controller" } else { "yes" },
     })
 }
 
-/// The limits of a tenant as a whole, with what it uses.
+/// The limits of a tenant as a whole, with its usage.
 fn of_tenant(all: &Value) -> [Value; 2] {
     let (storage, sandboxes) = (&all[STORAGE], &all["sandboxes"]);
     let bytes = |value: &Value| value.as_u64().map(shown_bytes);
@@ -83,7 +83,6 @@ fn of_tenant(all: &Value) -> [Value; 2] {
     ]
 }
 
-/// The name on the command line.
 fn short(limit: Limit) -> &'static str {
     match limit {
         Limit::MemoryBytes => "memory",
@@ -110,7 +109,7 @@ fn shown_bytes(value: u64) -> String {
     largest(value, &[(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")])
 }
 
-/// A number as a person writes it: whole units where it is one, else the number itself.
+/// A number in its largest whole unit, else as it is.
 fn shown(limit: Limit, value: u64) -> String {
     let largest = |units| largest(value, units);
     let bytes = || shown_bytes(value);
@@ -124,10 +123,10 @@ fn shown(limit: Limit, value: u64) -> String {
     }
 }
 
-/// Reads `storage=20GiB` too, which only a tenant has; the name is that of the API.
+/// As [`parse`], and `storage=20GiB`, which only tenants have; the name is that of the API.
 ///
 /// # Errors
-/// Says what would be right.
+/// The text says what is expected.
 pub fn parse_named(text: &str) -> Result<(String, Option<u64>), String> {
     let value = text.strip_prefix("storage=").or_else(|| text.strip_prefix("storageBytes="));
     match value {
@@ -142,21 +141,21 @@ pub fn parse_named(text: &str) -> Result<(String, Option<u64>), String> {
     }
 }
 
-/// Reads `memory=2GiB`, `cpu=1.5`, `turn=30m`, `pids=none`.
+/// Parses `memory=2GiB`, `cpu=1.5`, `turn=30m`, `pids=none`.
 ///
 /// # Errors
-/// Says what would be right.
+/// The text says what is expected.
 pub fn parse(text: &str) -> Result<(Limit, Option<u64>), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("\"{text}\" is not NAME=VALUE"))?;
     let known = Limit::ALL.into_iter().find(|limit| short(*limit) == name || limit.as_str() == name);
     let limit = known.ok_or_else(|| {
         let names: Vec<&str> = Limit::ALL.into_iter().map(short).collect();
-        format!("\"{name}\" is not a limit; there are {}", names.join(", "))
+        format!("unknown limit \"{name}\"; expected one of {}", names.join(", "))
     })?;
     if value == "none" {
         return Ok((limit, None));
     }
-    // "10MiB/s" is what `show` prints.
+    // `show` prints "10MiB/s".
     let value = if limit.may_be_unlimited() { value.strip_suffix("/s").unwrap_or(value) } else { value };
     let number = match limit {
         Limit::MemoryBytes | Limit::SwapBytes | Limit::DiskBytes | Limit::IoReadBps | Limit::IoWriteBps => {
@@ -172,7 +171,7 @@ pub fn parse(text: &str) -> Result<(Limit, Option<u64>), String> {
         Limit::MemoryBytes | Limit::SwapBytes | Limit::DiskBytes => "2GiB, 512MiB, or bytes",
         Limit::TurnMs => "30m, 90s, or milliseconds",
         Limit::CpuMillis => "cores, such as 1.5",
-        Limit::IoReadBps | Limit::IoWriteBps => "50MiB, or bytes a second",
+        Limit::IoReadBps | Limit::IoWriteBps => "50MiB, or bytes per second",
         Limit::CpuWeight | Limit::Pids | Limit::DiskFiles | Limit::IoReadIops | Limit::IoWriteIops => "a whole number",
     };
     let number = number.ok_or_else(|| format!("{name}={value}: expected {example}, or none to unset it"))?;

@@ -1,29 +1,29 @@
-//! `ashctl manual`: the page ashctl(1), made of the same words as `--help`, so that it cannot say anything else.
+//! `ashctl manual`: the page ashctl(1), generated from the `--help` texts.
 //!
 //! ```text
-//!   clap's tree of commands -> roff (man(7) macros): NAME SYNOPSIS DESCRIPTION OPTIONS COMMANDS FILES SEE ALSO
+//!   clap's tree of commands -> roff (man(7) macros): NAME SYNOPSIS DESCRIPTION OPTIONS COMMANDS
+//!                              FILES SEE ALSO
 //! ```
 
 use std::fmt::Write;
 
 use clap::{Arg, Command};
 
-/// What no command knows.
+/// Sections that the command tree does not contain.
 const REST: &str = "\
 .SH FILES
 .TP
 .I /var/lib/ashd/initial\\-api\\-key
-The first API key, read when no other is given; root and ashd may.
+The first API key, used when no other is given. Root and ashd can read it.
 .TP
 .I /run/ashd/ashd.sock
-Where root and the members of group ashd need no key.
+The unix socket, on which root and members of group ashd need no key.
 .SH SEE ALSO
 .BR ashd (8),
 .BR ash\\-launcher (8),
 .BR ashd.toml (5)
 ";
 
-/// The whole page.
 pub fn page(mut root: Command) -> String {
     root.build();
     let mut out = String::with_capacity(32 << 10);
@@ -35,7 +35,7 @@ pub fn page(mut root: Command) -> String {
     line(&mut out, &format!(".SH SYNOPSIS\n.B {}\n[options] command [arguments]", escape(&name)));
     line(&mut out, ".SH DESCRIPTION");
     sentence(&mut out, &about);
-    line(&mut out, ".SH OPTIONS\nThey may stand before and after a command.");
+    line(&mut out, ".SH OPTIONS\nOptions can precede or follow the command.");
     root.get_arguments().filter(|arg| !arg.is_hide_set()).for_each(|arg| argument(&mut out, arg));
     line(&mut out, ".SH COMMANDS");
     for command in root.get_subcommands().filter(|command| !command.is_hide_set()) {
@@ -49,7 +49,7 @@ pub fn page(mut root: Command) -> String {
     out
 }
 
-/// A command and all below it, each with its own heading.
+/// A command and its subcommands, each with its own heading.
 fn commands(out: &mut String, command: &Command, above: &str) {
     let name = format!("{above}{}", command.get_name());
     let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
@@ -81,7 +81,7 @@ fn usage(arg: &Arg) -> String {
     if arg.is_required_set() { word } else { format!("[{word}]") }
 }
 
-/// Placeholder of its value; empty for a switch.
+/// The value's placeholder; empty for a switch.
 fn value(arg: &Arg) -> String {
     if !arg.get_action().takes_values() {
         return String::new();
@@ -114,7 +114,7 @@ fn argument(out: &mut String, arg: &Arg) {
     paragraphs(out, text.trim());
 }
 
-/// clap takes the last full stop off, for the lists of `--help`.
+/// clap removes the last full stop for `--help`.
 fn end_sentence(text: &mut String) {
     if !text.is_empty() && !text.ends_with(['.', ':', '!', '?']) {
         text.push('.');
@@ -136,7 +136,7 @@ fn paragraphs(out: &mut String, text: &str) {
     }
 }
 
-/// Lines that keep their breaks and columns.
+/// Keeps line breaks and columns.
 fn verbatim(out: &mut String, text: &str) {
     line(out, ".PP\n.nf");
     text.lines().for_each(|text| line(out, &escape(text)));
@@ -148,7 +148,7 @@ fn line(out: &mut String, text: &str) {
     out.push('\n');
 }
 
-/// Text as roff takes it: no escapes, no requests, hyphens that can be copied into a shell.
+/// Escapes text for roff: no escapes, no requests, hyphens that can be copied into a shell.
 fn escape(text: &str) -> String {
     let escaped = text.replace('\\', "\\e").replace('-', "\\-");
     if escaped.starts_with(['.', '\'']) { format!("\\&{escaped}") } else { escaped }
@@ -188,7 +188,7 @@ mod tests {
         for part in [".SH NAME\nashctl \\- ", ".SS \"session create ", "Variable: ASH_URL.", "Exit codes"] {
             assert!(page.contains(part), "{part:?} is not in\n{page}");
         }
-        // A line that begins with a point and is none of the macros used here would vanish.
+        // A line that begins with a point and an unknown macro would vanish.
         let macros = [".TH", ".SH", ".SS", ".TP", ".B", ".BR", ".I", ".IP", ".PP", ".nf", ".fi"];
         let strange = page.lines().find(|line| {
             line.starts_with(['.', '\'']) && !macros.contains(&line.split(' ').next().unwrap_or_default())

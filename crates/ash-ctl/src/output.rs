@@ -22,13 +22,13 @@ impl Output {
         self.format == Format::Json
     }
 
-    /// Bytes as they are.
+    /// Writes bytes unchanged.
     pub fn raw(&self, bytes: &[u8]) -> Result<(), CtlError> {
         let mut out = std::io::stdout().lock();
         out.write_all(bytes).and_then(|()| out.flush()).map_err(CtlError::Stdout)
     }
 
-    /// Bytes for standard error. That nobody reads it is no failure.
+    /// Writes bytes to standard error. Ignores failures.
     pub fn aside(&self, bytes: &[u8]) {
         let _ = std::io::stderr().lock().write_all(bytes);
     }
@@ -37,12 +37,12 @@ impl Output {
         self.raw(format!("{text}\n").as_bytes())
     }
 
-    /// One JSON document, indented.
+    /// Writes one indented JSON document.
     pub fn value(&self, value: &Value) -> Result<(), CtlError> {
         self.line(&format!("{value:#}"))
     }
 
-    /// Names and values, one a line.
+    /// Writes names and values, one per line.
     pub fn fields(&self, fields: &[(&str, String)]) -> Result<(), CtlError> {
         let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         let lines: Vec<String> = fields
@@ -53,7 +53,7 @@ impl Output {
         self.line(&lines.join("\n"))
     }
 
-    /// The objects of `rows` as a table with these columns (heading, field), or as they are with `-o json`.
+    /// Writes the objects of `rows` as a table with these columns (heading, field), or as JSON.
     pub fn rows(&self, document: &Value, list: &str, columns: &[(&str, &str)]) -> Result<(), CtlError> {
         if self.json() {
             return self.value(document);
@@ -73,7 +73,7 @@ impl Output {
     }
 }
 
-/// A value as a person reads it, safe for a terminal.
+/// A value for a table, safe for a terminal.
 pub fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),

@@ -1,4 +1,4 @@
-//! `ashctl queue`: prompts that are worked on when there is room.
+//! `ashctl queue`: prompts that are processed when capacity is free.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -14,14 +14,14 @@ pub enum QueueCommand {
         agent: String,
         #[arg(required = true, num_args = 1..)]
         prompt: Vec<String>,
-        /// In this session instead of a new one.
+        /// Use this session instead of a new one.
         #[arg(long)]
         session: Option<String>,
-        /// Higher goes first (default 0).
+        /// Priority; higher values first (default 0).
         #[arg(long)]
         priority: Option<i64>,
     },
-    /// Newest first.
+    /// Lists items, newest first.
     List {
         /// pending, processing, completed, failed or cancelled.
         #[arg(long)]
@@ -29,11 +29,11 @@ pub enum QueueCommand {
         #[arg(long)]
         limit: Option<u32>,
     },
-    /// One item, with its result.
+    /// Shows one item with its result.
     Info { id: String },
-    /// Takes a pending item back.
+    /// Cancels a pending item.
     Cancel { id: String },
-    /// How many there are in each state.
+    /// Shows the number of items in each state.
     Stats,
 }
 

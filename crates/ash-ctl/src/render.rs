@@ -1,29 +1,29 @@
-//! A turn as it looks in a terminal: text as it streams, one line for each tool. Pure: frames in, text out.
+//! Renders a turn for a terminal: streamed text, one line per tool. Pure: frames in, text out.
 
 use serde_json::Value;
 
-/// Characters of a tool's input or result that are shown.
+/// Characters shown of a tool's input or result.
 const PREVIEW: usize = 100;
 
-/// Text without what could move the cursor, ring or rewrite the screen: an agent's output is not to be trusted with
-/// the terminal of whoever watches it.
+/// Removes control characters, which could move the cursor or rewrite the screen: an agent's
+/// output is not trusted.
 pub fn printable(text: &str) -> String {
     text.chars().filter(|c| *c == '\n' || *c == '\t' || !c.is_control()).collect()
 }
 
-/// What has been printed so far decides where lines must be broken.
+/// Remembers what was printed, to decide where lines must be broken.
 #[derive(Debug, Default)]
 pub struct Renderer {
-    /// The cursor stands after text, in the middle of a line.
+    /// The cursor is in the middle of a line.
     mid_line: bool,
-    /// Text came in pieces, so the whole messages repeat it.
+    /// Text arrived in pieces, so whole messages repeat it.
     deltas: bool,
-    /// Escape codes for dim text, where the terminal wants them.
+    /// Print dim text with escape codes.
     pub colour: bool,
 }
 
 impl Renderer {
-    /// What to print for this frame; empty for what a person need not see.
+    /// The output for this frame; may be empty.
     pub fn frame(&mut self, event: &str, data: &Value) -> String {
         match event {
             "text_delta" => {
@@ -51,12 +51,11 @@ impl Renderer {
                 self.note(&format!("{sign}{}", one_line(&content)))
             }
             "turn_complete" => self.end_line(),
-            "gap" => self.note("~ some events are no longer kept"),
+            "gap" => self.note("~ some events are no longer available"),
             _ => String::new(),
         }
     }
 
-    /// A line of its own.
     fn note(&mut self, text: &str) -> String {
         let start = self.end_line();
         if self.colour { format!("{start}\x1b[2m{text}\x1b[0m\n") } else { format!("{start}{text}\n") }
@@ -70,13 +69,13 @@ impl Renderer {
         shown
     }
 
-    /// Breaks the line if something stands on it.
+    /// Ends the line unless it is empty.
     pub fn end_line(&mut self) -> String {
         if std::mem::take(&mut self.mid_line) { "\n".to_owned() } else { String::new() }
     }
 }
 
-/// The part of a tool's input that says most.
+/// The most informative part of a tool's input.
 fn summary(input: &Value) -> String {
     for field in ["command", "file_path", "path", "pattern", "url", "query", "description", "prompt"] {
         if let Some(text) = input[field].as_str() {

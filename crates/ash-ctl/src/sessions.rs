@@ -62,7 +62,8 @@ pub async fn run(client: &Client, out: &Output, command: SessionCommand) -> Resu
                 client.open(Method::GET, &format!("{}/files/{}", path(&id), encode(&file, true)), None).await?;
             let mut body = answer.into_body();
             while let Some(piece) = body.frame().await {
-                let piece = piece.map_err(|e| CtlError::Answer(format!("the file broke off: {e}")))?;
+                let piece =
+                    piece.map_err(|e| CtlError::Answer(format!("the connection was lost during the file: {e}")))?;
                 if let Ok(bytes) = piece.into_data() {
                     out.raw(&bytes)?;
                 }
@@ -100,7 +101,7 @@ pub async fn run(client: &Client, out: &Output, command: SessionCommand) -> Resu
     }
 }
 
-/// Between two looks for more.
+/// Poll interval of `logs --follow`.
 const FOLLOW: std::time::Duration = std::time::Duration::from_millis(500);
 
 async fn logs(client: &Client, out: &Output, session: &str, after: Option<i64>, follow: bool) -> Result<(), CtlError> {
@@ -117,7 +118,7 @@ async fn logs(client: &Client, out: &Output, session: &str, after: Option<i64>, 
             }
             after = line["index"].as_i64().or(after);
         }
-        // A long log comes in parts.
+        // A long log comes in pages.
         if lines.is_empty() && !follow {
             return Ok(());
         }
@@ -131,8 +132,8 @@ async fn act(client: &Client, out: &Output, id: &str, verb: &str) -> Result<(), 
     session(out, &client.json(Method::POST, &format!("{}/{verb}", path(id)), None).await?)
 }
 
-/// One argument is a line for the shell. Several are a program and its arguments, each of which arrives as it is, as with
-/// `docker exec`: quoted, no character of them means anything to the shell.
+/// One argument is a line for the shell. Several are a program and its arguments, quoted so that
+/// the shell passes them unchanged, as `docker exec` does.
 fn line(words: &[String]) -> String {
     match words {
         [line] => line.clone(),
@@ -140,7 +141,7 @@ fn line(words: &[String]) -> String {
     }
 }
 
-/// Also where it is not needed: a program may have the name of a keyword, such as `time`.
+/// Always quotes: a program may have the name of a keyword, such as `time`.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
@@ -151,7 +152,7 @@ async fn exec(client: &Client, out: &Output, id: &str, timeout: u32, command: &s
     if out.json() {
         out.value(&ended)?;
     } else {
-        // As the command wrote it: what reads it may be a program.
+        // Unchanged: the reader may be a program.
         out.raw(ended["stdout"].as_str().unwrap_or_default().as_bytes())?;
         out.aside(ended["stderr"].as_str().unwrap_or_default().as_bytes());
     }
@@ -178,7 +179,7 @@ fn session(out: &Output, answer: &Value) -> Result<(), CtlError> {
     ])
 }
 
-/// The conversation as text: who, then what was said; tools and the rest only with `-o json`.
+/// The conversation as text: the role, then the text. Tools appear only with `-o json`.
 fn conversation(out: &Output, messages: &Value) -> Result<(), CtlError> {
     for message in messages["messages"].as_array().map(Vec::as_slice).unwrap_or_default() {
         let content: Value = serde_json::from_str(message["content"].as_str().unwrap_or("null")).unwrap_or(Value::Null);

@@ -1,14 +1,12 @@
-//! Server-sent events, parsed as they arrive. Pure: bytes in, frames out.
+//! Parser for server-sent events. Pure: bytes in, frames out.
 
-/// Bytes of the longest line that is kept; a longer one is an error (the daemon's own bound is 32 MiB).
+/// Maximum bytes of a line; a longer one is an error (the daemon's limit is 32 MiB).
 pub const MAX_LINE: usize = 64 << 20;
 
-/// One frame of the stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
-    /// The `id:` of this frame, if it had one.
     pub id: Option<String>,
-    /// `message` when the frame names none.
+    /// `message` when the frame has no `event:`.
     pub event: String,
     /// The `data:` lines, joined by newlines.
     pub data: String,
@@ -23,10 +21,11 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// Takes the next bytes and returns the frames they complete. Comments, `retry:` and frames without data vanish.
+    /// Takes bytes and returns the completed frames. Ignores comments, `retry:` and frames without
+    /// data.
     ///
     /// # Errors
-    /// When a line is longer than [`MAX_LINE`].
+    /// A line is longer than [`MAX_LINE`].
     pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Frame>, String> {
         self.rest.extend_from_slice(bytes);
         let mut frames = Vec::new();

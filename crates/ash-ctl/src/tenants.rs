@@ -9,7 +9,7 @@ pub async fn run(client: &Client, out: &Output, command: TenantCommand) -> Resul
     let TenantCommand::Delete { name, yes } = command;
     if !yes {
         return Err(CtlError::Usage(format!(
-            "this deletes every key, agent, session, file and message of tenant {name}, for good; if that is meant: \
+            "this permanently deletes every key, agent, session, file and message of tenant {name}. To confirm: \
              ashctl tenant delete {name} --yes"
         )));
     }

@@ -1,4 +1,4 @@
-//! `ashctl top`: who uses what, now. Looking wakes no session.
+//! `ashctl top`: live usage per session. Does not thaw sessions.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -12,20 +12,20 @@ use super::CtlError;
 use super::client::{Client, encode};
 use super::output::{Output, cell};
 
-/// Requests at the same time.
+/// Concurrent requests.
 const AT_ONCE: usize = 8;
-/// Between the two looks that a share of CPU is made of, when there is one table only.
+/// Sampling interval of the CPU share, for a single table.
 const GLANCE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 pub struct TopArgs {
-    /// One table, then the end (so it is where standard output is no terminal).
+    /// Print one table and exit (the default if standard output is not a terminal).
     #[arg(long)]
     pub once: bool,
-    /// Seconds between two looks.
+    /// Seconds between updates.
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     pub every: f64,
-    /// Rows, those that use most first.
+    /// Number of rows; sessions with the highest usage first.
     #[arg(long, default_value_t = 40)]
     pub rows: usize,
 }
@@ -34,7 +34,7 @@ fn seconds(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|s| (0.2..=3600.0).contains(s)).ok_or_else(|| "expected 0.2 to 3600 seconds".to_owned())
 }
 
-/// What is known of one session at one moment.
+/// One sample of a session.
 #[derive(Clone, Debug)]
 struct Look {
     session: Value,
@@ -56,7 +56,7 @@ pub async fn run(client: &Client, out: &Output, args: &TopArgs) -> Result<(), Ct
         }
         let head = head(&client.get("/health").await?);
         if live {
-            // From the top of an empty screen.
+            // Clear the screen.
             out.raw(b"\x1b[H\x1b[2J")?;
         }
         out.line(&head)?;
@@ -69,10 +69,10 @@ pub async fn run(client: &Client, out: &Output, args: &TopArgs) -> Result<(), Ct
     }
 }
 
-/// Every session that has, or may have, processes.
+/// Samples every session that has, or may have, processes.
 async fn look(client: &Client, rows: usize) -> Result<HashMap<String, Look>, CtlError> {
     let mut sessions = Vec::new();
-    // Those at work first: the server may have far more paused ones than rows fit a screen.
+    // Active ones first: there may be far more paused sessions than rows.
     for status in ["active", "starting", "paused"] {
         let left = rows.saturating_sub(sessions.len());
         if left > 0 {
@@ -87,7 +87,7 @@ async fn look(client: &Client, rows: usize) -> Result<HashMap<String, Look>, Ctl
         let usage = client.get(&format!("/api/usage/stats?sessionId={name}")).await;
         match (stats, usage) {
             (Ok(stats), Ok(usage)) => Ok(Some((id, Look { session, stats, usage, at: Instant::now() }))),
-            // Gone meanwhile.
+            // Removed meanwhile.
             (Err(CtlError::Refused { status: 404, .. }), _) => Ok(None),
             (Err(error), _) | (_, Err(error)) => Err(error),
         }
@@ -97,7 +97,7 @@ async fn look(client: &Client, rows: usize) -> Result<HashMap<String, Look>, Ctl
     Ok(looks.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
 }
 
-/// One row a session, as numbers: those that use most CPU first, then most memory.
+/// One row per session, as numbers: highest CPU use first, then most memory.
 fn rows(before: &HashMap<String, Look>, now: &HashMap<String, Look>, most: usize) -> Vec<Value> {
     let mut rows: Vec<Value> = now
         .iter()
@@ -162,7 +162,7 @@ fn table(out: &Output, rows: &[Value]) -> Result<(), CtlError> {
     out.rows(&json!({ "sessions": texts }), "sessions", &columns.map(|name| (name, name)))
 }
 
-/// The same for people.
+/// A row formatted for people.
 fn texts(row: &Value) -> Value {
     let bytes = |value: &Value| value.as_u64().map(size);
     let of = |used: Option<String>, limit: Option<String>| match (used, limit) {
@@ -256,7 +256,7 @@ mod tests {
             (&json!("-/12/0"), &json!("3 (61s)"), &json!("2.0K"))
         );
         assert_eq!(text["tokens"], "12k in, 99 out");
-        // One that was not there before has no share yet.
+        // A session without an earlier sample has no share yet.
         assert_eq!(texts(&rows[2])["cpu"], "-");
     }
 

@@ -1,4 +1,4 @@
-//! Streams in the terminal: one turn, a conversation, or a session's stream for as long as it is watched.
+//! Streams in the terminal: one turn, a conversation, or a session's stream.
 
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -12,10 +12,10 @@ use super::output::Output;
 use super::render::{Renderer, printable};
 use super::sse::{Frame, Parser};
 
-/// Sends a message and shows the turn to its end.
+/// Sends a message and shows the turn.
 ///
 /// # Errors
-/// [`CtlError::Turn`] when the turn failed or the stream broke off before `done`.
+/// [`CtlError::Turn`] when the turn failed or the stream ended before `done`.
 pub async fn send(client: &Client, out: &Output, session: &str, text: &str) -> Result<(), CtlError> {
     let body = json!({ "content": text, "includePartialMessages": true });
     show(client, out, Method::POST, &format!("{session}/messages"), Some(&body), true).await
@@ -30,7 +30,7 @@ pub async fn tail(client: &Client, out: &Output, session: &str, after: Option<&s
     show(client, out, Method::GET, &path, None, false).await
 }
 
-/// Reads lines from standard input and sends each; a failed turn is told and the conversation goes on.
+/// Sends each line of standard input as a message. Reports a failed turn and continues.
 pub async fn chat(client: &Client, out: &Output, session: &str) -> Result<(), CtlError> {
     let prompt = std::io::stdin().is_terminal();
     loop {
@@ -72,7 +72,7 @@ async fn show(
     let mut view = View { out, renderer: Renderer::default(), failure: None, done: false };
     view.renderer.colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     while let Some(piece) = stream.frame().await {
-        let piece = piece.map_err(|e| CtlError::Turn(format!("the stream broke off: {e}")))?;
+        let piece = piece.map_err(|e| CtlError::Turn(format!("the connection was lost during the stream: {e}")))?;
         let Ok(bytes) = piece.into_data() else { continue };
         for frame in parser.push(&bytes).map_err(CtlError::Answer)? {
             view.frame(&frame)?;
@@ -95,7 +95,8 @@ impl View<'_> {
         match frame.event.as_str() {
             "error" => self.failure = Some(super::output::cell(&data["error"])),
             "done" => self.done = true,
-            // A turn can end in order and still have failed (claude's own errors: no credit, too long, refused).
+            // A turn can end regularly and still have failed (claude's errors: no credit, too long,
+            // refused).
             "message" if data["type"] == "result" && data["is_error"] == true => {
                 self.failure = Some(reason(&data));
             }
@@ -122,7 +123,7 @@ impl View<'_> {
     }
 }
 
-/// Why a result counts as an error, in claude's own words.
+/// Why a result is an error, in claude's words.
 fn reason(result: &Value) -> String {
     let text = result["result"].as_str().or_else(|| result["errors"][0].as_str());
     super::render::printable(text.or_else(|| result["subtype"].as_str()).unwrap_or("no reason given"))

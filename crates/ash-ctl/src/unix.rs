@@ -1,4 +1,4 @@
-//! Connections to ashd's unix socket, where root and ashd's group need no key.
+//! Connections to ashd's unix socket, where root and members of group ashd need no key.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use hyper::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-/// Where ashd of a package listens.
+/// The socket of a packaged ashd.
 pub const SOCKET: &str = "/run/ashd/ashd.sock";
 
-/// Connects to one socket, whatever the URI's host says.
+/// Connects to one socket, whatever the URI's host is.
 #[derive(Clone, Debug)]
 pub struct UnixConnector(pub PathBuf);
 
@@ -38,7 +38,7 @@ pub fn path_of(url: &str) -> Option<PathBuf> {
     Some(PathBuf::from(path))
 }
 
-/// Whether somebody answers there who lets us in.
+/// Whether a daemon that this user may connect to listens there.
 pub fn is_open(path: &str) -> bool {
     std::os::unix::net::UnixStream::connect(path).is_ok()
 }

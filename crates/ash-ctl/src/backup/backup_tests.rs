@@ -62,7 +62,10 @@ async fn there_and_back_again() {
         assert!(skipped.contains(word), "{word}: {skipped}");
     }
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(matches!(write::write(&old, &file, false).await, Err(CtlError::Usage(_))), "an existing file is not overwritten");
+    assert!(
+        matches!(write::write(&old, &file, false).await, Err(CtlError::Usage(_))),
+        "an existing file is not overwritten"
+    );
     let found = read::verify(&file).await.unwrap();
     assert_eq!((found.sessions, found.entries), (2, done.entries));
 

@@ -69,15 +69,11 @@ pub async fn backup(args: BackupArgs, data_dir: &Path, out: &Output) -> Result<(
     for skipped in &done.skipped {
         eprintln!("skipped: {}", printable(skipped));
     }
-    out.line(&format!(
-        "{}: {} entries, {} bytes, {} compressed",
-        file.display(),
-        done.entries,
-        done.bytes,
-        done.size
-    ))?;
+    out.line(&format!("{}: {} entries, {} bytes, {} compressed", file.display(), done.entries, done.bytes, done.size))?;
     if !args.with_key && done.has_key {
-        eprintln!("The key of tenant credentials is not included: they can be used on this host only. --with-key includes it.");
+        eprintln!(
+            "The key of tenant credentials is not included: they can be used on this host only. --with-key includes it."
+        );
     }
     Ok(())
 }

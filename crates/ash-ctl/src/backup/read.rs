@@ -79,8 +79,7 @@ pub async fn verify(file: &Path) -> Result<Found, CtlError> {
         };
         found.add(&Line { path: shown, kind, bytes, sha256, target }).map_err(damaged)?;
     }
-    let written =
-        written.ok_or_else(|| broken("it has no manifest: it is truncated, or not a backup".to_owned()))?;
+    let written = written.ok_or_else(|| broken("it has no manifest: it is truncated, or not a backup".to_owned()))?;
     let (entries, bytes) = (found.entries, found.bytes);
     let format = check_format(&written).map_err(broken)?;
     let (found, _) = found.finish().map_err(damaged)?;
@@ -118,9 +117,9 @@ fn check_format(mut manifest: &File) -> Result<u32, String> {
     manifest.seek(SeekFrom::Start(0)).map_err(|e| e.to_string())?;
     match serde_json::from_str::<Summary>(&last) {
         Ok(summary) if reads(summary.format) => Ok(summary.format),
-        Ok(Summary { format, version, .. }) => {
-            Err(format!("it has format {format}, written by ashctl {version}; this ashctl reads formats up to {FORMAT}"))
-        }
+        Ok(Summary { format, version, .. }) => Err(format!(
+            "it has format {format}, written by ashctl {version}; this ashctl reads formats up to {FORMAT}"
+        )),
         Err(_) => Err("its manifest is incomplete".to_owned()),
     }
 }
@@ -193,7 +192,9 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<PathBuf, CtlError> {
     };
     exchange().map_err(|error| {
         let (old, new) = (old.path().display(), new.path().display());
-        CtlError::Answer(format!("restore failed during the exchange: {error}; the old data is in {old}, the new data in {new}"))
+        CtlError::Answer(format!(
+            "restore failed during the exchange: {error}; the old data is in {old}, the new data in {new}"
+        ))
     })?;
     data.remove(RESTORING).map_err(CtlError::file(data_dir.join(RESTORING)))?;
     Ok(old.path().to_owned())
@@ -258,7 +259,10 @@ fn unpack(file: &Path, to: &Tree, owner: Owner) -> Result<(), CtlError> {
             made.set_permissions(mode).map_err(CtlError::file(to.path().join(&path)))?;
             to.set_times(&path, &times).map_err(refused)?;
         } else {
-            return Err(CtlError::Answer(format!("{}: {shown} has a file type that backups do not contain", file.display())));
+            return Err(CtlError::Answer(format!(
+                "{}: {shown} has a file type that backups do not contain",
+                file.display()
+            )));
         }
     }
     for (path, mode, times) in directories.into_iter().rev() {

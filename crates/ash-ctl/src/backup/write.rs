@@ -48,7 +48,8 @@ struct Unfinished {
 impl Unfinished {
     fn new(file: &Path) -> Result<(Self, File), CtlError> {
         let failed = |error: io::Error| CtlError::file(file)(error);
-        let wanted = file.file_name().ok_or_else(|| CtlError::Usage(format!("{} is not a file name", file.display())))?;
+        let wanted =
+            file.file_name().ok_or_else(|| CtlError::Usage(format!("{} is not a file name", file.display())))?;
         let above = file.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let dir = Tree::of_caller(above).map_err(failed)?;
         if dir.has(wanted) {

@@ -139,7 +139,7 @@ fn a_refused_key_a_limited_rate_and_a_model_that_hangs_up_are_said_once_each() {
     let limited = once(&gateway.log(), &events::RATE_LIMITED);
     assert_eq!((&limited["status"], &limited["ASH_SESSION"]), (&json!(429), &json!(nobody)), "{limited}");
     let away = once(&gateway.log(), &events::UPSTREAM_AWAY);
-    assert_eq!(away["message"], "the model broke off before it answered", "{away}");
+    assert_eq!(away["message"], "the model closed the connection before it answered", "{away}");
     let all = std::fs::read_to_string(gateway.log()).unwrap();
     assert!(!all.contains("planted"), "{all}");
 }

@@ -1,4 +1,4 @@
-//! What a sandbox may ask of the gateway: a pure decision on the head of a request.
+//! Decides by the head of a request whether a sandbox may send it. Pure.
 //!
 //! ```text
 //!  absolute-form or CONNECT -> 400    unknown path -> 404    wrong method -> 405    wrong token -> 401
@@ -10,12 +10,12 @@ use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 use subtle::ConstantTimeEq;
 
-/// A request that is let through.
+/// An admitted request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// Claude Code's test whether the network is there. Answered by the gateway itself.
+    /// Claude Code's test of the network. The gateway answers it.
     Hello,
-    /// `POST /v1/messages`; the only one that costs tokens.
+    /// `POST /v1/messages`; the only route that costs tokens.
     Messages,
     CountTokens,
     /// `GET /v1/models` or `GET /v1/models/{id}`.
@@ -23,7 +23,7 @@ pub enum Route {
 }
 
 impl Route {
-    /// The path upstream, without the query.
+    /// The upstream path, without the query.
     pub fn path(&self) -> String {
         match self {
             Route::Hello => "/api/hello".into(),
@@ -35,7 +35,7 @@ impl Route {
     }
 }
 
-/// Why a request is not let through.
+/// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub status: StatusCode,
@@ -51,13 +51,13 @@ pub fn admit(request: &Parts, token: &str) -> Result<Route, Refusal> {
     if request.method == Method::CONNECT || request.uri.authority().is_some() {
         return refuse(
             StatusCode::BAD_REQUEST,
-            "this is the model gateway, not a proxy: ask for a path such as /v1/messages, without a host",
+            "this is the model gateway, not a proxy: request a path such as /v1/messages, without a host",
         );
     }
     let Some(route) = route(request.uri.path()) else {
         return refuse(
             StatusCode::NOT_FOUND,
-            "the gateway serves /v1/messages, /v1/messages/count_tokens, /v1/models and /api/hello only",
+            "unknown path; the gateway serves /v1/messages, /v1/messages/count_tokens, /v1/models and /api/hello",
         );
     };
     let method = &request.method;
@@ -67,7 +67,7 @@ pub fn admit(request: &Parts, token: &str) -> Result<Route, Refusal> {
         Route::Models(_) => method == Method::GET,
     };
     if !fits {
-        return refuse(StatusCode::METHOD_NOT_ALLOWED, "this path is not served with this method");
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, "this path does not support this method");
     }
     if route != Route::Hello && !token_matches(&request.headers, token) {
         return refuse(
@@ -86,7 +86,7 @@ fn route(path: &str) -> Option<Route> {
         "/v1/models" => Some(Route::Models(None)),
         _ => {
             let id = path.strip_prefix("/v1/models/")?;
-            // Ids of models are such words; a dot segment, an escape or a slash never goes upstream.
+            // Model ids have only these bytes; dot segments, escapes and slashes never go upstream.
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'@' | b':');
             let named = !id.is_empty() && id.len() <= 128 && !id.starts_with('.') && id.bytes().all(plain);
             named.then(|| Route::Models(Some(id.to_owned())))
@@ -94,8 +94,8 @@ fn route(path: &str) -> Option<Route> {
     }
 }
 
-/// Whether one of the places a client puts its key holds the token. Compared in constant time, so that the time of the
-/// answer tells nothing about how much of a guess was right.
+/// Whether a header that clients use for keys has the token. Compares in constant time, so that the
+/// response time reveals nothing about a guess.
 fn token_matches(headers: &HeaderMap, token: &str) -> bool {
     let given = headers.get_all("x-api-key").iter().map(|value| value.as_bytes());
     let bearer = headers.get_all(AUTHORIZATION).iter().filter_map(|value| {

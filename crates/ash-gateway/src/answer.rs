@@ -1,5 +1,5 @@
-//! Answers of the gateway's own, in the error format of the Messages API
-//! (`{"type":"error","error":{"type":...,"message":...}}`), so that Claude Code shows them as it shows the API's.
+//! The gateway's own answers, in the error format of the Messages API
+//! (`{"type":"error","error":{"type":...,"message":...}}`), which Claude Code displays.
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -8,13 +8,13 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-/// What a body may fail with; it ends the connection it travels on.
+/// Error of a body; it ends the connection.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Every body that is sent to a sandbox.
+/// A body that is sent to a sandbox.
 pub type Body = UnsyncBoxBody<Bytes, BodyError>;
 
-/// The message of an error as it stands in the body.
+/// The error object in the body.
 #[derive(Debug, Serialize)]
 pub struct ErrorBody<'a> {
     #[serde(rename = "type")]
@@ -29,12 +29,11 @@ pub struct ErrorDetail<'a> {
     pub message: &'a str,
 }
 
-/// A whole body of known length.
+/// A body of known length.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A JSON body with this status.
 pub fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
     let bytes = serde_json::to_vec(value).expect("the gateway's own types serialise");
     let mut response = Response::new(full(bytes));
@@ -43,8 +42,8 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
     response
 }
 
-/// An error in the format of the Messages API. A refusal (4xx) also says that asking again will not help, in the header
-/// that Anthropic's clients obey (a 401 is otherwise asked again for more than half a minute; measured).
+/// An error in the format of the Messages API. A refusal (4xx) has a header that stops retries of
+/// Anthropic's clients; without it they retry a 401 for more than 30 s.
 pub fn error(status: StatusCode, message: &str) -> Response<Body> {
     let detail = ErrorDetail { kind: error_kind(status.as_u16()), message };
     let mut response = json(status, &ErrorBody { kind: "error", error: detail });
@@ -54,7 +53,7 @@ pub fn error(status: StatusCode, message: &str) -> Response<Body> {
     response
 }
 
-/// The `error.type` that the API gives with a status (docs of the Messages API, "Errors").
+/// The API's `error.type` for a status (docs of the Messages API, "Errors").
 pub fn error_kind(status: u16) -> &'static str {
     match status {
         401 => "authentication_error",

@@ -1,4 +1,4 @@
-//! What answers cost, on its way from the meter to the counters and the ledger.
+//! Passes the tokens of answers from the meter to the counters and the ledger.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use super::ledger::{Charge, Ledger, Payer};
 use ash_protocol::gateway::SessionUsage;
 use ash_protocol::gateway::Tokens;
 
-/// What one session used since it was registered with this process; the sums of all its connections.
+/// Usage of one session since it was registered, over all its connections.
 #[derive(Debug, Default)]
 pub struct Counters {
     requests: AtomicU64,
@@ -51,12 +51,13 @@ impl Bill {
         Self { counters, ledger, begun: false }
     }
 
-    /// Whether something of the answer was charged.
+    /// Whether part of the answer was charged.
     pub fn begun(&self) -> bool {
         self.begun
     }
 
-    /// Charges what is new in the answer. Returns when that survives the end of this process.
+    /// Charges the new tokens of the answer. Returns when the record survives the end of this
+    /// process.
     pub async fn add(&mut self, tokens: Tokens) {
         if tokens == Tokens::default() {
             return;

@@ -1,4 +1,4 @@
-//! What the gateway may still do when it serves: docs/decisions/self-confinement.md.
+//! Self-confinement of the serving gateway: docs/decisions/self-confinement.md.
 
 use std::path::{Path, PathBuf};
 
@@ -9,15 +9,17 @@ use ash_kernel::confine::{Calls, Domain, Plan};
 use ash_kernel::landlock::Right;
 use ash_kernel::syscalls;
 
-/// Raised with every change of the plan.
+/// Increased with every change of the plan.
 const MARK: u16 = 3201;
-/// Answers of a name server that do not fit a datagram come over TCP.
+/// DNS answers that do not fit a datagram come over TCP.
 const DNS: u16 = 53;
 
-/// The plan of a gateway that makes its socket in `run_dir` and writes nothing but `state`, directories of its own.
+/// The plan of a gateway that creates its socket in `run_dir` and writes only `state`, directories
+/// of its own.
 ///
-/// It reads what the files' modes allow: the resolver, the user database and certificates may be anywhere an admin says. It executes
-/// its own program, which may be another file by then, and so the dynamic loader.
+/// It reads what file modes allow: the admin decides where the resolver, the user database and
+/// certificates are. It executes its own program, which an upgrade may have replaced, and therefore
+/// the dynamic loader.
 pub fn plan(run_dir: &Path, upstream: &Upstream, state: &[PathBuf]) -> Plan {
     let program = successor::program();
     let programs = program.parent().map(Path::to_owned);

@@ -1,7 +1,8 @@
 //! The gateway's end of the control socket.
 //!
-//! The socket is made at a name of its own and renamed into place, so that a new gateway takes the path over from an old
-//! one without a moment in which nobody listens. A gateway that ends removes the path only if it is still its own.
+//! The socket is created under its own name and renamed into place, so that a new gateway takes the
+//! path over without a moment in which no process listens. A gateway removes the path at its end
+//! only if it still belongs to it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,25 +24,26 @@ use ash_observe::events::OncePerMinute;
 use ash_protocol::gateway::{MAX_PACKET, Reply, Request, SOCKET, SessionUsage};
 use ash_protocol::packets::PacketSocket;
 
-/// Any user of the host may connect, however often.
+/// Limits log lines: any user of the host can connect any number of times.
 static STRANGER: OncePerMinute = OncePerMinute::new();
 
-/// Connections at once: ashd has one, ashctl and a successor may have one each. More wait in the kernel's queue.
+/// Concurrent connections: ashd has one, ashctl and a successor may have one each. More wait in the
+/// kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
 
-/// The socket, and the path that is removed with it.
+/// The socket, and the path to remove with it.
 #[derive(Debug)]
 pub struct ControlSocket {
     fd: OwnedFd,
-    /// The path and its inode, where this process made it.
+    /// The path and its inode, if this process created it.
     made: Option<(PathBuf, u64)>,
 }
 
 impl ControlSocket {
-    /// Makes `<run dir>/gateway.sock`. Anyone may connect; who is heard is decided by [`Peers`].
+    /// Creates `<run dir>/gateway.sock`. Any process can connect; [`Peers`] decides who is served.
     ///
     /// # Errors
-    /// Names the path and what went wrong.
+    /// The path and the cause.
     pub fn bind(run_dir: &Path) -> io::Result<Self> {
         let path = run_dir.join(SOCKET);
         let name = format!("{SOCKET}.{}", std::process::id());
@@ -62,10 +64,11 @@ impl ControlSocket {
         }
     }
 
-    /// Takes a socket that systemd made and keeps: connections wait in it while no gateway runs, and its path is systemd's.
+    /// Takes a socket that systemd created and keeps. Connections wait in it while no gateway runs,
+    /// and systemd owns its path.
     ///
     /// # Errors
-    /// When it is not a packet socket that listens.
+    /// It is not a listening packet socket.
     pub fn inherited(fd: OwnedFd) -> io::Result<Self> {
         let kind = getsockopt(&fd, sockopt::SockType)?;
         if kind != SockType::SeqPacket || !getsockopt(&fd, sockopt::AcceptConn)? {
@@ -76,10 +79,10 @@ impl ControlSocket {
         Ok(Self { fd, made: None })
     }
 
-    /// A descriptor of the socket for a successor, where the socket outlives this process.
+    /// A descriptor of the socket for a successor, if the socket outlives this process.
     ///
     /// # Errors
-    /// When there are no descriptors left.
+    /// No descriptors are left.
     pub fn lasting(&self) -> io::Result<Option<OwnedFd>> {
         self.made.is_none().then(|| self.fd.try_clone()).transpose()
     }
@@ -94,7 +97,8 @@ impl Drop for ControlSocket {
     }
 }
 
-/// Who is heard on the control socket, by `SO_PEERCRED`: ashd's user, the gateway's own (its successor), and root.
+/// Who is served on the control socket, by `SO_PEERCRED`: ashd's user, the gateway's own (its
+/// successor), and root.
 #[derive(Clone, Copy, Debug)]
 pub struct Peers {
     pub client: Uid,
@@ -106,10 +110,10 @@ impl Peers {
     }
 }
 
-/// Answers until `stop` is cancelled, which a `Shutdown` request does too.
+/// Serves until `stop` is cancelled; a `Shutdown` request cancels it too.
 ///
 /// # Errors
-/// When the socket cannot be watched.
+/// The socket cannot be polled.
 pub async fn serve(
     socket: ControlSocket,
     peers: Peers,
@@ -131,7 +135,7 @@ pub async fn serve(
         let fd = match accepted {
             Ok(fd) => fd,
             Err(why) => {
-                tracing::warn!(%why, "control socket: accept");
+                tracing::warn!(%why, "control socket: accept failed");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -169,21 +173,21 @@ async fn connection(fd: OwnedFd, registry: &Arc<Registry>, stop: &CancellationTo
         if packet.len == 0 {
             return Ok(());
         }
-        // A request may hold a tenant's key: what does not parse is not echoed.
+        // A request may hold a tenant's key: an invalid one is not echoed.
         let request = serde_json::from_slice::<Request>(&buffer[..packet.len]);
         buffer[..packet.len].fill(0);
         let shutdown = matches!(request, Ok(Request::Shutdown));
         let (reply, file) = match request {
             Ok(Request::Collect { marks }) if packet.fds.is_empty() => collect(registry, marks).await,
             Ok(request) => answer(request, packet.fds, registry),
-            Err(why) => (refusal(format!("not a request ({:?} at column {})", why.classify(), why.column())), None),
+            Err(why) => (refusal(format!("invalid request ({:?} at column {})", why.classify(), why.column())), None),
         };
         let bytes = serde_json::to_vec(&reply)?;
         let files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
         let sent = socket.send(&bytes, &files).await;
         if shutdown {
-            // Whoever asked may not have waited for the answer: a successor that takes over does not.
-            tracing::info!("shutdown was asked for");
+            // The client may not have waited for the answer: a successor that takes over does not.
+            tracing::info!("shutdown requested");
             stop.cancel();
             return Ok(());
         }
@@ -198,7 +202,7 @@ fn refusal(message: String) -> Reply {
 fn answer(request: Request, mut fds: Vec<OwnedFd>, registry: &Arc<Registry>) -> (Reply, Option<OwnedFd>) {
     let wanted = usize::from(matches!(request, Request::Register(_)));
     if fds.len() != wanted {
-        return (refusal(format!("this request comes with {wanted} descriptors, not {}", fds.len())), None);
+        return (refusal(format!("this request needs {wanted} descriptors, got {}", fds.len())), None);
     }
     let reply = match request {
         Request::Hello => Reply::Hello {
@@ -229,16 +233,16 @@ fn answer(request: Request, mut fds: Vec<OwnedFd>, registry: &Arc<Registry>) -> 
         }
         Request::Usage => return usage(registry.usage()),
         Request::Shutdown => Reply::Done,
-        // Answered by `collect` when it comes without descriptors, as it must.
-        Request::Collect { .. } => refusal("this request comes with 0 descriptors".to_owned()),
+        // `collect` answers it when it has no descriptors, as required.
+        Request::Collect { .. } => refusal("this request needs 0 descriptors".to_owned()),
     };
     (reply, None)
 }
 
-/// What was used behind `marks`, in a file. Files are read and removed beside the other requests.
+/// Usage after `marks`, in a file. Reads and removes files without delaying other requests.
 async fn collect(registry: &Arc<Registry>, marks: Marks) -> (Reply, Option<OwnedFd>) {
     let Some(ledger) = registry.ledger.clone() else {
-        return (refusal("this gateway keeps no record".to_owned()), None);
+        return (refusal("this gateway keeps no ledger".to_owned()), None);
     };
     let read = tokio::task::spawn_blocking(move || {
         let collected = ledger.collect(&marks).map_err(|why| why.to_string())?;
@@ -247,20 +251,20 @@ async fn collect(registry: &Arc<Registry>, marks: Marks) -> (Reply, Option<Owned
     });
     match read.await.map_err(|why| why.to_string()).and_then(|read| read) {
         Ok(file) => (Reply::Collected { refused: registry.refused.snapshot() }, Some(file)),
-        Err(why) => (refusal(format!("the record of usage: {why}")), None),
+        Err(why) => (refusal(format!("cannot read the ledger: {why}")), None),
     }
 }
 
-/// In the packet where it fits, else in a file beside it.
+/// In the packet if it fits, else in a file.
 fn usage(sessions: Vec<SessionUsage>) -> (Reply, Option<OwnedFd>) {
-    // A row has about 180 bytes with short counts and at most 270.
+    // A row has about 180 bytes with small counts and at most 270.
     if sessions.len() * 270 + 64 <= MAX_PACKET {
         return (Reply::Usage { sessions }, None);
     }
     let bytes = serde_json::to_vec(&sessions).expect("numbers and ids serialise");
     match seqpacket::sealed_memfd("gateway-usage", &bytes) {
         Ok(file) => (Reply::UsageFile, Some(file)),
-        Err(why) => (refusal(format!("usage of {} sessions: {why}", sessions.len())), None),
+        Err(why) => (refusal(format!("cannot send the usage of {} sessions: {why}", sessions.len())), None),
     }
 }
 
@@ -294,7 +298,7 @@ mod tests {
         let old = ControlSocket::bind(directory.path()).unwrap();
         let new = ControlSocket::bind(directory.path()).unwrap();
         drop(old);
-        assert!(path.exists(), "the old one leaves the new one's path alone");
+        assert!(path.exists(), "the old one keeps the new one's path");
         drop(new);
         assert!(!path.exists());
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is left");

@@ -1,5 +1,5 @@
-//! How a sandbox's request becomes a request to the model, and the model's answer one to the sandbox: pure rewriting
-//! of URI and headers.
+//! Rewrites the URI and headers of a sandbox's request for the model, and those of the answer for
+//! the sandbox. Pure.
 
 use hyper::Uri;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -8,11 +8,11 @@ use super::admit::Route;
 use super::mask::Secrets;
 use super::settings::{BaseUrl, Credential, Key};
 
-/// The beta flag without which the API refuses OAuth tokens.
+/// The API refuses OAuth tokens without this beta flag.
 const OAUTH_BETA: &str = "oauth-2025-04-20";
 
-/// Headers that belong to one connection (RFC 9110 §7.6.1) or frame a message. Both sides' are written by hyper
-/// from what it parsed, so that no two parties can read one message differently.
+/// Headers of one connection (RFC 9110, section 7.6.1) and headers that frame a message. hyper
+/// writes both from what it parsed, so that no two parties can read one message differently.
 pub fn is_framing(name: &HeaderName) -> bool {
     const NAMES: &[&str] = &[
         "connection",
@@ -32,14 +32,14 @@ pub fn is_framing(name: &HeaderName) -> bool {
     NAMES.contains(&name.as_str())
 }
 
-/// Headers of a request that end at the gateway: what could be a credential, and what tells of the way here.
+/// Request headers that are not forwarded: possible credentials, and the path of the request here.
 fn ends_here(name: &HeaderName) -> bool {
     let name = name.as_str();
     matches!(name, "x-api-key" | "authorization" | "cookie" | "forwarded" | "via" | "accept-encoding" | "x-real-ip")
         || name.starts_with("x-forwarded-")
 }
 
-/// The URI upstream: the base's host and path, the route's own path, the sandbox's query.
+/// The upstream URI: the base's host and path, the route's path, the sandbox's query.
 pub fn uri(base: &BaseUrl, route: &Route, query: Option<&str>) -> Result<Uri, hyper::http::Error> {
     let mut target = format!("{}{}", base.path, route.path());
     if let Some(query) = query {
@@ -49,15 +49,15 @@ pub fn uri(base: &BaseUrl, route: &Route, query: Option<&str>) -> Result<Uri, hy
     Uri::builder().scheme(base.scheme.clone()).authority(base.authority.clone()).path_and_query(target).build()
 }
 
-/// The headers upstream. Everything the sandbox sent is kept but framing and credentials; then come the real key and
-/// the admin's own headers, which win.
+/// The upstream headers: those of the sandbox without framing and credentials, then the real key
+/// and the admin's headers, which replace the sandbox's.
 pub fn request_headers(sent: &HeaderMap, key: Option<&Key>, custom: &[(HeaderName, HeaderValue)]) -> HeaderMap {
     let mut headers = without_connection(sent);
     let dropped: Vec<HeaderName> = headers.keys().filter(|name| ends_here(name)).cloned().collect();
     for name in dropped {
         headers.remove(name);
     }
-    // Tokens are counted in the answer's text, so it must not come compressed.
+    // The meter reads the answer's text, so it must not be compressed.
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     match key.map(Key::credential) {
         Some(Credential::ApiKey(value)) => drop(headers.insert("x-api-key", value)),
@@ -79,8 +79,9 @@ pub fn request_headers(sent: &HeaderMap, key: Option<&Key>, custom: &[(HeaderNam
     headers
 }
 
-/// The headers of the answer for the sandbox: those of the model but framing, cookies, and the name of the owner's
-/// organisation, and those that quote a secret. The length stays, since the body's does.
+/// The answer's headers for the sandbox: those of the model without framing, cookies, the name of
+/// the owner's organisation, and values that contain a secret. Keeps the length, as the body's does
+/// not change.
 pub fn response_headers(got: &HeaderMap, secrets: &Secrets) -> HeaderMap {
     let mut headers = without_connection(got);
     let telling: Vec<HeaderName> = headers

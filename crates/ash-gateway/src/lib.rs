@@ -1,22 +1,26 @@
-//! The model gateway: the only process that holds the model key and has a way out to the network.
+//! The model gateway: the only process with the model key and with network access.
 //!
 //! ```text
 //!  ashd --(gateway.sock: register, unregister, usage, shutdown)--> control
 //!                                                                     |
-//!  sandbox's 127.0.0.1 --listener's descriptor--> serve --> admit --> forward --> model: a base URL, or `offline`
-//!                                                              |                     |
-//!                                                          401, 404 ...          relay (bounded buffer) + meter
-//!  sandbox  <------------------------------------------------------------------------+
+//!  sandbox's 127.0.0.1 --listener's descriptor--> serve --> admit --> forward --> model: base URL,
+//!                                                              |                  or `offline`
+//!                                                          401, 404 ...              |
+//!                                                              |        relay (bounded buffer) +
+//! meter
+//!  sandbox  <--------------------------------------------------+---------------------+
 //! ```
 //!
 //! * [`protocol`], [`client`] and [`windows`]: what ashd needs.
-//! * [`control`] answers ashd; [`registry`] holds what it registered; [`serve`] accepts and speaks HTTP to sandboxes.
-//! * [`pace`] slows a session that asks too fast; [`admit`] (pure) decides what a sandbox may ask, [`window`] when;
-//!   [`forward`] (pure) rewrites the headers; [`upstream`] sends, and [`mask`] keeps keys out of its errors; [`relay`] passes
-//!   the answer on.
-//! * [`meter`] (pure) counts the tokens of an answer, [`charge`] and [`ledger`] record them for ashd.
-//! * [`share`] bounds what the sessions of one tenant may hold together.
-//! * [`settings`] and [`privileges`]: how the process starts; [`successor`]: how it is replaced in place.
+//! * [`control`] serves ashd; [`registry`] holds the registered sessions; [`serve`] accepts
+//!   connections of sandboxes and speaks HTTP to them.
+//! * [`pace`] limits the rate of a session; [`admit`] (pure) decides what a sandbox may request,
+//!   [`window`] when; [`forward`] (pure) rewrites headers; [`upstream`] sends, and [`mask`] removes
+//!   keys from its errors; [`relay`] passes the answer on.
+//! * [`meter`] (pure) counts the tokens of an answer; [`charge`] and [`ledger`] record them for
+//!   ashd.
+//! * [`share`] limits what the sessions of one tenant hold together.
+//! * [`settings`] and [`privileges`]: start of the process; [`successor`]: its replacement.
 
 pub mod admit;
 pub mod answer;

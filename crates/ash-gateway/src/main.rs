@@ -1,4 +1,5 @@
-//! `ash-gateway`: holds the model key, serves the listeners of the sandboxes, speaks to the model.
+//! `ash-gateway`: holds the model key, serves the listeners of the sandboxes, connects to the
+//! model.
 
 use std::io::{ErrorKind, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -26,40 +27,44 @@ use nix::unistd::Uid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// How long open answers may go on after a shutdown was asked for; the API ends an answer after 10 minutes.
+/// How long open answers may continue after a shutdown request; the API ends an answer after 10
+/// minutes.
 const GRACE: Duration = Duration::from_secs(600);
 
 /// The model gateway of ashd: the only process that holds the model key.
 ///
-/// It listens on <RUN_DIR>/gateway.sock for ashd, which registers each session's listening socket and token. A sandbox
-/// speaks to it on 127.0.0.1 with its own token; the gateway puts the real key in its place and passes the request on.
+/// It listens on <RUN_DIR>/gateway.sock for ashd, which registers each session's listening socket
+/// and token. A sandbox connects to it on 127.0.0.1 with its own token; the gateway replaces the
+/// token by the real key and forwards the request.
 #[derive(Parser, Debug)]
 #[command(version, after_long_help = HELP)]
 struct Flags {
-    /// Where gateway.sock is made.
+    /// Directory of gateway.sock.
     #[arg(long, env = "ASH_RUN_DIR", default_value = "/run/ashd")]
     run_dir: PathBuf,
-    /// Where the record of what was used is kept until ashd has taken it. Made when it is missing.
+    /// Directory of the usage records that ashd has not collected. Created if missing.
     #[arg(long, value_name = "DIRECTORY", default_value = "/var/lib/ash-gateway")]
     state_dir: PathBuf,
     /// `offline` (a scripted model, no network) or a base URL. Default: ANTHROPIC_BASE_URL; else
     /// https://api.anthropic.com if there is a key; else `offline`.
     #[arg(long, value_name = "offline|URL")]
     upstream: Option<String>,
-    /// Allow an http:// upstream on another host, which sends the model key over the network in clear.
+    /// Allow an http:// upstream on another host, which sends the model key over the network in
+    /// clear.
     #[arg(long, env = "ASH_ALLOW_INSECURE_UPSTREAM", value_parser = clap::builder::FalseyValueParser::new(),
         action = clap::ArgAction::SetTrue)]
     allow_insecure_upstream: bool,
-    /// Who may speak on gateway.sock, beside root and the gateway's own user.
+    /// User that may use gateway.sock, besides root and the gateway's own user.
     #[arg(long, value_name = "USER", default_value = "ashd")]
     client_user: String,
-    /// The user to become. Needed when started as root, refused otherwise.
+    /// User to run as. Required when started as root, refused otherwise.
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// Take over from a gateway that serves the same run directory: it finishes its open answers, then exits.
+    /// Take over from a gateway that serves the same run directory; it finishes its open answers,
+    /// then exits.
     #[arg(long)]
     take_over: bool,
-    /// The control socket is on standard input: a gateway that is being replaced started this one.
+    /// The control socket is on standard input, passed by the gateway that this one replaces.
     #[arg(long, hide = true)]
     handed_over: bool,
     /// For tests: also serve one session on this TCP address; the address is printed on stdout.
@@ -110,7 +115,7 @@ fn main() -> anyhow::Result<()> {
     }
     let inherited = inherited(&flags)?;
     let old = if inherited.is_some() { None } else { predecessor(&flags)? };
-    // Root may write where the gateway's own user may not; and threads must not exist yet when it drops that.
+    // Root can write where the gateway's user cannot; and threads must not exist before the drop.
     let socket = |flags: &Flags| ControlSocket::bind(&flags.run_dir).context("control socket");
     let bound = match inherited {
         Some(inherited) => Some(inherited),
@@ -121,7 +126,7 @@ fn main() -> anyhow::Result<()> {
     privileges::drop_all(&one, flags.user.as_deref())?;
     let bound = bound.map_or_else(|| socket(&flags), Ok)?;
     let model = Model::new(&upstream, key, custom).map_err(|why| anyhow!(why))?;
-    // Before the plan refuses to bind a port.
+    // Before the confinement forbids binding a port.
     let listen =
         flags.listen.map(|address| std::net::TcpListener::bind(address).with_context(|| format!("--listen {address}")));
     let listen = listen.transpose()?;
@@ -130,31 +135,31 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(run(flags, client, bound, model, old, listen))
 }
 
-/// The control socket of `ash-gateway.socket`, from systemd or from the gateway that this one replaces.
+/// The control socket of `ash-gateway.socket`, from systemd or from the replaced gateway.
 fn inherited(flags: &Flags) -> anyhow::Result<Option<ControlSocket>> {
     if flags.handed_over {
-        let fd = successor::handed_over().context("the socket on standard input")?;
-        return ControlSocket::inherited(fd).map(Some).context("the socket on standard input");
+        let fd = successor::handed_over().context("use the socket on standard input")?;
+        return ControlSocket::inherited(fd).map(Some).context("use the socket on standard input");
     }
     let Some(given) = ash_observe::systemd::listen_fds().into_iter().find(|given| given.name == "gateway") else {
         return Ok(None);
     };
-    let fd = ash_kernel::inherited::claim(given.number).context("the socket from systemd")?;
-    ControlSocket::inherited(fd).map(Some).context("the socket from systemd")
+    let fd = ash_kernel::inherited::claim(given.number).context("use the socket from systemd")?;
+    ControlSocket::inherited(fd).map(Some).context("use the socket from systemd")
 }
 
-/// A connection to the gateway that serves the run directory now, if there is one and it is to be taken over. Two gateways
-/// on one run directory would serve half of the sessions each.
+/// A connection to the gateway that serves the run directory, if it is to be taken over. Two
+/// gateways on one run directory would serve half of the sessions each.
 fn predecessor(flags: &Flags) -> anyhow::Result<Option<OwnedFd>> {
     let path = flags.run_dir.join(SOCKET);
     let old = match seqpacket::connect(&path, true) {
         Ok(old) => Some(old),
-        // No socket, or one that a killed gateway left.
+        // No socket, or one of a killed gateway.
         Err(why) if matches!(why.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => None,
-        Err(why) => return Err(why).with_context(|| format!("is there a gateway at {}?", path.display())),
+        Err(why) => return Err(why).with_context(|| format!("connect to {}", path.display())),
     };
     if old.is_some() && !flags.take_over {
-        bail!("a gateway answers at {} already; end it, or start with --take-over", path.display());
+        bail!("a gateway is already running at {}; stop it, or start with --take-over", path.display());
     }
     Ok(old)
 }
@@ -184,15 +189,16 @@ async fn run(
     let serve = control::serve(socket, Peers { client }, Arc::clone(&registry), stop.clone());
     let control = tasks::spawn_essential("control-socket", serve);
     if let Some(old) = old {
-        // Its connections to ashd close, so ashd comes here and registers every session again.
+        // It closes its connections to ashd, so ashd connects here and registers every session
+        // again.
         let shutdown = serde_json::to_vec(&Request::Shutdown)?;
-        seqpacket::send(old.as_fd(), &shutdown, &[]).context("the old gateway cannot be told to end")?;
-        tracing::info!("took over from the gateway that was here");
+        seqpacket::send(old.as_fd(), &shutdown, &[]).context("shut down the old gateway")?;
+        tracing::info!("took over from the previous gateway");
     }
     if flags.handed_over {
-        successor::ready().context("the gateway that this one replaces did not wait")?;
+        successor::ready().context("the replaced gateway did not wait")?;
     }
-    // For a successor it is a repetition: systemd hears it when this is the main process.
+    // Repeated for a successor: systemd accepts it once this is the main process.
     ash_observe::systemd::ready(&format!("upstream {}", registry.model));
     let mut signalled = async || {
         tokio::select! {
@@ -206,7 +212,7 @@ async fn run(
             () = stop.cancelled() => break None,
             _ = hangup.recv() => match replace(lasting.as_ref()).await {
                 Ok(new) => break Some(new),
-                Err(why) => tracing::error!(%why, "not replaced; this gateway serves on"),
+                Err(why) => tracing::error!(%why, "not replaced; this gateway continues to serve"),
             }
         }
     };
@@ -217,7 +223,7 @@ async fn run(
     control.await?.context("control socket")?;
     registry.drain();
     tracing::info!(open = registry.tasks.len(), "finishing open answers");
-    // The first signal to one that was replaced is the unit's stop, which finishes open answers as well.
+    // A replaced gateway's first signal is the unit's stop, which finishes open answers as well.
     let cut = async {
         if successor.is_some() {
             signalled().await;
@@ -226,17 +232,19 @@ async fn run(
     };
     tokio::select! {
         () = registry.tasks.wait() => {}
-        () = tokio::time::sleep(GRACE) => tracing::warn!(open = registry.tasks.len(), "answers cut off after 10 minutes"),
-        () = cut => tracing::warn!(open = registry.tasks.len(), "answers cut off by another signal"),
+        () = tokio::time::sleep(GRACE) => tracing::warn!(open = registry.tasks.len(), "closed the remaining answers after 10 minutes"),
+        () = cut => tracing::warn!(open = registry.tasks.len(), "closed the remaining answers because of another signal"),
     }
     Ok(())
 }
 
-/// Starts the program again and gives the control socket to it.
+/// Starts the program again and passes it the control socket.
 async fn replace(lasting: Option<&OwnedFd>) -> anyhow::Result<tokio::process::Child> {
-    let control = lasting.context("its socket is its own; start the new one with --take-over instead")?.try_clone()?;
+    let control = lasting
+        .context("the control socket does not come from systemd; start a new gateway with --take-over instead")?
+        .try_clone()?;
     let new = successor::start(control).await?;
-    let pid = new.id().context("the new gateway ended as soon as it was ready")?;
+    let pid = new.id().context("the new gateway ended after it was ready")?;
     tracing::info!(pid, "replaced by a new gateway");
     ash_observe::systemd::main_pid(pid);
     Ok(new)

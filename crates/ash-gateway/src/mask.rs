@@ -1,4 +1,5 @@
-//! Keeps the keys out of what the model's side says: a proxy in front of a model may quote the key that it refuses.
+//! Removes keys from what the model's side sends: a proxy in front of a model may quote the key
+//! that it refuses.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,10 +12,10 @@ use memchr::memmem;
 
 use super::answer::{Body, BodyError};
 
-/// Shorter values are too likely to be words.
+/// Shorter values are too likely to be ordinary words.
 const LEAST: usize = 8;
 
-/// What must not be told to a sandbox. Never printed.
+/// What a sandbox must not see. Never printed.
 #[derive(Clone, Default)]
 pub struct Secrets(Arc<[Bytes]>);
 
@@ -29,7 +30,7 @@ impl Secrets {
         Self(secrets.filter(|secret| secret.len() >= LEAST).map(Bytes::copy_from_slice).collect())
     }
 
-    /// Whether one of them is in `bytes`.
+    /// Whether `bytes` contains one.
     pub fn are_in(&self, bytes: &[u8]) -> bool {
         self.0.iter().any(|secret| memmem::find(bytes, secret).is_some())
     }
@@ -38,7 +39,7 @@ impl Secrets {
     fn mask(&self, bytes: &mut [u8]) {
         for secret in self.0.iter() {
             let mut from = 0;
-            // Onwards: a secret of asterisks is found again where it was masked.
+            // Continue after the match: a secret of asterisks would be found again.
             while let Some(at) = memmem::find(&bytes[from..], secret) {
                 let end = from + at + secret.len();
                 bytes[from + at..end].fill(b'*');
@@ -47,7 +48,7 @@ impl Secrets {
         }
     }
 
-    /// Bytes at the end that may be the beginning of one.
+    /// Bytes at the end that may be the beginning of a secret.
     fn unfinished(&self, bytes: &[u8]) -> usize {
         let longest = self.0.iter().map(Bytes::len).max().unwrap_or(0).saturating_sub(1).min(bytes.len());
         (1..=longest)
@@ -57,7 +58,7 @@ impl Secrets {
     }
 }
 
-/// The same body without them.
+/// The body without secrets.
 pub fn masked(body: Body, secrets: Secrets) -> Body {
     if secrets.0.is_empty() {
         body

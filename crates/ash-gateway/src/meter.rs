@@ -1,18 +1,19 @@
-//! Counts tokens in an answer of the Messages API as it passes by. The bytes are looked at, never changed.
+//! Counts the tokens in an answer of the Messages API. Reads the bytes and never changes them.
 //!
-//! A stream says its usage in `message_start` (input and cache) and, as running totals, in each `message_delta`
-//! (output); a whole message says it in `usage`. What is counted is the growth of each total, so an answer that is cut off
-//! is counted as far as it came.
+//! A stream reports its usage in `message_start` (input and cache) and, as running totals, in each
+//! `message_delta` (output); a whole message has it in `usage`. The meter counts the increase of
+//! each total, so an interrupted answer is counted up to the interruption.
 
 use ash_protocol::gateway::Tokens;
 use serde::Deserialize;
 
-/// Bytes of one SSE line; a longer one (never seen: the lines with usage have a few hundred) is passed on uncounted.
+/// Maximum bytes of an SSE line; a longer one is not counted (lines with usage have a few hundred).
 const MAX_LINE: usize = 1 << 20;
-/// Bytes of a whole message; a longer one is passed on uncounted. 128,000 tokens of output have about 600 KB.
+/// Maximum bytes of a whole message; a longer one is not counted. 128,000 output tokens have about
+/// 600 KB.
 const MAX_MESSAGE: usize = 2 << 20;
 
-/// Tokens of one answer that are believed. Sums of it stay numbers of SQLite's, whatever an upstream says.
+/// Maximum tokens of one answer. Sums stay within SQLite's integers, whatever an upstream reports.
 const MAX_TOKENS: u64 = 1 << 40;
 
 #[derive(Deserialize, Default)]
@@ -23,7 +24,7 @@ struct Usage {
     cache_read_input_tokens: Option<u64>,
 }
 
-/// A line of a stream or a whole message: both keep `usage` at the top or in `message`.
+/// A line of a stream or a whole message: both have `usage` at the top or in `message`.
 #[derive(Deserialize)]
 struct Carrier {
     #[serde(default)]
@@ -45,7 +46,6 @@ enum Form {
     Uncounted,
 }
 
-/// Counts one answer.
 #[derive(Debug)]
 pub struct Meter {
     form: Form,
@@ -53,7 +53,8 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A meter for an answer with this status and content type. Errors and other types cost no tokens.
+    /// A meter for an answer with this status and content type. Errors and other types cost no
+    /// tokens.
     pub fn new(status: u16, content_type: &str) -> Self {
         let kind = content_type.split(';').next().unwrap_or_default().trim();
         let form = match kind {
@@ -70,17 +71,17 @@ impl Meter {
         Self { form: Form::Uncounted, seen: Tokens::default() }
     }
 
-    /// Whether the answer is counted at all.
+    /// Whether the answer is counted.
     pub fn counts(&self) -> bool {
         !matches!(self.form, Form::Uncounted)
     }
 
-    /// Whether the answer comes as a stream, which says what it used at its beginning.
+    /// Whether the answer is a stream, which reports usage at its beginning.
     pub fn streams(&self) -> bool {
         matches!(self.form, Form::Stream { .. })
     }
 
-    /// Looks at the next bytes; answers the tokens that are new in them.
+    /// Reads the next bytes and returns their new tokens.
     pub fn feed(&mut self, bytes: &[u8]) -> Tokens {
         let before = self.seen;
         match &mut self.form {
@@ -120,7 +121,7 @@ impl Meter {
         grown(before, self.seen)
     }
 
-    /// The answer is over: the tokens of a whole message.
+    /// Ends the answer and returns the tokens of a whole message.
     pub fn finish(&mut self) -> Tokens {
         let before = self.seen;
         if let Form::Message { body, too_long: false } = &self.form {
@@ -138,7 +139,7 @@ fn data(line: &[u8]) -> Option<&[u8]> {
 
 fn read(json: Option<&[u8]>, seen: &mut Tokens) {
     let Some(json) = json.filter(|json| memchr::memmem::find(json, b"\"usage\"").is_some()) else { return };
-    // A delta may quote the word; what does not parse as a carrier of usage has none.
+    // A delta may quote the word; what does not parse has no usage.
     let Ok(carrier) = serde_json::from_slice::<Carrier>(json) else { return };
     let Some(usage) = carrier.usage.or(carrier.message.and_then(|message| message.usage)) else { return };
     let take = |total: &mut u64, given: Option<u64>| *total = (*total).max(given.unwrap_or(0).min(MAX_TOKENS));
@@ -227,6 +228,10 @@ mod tests {
         }
         let mut meter = Meter::new(200, "text/event-stream");
         meter.feed(&vec![b'x'; MAX_LINE + 1]);
-        assert_eq!(meter.feed(format!("\n{STREAM}").as_bytes()).output, 15, "counting goes on after a line too long");
+        assert_eq!(
+            meter.feed(format!("\n{STREAM}").as_bytes()).output,
+            15,
+            "counting continues after an overlong line"
+        );
     }
 }

@@ -1,24 +1,24 @@
-//! How fast one session may use the gateway: token buckets. The arithmetic is pure; waiting is done by the caller.
+//! Token buckets that limit the rate of a session. The arithmetic is pure; the caller waits.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How much may be taken at once, and how much comes back in a second.
+/// Burst size, and refill per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
     pub per_second: f64,
     pub burst: f64,
 }
 
-/// A bucket that may be overdrawn: who comes too early is told how long to wait, in the order of coming.
+/// A bucket that can be overdrawn: early callers get their waiting time, in the order of arrival.
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     rate: Rate,
-    /// What is left, negative while somebody waits.
+    /// Tokens left; negative while a caller waits.
     left: f64,
-    /// Seconds since some beginning.
+    /// Seconds since the start.
     at: f64,
 }
 
@@ -27,7 +27,7 @@ impl Bucket {
         Self { rate, left: rate.burst, at: 0.0 }
     }
 
-    /// Takes `amount` at the time `now`; how many seconds it comes too early.
+    /// Takes `amount` at the time `now`; returns by how many seconds that is too early.
     fn take(&mut self, now: f64, amount: f64) -> f64 {
         let gained = (now - self.at).max(0.0) * self.rate.per_second;
         self.left = (self.left + gained).min(self.rate.burst) - amount;
@@ -36,7 +36,7 @@ impl Bucket {
     }
 }
 
-/// One of them, shared by the tasks of a session.
+/// A bucket shared by the tasks of a session.
 #[derive(Debug)]
 pub struct Pace {
     bucket: Mutex<Bucket>,
@@ -48,14 +48,14 @@ impl Pace {
         Self { bucket: Mutex::new(Bucket::full(rate)), start: Instant::now() }
     }
 
-    /// Takes `amount`; how long it is until that is due, if it is not.
+    /// Takes `amount`; returns the time until it is due, if it is not.
     pub fn debit(&self, amount: f64) -> Option<Duration> {
         let now = self.start.elapsed().as_secs_f64();
         let early = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(now, amount);
         (early > 0.0).then(|| Duration::from_secs_f64(early.min(3600.0)))
     }
 
-    /// Takes `amount` and waits until it is due. Whether there was a wait.
+    /// Takes `amount` and waits until it is due. Returns whether it waited.
     pub async fn take(&self, amount: f64) -> bool {
         let Some(wait) = self.debit(amount) else { return false };
         tokio::time::sleep(wait).await;
@@ -72,9 +72,9 @@ mod tests {
         let mut bucket = Bucket::full(Rate { per_second: 10.0, burst: 3.0 });
         let waits: Vec<f64> = (0..6).map(|_| bucket.take(0.0, 1.0)).collect();
         assert_eq!(waits, [0.0, 0.0, 0.0, 0.1, 0.2, 0.3]);
-        // Those three are due by 0.3 s; then there is nothing left and nothing owed.
+        // Those three are due by 0.3 s; then the bucket is at zero.
         assert_eq!(bucket.take(0.4, 1.0), 0.0);
-        // However long nothing is taken, no more than the burst is there.
+        // The bucket never holds more than the burst.
         assert_eq!(bucket.take(1000.0, 3.0), 0.0);
         assert!((bucket.take(1000.0, 1.0) - 0.1).abs() < 1e-9);
     }

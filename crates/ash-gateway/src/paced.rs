@@ -1,4 +1,4 @@
-//! A body that flows no faster than its session may.
+//! A body limited to its session's rate.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use super::pace::Pace;
 
 type Wait = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Each piece is taken from the session's bucket before the next one is read.
+/// Takes each piece from the session's bucket before it reads the next one.
 pub struct Paced<B> {
     body: B,
     pace: Arc<Pace>,

@@ -1,11 +1,12 @@
-//! What the gateway gives up before it reads its first byte from a sandbox.
+//! Drops privileges before the gateway reads its first byte from a sandbox.
 //!
 //! ```text
 //!  root --(bounding set, groups, gid, uid)--> the given user --+
-//!  any other user ---------------------------------------------+--> no capability, no_new_privs, not dumpable, no cores
+//!  any other user ---------------------------------------------+--> no capability, no_new_privs,
+//!                                                                   not dumpable, no cores
 //! ```
 //!
-//! User and capabilities belong to a thread, so [`drop_all`] takes a proof that there is one only.
+//! User and capabilities belong to a thread, so [`drop_all`] requires proof of a single thread.
 
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -19,14 +20,14 @@ use nix::unistd::{Gid, Uid, User, setgroups, setresgid, setresuid};
 
 use ash_kernel::single::SingleThreaded;
 
-/// A step that failed; the gateway does not start then.
+/// A failed step; the gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivilegeError {
     #[error("started as root without --user; the gateway holds the model key and must not be root")]
     StaysRoot,
     #[error("user {0} is root; the gateway must not be")]
     UserIsRoot(String),
-    #[error("user {0}: no such user; make it (the package does) or name another one with --user")]
+    #[error("user {0} does not exist; create it (the package does) or choose another one with --user")]
     NoSuchUser(String),
     #[error("--user {0}: only root can become another user")]
     NotRoot(String),
@@ -34,11 +35,11 @@ pub enum PrivilegeError {
     StateDirectory { path: PathBuf, source: std::io::Error },
     #[error("{step}: {source}")]
     Step { step: &'static str, source: std::io::Error },
-    #[error("capabilities are left after they were dropped: {0}")]
+    #[error("capabilities remain after the drop: {0}")]
     CapabilitiesLeft(String),
 }
 
-/// A user and its first group.
+/// A user and its primary group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     pub name: String,
@@ -46,8 +47,8 @@ pub struct Account {
     pub gid: Gid,
 }
 
-/// Looks a user up by name or number. A number needs no entry in the user database: where the package is not installed,
-/// ashd uses numbers that nobody has, and then the group is the same number.
+/// Looks a user up by name or number. A number needs no entry in the user database: without the
+/// package, ashd uses unassigned numbers, and the group has the same number.
 ///
 /// # Errors
 /// [`PrivilegeError::NoSuchUser`].
@@ -61,7 +62,7 @@ pub fn lookup(name: &str) -> Result<Account, PrivilegeError> {
     }
 }
 
-/// Becomes `user` (needed when started as root) and gives up the rest.
+/// Becomes `user` (required when started as root) and drops all other privileges.
 ///
 /// # Errors
 /// The first step that failed. The process may have lost part of its privileges and should exit.
@@ -91,26 +92,27 @@ pub fn drop_all(one: &SingleThreaded, user: Option<&str>) -> Result<(), Privileg
         return Err(PrivilegeError::CapabilitiesLeft(format!("{left:?}")));
     }
     prctl::set_no_new_privs().map_err(|why| step("no_new_privs", why.into()))?;
-    // After the change of user, which resets it. Keeps /proc/<pid>/{mem,environ} and ptrace from others of the same user.
+    // After the change of user, which resets it. Protects /proc/<pid>/{mem,environ} and against
+    // ptrace by other processes of the same user.
     prctl::set_dumpable(false).map_err(|why| step("not dumpable", why.into()))?;
-    // One descriptor a connection: the soft limit is often 1024, the hard one what the admin means.
+    // One descriptor per connection: the soft limit is often 1024; the hard limit is the admin's.
     let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard);
     limit(Resource::RLIMIT_CORE, 0, "no core files")?;
     limit(Resource::RLIMIT_NOFILE, hard, "descriptor limit")?;
     Ok(())
 }
 
-/// Makes the state directory for `user` while root still may; a directory of theirs stays as it is. Another user makes it
-/// for itself.
+/// Creates the state directory for `user` while this process is root; keeps one that the user owns.
+/// Other users create it themselves.
 ///
 /// # Errors
-/// When it cannot be made, or belongs to somebody else.
+/// It cannot be created, or belongs to another user.
 pub fn own_directory(path: &Path, user: Option<&str>) -> Result<(), PrivilegeError> {
     let failed = |source| PrivilegeError::StateDirectory { path: path.to_owned(), source };
     let user = user.map(lookup).transpose()?;
     let of_root = user.as_ref().is_none_or(|user| user.uid.is_root());
     if Uid::effective().is_root() && of_root {
-        // Refused by `drop_all`; nothing is made before.
+        // `drop_all` refuses it; create nothing before.
         return Ok(());
     }
     let made = match DirBuilder::new().mode(0o700).create(path) {
@@ -118,7 +120,7 @@ pub fn own_directory(path: &Path, user: Option<&str>) -> Result<(), PrivilegeErr
         Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => false,
         Err(why) => return Err(failed(why)),
     };
-    // The link itself, not where it leads: root gives nothing away that somebody else planted here.
+    // Opens the link itself: root must not give away what another user planted here.
     let directory = File::options()
         .read(true)
         .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY).bits())
@@ -131,7 +133,7 @@ pub fn own_directory(path: &Path, user: Option<&str>) -> Result<(), PrivilegeErr
         std::os::unix::fs::fchown(&directory, Some(wanted.0), wanted.1).map_err(failed)?;
     } else if found.uid() != wanted.0 {
         let why = format!(
-            "belongs to uid {}, not to the gateway's user {}; `chown -R {} {}` gives it to it",
+            "belongs to uid {}, not to the gateway's user {}; to fix it: `chown -R {} {}`",
             found.uid(),
             wanted.0,
             wanted.0,
@@ -143,14 +145,14 @@ pub fn own_directory(path: &Path, user: Option<&str>) -> Result<(), PrivilegeErr
 }
 
 fn become_user(user: &Account) -> Result<(), PrivilegeError> {
-    // While root may still do so: nothing that is executed later can have a capability either.
+    // While still root: nothing executed later can gain a capability either.
     caps::clear(None, CapSet::Bounding).map_err(|why| step("drop bounding set", std::io::Error::other(why)))?;
     setgroups(&[]).map_err(|why| step("drop groups", why.into()))?;
     setresgid(user.gid, user.gid, user.gid).map_err(|why| step("change group", why.into()))?;
     setresuid(user.uid, user.uid, user.uid).map_err(|why| step("change user", why.into()))
 }
 
-/// Under systemd the limits are as they should be, and its filter refuses to set them.
+/// Under systemd the limits are already set, and its filter refuses to set them.
 fn limit(resource: Resource, value: u64, name: &'static str) -> Result<(), PrivilegeError> {
     if getrlimit(resource).is_ok_and(|now| now == (value, value)) {
         return Ok(());

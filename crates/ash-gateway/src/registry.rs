@@ -1,9 +1,10 @@
 //! The sessions that ashd registered: their tokens, listeners, connections and counters.
 //!
 //! ```text
-//!  register --> accepting --(register again: new token, new listener; connections go on)--> accepting
+//!  register --> accepting --(register again: new token and listener; connections stay)-->
+//! accepting
 //!                   |
-//!                   +-- unregister --> connections closed, counters kept until they were read once --> gone
+//!                   +-- unregister --> connections closed, counters kept until read once --> gone
 //!                   +-- drain -------> accepting ends, connections finish their answer
 //! ```
 
@@ -32,29 +33,29 @@ use super::window::Window;
 use ash_observe::tasks;
 use ash_protocol::gateway::{Refused, Register, SessionUsage};
 
-/// Sessions that left and whose counts were not read yet.
+/// Unregistered sessions whose counts were not read yet.
 const MAX_DEPARTED: usize = 10_000;
-/// Bytes of a token.
+/// Maximum bytes of a token.
 const MAX_TOKEN: usize = 512;
 
-/// The bounds of what one sandbox can make the gateway hold.
+/// Limits of what one sandbox can make the gateway hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections a session may have at once; further ones wait in the kernel's queue.
+    /// Connections of a session; further ones wait in the kernel's queue.
     pub connections: usize,
-    /// How long a connection may take to send the head of its next request, idle time included; then it is closed.
+    /// Timeout for the head of the next request, idle time included; then the connection is closed.
     pub idle: Duration,
-    /// Bytes of one answer that wait for the sandbox to read them; then the model is made to wait.
+    /// Bytes of one answer that wait for the sandbox; at the limit the gateway stops reading.
     pub buffer: usize,
     /// The same for all connections of a session together.
     pub session_buffer: usize,
-    /// Requests of a session, refused ones and those the gateway answers itself included; beyond it they wait.
+    /// Requests of a session, including those refused or answered by the gateway; excess ones wait.
     pub requests: Rate,
-    /// Connections of a session; beyond it they wait in the kernel's queue.
+    /// New connections of a session; excess ones wait in the kernel's queue.
     pub accepts: Rate,
-    /// Bytes of requests and answers of a session; beyond it they wait.
+    /// Bytes of requests and answers of a session; excess ones wait.
     pub bytes: Rate,
-    /// What tenants and all share.
+    /// Limits shared by tenants and by all.
     pub bounds: Bounds,
 }
 
@@ -73,14 +74,13 @@ impl Default for Limits {
     }
 }
 
-/// What a sandbox must show, and what its requests are paid with.
+/// The token that a sandbox must send, and the payer of its requests.
 #[derive(Clone, Debug)]
 pub struct Secrets {
     pub token: Arc<str>,
     pub key: Option<Key>,
 }
 
-/// One registered session.
 #[derive(Debug)]
 pub struct Session {
     pub id: Uuid,
@@ -91,7 +91,7 @@ pub struct Session {
     /// Cancelled when this listener is replaced.
     accepting: Mutex<CancellationToken>,
     pub connections: Arc<Semaphore>,
-    /// Requests that are with the model, those whose client left included.
+    /// Requests sent to the model, including those whose client left.
     pub asking: Arc<Semaphore>,
     pub buffers: Buffers,
     pub share: Arc<Share>,
@@ -101,7 +101,7 @@ pub struct Session {
     payer: Arc<Payer>,
 }
 
-/// How fast the session may go.
+/// Rate limits of a session.
 #[derive(Debug)]
 pub struct Paces {
     pub requests: Pace,
@@ -114,7 +114,7 @@ impl Session {
         lock(&self.secrets).clone()
     }
 
-    /// For one answer.
+    /// The bill of one answer.
     pub fn bill(&self, ledger: Option<&Ledger>) -> Bill {
         Bill::new(Arc::clone(&self.counters), ledger.map(|ledger| (ledger.clone(), Arc::clone(&self.payer))))
     }
@@ -135,17 +135,17 @@ impl Refusals {
     }
 }
 
-/// All of them. Shared by the control socket and the connections.
+/// All sessions. Shared by the control socket and the connections.
 #[derive(Debug)]
 pub struct Registry {
     pub model: Model,
     pub limits: Limits,
-    /// Where it is recorded what was used; `None` in tests of other parts.
+    /// The ledger of usage; `None` in tests of other parts.
     pub ledger: Option<Ledger>,
     pub shares: Shares,
     pub refused: Refusals,
     sessions: Mutex<HashMap<Uuid, Arc<Session>>>,
-    /// Final counts of sessions that are gone, until ashd read them.
+    /// Final counts of unregistered sessions, until ashd has read them.
     departed: Mutex<Vec<SessionUsage>>,
     /// Cancelled once, by [`Registry::drain`].
     pub draining: CancellationToken,
@@ -170,11 +170,11 @@ impl Registry {
     /// Serves a session's listener, or gives a known session a new token, key and listener.
     ///
     /// # Errors
-    /// Names what is wrong with the token, the key or the descriptor; nothing is changed then.
+    /// Names the invalid token, key or descriptor; changes nothing then.
     pub fn register(self: &Arc<Self>, register: Register, listener: OwnedFd) -> Result<(), String> {
         let Register { session: id, token, key, tenant, agent, window } = register;
         if token.is_empty() || token.len() > MAX_TOKEN || !token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(format!("token: not one word of 1 to {MAX_TOKEN} printable characters"));
+            return Err(format!("token: expected one word of 1 to {MAX_TOKEN} printable characters"));
         }
         if tenant.len() > MAX_NAME || agent.len() > MAX_NAME {
             return Err(format!("tenant, agent: longer than {MAX_NAME} bytes"));
@@ -198,7 +198,9 @@ impl Registry {
         } else {
             let most = self.limits.bounds.sessions;
             if sessions.len() >= most {
-                return Err(format!("{most} sessions are registered, no more fit"));
+                return Err(format!(
+                    "session limit reached ({most}); raise the gateway's descriptor limit (LimitNOFILE=)"
+                ));
             }
             let payer = Payer { session: id, tenant, agent };
             let session = Arc::new(self.session(payer, secrets, window, accepting.clone()));
@@ -239,7 +241,7 @@ impl Registry {
         }
     }
 
-    /// Opens or closes windows. Sessions that are not there are passed over.
+    /// Opens or closes windows. Ignores unknown sessions.
     pub fn windows(&self, ids: &[Uuid], open: bool) {
         let sessions = lock(&self.sessions);
         for session in ids.iter().filter_map(|id| sessions.get(id)) {
@@ -249,7 +251,7 @@ impl Registry {
         }
     }
 
-    /// Closes the session's listener and connections. A session that is not there is no error.
+    /// Closes the session's listener and connections. Ignores an unknown session.
     pub fn unregister(&self, id: Uuid) {
         let Some(session) = lock(&self.sessions).remove(&id) else { return };
         session.closed.cancel();
@@ -260,21 +262,22 @@ impl Registry {
         departed.push(session.counters.snapshot(id));
     }
 
-    /// What each session used. A session that was unregistered is in it once more, and then forgotten.
+    /// Usage per session. Includes an unregistered session once, then forgets it.
     pub fn usage(&self) -> Vec<SessionUsage> {
         let mut all = std::mem::take(&mut *lock(&self.departed));
         all.extend(lock(&self.sessions).values().map(|session| session.counters.snapshot(session.id)));
         all
     }
 
-    /// Stops accepting; connections end after the answer they are in. `tasks` is empty when all did.
+    /// Stops accepting; connections end after their current answer. `tasks` is empty when all
+    /// ended.
     pub fn drain(&self) {
         self.draining.cancel();
         self.tasks.close();
     }
 }
 
-/// Takes the descriptor if it is a TCP socket that listens.
+/// Takes the descriptor if it is a listening TCP socket.
 fn listening(listener: OwnedFd) -> Result<TcpListener, String> {
     let refuse = |why: &str| format!("listener: {why}");
     if !getsockopt(&listener, sockopt::AcceptConn).unwrap_or(false) {

@@ -1,12 +1,13 @@
 //! Passes an answer on to the sandbox through a bounded buffer.
 //!
 //! ```text
-//!  model --> pump (a task: reads, meters) --> queue, bounded in bytes --> connection --> sandbox
+//!  model --> pump (task: reads, meters) --> queue, bounded in bytes --> connection --> sandbox
 //! ```
 //!
-//! The pump reads on while the sandbox does not (it may be frozen), until [`Buffers`] are full; then it stops reading and
-//! the model feels it. When the sandbox's side is gone it ends as soon as it knows what the answer used, which also closes
-//! the request upstream: no words are paid for that will not be read.
+//! The pump continues to read while the sandbox does not (it may be frozen), until [`Buffers`] are
+//! full; then it stops, and the model's sender blocks. When the sandbox closes its side, the pump
+//! ends as soon as it knows the answer's usage. This closes the request upstream, so that no unread
+//! output is paid for.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -25,10 +26,11 @@ use super::answer::{Body, BodyError};
 use super::charge::Bill;
 use super::meter::Meter;
 
-/// How long a model may say nothing (the real one sends a ping every few seconds) before its answer counts as lost.
+/// Maximum silence of a model before its answer counts as lost (the real one pings every few
+/// seconds).
 const SILENCE: Duration = Duration::from_secs(15 * 60);
-/// How long an answer that nobody will read is read on for its usage. A stream says it first; a whole message comes at once
-/// when it is complete, and the model may take minutes for that.
+/// How long to read an answer without a reader, for its usage. A stream reports it first; a whole
+/// message arrives when it is complete, which may take the model minutes.
 const STREAM_RESIDUE: Duration = Duration::from_secs(1);
 const MESSAGE_RESIDUE: Duration = Duration::from_secs(10 * 60);
 
@@ -37,12 +39,13 @@ const MESSAGE_RESIDUE: Duration = Duration::from_secs(10 * 60);
 pub struct Buffers {
     /// Per connection.
     pub connection: usize,
-    /// Shared: by the connections of the session, the sessions of the tenant, and all. A connection with nothing in its
-    /// buffer may always have one piece, so that nobody who reads waits for those who do not.
+    /// Shared: by the session's connections, the tenant's sessions, and all. A connection with an
+    /// empty buffer may always hold one piece, so that readers do not wait for those who do not
+    /// read.
     pub shared: [Arc<Semaphore>; 3],
 }
 
-/// One piece of an answer and its place in the buffers, which is free again when the piece leaves.
+/// One piece of an answer, and its permits, which are returned when the piece is sent.
 struct Piece {
     bytes: Bytes,
     _held: Held,
@@ -50,8 +53,8 @@ struct Piece {
 
 type Held = (OwnedSemaphorePermit, Vec<OwnedSemaphorePermit>);
 
-/// The body for the sandbox, and the pump that fills it, which is to be run beside it: it ends when the answer does, or a
-/// while after the body was dropped.
+/// The body for the sandbox, and the pump that fills it. Run the pump beside the body: it ends with
+/// the answer, or some time after the body was dropped.
 pub fn relay(answer: Body, buffers: Buffers, meter: Meter, bill: Bill) -> (Body, impl Future<Output = ()> + Send) {
     let (sender, receiver) = unbounded_channel();
     (Queue { receiver, over: false }.boxed_unsync(), pump(answer, buffers, meter, bill, sender))
@@ -65,7 +68,7 @@ async fn pump(
     sender: UnboundedSender<Result<Piece, BodyError>>,
 ) {
     let own = Arc::new(Semaphore::new(buffers.connection));
-    // Until when it is read although nobody takes it, so that what it used is known.
+    // Deadline for reading without a reader, to learn the usage.
     let mut residue: Option<Instant> = None;
     loop {
         let frame = tokio::select! {
@@ -95,7 +98,7 @@ async fn pump(
                 break;
             }
         };
-        // Before the sandbox sees it: what was seen is counted, whoever is killed then.
+        // Before the sandbox receives it: what it received is counted, whichever process is killed.
         bill.add(meter.feed(&bytes)).await;
         if residue.is_some() {
             if bill.begun() {
@@ -105,7 +108,7 @@ async fn pump(
         }
         let held = tokio::select! {
             held = room(&own, &buffers, bytes.len()) => held,
-            // The next round decides whether it is read on.
+            // The next round decides whether to continue reading.
             () = sender.closed() => continue,
         };
         let Some(held) = held else { break };
@@ -121,7 +124,7 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// Waits until `length` bytes fit all buffers. A piece larger than a buffer waits for the whole of it.
+/// Waits until `length` bytes fit all buffers. A piece larger than a buffer waits for all of it.
 async fn room(own: &Arc<Semaphore>, buffers: &Buffers, length: usize) -> Option<Held> {
     let permits = u32::try_from(length.min(buffers.connection)).unwrap_or(u32::MAX);
     let alone = own.available_permits() == buffers.connection;
@@ -183,7 +186,7 @@ mod tests {
         (body, counters)
     }
 
-    /// How many pieces of 10 bytes the pump takes while nobody reads.
+    /// How many pieces of 10 bytes the pump takes without a reader.
     async fn taken_unread(buffers: Buffers) -> usize {
         let (sender, body) = source(1);
         let _unread = started(body, buffers, Meter::off());
@@ -202,9 +205,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_unread_answer_fills_its_buffer_and_no_more() {
-        // One more piece waits in the pump's hand, and one in this test's own channel.
+        // The pump holds one more piece, and this test's channel one.
         assert_eq!(taken_unread(buffers(50, 1000)).await, 5 + 2);
-        // The first one needs no place in the session's.
+        // The first one needs no permit of the session.
         assert_eq!(taken_unread(buffers(1000, 30)).await, 1 + 3 + 2);
     }
 

@@ -1,7 +1,7 @@
-//! The side of the gateway that sandboxes see: accepts on a session's listener and speaks HTTP/1.1.
+//! The sandboxes' side of the gateway: accepts on a session's listener and speaks HTTP/1.1.
 //!
-//! What is on the other end is hostile. Each connection is its own task, counted against its session's own bounds, so a
-//! sandbox can only make itself wait.
+//! The peer is hostile. Each connection is its own task and counts against its session's limits, so
+//! a sandbox can delay only itself.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -28,12 +28,12 @@ use super::registry::{Registry, Session};
 use super::relay::relay;
 use super::upstream::Call;
 
-/// Bytes of a request's head; more is answered 431. Claude Code sends about 1 KiB.
+/// Maximum bytes of a request head; a longer one is answered 431. Claude Code sends about 1 KiB.
 const MAX_HEAD: usize = 64 << 10;
-/// Headers of a request; more is answered 431.
+/// Maximum headers of a request; more are answered 431.
 const MAX_HEADERS: usize = 100;
 
-/// What a process is told that asks when it may not.
+/// Error text for requests outside the session's window.
 const OUTSIDE: &str = "this session may not use the model now: neither a turn nor a command of it is running. Requests are \
                        admitted while one does; a process that was left running in the background is not served";
 
@@ -46,11 +46,12 @@ pub async fn accept(
 ) {
     loop {
         let next = async {
-            // At the bound, connections wait in the kernel's queue.
+            // At the limit, connections wait in the kernel's queue.
             let own = Arc::clone(&session.connections).acquire_owned().await;
             session.pace.accepts.take(1.0).await;
             let accepted = listener.accept().await;
-            // One connection more than its share is held here, and none by a session that has none.
+            // This holds at most one connection above the tenant's share, and none for an idle
+            // session.
             let tenant = Arc::clone(&session.share.connections).acquire_owned().await;
             let all = Arc::clone(&registry.shares.all.connections).acquire_owned().await;
             (accepted, [own, tenant, all])
@@ -67,7 +68,7 @@ pub async fn accept(
                 registry.tasks.spawn(connection(Arc::clone(&registry), Arc::clone(&session), stream, permits));
             }
             Err(why) => {
-                // Out of descriptors, or a connection that was reset in the queue: neither may spin or end the loop.
+                // No descriptors left, or a reset connection: do not spin and do not end the loop.
                 tracing::warn!(ASH_SESSION = %session.id, %why, "accept");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -137,7 +138,7 @@ async fn answer(registry: &Arc<Registry>, session: &Arc<Session>, request: Reque
         return error(StatusCode::SERVICE_UNAVAILABLE, why);
     }
     let Ok(place) = Arc::clone(&session.asking).acquire_owned().await else {
-        return error(StatusCode::SERVICE_UNAVAILABLE, "the session is going away");
+        return error(StatusCode::SERVICE_UNAVAILABLE, "the session is being removed");
     };
     let call = Call {
         session: session.id,
@@ -151,11 +152,11 @@ async fn answer(registry: &Arc<Registry>, session: &Arc<Session>, request: Reque
     };
     let (tell, told) = oneshot::channel();
     registry.tasks.spawn(ask(Arc::clone(registry), Arc::clone(session), call, tell, place));
-    told.await.unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, "the request was lost in the gateway"))
+    told.await.unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, "the gateway lost the request"))
 }
 
-/// Asks the model and passes its answer on. A task of its own: a sandbox that hangs up just before the answer comes has
-/// used it all the same.
+/// Sends the request to the model and relays its answer. A separate task: a sandbox that closes the
+/// connection just before the answer is still charged.
 async fn ask(
     registry: Arc<Registry>,
     session: Arc<Session>,
@@ -173,7 +174,7 @@ async fn ask(
     let meter = if metered { Meter::new(head.status.as_u16(), kind) } else { Meter::off() };
     let body = Paced::new(body, Arc::clone(&session.pace.bytes)).boxed_unsync();
     let (body, pump) = relay(body, session.buffers.clone(), meter, session.bill(registry.ledger.as_ref()));
-    // Without a receiver the body is dropped, which the pump sees.
+    // Without a receiver the body is dropped, which the pump notices.
     let _ = tell.send(Response::from_parts(head, body));
     pump.await;
     drop(place);

@@ -1,4 +1,4 @@
-//! What the gateway's process is told at its start, from flags, environment and credentials: parsing only.
+//! Parses the gateway's flags, environment and credentials.
 
 use std::path::Path;
 
@@ -6,9 +6,9 @@ use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::http::uri::{Authority, Scheme};
 
-/// Where Anthropic's API is.
 pub const ANTHROPIC: &str = "https://api.anthropic.com";
-/// Characters of an upstream's URL. A request's URL, which adds a route to it, may have 65,534 (crate `http`).
+/// Maximum characters of an upstream URL. A request URL, which adds a route, may have 65,534 (crate
+/// `http`).
 const MAX_URL: usize = 4096;
 
 /// A model key. Never printed, not even by `Debug`.
@@ -26,22 +26,23 @@ impl std::fmt::Debug for Key {
 pub enum Credential {
     /// In `x-api-key`.
     ApiKey(HeaderValue),
-    /// In `Authorization: Bearer`, for OAuth tokens; the value holds the whole header.
+    /// In `Authorization: Bearer`, for OAuth tokens; the value is the whole header.
     Bearer(HeaderValue),
 }
 
 impl Key {
-    /// Takes a key as it stands in a file or variable; surrounding white space is not part of it.
+    /// Parses a key from a file or variable; ignores surrounding white space.
     ///
     /// # Errors
-    /// When it is empty, longer than 4096 bytes, or holds bytes that cannot stand in a header. The text never holds the key.
+    /// It is empty, longer than 4096 bytes, or has bytes that a header cannot contain. The text
+    /// never contains the key.
     pub fn parse(text: &str) -> Result<Self, String> {
         let key = text.trim();
         if key.is_empty() {
             return Err("the model key is empty".into());
         }
         if key.len() > 4096 || !key.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("the model key is not one word of at most 4096 printable characters".into());
+            return Err("the model key must be one word of at most 4096 printable characters".into());
         }
         Ok(Self(key.to_owned()))
     }
@@ -50,7 +51,8 @@ impl Key {
         self.0.as_bytes()
     }
 
-    /// The header the key travels in: OAuth tokens (`sk-ant-oat...`) go in `Authorization`, API keys in `x-api-key`.
+    /// The header of the key: OAuth tokens (`sk-ant-oat...`) go in `Authorization`, API keys in
+    /// `x-api-key`.
     pub fn credential(&self) -> Credential {
         let oauth = self.0.starts_with("sk-ant-oat");
         let text = if oauth { format!("Bearer {}", self.0) } else { self.0.clone() };
@@ -60,7 +62,6 @@ impl Key {
     }
 }
 
-/// The base URL of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseUrl {
     pub scheme: Scheme,
@@ -70,10 +71,10 @@ pub struct BaseUrl {
 }
 
 impl BaseUrl {
-    /// Takes `https://host[:port][/base]`.
+    /// Parses `https://host[:port][/base]`.
     ///
     /// # Errors
-    /// Names what is wrong: another scheme, a password in the URL, a query, no host.
+    /// What is wrong: another scheme, a password in the URL, a query, no host.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.trim().len() > MAX_URL {
             return Err(format!("upstream has {} characters, at most {MAX_URL} are allowed", text.trim().len()));
@@ -85,7 +86,7 @@ impl BaseUrl {
         let scheme = scheme.ok_or_else(|| wrong("is neither http:// nor https://"))?;
         let authority = parts.authority.ok_or_else(|| wrong("has no host"))?;
         if authority.as_str().contains('@') {
-            return Err(wrong("holds a user or password, which would be seen in argv and logs"));
+            return Err(wrong("contains a user or password, which argv and logs would show"));
         }
         if authority.host().is_empty() {
             return Err(wrong("has no host"));
@@ -97,14 +98,13 @@ impl BaseUrl {
         Ok(Self { scheme, authority, path: target.trim_end_matches('/').to_owned() })
     }
 
-    /// The TCP port that is connected to.
     pub fn port(&self) -> u16 {
         self.authority.port_u16().unwrap_or(if self.scheme == Scheme::HTTP { 80 } else { 443 })
     }
 }
 
 impl BaseUrl {
-    /// Whether a key would travel in clear to another host.
+    /// Whether a key would be sent in clear to another host.
     pub fn is_insecure(&self) -> bool {
         ash_model::sends_in_clear(&self.to_string())
     }
@@ -116,7 +116,6 @@ impl std::fmt::Display for BaseUrl {
     }
 }
 
-/// Which model answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upstream {
     Offline,
@@ -124,10 +123,10 @@ pub enum Upstream {
 }
 
 impl Upstream {
-    /// Refuses an upstream that would send the model key over the network in clear.
+    /// Refuses an upstream that would receive the model key over the network in clear.
     ///
     /// # Errors
-    /// Names the ways out.
+    /// Names the alternatives.
     pub fn check_secure(&self) -> Result<(), String> {
         match self {
             Upstream::Url(url) if url.is_insecure() => Err(format!(
@@ -138,8 +137,8 @@ impl Upstream {
         }
     }
 
-    /// The flag wins, then `ANTHROPIC_BASE_URL`, then Anthropic where there is a key, then the offline model. An empty
-    /// variable counts as unset.
+    /// Order: the flag, `ANTHROPIC_BASE_URL`, Anthropic if there is a key, the offline model. An
+    /// empty variable counts as unset.
     ///
     /// # Errors
     /// Those of [`BaseUrl::parse`].
@@ -162,13 +161,15 @@ impl std::fmt::Display for Upstream {
     }
 }
 
-/// What `SetCredential=` of the unit says where there is no key: systemd has no other way to load a file that may be missing.
+/// Value of the unit's `SetCredential=` without a key: systemd cannot load an optional file
+/// otherwise.
 const NO_CREDENTIAL: &str = "none";
 
-/// The model key: `$CREDENTIALS_DIRECTORY/anthropic_api_key`, else the variable `ANTHROPIC_API_KEY`, else none.
+/// The model key: `$CREDENTIALS_DIRECTORY/anthropic_api_key`, else the variable
+/// `ANTHROPIC_API_KEY`, else none.
 ///
 /// # Errors
-/// When the file is there but cannot be read, or what is found is no key.
+/// The file exists but cannot be read, or the value is not a key.
 pub fn find_key(credentials: Option<&Path>, variable: Option<&str>) -> Result<Option<Key>, String> {
     if let Some(directory) = credentials {
         let path = directory.join("anthropic_api_key");
@@ -185,7 +186,8 @@ pub fn find_key(credentials: Option<&Path>, variable: Option<&str>) -> Result<Op
     }
 }
 
-/// The headers of `ANTHROPIC_CUSTOM_HEADERS`: one `Name: value` a line; they replace what a sandbox sent.
+/// The headers of `ANTHROPIC_CUSTOM_HEADERS`: one `Name: value` per line; they replace the
+/// sandbox's.
 ///
 /// # Errors
 /// Names the line, never its value (it may be a secret).
@@ -194,11 +196,11 @@ pub fn custom_headers(text: &str) -> Result<Vec<(HeaderName, HeaderValue)>, Stri
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |why: &str| format!("ANTHROPIC_CUSTOM_HEADERS line {}: {why}", number + 1);
         let (name, value) = line.split_once(':').ok_or_else(|| wrong("write `Name: value`"))?;
-        let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong("not a header's name"))?;
+        let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong("invalid header name"))?;
         if super::forward::is_framing(&name) {
             return Err(wrong("this header belongs to the connection and cannot be set"));
         }
-        let mut value = HeaderValue::from_str(value.trim()).map_err(|_| wrong("not a header's value"))?;
+        let mut value = HeaderValue::from_str(value.trim()).map_err(|_| wrong("invalid header value"))?;
         value.set_sensitive(true);
         headers.push((name, value));
     }
@@ -278,7 +280,7 @@ mod tests {
         std::fs::write(directory.path().join("anthropic_api_key"), "").unwrap();
         assert!(find(Some("var")).unwrap_err().contains("empty"));
         std::fs::write(directory.path().join("anthropic_api_key"), "none").unwrap();
-        assert_eq!(find(None), Ok(None), "the unit says that there is none");
+        assert_eq!(find(None), Ok(None), "the unit sets no key");
     }
 
     #[test]

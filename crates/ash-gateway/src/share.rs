@@ -1,4 +1,5 @@
-//! What the sessions of one tenant, and all sessions, may hold together: descriptors and bytes.
+//! Limits of what the sessions of one tenant, and all sessions, hold together: descriptors and
+//! bytes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -6,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::Semaphore;
 
-/// Descriptors that the process needs beside connections and listeners.
+/// Descriptors for other purposes than connections and listeners.
 const OWN: u64 = 64;
 
-/// How much there is to share.
+/// Total resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Sessions at once.
+    /// Concurrent sessions.
     pub sessions: usize,
     /// Connections of all sandboxes. Each has one descriptor here and one to the model.
     pub connections: usize,
@@ -24,7 +25,8 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Half of the descriptors are for connections, the other half for listeners and what waits to be accepted.
+    /// Half of the descriptors are for connections, half for listeners and connections in the
+    /// queue.
     pub fn of_descriptors(descriptors: u64) -> Self {
         let quarter = usize::try_from(descriptors.saturating_sub(OWN) / 4).unwrap_or(usize::MAX);
         let connections = quarter.clamp(16, 16_384);
@@ -37,7 +39,7 @@ impl Bounds {
         }
     }
 
-    /// By the limit of this process.
+    /// From this process's descriptor limit.
     pub fn here() -> Self {
         Self::of_descriptors(getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft))
     }
@@ -56,12 +58,11 @@ impl Share {
     }
 }
 
-/// All shares.
 #[derive(Debug)]
 pub struct Shares {
     pub bounds: Bounds,
     pub all: Share,
-    /// By tenant; one without sessions is forgotten.
+    /// By tenant; removed without sessions.
     tenants: Mutex<HashMap<String, Weak<Share>>>,
 }
 

@@ -1,12 +1,14 @@
-//! A gateway that is replaced in place, by systemd's reload or an upgrade of the package.
+//! Replaces the running gateway, on systemd's reload or a package upgrade.
 //!
 //! ```text
-//!   SIGHUP -> the program at this one's path, control socket on its stdin --"ready" on its stdout--> MAINPID= to systemd
-//!          -> this one stops accepting; ashd comes back to the socket and registers every session with the new one
-//!          -> this one finishes its open answers and exits
+//!   SIGHUP -> starts the program at its own path, control socket on its stdin
+//!          -> the new one writes "ready" to its stdout --> MAINPID= to systemd
+//!          -> the old one stops accepting; ashd reconnects and registers all sessions with the new
+//! one
+//!          -> the old one finishes its open answers and exits
 //! ```
 //!
-//! When the new one does not get as far as "ready", this one goes on as if nothing had happened.
+//! If the new one does not become ready, the old one continues unchanged.
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,27 +19,28 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-/// The flag that a successor is started with.
+/// Flag that a successor is started with.
 pub const FLAG: &str = "--handed-over";
-/// How long a new gateway may take to be ready; it needs milliseconds.
+/// Time limit for a new gateway to become ready; it needs milliseconds.
 const START: Duration = Duration::from_secs(10);
 const READY: &str = "ready";
 
-/// Why there is no successor. This gateway serves on.
+/// Why there is no successor. This gateway continues to serve.
 #[derive(Debug, thiserror::Error)]
 pub enum SuccessorError {
     #[error("{path}: {source}")]
     Start { path: PathBuf, source: std::io::Error },
-    #[error("{0} ended before it was ready; its own message is above")]
+    #[error("{0} ended before it was ready; see its messages above")]
     Ended(PathBuf),
-    #[error("{0} was not ready after 10 s")]
+    #[error("{0} did not become ready within 10 s")]
     Late(PathBuf),
 }
 
-/// Starts the program again with the same arguments and environment, on the same control socket, and waits until it serves.
+/// Starts the program again with the same arguments, environment and control socket, and waits
+/// until it serves.
 ///
 /// # Errors
-/// See [`SuccessorError`]; nothing of the new process is left.
+/// See [`SuccessorError`]; the new process has then ended.
 pub async fn start(control: OwnedFd) -> Result<Child, SuccessorError> {
     let path = program();
     let failed = |source| SuccessorError::Start { path: path.clone(), source };
@@ -55,29 +58,30 @@ pub async fn start(control: OwnedFd) -> Result<Child, SuccessorError> {
     if said.is_ok() && line.trim() == READY {
         return Ok(child);
     }
-    // One that ended by itself needs no signal; either way it is waited for.
+    // Fails if it ended by itself; either way it is reaped.
     let _ = child.kill().await;
     Err(if said.is_ok() { SuccessorError::Ended(path) } else { SuccessorError::Late(path) })
 }
 
-/// Where this program was started from. After an upgrade the new program is there; `/proc/self/exe` would be the old one.
+/// The path of this program. After an upgrade it is the new program; `/proc/self/exe` would be the
+/// old one.
 pub fn program() -> PathBuf {
     let named = std::env::args_os().next().map(PathBuf::from).filter(|path| path.is_absolute());
     named.or_else(|| std::env::current_exe().ok()).unwrap_or_else(|| "/usr/lib/ashd/ash-gateway".into())
 }
 
-/// The control socket that a predecessor left on stdin.
+/// The control socket that the predecessor passed on stdin.
 ///
 /// # Errors
-/// When it cannot be duplicated.
+/// It cannot be duplicated.
 pub fn handed_over() -> std::io::Result<OwnedFd> {
     std::io::stdin().as_fd().try_clone_to_owned()
 }
 
-/// Tells the predecessor that it may go.
+/// Tells the predecessor that it can end.
 ///
 /// # Errors
-/// When nobody listens: it gave up waiting, and serves on.
+/// The predecessor stopped waiting, and continues to serve.
 pub fn ready() -> std::io::Result<()> {
     let mut out = std::io::stdout();
     out.write_all(format!("{READY}\n").as_bytes())?;

@@ -1,4 +1,4 @@
-//! The model behind the gateway: a base URL, or the offline one.
+//! The model behind the gateway: a base URL, or the offline model.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -22,21 +22,21 @@ use super::offline::Offline;
 use super::settings::{BaseUrl, Key, Upstream};
 use ash_observe::events::{self, OncePerMinute, event};
 
-/// Bytes of a request's body; the API's own bound is 32 MB. More is answered 413.
+/// Maximum bytes of a request body; the API's limit is 32 MB. More is answered 413.
 pub const MAX_BODY: usize = 64 << 20;
-/// How long a connection to the model may take to come up.
+/// Timeout for connecting to the model.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long the model may take to begin its answer: the API ends a whole answer after 10 minutes. Then 504.
+/// Timeout for the beginning of an answer; then 504. The API ends a whole answer after 10 minutes.
 const FIRST_BYTE: Duration = Duration::from_secs(15 * 60);
-/// Connections kept open for the next request, in all.
+/// Idle connections kept, in total.
 const POOL: usize = 64;
 
-/// Every session meets the same fault at once.
+/// Limits log lines: all sessions meet the same fault at once.
 static REFUSED: OncePerMinute = OncePerMinute::new();
 static LIMITED: OncePerMinute = OncePerMinute::new();
 static AWAY: OncePerMinute = OncePerMinute::new();
 
-/// A request that was let through.
+/// An admitted request.
 #[derive(Debug)]
 pub struct Call<B> {
     pub session: Uuid,
@@ -44,14 +44,13 @@ pub struct Call<B> {
     pub method: Method,
     pub query: Option<String>,
     pub headers: HeaderMap,
-    /// The key of the session's tenant, in place of the gateway's.
+    /// The tenant's key, used instead of the gateway's.
     pub key: Option<Key>,
-    /// Bytes of memory, one permit each, that the session's requests may hold here.
+    /// Bytes of memory, one permit each, for the session's requests.
     pub room: Arc<Semaphore>,
     pub body: B,
 }
 
-/// Who answers.
 #[derive(Debug)]
 pub enum Model {
     Offline(Offline),
@@ -60,7 +59,7 @@ pub enum Model {
 
 impl Model {
     /// # Errors
-    /// When no TLS can be set up.
+    /// TLS cannot be set up.
     pub fn new(upstream: &Upstream, key: Option<Key>, custom: Vec<(HeaderName, HeaderValue)>) -> Result<Self, String> {
         Ok(match upstream {
             Upstream::Offline => Model::Offline(Offline::default()),
@@ -84,12 +83,10 @@ impl Model {
     }
 }
 
-/// The refusal of a body that is too long.
 pub fn too_large() -> Response<Body> {
     error(StatusCode::PAYLOAD_TOO_LARGE, &format!("the request's body is longer than {} MiB", MAX_BODY >> 20))
 }
 
-/// A model behind a base URL.
 #[derive(Debug)]
 pub struct Remote {
     client: Client<HttpsConnector<HttpConnector>, Body>,
@@ -106,14 +103,15 @@ impl Remote {
         tcp.set_connect_timeout(Some(CONNECT));
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         let provider = rustls::crypto::ring::default_provider;
-        // The host's certificates first: an admin's own authority is there. A host without any still reaches Anthropic.
+        // The host's certificates first: they may include the admin's authority. Without any, the
+        // built-in ones still reach Anthropic.
         let tls = match HttpsConnectorBuilder::new().with_provider_and_native_roots(provider()) {
             Ok(tls) => tls,
             Err(why) => {
-                tracing::warn!(%why, "no certificates on this host (install ca-certificates); using the built-in ones");
+                tracing::warn!(%why, "no CA certificates found on this host; using the built-in ones. Install ca-certificates to fix this");
                 HttpsConnectorBuilder::new()
                     .with_provider_and_webpki_roots(provider())
-                    .map_err(|why| format!("TLS cannot be set up: {why}"))?
+                    .map_err(|why| format!("cannot set up TLS: {why}"))?
             }
         };
         let connector = tls.https_or_http().enable_http1().wrap_connector(tcp);
@@ -165,15 +163,15 @@ impl Remote {
         }
     }
 
-    /// What the model's side must not tell the sandbox.
+    /// Secrets that the model's side must not send to the sandbox.
     fn secrets(&self, own: Option<&Key>) -> Secrets {
         let keys = own.into_iter().chain(&self.key).map(Key::as_bytes);
         Secrets::new(keys.chain(self.custom.iter().map(|(_, value)| value.as_bytes())))
     }
 
     fn unreachable(&self, why: &hyper_util::client::legacy::Error) -> Response<Body> {
-        let what = if why.is_connect() { "cannot be reached" } else { "broke off before it answered" };
-        // The last cause is the one that says it: "connection refused", "certificate expired".
+        let what = if why.is_connect() { "cannot be reached" } else { "closed the connection before it answered" };
+        // The innermost cause is the useful one: "connection refused", "certificate expired".
         let cause = causes(why).last().map(ToString::to_string).unwrap_or_default();
         if AWAY.now() {
             event!(&events::UPSTREAM_AWAY, upstream = %self.base, cause, "the model {what}");
@@ -182,7 +180,8 @@ impl Remote {
     }
 }
 
-/// What an admin has to hear of the model's answers. `own`: by the session's own key, not the gateway's.
+/// Reports answers that need the admin. `own`: the request used the session's key, not the
+/// gateway's.
 fn answered(session: Uuid, status: StatusCode, own: bool) {
     let by = if own { "the session's credential" } else { "the gateway's key" };
     match status {

@@ -1,24 +1,24 @@
-//! When a session may ask the model: while ashd says that a turn, a command or work that claude left running is under way.
+//! When a session may send requests to the model: while ashd reports a turn, a command or
+//! background work.
 //!
 //! ```text
 //!   open   --> admitted
-//!   closed --> waits, 2 s at most, 8 at a time --> opened meanwhile: admitted
-//!                                              --> still closed, or a ninth: refused
+//!   closed --> waits, at most 2 s and 8 requests --> opened meanwhile: admitted
+//!                                                --> still closed, or a ninth: refused
 //! ```
 //!
-//! ashd opens the window at the same time as it hands the message to claude, so a request may come first. It is not refused
-//! for that; what comes from a process that was left behind is.
+//! ashd opens the window when it passes the message to claude, so a request may arrive earlier.
+//! Waiting admits it, and still refuses requests of processes that were left behind.
 
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 
-/// How long a request may wait for the window to open.
+/// How long a request waits for the window to open.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Requests of a session that may wait at the same time.
 const WAITING: usize = 8;
 
-/// The window of one session.
 #[derive(Debug)]
 pub struct Window {
     open: watch::Sender<bool>,
@@ -30,12 +30,12 @@ impl Window {
         Self { open: watch::Sender::new(open), waiting: Semaphore::new(WAITING) }
     }
 
-    /// An answer that is under way goes on when it closes.
+    /// Opens or closes the window. A running answer continues after it closes.
     pub fn set(&self, open: bool) {
         self.open.send_replace(open);
     }
 
-    /// Whether a request that came now may go on; waits as above.
+    /// Whether a request that arrived now may continue; waits as above.
     pub async fn admits(&self) -> bool {
         if *self.open.borrow() {
             return true;

@@ -1,4 +1,4 @@
-//! The program explains itself. Its being here also makes cargo build the program for the tests of other packages.
+//! Tests `--help`. This test also makes cargo build the program for other packages' tests.
 
 use std::process::Command;
 

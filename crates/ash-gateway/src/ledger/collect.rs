@@ -1,4 +1,4 @@
-//! What ashd takes from the ledgers, and how they go when it has it.
+//! Collects entries of the ledgers for ashd, and removes ledgers that ashd has stored.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,16 +11,15 @@ use uuid::Uuid;
 use super::{Collected, Entry, FULL, Ledger, LedgerError, Marks};
 
 const SUFFIX: &str = ".jsonl";
-/// Bytes of a ledger's file that are read: more than the writer lets it grow to.
+/// Maximum bytes read of a ledger's file; above the writer's limit.
 const MAX_FILE: u64 = FULL + (1 << 20);
-/// Entries of one answer to ashd, from which on no further ledger is read.
+/// Entries in one answer to ashd after which no further ledger is read.
 const ENOUGH: usize = 1000;
 
 pub(super) fn path(directory: &Path, id: Uuid) -> PathBuf {
     directory.join(format!("{id}{SUFFIX}"))
 }
 
-/// The ledgers of a directory, oldest first.
 fn list(directory: &Path) -> Result<Vec<Uuid>, LedgerError> {
     let failed = |source| LedgerError::Directory { path: directory.to_owned(), source };
     let mut found = Vec::new();
@@ -29,18 +28,19 @@ fn list(directory: &Path) -> Result<Vec<Uuid>, LedgerError> {
         let id = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).and_then(|id| Uuid::try_parse(id).ok());
         found.extend(id);
     }
-    // Version 7: by time.
+    // UUID version 7 sorts by time.
     found.sort_unstable();
     Ok(found)
 }
 
-/// Bytes of all ledgers.
+/// Size of all ledgers in bytes.
 pub(super) fn size(directory: &Path) -> Result<u64, LedgerError> {
     let sizes = list(directory)?.into_iter().filter_map(|id| fs::metadata(path(directory, id)).ok());
     Ok(sizes.map(|found| found.len()).sum())
 }
 
-/// Removes the empty ledgers of processes that are gone: a gateway that ends at once each time leaves one with each start.
+/// Removes empty ledgers of ended processes. A gateway that fails at every start would otherwise
+/// leave one per start.
 pub(super) fn tidy(directory: &Path) -> Result<(), LedgerError> {
     for id in list(directory)? {
         let path = path(directory, id);
@@ -55,11 +55,12 @@ pub(super) fn tidy(directory: &Path) -> Result<(), LedgerError> {
 }
 
 impl Ledger {
-    /// The entries behind `marks`. Ledgers that are complete and acknowledged as a whole are removed, for good: the removal
-    /// is on the disk when this returns, since ashd forgets their marks then. Blocks for the disk.
+    /// The entries after `marks`. Removes ledgers that are complete and fully acknowledged. The
+    /// removal is on the disk when this returns, because ashd then forgets their marks. Blocks for
+    /// the disk.
     ///
     /// # Errors
-    /// When the directory or a ledger cannot be read.
+    /// The directory or a ledger cannot be read.
     pub fn collect(&self, marks: &Marks) -> Result<Collected, LedgerError> {
         let directory = self.directory.as_path();
         let own = *self.state.newest.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -76,7 +77,7 @@ impl Ledger {
             let path = path(directory, id);
             let failed = |source| LedgerError::File { path: path.clone(), source };
             let file = File::open(&path).map_err(failed)?;
-            // Before it is read: whoever holds the lock may append meanwhile.
+            // Before the read: the holder of the lock may append meanwhile.
             let (file, complete) = match Flock::lock(file, FlockArg::LockSharedNonblock) {
                 Ok(held) => (held.unlock().map_err(|(_, why)| failed(why.into()))?, true),
                 Err((file, _)) => (file, false),
@@ -102,7 +103,8 @@ impl Ledger {
     }
 }
 
-/// The entries behind `mark`. A line that is cut off or spoilt (a power cut) is passed over; so is a number that came before.
+/// The entries after `mark`. Skips a truncated or damaged line (power failure) and numbers that
+/// occurred before.
 fn entries(bytes: &[u8], mark: u64) -> impl Iterator<Item = Entry> {
     let mut newest = mark;
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
@@ -110,7 +112,7 @@ fn entries(bytes: &[u8], mark: u64) -> impl Iterator<Item = Entry> {
         let entry: Entry = match serde_json::from_slice(line) {
             Ok(entry) => entry,
             Err(why) => {
-                tracing::warn!(%why, "a line of the record of usage cannot be read; it is passed over");
+                tracing::warn!(%why, "skipped a damaged line of the ledger");
                 return None;
             }
         };

@@ -1,4 +1,4 @@
-//! Appends to the ledger: one thread writes, another one brings what was written to the disk.
+//! Appends to the ledger: one thread writes, another one syncs to the disk.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -20,11 +20,11 @@ use ash_observe::events::{self, event};
 use ash_observe::tasks;
 use ash_protocol::gateway::Tokens;
 
-/// How long what was written may wait for the disk; a power cut loses no more.
+/// Maximum delay of a sync; a power failure loses no more.
 const SYNC_AFTER: Duration = Duration::from_millis(100);
-/// Between two tries while the disk fails.
+/// Retry interval while the disk fails.
 const RETRY: Duration = Duration::from_millis(500);
-/// Charges that are written together.
+/// Maximum charges per write.
 const BATCH: usize = 256;
 
 /// The ledger of this process. Cheap to clone.
@@ -35,28 +35,29 @@ pub struct Ledger {
     pub(super) state: Arc<State>,
 }
 
-/// What the writer tells the others.
+/// State shared by the threads.
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// The last write failed; what it was about waits in memory.
+    /// The last write failed; its charges are kept in memory.
     failing: AtomicBool,
     /// Bytes in the directory that ashd has not acknowledged.
     pub unread: AtomicU64,
-    /// The file that is appended to, and the number of its newest entry.
+    /// The current file, and the number of its newest entry.
     pub newest: Mutex<(Uuid, u64)>,
 }
 
 struct Job {
     charge: Charge,
-    /// Answered when the entry survives kill -9, or cannot be written now.
+    /// Sent when the entry survives kill -9, or cannot be written now.
     written: oneshot::Sender<()>,
 }
 
 impl Ledger {
-    /// Begins a ledger in `directory`, which must exist, and starts its threads. They end with the last clone.
+    /// Creates a ledger in the existing `directory`, and starts its threads. They end with the last
+    /// clone.
     ///
     /// # Errors
-    /// Names what cannot be made.
+    /// What cannot be created.
     pub fn open(directory: &Path) -> Result<Self, LedgerError> {
         super::collect::tidy(directory)?;
         let state = Arc::new(State::default());
@@ -74,45 +75,45 @@ impl Ledger {
         let failed = |source| LedgerError::Directory { path: directory.to_owned(), source };
         let sync = Arc::new(Sync::default());
         let syncing = Arc::clone(&sync);
-        // A gateway without them would let requests through that nothing counts.
+        // Without this thread, the gateway would admit requests that nothing counts.
         tasks::spawn_essential_thread("ledger-sync", move || syncing.run()).map_err(failed)?;
         tasks::spawn_essential_thread("ledger", move || writer.run(&inbox, &sync)).map_err(failed)?;
         Ok(Self { directory: Arc::new(directory.to_owned()), jobs, state })
     }
 
-    /// Records a charge; returns when it survives kill -9 of this process. When the disk fails it returns as well: the
-    /// charge is kept in memory and written as soon as that works, and [`Ledger::admits`] refuses meanwhile.
+    /// Records a charge; returns when it survives kill -9 of this process. Also returns when the
+    /// disk fails: the charge stays in memory until it can be written, and [`Ledger::admits`]
+    /// refuses requests meanwhile.
     pub async fn append(&self, charge: Charge) {
         let (written, done) = oneshot::channel();
         if self.jobs.send(Job { charge, written }).is_ok() {
-            // An error: this process ends, see `open`.
+            // On an error this process ends, see `open`.
             let _ = done.await;
         }
     }
 
-    /// Whether a request may be admitted: what it uses can be recorded.
+    /// Whether a request may be admitted, because its usage can be recorded.
     ///
     /// # Errors
     /// The cause, for the sandbox and the log.
     pub fn admits(&self) -> Result<(), &'static str> {
         if self.state.failing.load(Ordering::Relaxed) {
-            return Err("the gateway cannot record what requests use: its state directory cannot be written");
+            return Err("the gateway cannot record usage: its state directory cannot be written");
         }
         if self.state.unread.load(Ordering::Relaxed) > MAX_UNREAD {
-            return Err("the gateway cannot record what requests use: 64 MiB of records wait for ashd to take them");
+            return Err("the gateway cannot record usage: ashd has not collected 64 MiB of records");
         }
         Ok(())
     }
 }
 
-/// A file that this process appends to.
+/// The file that this process appends to.
 struct Appended {
     id: Uuid,
     file: Arc<Flock<File>>,
     path: PathBuf,
-    /// Bytes of whole entries.
+    /// Bytes of complete entries.
     length: u64,
-    /// Number of the newest entry.
     newest: u64,
 }
 
@@ -123,15 +124,16 @@ impl Appended {
         let failed = |source| LedgerError::File { path: path.clone(), source };
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
         let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, why)| failed(why.into()))?;
-        // The name must be on the disk before what stands below it.
+        // The directory entry must be on the disk before the file's contents.
         File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
         Ok(Self { id, file: Arc::new(file), path, length: 0, newest: 0 })
     }
 
-    /// Writes whole entries or nothing.
+    /// Writes complete entries or nothing.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Err(why) = self.file.write_all_at(bytes, self.length) {
-            // A part of a line would make the next one unreadable. Where this fails too, the reader skips the line.
+            // A partial line would make the next one unreadable. If this fails too, the reader
+            // skips the line.
             let _ = self.file.set_len(self.length);
             return Err(why);
         }
@@ -144,7 +146,7 @@ struct Writer {
     directory: PathBuf,
     file: Appended,
     state: Arc<State>,
-    /// What could not be written, summed up by who pays.
+    /// What could not be written, summed by payer.
     owed: HashMap<Payer, (u64, Tokens)>,
     failed: bool,
 }
@@ -170,7 +172,7 @@ impl Writer {
             }
             self.write_owed(sync);
             for told in written {
-                // Whoever asked may have gone.
+                // The receiver may be gone.
                 let _ = told.send(());
             }
         }
@@ -202,7 +204,7 @@ impl Writer {
                 if !std::mem::replace(&mut self.failed, true) {
                     event!(
                         &events::LEDGER_FAILED,
-                        "what requests use cannot be recorded ({why}); no request is admitted"
+                        "cannot record usage ({why}); requests are refused until this works"
                     );
                 }
             }
@@ -212,7 +214,7 @@ impl Writer {
     fn try_write(&mut self) -> Result<(), LedgerError> {
         if self.file.length > FULL {
             let next = Appended::begin(&self.directory)?;
-            // The syncer may have turned to the next one when it comes to this.
+            // The syncer may already use the next file.
             let _ = self.file.file.sync_data();
             self.file = next;
         }
@@ -237,7 +239,7 @@ impl Writer {
     }
 }
 
-/// The thread that syncs, so that no answer waits for the disk.
+/// The syncing thread, so that no answer waits for the disk.
 #[derive(Default)]
 struct Sync {
     order: Mutex<Order>,
@@ -274,7 +276,7 @@ impl Sync {
             std::thread::sleep(SYNC_AFTER);
             let Some(file) = lock(&self.order).file.take() else { continue };
             if let Err(why) = file.sync_data() {
-                tracing::warn!(%why, "the record of usage is not on the disk yet; a power cut would lose it");
+                tracing::warn!(%why, "cannot sync the ledger; a power failure would lose its newest entries");
             }
         }
     }

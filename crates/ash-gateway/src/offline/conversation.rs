@@ -1,10 +1,10 @@
-//! What the offline model reads out of a request: the last thing the user said, and how far the tools got since.
-//! Pure; there is no state beside the request.
+//! What the offline model reads from a request: the last user text, and the number of tool steps
+//! since. Pure; the request is the only state.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// A request of the Messages API, as far as the offline model looks at it.
+/// The parts of a Messages API request that the offline model uses.
 #[derive(Debug, Deserialize)]
 pub struct MessagesRequest {
     pub model: String,
@@ -70,52 +70,52 @@ struct Tool {
     input_schema: Option<Value>,
 }
 
-/// What a tool answered.
+/// A tool's result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToolResult {
     pub text: String,
     pub is_error: bool,
 }
 
-/// The conversation as the offline model sees it.
+/// The conversation as the offline model uses it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
     pub model: String,
     pub max_tokens: u64,
     pub stream: bool,
     pub system: String,
-    /// Names of the tools on offer.
+    /// Names of the offered tools.
     pub tools: Vec<String>,
-    /// What the user said first.
+    /// The first user text.
     pub first: String,
-    /// What the user said last.
+    /// The last user text.
     pub last: String,
-    /// Messages with tool results since then: the step of the script that is due.
+    /// Messages with tool results since then: the index of the script's next step.
     pub step: usize,
     /// The results in the last of them.
     pub results: Vec<ToolResult>,
-    /// Messages in all.
+    /// Total messages.
     pub messages: usize,
-    /// The working directory that the client named.
+    /// The client's working directory.
     pub cwd: Option<String>,
-    /// The schema the answer's text must fit, when the request asks for structured output.
+    /// The schema of the answer's text, if the request asks for structured output.
     pub schema: Option<Value>,
-    /// The schema of the tool that takes a structured answer (claude's `--json-schema`).
+    /// The schema of the tool for structured answers (claude's `--json-schema`).
     pub answer_tool: Option<Value>,
     /// Tokens of the request, at 4 bytes each.
     pub tokens: u64,
 }
 
-/// Bytes a token stands for in the offline model's counting.
+/// Bytes per token in the offline model's estimate.
 pub const BYTES_PER_TOKEN: u64 = 4;
 /// The tool with which claude collects a structured answer.
 pub const ANSWER_TOOL: &str = "StructuredOutput";
 
 impl Conversation {
-    /// Reads a request's body.
+    /// Parses a request body.
     ///
     /// # Errors
-    /// The text of the 400: not JSON, a field missing, no messages.
+    /// The text of the 400: not JSON, a missing field, no messages.
     pub fn parse(body: &[u8]) -> Result<Self, String> {
         let request: MessagesRequest = serde_json::from_slice(body).map_err(|why| format!("body: {why}"))?;
         if request.messages.is_empty() {
@@ -158,7 +158,7 @@ impl Conversation {
             self.step += 1;
             self.results = results;
         }
-        // A message sent while a tool runs arrives beside its result: it is what the user said last.
+        // A message sent while a tool runs arrives beside its result: it is the last user text.
         if let Some(said) = message.content.texts().filter(|text| is_said(text)).last() {
             if self.first.is_empty() {
                 self.first = said.trim().to_owned();
@@ -197,13 +197,14 @@ impl Content {
     }
 }
 
-/// Whether a text is the user's own, and not one of claude's remarks beside it.
+/// Whether a text is the user's, and not a remark that claude added.
 fn is_said(text: &str) -> bool {
     let text = text.trim();
     !text.is_empty() && !text.starts_with("<system-reminder>") && !text.starts_with("[Request interrupted by user")
 }
 
-/// claude names it in its system prompt or in a reminder, as `Primary working directory: /workspace`.
+/// claude states it in its system prompt or in a reminder, as `Primary working directory:
+/// /workspace`.
 fn working_directory(text: &str) -> Option<String> {
     let lines = text.lines().filter_map(|line| line.split_once("orking directory:"));
     lines.map(|(_, path)| path.trim().trim_matches('`')).find(|path| path.starts_with('/')).map(str::to_owned)

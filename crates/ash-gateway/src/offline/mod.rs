@@ -1,12 +1,14 @@
-//! The offline model: a scripted Messages API inside the gateway, so that the real Claude Code runs real tools without
-//! a network and without a key.
+//! The offline model: a scripted Messages API in the gateway, so that the real Claude Code runs
+//! real tools without network and key.
 //!
 //! ```text
-//!  body --conversation--> what was said, which step --script | plain--> plan: acts --render--> events --> SSE or JSON
+//!  body --conversation--> last text, step --script | plain--> plan: acts --render--> events
+//!       --> SSE or JSON
 //! ```
 //!
-//! All of it is pure but this file, which reads bodies, waits, and counts attempts (what lets `@error 500 x2` go away). The
-//! step of a script follows from the conversation alone, so a resumed session goes on where it was.
+//! Everything is pure except this file, which reads bodies, waits, and counts attempts (so that
+//! `@error 500 x2` can succeed later). The step of a script follows from the conversation alone, so
+//! a resumed session continues at its step.
 
 pub mod conversation;
 pub mod plain;
@@ -37,18 +39,19 @@ use super::admit::Route;
 use super::answer::{Body, BodyError, error, error_kind, json};
 use super::upstream::{Call, too_large};
 
-/// Bytes of a body, the API's own bound, and of an answer that is not streamed.
+/// Maximum bytes of a body (the API's limit), and of an answer that is not streamed.
 const MAX_BODY: usize = 32 << 20;
 /// Steps whose attempts are remembered; the oldest is forgotten first.
 const MAX_REMEMBERED: usize = 1024;
-/// Bytes of events that leave together when there is no pause between them.
+/// Bytes of events that are sent together when there is no pause between them.
 const BATCH: usize = 8 << 10;
-/// Events of a whole answer after which other tasks get their turn.
+/// Events of a whole answer after which the task yields.
 const TURN: usize = 256;
-/// Time between the last event and a scripted cut, so that the event is on the wire when the connection breaks.
+/// Delay between the last event and a scripted cut, so that the event is sent before the connection
+/// closes.
 const BEFORE_CUT: Duration = Duration::from_millis(20);
 
-/// The model's only state: how often each step was asked for.
+/// The model's only state: the number of attempts per step.
 #[derive(Debug, Default)]
 pub struct Offline {
     attempts: Mutex<Attempts>,
@@ -61,7 +64,7 @@ struct Attempts {
 }
 
 impl Attempts {
-    /// How often it was asked for before.
+    /// Counts an attempt and returns the number of earlier ones.
     fn earlier(&mut self, step: u64) -> u32 {
         if let Some(count) = self.counts.get_mut(&step) {
             *count += 1;
@@ -78,7 +81,6 @@ impl Attempts {
 }
 
 impl Offline {
-    /// Answers as the API would.
     pub async fn send<B>(&self, call: Call<B>) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send,
@@ -119,7 +121,7 @@ impl Offline {
         let step = hasher.finish();
         let attempt = self.attempts.lock().unwrap_or_else(PoisonError::into_inner).earlier(step);
         let acts = plan(conversation, attempt);
-        // A fault before the first word has a status of its own; pauses before it are kept.
+        // A fault before the first text has its own status; pauses before it are kept.
         let fault = acts.iter().position(|act| !matches!(act, Act::Delay(_) | Act::Hang(_)));
         if let Some(Act::Fail { status, message }) = fault.and_then(|at| acts.get(at)) {
             for act in &acts {
@@ -138,14 +140,14 @@ fn model(id: &str) -> serde_json::Value {
     json!({"type": "model", "id": id, "display_name": "Offline model of ashd", "created_at": "2026-01-01T00:00:00Z"})
 }
 
-/// An error as the API gives it, without the gateway's own header about asking again.
+/// An API error without the gateway's header that stops retries.
 fn failure(status: u16, message: &str) -> Response<Body> {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let detail = json!({"type": error_kind(status.as_u16()), "message": message});
     json(status, &json!({"type": "error", "error": detail}))
 }
 
-/// Reads a body into memory, within the session's own room.
+/// Reads a body into memory, within the session's memory limit.
 async fn collect<B>(body: B, room: &Arc<Semaphore>) -> Result<(BytesMut, Vec<OwnedSemaphorePermit>), Response<Body>>
 where
     B: HttpBody<Data = Bytes> + Send,
@@ -160,10 +162,12 @@ where
         if bytes.len() + data.len() > MAX_BODY {
             return Err(too_large());
         }
-        // Not waited for: two half-read bodies would wait for each other.
+        // Does not wait: two half-read bodies would wait for each other.
         let permits = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let permit = Arc::clone(room).try_acquire_many_owned(permits);
-        held.push(permit.map_err(|_| failure(529, "this session's requests fill its memory in the gateway"))?);
+        held.push(
+            permit.map_err(|_| failure(529, "this session's concurrent requests exceed its memory in the gateway"))?,
+        );
         bytes.extend_from_slice(&data);
     }
     Ok((bytes, held))
@@ -172,7 +176,7 @@ where
 fn stream<I: FnMut() -> String + Send + 'static>(render: Render<I>) -> Response<Body> {
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
-        // Ends early when nobody reads any more.
+        // Ends early when the client is gone.
         let _ = send_events(render, &sender).await;
     });
     let mut response = Response::new(StreamBody::new(ReceiverStream::new(receiver)).boxed_unsync());
@@ -238,7 +242,7 @@ async fn whole<I: FnMut() -> String>(render: Render<I>) -> Response<Body> {
                     let most = MAX_BODY >> 20;
                     return error(
                         StatusCode::BAD_REQUEST,
-                        &format!("the answer is longer than {most} MiB; ask for a stream"),
+                        &format!("the answer is longer than {most} MiB; request a stream"),
                     );
                 }
                 if let Err(fault) = assembly.take(event) {

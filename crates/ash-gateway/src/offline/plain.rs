@@ -1,15 +1,15 @@
-//! What the offline model does without a script: a few plain requests are met with a real tool, everything else with a
-//! short text that says who answers. Pure.
+//! The offline model without a script: it answers a few plain requests with a real tool, everything
+//! else with a short text that names the offline model. Pure.
 
 use serde_json::json;
 
 use super::conversation::Conversation;
 use super::plan::Act;
 
-/// Characters of what was said, or of a tool's answer, that are repeated.
+/// Maximum characters repeated of the user's text or of a tool's result.
 const ECHO: usize = 2000;
 
-/// Answers what the user said without a script.
+/// Answers a text without a script.
 pub fn answer(conversation: &Conversation) -> Vec<Act> {
     if conversation.step > 0 {
         return vec![Act::Say(report(conversation))];
@@ -25,7 +25,7 @@ pub fn answer(conversation: &Conversation) -> Vec<Act> {
     ))]
 }
 
-/// The words after a tool came back and nothing else is scripted.
+/// The text after a tool result, when nothing else is scripted.
 pub fn report(conversation: &Conversation) -> String {
     let text = results(conversation);
     if conversation.results.iter().any(|result| result.is_error) {
@@ -37,7 +37,6 @@ pub fn report(conversation: &Conversation) -> String {
     if text.trim().is_empty() { "Done. The tool said nothing.".into() } else { format!("Done. The tool said:\n{text}") }
 }
 
-/// The texts of the last tool results.
 pub fn results(conversation: &Conversation) -> String {
     let texts: Vec<&str> = conversation.results.iter().map(|result| result.text.as_str()).collect();
     let text = texts.join("\n");
@@ -47,7 +46,7 @@ pub fn results(conversation: &Conversation) -> String {
     }
 }
 
-/// A path as the tools want it.
+/// The path as tools require it.
 pub fn absolute(path: &str, conversation: &Conversation) -> String {
     match &conversation.cwd {
         Some(cwd) if !path.starts_with('/') => format!("{}/{path}", cwd.trim_end_matches('/')),
@@ -67,7 +66,7 @@ fn say(text: &str) -> Act {
     Act::Say(text.to_owned())
 }
 
-/// The tool call that meets a plain request, if it is one of the few that are understood and the tool is on offer.
+/// The tool call for a plain request, if it is understood and the tool is offered.
 fn wish(conversation: &Conversation) -> Option<Vec<Act>> {
     let said = &conversation.last;
     let lower = said.to_lowercase();
@@ -98,7 +97,7 @@ fn wish(conversation: &Conversation) -> Option<Vec<Act>> {
     (lists && conversation.has_tool("Bash")).then(|| vec![say("I look."), bash("ls -la", "List the files")])
 }
 
-/// The first word that looks like a file's name: it has a dot inside, or a path.
+/// The first word that looks like a file name: it has a dot inside, or a path.
 fn file_name(said: &str) -> Option<&str> {
     said.split_whitespace()
         .map(|word| word.trim_matches(|c: char| "\"'`,;:()?!".contains(c)).trim_end_matches('.'))
@@ -109,7 +108,7 @@ fn file_name(said: &str) -> Option<&str> {
         })
 }
 
-/// What a file shall hold: what is quoted, or what follows "with", "containing", "saying".
+/// Content for a file: the quoted text, or what follows "with", "containing", "saying".
 fn content(said: &str, file: &str) -> String {
     let rest = said.split_once(file).map_or("", |(_, rest)| rest);
     for mark in ['"', '\'', '`'] {

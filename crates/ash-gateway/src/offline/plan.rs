@@ -1,4 +1,4 @@
-//! What the offline model answers to a conversation: a pure function.
+//! Plans the offline model's answer to a conversation. Pure.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use super::conversation::{ANSWER_TOOL, Conversation};
 use super::plain;
 use super::script::{self, Directive, Show};
 
-/// One thing the model does, in order.
+/// One act of the model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Act {
-    /// Said word by word.
+    /// Sent word by word.
     Say(String),
-    /// The same word again and again.
+    /// The same word repeatedly.
     Repeat {
         count: u64,
         word: String,
@@ -33,8 +33,8 @@ pub enum Act {
     Stop(String),
 }
 
-/// The acts that answer `conversation`. `attempt` counts from 0 how often this very step was asked for before: it is what
-/// lets an error go away.
+/// The acts that answer `conversation`. `attempt` is the number of earlier attempts at this step;
+/// it ends errors with a count.
 pub fn plan(conversation: &Conversation, attempt: u32) -> Vec<Act> {
     if let Some(schema) = &conversation.schema {
         return vec![Act::Say(Fit::of(&conversation.last).value(schema, 0).to_string())];
@@ -50,12 +50,13 @@ pub fn plan(conversation: &Conversation, attempt: u32) -> Vec<Act> {
     structured(acts, conversation)
 }
 
-/// Where the client collects the answer with a tool, a last answer without a call becomes that call; the call's own
-/// result is followed by a plain end.
+/// If the client collects the answer with a tool, a last answer without a call becomes that call.
+/// The call's result is followed by a plain end.
 fn structured(acts: Vec<Act>, conversation: &Conversation) -> Vec<Act> {
     let Some(schema) = &conversation.answer_tool else { return acts };
     let ends = acts.iter().any(|act| matches!(act, Act::Call { .. } | Act::Fail { .. } | Act::Cut));
-    // Claude answers its own tool with this; the result of any other tool may be followed by the structured answer.
+    // claude answers its own tool with this text; the structured answer may follow any other
+    // result.
     let given = conversation.results.iter().any(|result| result.text.contains("tructured output provided"));
     if ends || given {
         return acts;
@@ -101,7 +102,8 @@ fn scripted(step: &[Directive], conversation: &Conversation, attempt: u32) -> Ve
     acts
 }
 
-/// Whether a fault that happens `times` times (always, if none) is still due after `earlier` attempts.
+/// Whether a fault with `times` occurrences (always, if none) still applies after `earlier`
+/// attempts.
 fn still(times: Option<u32>, earlier: &mut u32) -> bool {
     let Some(times) = times else { return true };
     let due = *earlier < times;
@@ -109,11 +111,12 @@ fn still(times: Option<u32>, earlier: &mut u32) -> bool {
     due
 }
 
-/// Bytes of the largest value that is made for a schema, and levels of it: lists in lists multiply.
+/// Maximum bytes of the value generated for a schema, and of its nesting: lists in lists multiply.
 const FIT: usize = 64 << 10;
 const FIT_DEPTH: usize = 16;
 
-/// Makes the smallest value that fits a JSON schema; its free strings repeat what was said. What is larger than [`FIT`] ends early.
+/// Generates the smallest value that fits a JSON schema; free strings repeat the user's text. A
+/// value beyond [`FIT`] ends early.
 struct Fit {
     said: String,
     left: usize,
@@ -204,7 +207,7 @@ mod tests {
         let write = json!({"file_path": "/workspace/f.txt", "content": "hi"});
         assert_eq!(at(1), [say("out"), Act::Call { name: "Write".into(), input: write }]);
         assert_eq!(at(2), [say("first words")]);
-        assert_eq!(at(3), [say("Done.")], "a script that is over");
+        assert_eq!(at(3), [say("Done.")], "a finished script");
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! The events of the Messages API that make up an answer, one by one: an iterator over what the model does. Pure.
+//! Turns the model's acts into the events of the Messages API, one by one. Pure.
 //!
 //! ```text
-//!  message_start (content_block_start delta* content_block_stop)* message_delta message_stop     with pings, as the API has them
+//!  message_start (content_block_start delta* content_block_stop)* message_delta message_stop
+//!  with pings, as in the API
 //! ```
 
 use std::collections::VecDeque;
@@ -14,7 +15,7 @@ use super::conversation::{BYTES_PER_TOKEN, Conversation};
 use super::plan::Act;
 use crate::answer::{ErrorDetail, error_kind};
 
-/// Characters of a tool's input in one delta.
+/// Characters of a tool's input per delta.
 const JSON_PIECE: usize = 40;
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -31,7 +32,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// Bytes of what it says.
+    /// Bytes of its text.
     pub fn text(&self) -> usize {
         match self {
             Event::ContentBlockDelta { delta, .. } => match delta {
@@ -44,7 +45,6 @@ impl Event {
         }
     }
 
-    /// The value of its `event:` line.
     pub fn name(&self) -> &'static str {
         match self {
             Event::MessageStart { .. } => "message_start",
@@ -117,16 +117,16 @@ impl<'a> From<&'a Fault> for ErrorDetail<'a> {
     }
 }
 
-/// The next thing that happens on the wire.
+/// The next event on the wire.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
     Event(Event),
     Wait(Duration),
-    /// The connection breaks.
+    /// The connection closes.
     Cut,
 }
 
-/// Text that is being said, a word at a time.
+/// Text that is sent word by word.
 #[derive(Debug)]
 enum Saying {
     Text { text: String, at: usize },
@@ -140,14 +140,14 @@ enum Open {
     Thinking,
 }
 
-/// See the module.
+/// Iterator over the events of an answer.
 #[derive(Debug)]
 pub struct Render<I: FnMut() -> String> {
     acts: std::vec::IntoIter<Act>,
     ready: VecDeque<Next>,
     saying: Option<Saying>,
     open: Open,
-    /// Index of the open block, or of the next one.
+    /// Index of the open or next block.
     index: usize,
     delay: Duration,
     usage: Usage,
@@ -160,7 +160,7 @@ pub struct Render<I: FnMut() -> String> {
 }
 
 impl<I: FnMut() -> String> Render<I> {
-    /// `ids` gives a fresh word for each id.
+    /// `ids` returns a new word for each id.
     pub fn new(acts: Vec<Act>, conversation: &Conversation, mut ids: I) -> Self {
         let usage = Usage { input_tokens: conversation.tokens, output_tokens: 1, ..Usage::default() };
         let message = Message {
@@ -218,7 +218,7 @@ impl<I: FnMut() -> String> Render<I> {
         self.open = Open::Nothing;
     }
 
-    /// One delta of text, if the request's `max_tokens` leaves room for it; else the answer ends here.
+    /// One text delta, if the request's `max_tokens` allows it; else the answer ends here.
     fn delta(&mut self, text: String) {
         if self.usage.output_tokens >= self.max_tokens {
             self.stop = "max_tokens";
@@ -242,7 +242,7 @@ impl<I: FnMut() -> String> Render<I> {
         }
     }
 
-    /// Text goes on in the block that is open, on a new line.
+    /// Continues text in the open block, on a new line.
     fn say(&mut self, saying: Saying) {
         if self.open == Open::Text {
             self.delta("\n".into());
@@ -269,7 +269,6 @@ impl<I: FnMut() -> String> Render<I> {
         self.stop = "tool_use";
     }
 
-    /// Takes the next word or the next act.
     fn advance(&mut self) {
         match self.saying.take() {
             Some(Saying::Text { text, at }) if at < text.len() => {
@@ -335,7 +334,7 @@ impl<I: FnMut() -> String> Iterator for Render<I> {
     }
 }
 
-/// Puts a message together from its events, as a client does.
+/// Assembles a message from its events, as a client does.
 #[derive(Debug, Default)]
 pub struct Assembly {
     message: Option<Message>,
@@ -343,7 +342,7 @@ pub struct Assembly {
 }
 
 impl Assembly {
-    /// Takes the next event; the fault, if it is one.
+    /// Takes the next event; returns a fault.
     pub fn take(&mut self, event: Event) -> Result<(), Fault> {
         match event {
             Event::MessageStart { message } => self.message = Some(message),

@@ -1,11 +1,11 @@
-//! The script language of the offline model: lines that begin with `@` in what the user said. Pure.
-//! `docs/offline-model.md` teaches it.
+//! The script language of the offline model: lines of the user's text that begin with `@`. Pure.
+//! See `docs/offline-model.md`.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
-/// What one directive does. A step of the script is a list of them; a tool call ends a step.
+/// A directive. A step of the script is a list of them; a tool call ends a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Directive {
     Text(String),
@@ -14,39 +14,38 @@ pub enum Directive {
         name: String,
         input: Value,
     },
-    /// The `Write` tool, its path made absolute.
+    /// The `Write` tool, with an absolute path.
     Write {
         path: String,
         content: String,
     },
     /// Pause before each following delta.
     Delay(Duration),
-    /// Silence once.
+    /// One pause.
     Hang(Duration),
     Repeat {
         count: u64,
         word: String,
     },
-    /// Fail, each time or the first `times` times that this step is asked for.
+    /// Fails, always or for the first `times` attempts at this step.
     Error {
         status: u16,
         message: String,
         times: Option<u32>,
     },
-    /// Drop the connection, likewise.
+    /// Closes the connection, with the same count.
     Cut {
         times: Option<u32>,
     },
-    /// Say what the user said first.
+    /// Repeats the first user text.
     Recall,
-    /// Say what the last tools answered.
+    /// Repeats the results of the last tools.
     Result,
     Show(Show),
-    /// End with this `stop_reason`.
     Stop(String),
 }
 
-/// Parts of the request that `@show` says.
+/// Parts of the request that `@show` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Show {
     Model,
@@ -54,32 +53,32 @@ pub enum Show {
     Tools,
 }
 
-/// Words after `@`, for recognising a script and for naming the nearest one.
+/// Directive names, for recognising a script and suggesting the nearest one.
 const NAMES: &[&str] = &[
     "also", "cut", "delay", "error", "hang", "recall", "repeat", "result", "show", "stop", "text", "think", "tool",
     "write",
 ];
 
-/// Bytes of the word of `@repeat`: each of them is an event of its own.
+/// Maximum bytes of the word of `@repeat`: each is one event.
 const MAX_WORD: usize = 4096;
-/// Words one `@repeat` may say.
+/// Maximum count of `@repeat`.
 const MAX_REPEAT: u64 = 1_000_000;
-/// The longest `@delay` and `@hang`.
+/// Maximum time of `@delay` and `@hang`.
 const MAX_PAUSE: Duration = Duration::from_secs(3600);
 
-/// The steps of the script in what the user said; `None` when it is no script.
+/// The steps of the script in the user's text; `None` if it is not a script.
 ///
 /// # Errors
-/// A sentence that names the line and what is wrong with it.
+/// Names the line and the mistake.
 pub fn parse(said: &str) -> Option<Result<Vec<Vec<Directive>>, String>> {
     let lines = said.lines().map(str::trim).filter_map(|line| line.strip_prefix('@'));
     let lines: Vec<(&str, &str)> =
         lines.map(|line| line.split_once(char::is_whitespace).unwrap_or((line, ""))).collect();
-    // `@src/main.rs` names a file for claude; one known word makes the whole a script.
+    // `@src/main.rs` names a file for claude; one known word makes the text a script.
     lines.iter().any(|(name, _)| NAMES.contains(name) || nearest(name).is_some()).then(|| steps(&lines))
 }
 
-/// A word so near to a known one that it was meant to be it.
+/// A known word that was probably meant.
 fn nearest(name: &str) -> Option<&'static str> {
     let word = name.len() >= 3 && name.bytes().all(|b| b.is_ascii_lowercase());
     NAMES.iter().find(|known| word && strsim::damerau_levenshtein(known, name) == 1).copied()
@@ -94,7 +93,7 @@ fn steps(lines: &[(&str, &str)]) -> Result<Vec<Vec<Directive>>, String> {
             .map_err(|why| format!("The offline model cannot read the line `@{name} {rest}`: {why}."))?;
         let joins = *name == "also" || matches!(directive, Directive::Stop(_));
         if called && !joins {
-            // The delay in force goes on in the next step.
+            // The current delay continues in the next step.
             steps.push(delay.iter().map(|pause| Directive::Delay(*pause)).collect());
             called = false;
         }
@@ -150,7 +149,7 @@ fn directive(name: &str, rest: &str) -> Result<Directive, String> {
     })
 }
 
-/// `529 overloaded`, `500 x2`, `500 x2 some text`.
+/// Parses `529 overloaded`, `500 x2`, `500 x2 some text`.
 fn error(status: &str, tail: &str) -> Result<Directive, String> {
     let status = status.parse().ok().filter(|status| (400..=599).contains(status));
     let status = status.ok_or("write @error STATUS [xTIMES] [MESSAGE], with a status from 400 to 599")?;
@@ -168,7 +167,7 @@ fn times(text: &str) -> Result<u32, String> {
     count.ok_or_else(|| format!("`{text}` is no count such as x2"))
 }
 
-/// `250ms`, `5s`, `2m`.
+/// Parses `250ms`, `5s`, `2m`.
 fn pause(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -183,7 +182,7 @@ fn pause(text: &str) -> Result<Duration, String> {
     if pause > MAX_PAUSE { Err("the longest time is 60m".into()) } else { Ok(pause) }
 }
 
-/// `\n`, `\t` and `\\`; anything else stands for itself.
+/// Replaces `\n`, `\t` and `\\`; keeps everything else.
 fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars();

@@ -192,7 +192,7 @@ async fn streams_of_one_tenant_have_a_bound_and_others_have_theirs() {
     let (_socket, said) = follow(&id, api.key()).await;
     let lower = said.to_ascii_lowercase();
     assert!(said.starts_with("HTTP/1.1 429") && lower.contains("retry-after: "), "{said}");
-    assert!(said.contains("tenant default has 20 streams") && said.contains("server.streams_per_tenant"), "{said}");
+    assert!(said.contains("default has 20 open event streams") && said.contains("server.streams_per_tenant"), "{said}");
     let refused = api.post(&format!("/api/sessions/{id}/messages"), json!({"content": "@text x"})).await;
     assert_eq!(refused.status, 429, "{}", refused.text);
     assert_eq!(api.info(&id).await["status"], "active", "what is no stream is served");

@@ -271,7 +271,7 @@ async fn versions_of_an_agent() {
     );
 
     for (head, status, text) in [
-        ("DELETE /api/agents/a/versions/2", 400, "The active version cannot be deleted; activate another one first"),
+        ("DELETE /api/agents/a/versions/2", 400, "Cannot delete the active version; activate another one first"),
         ("DELETE /api/agents/a/versions/9", 404, "Version not found"),
         ("GET /api/agents/a/versions/x", 404, "Version not found"),
         ("POST /api/agents/a/versions/9/activate", 404, "Version not found"),

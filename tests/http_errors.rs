@@ -168,7 +168,7 @@ async fn a_tenant_that_asks_too_often_is_told_when_to_ask_again() {
     assert_eq!(refused.status, 429);
     // Two a minute: one each 30 s.
     assert!(["29", "30"].contains(&refused.headers["retry-after"].to_str().unwrap()), "{:?}", refused.headers);
-    let text = "tenant default has made the 2 requests it may make in a minute (server.requests_per_minute)";
+    let text = "tenant default has reached the limit of 2 requests per minute (server.requests_per_minute)";
     assert_eq!(refused.json(), json!({"error": text, "statusCode": 429}));
     // Nobody else is; and what is public is not counted.
     assert_eq!(api.other("GET /api/agents", "").await.status, 200);

@@ -211,7 +211,7 @@ fn copy_for_the_agent(workspace: &Path, name: &str, bytes: &[u8]) -> Result<Opti
             Err(why) => return Err(why.for_client(&names::shown(&path))),
         }
     }
-    Err(ApiError::bad_request(format!("filename: {PLACE}/ already has {MAX_COPIES} files of this name; delete some of them")))
+    Err(ApiError::bad_request(format!("filename: {PLACE}/ has {MAX_COPIES} files of this name; delete some of them")))
 }
 
 /// The n-th file name of a name: `a.png`, `a-2.png`. Shortened to the longest allowed name.

@@ -171,7 +171,7 @@ async fn next(body: &mut Body, start: Instant, received: usize) -> Result<Option
         let Ok(data) = frame.into_data() else { continue };
         if too_slow(start.elapsed(), received + data.len()) {
             return slow(format!(
-                "the request body arrives too slowly: {} bytes in {} s; the minimum is {LEAST_RATE} bytes per second after {} s",
+                "the request body arrives too slowly: {} bytes in {} s; the minimum is {LEAST_RATE} bytes/s after {} s",
                 received + data.len(),
                 start.elapsed().as_secs(),
                 GRACE.as_secs()

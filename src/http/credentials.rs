@@ -22,7 +22,7 @@ use ash_model::iso;
 const OTHERS: [(&str, &str); 2] = [
     (
         "openai",
-        "Claude Code supports only the Anthropic API: store a key of type anthropic, or one of type custom for a proxy with \
+        "Claude Code uses only the Anthropic API: store a key of type anthropic, or one of type custom for a proxy with \
          this API, and set ANTHROPIC_BASE_URL of ashd to that proxy",
     ),
     (

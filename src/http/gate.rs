@@ -1,10 +1,10 @@
-//! One gate before every request that stores something: the disk's reserve, and what the tenant may store. A route that is not named
-//! here is gated, so that a new one is by default.
+//! The check before every request that stores something: the disk's reserve, and the tenant's
+//! storage limit. Routes that are not named here are checked.
 //!
 //! ```text
 //!   GET, HEAD, DELETE, and the routes of EXEMPT -----------------------> handler
 //!   the routes of RESERVE_ONLY: reserve of the disk ----------------------> handler
-//!   every other: reserve, then used + length of the body <= storageBytes? -> handler -> what was touched is measured
+//!   every other: reserve, then used + length of the body <= storageBytes? -> handler -> the change is measured
 //!                                                     no: 507
 //! ```
 
@@ -22,33 +22,30 @@ use super::body;
 use super::error::ApiError;
 use crate::sessions::SessionError;
 
-/// Routes that change something and are let through, each with the reason.
+/// Routes that change something without this check, each with the reason.
 pub const EXEMPT: &[(&str, &str)] = &[
     ("/api/sessions/{id}/pause", "it frees memory, and stores one event"),
     ("/api/sessions/{id}/stop", "it frees memory, and stores one event"),
-    ("/api/sessions/{id}/interrupt", "it ends what writes"),
-    (
-        "/api/sessions/{id}/resume",
-        "what is stored already; a session that was paused for storage is checked by its task",
-    ),
+    ("/api/sessions/{id}/interrupt", "it ends the writing turn"),
+    ("/api/sessions/{id}/resume", "it stores nothing new; the session's own task checks a session paused for storage"),
     (
         "/api/sessions/{id}/exec",
-        "the way to delete files inside; what a command writes is bounded by diskBytes and storageBytes",
+        "it can delete files in the sandbox; diskBytes and storageBytes limit what a command writes",
     ),
-    ("/api/sessions/{id}/limits", "raising a limit is a way out; a few numbers"),
-    ("/api/agents/{name}/limits", "raising a limit is a way out; a few numbers"),
-    ("/api/tenant/limits", "raising a limit is a way out; a few numbers"),
-    ("/api/tenants/{id}/limits", "raising a limit is a way out; a few numbers"),
+    ("/api/sessions/{id}/limits", "it can raise the limit, and stores a few numbers"),
+    ("/api/agents/{name}/limits", "it can raise the limit, and stores a few numbers"),
+    ("/api/tenant/limits", "it can raise the limit, and stores a few numbers"),
+    ("/api/tenants/{id}/limits", "it can raise the limit, and stores a few numbers"),
     (
         "/api/agents/{name}/warm",
-        "one number; fewer warm sandboxes are a way out, and more are made only while there is room",
+        "it stores one number; fewer warm sandboxes free storage, and more are created only while there is room",
     ),
 ];
 
-/// Routes that store a row of bounded size for another tenant than the caller.
+/// Routes that store a row of bounded size for another tenant.
 const RESERVE_ONLY: &[&str] = &["/api/internal/api-keys"];
 
-/// What a request is asked for before it is carried out.
+/// What is checked before a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asks {
     Nothing,
@@ -67,8 +64,8 @@ fn asks(method: &Method, route: &str) -> Asks {
     }
 }
 
-/// The session in `/api/sessions/<id>/files` and other routes that change its directory. What its processes write is measured as
-/// long as it has some.
+/// The session of `/api/sessions/<id>/files` and other routes that change its directory. What its
+/// processes write is measured while it has any.
 fn session_of(path: &str) -> Option<Uuid> {
     let mut parts = path.trim_start_matches('/').split('/');
     (parts.next() == Some("api") && parts.next() == Some("sessions")).then_some(())?;
@@ -76,7 +73,7 @@ fn session_of(path: &str) -> Option<Uuid> {
     matches!(parts.next(), Some("files" | "workspace" | "attachments")).then_some(id)
 }
 
-/// Middleware of every route below `/api`, behind the authentication.
+/// Middleware of every route below `/api`, after the authentication.
 pub async fn gate(State(state): State<AppState>, request: Request, next: Next) -> Result<Response, ApiError> {
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map(|route| route.as_str().to_owned()).unwrap_or_default();
@@ -114,7 +111,7 @@ pub async fn gate(State(state): State<AppState>, request: Request, next: Next) -
     Ok(answer)
 }
 
-/// The body is read and thrown away, so that the client gets to read the answer.
+/// Reads and discards the body, so that the client can read the answer.
 async fn refuse(error: SessionError, request: Request) -> ApiError {
     if !request.headers().contains_key(header::EXPECT) {
         body::discard(request.into_body());

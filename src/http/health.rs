@@ -1,5 +1,5 @@
-//! `GET /health` and `GET /metrics`: counters that are kept, never rows that are counted, so their time does not depend
-//! on the number of sessions, and looking never wakes one.
+//! `GET /health` and `GET /metrics`. They read counters and count no rows, so their time does not
+//! depend on the number of sessions, and they wake no session.
 
 use axum::Json;
 use axum::extract::State;
@@ -12,7 +12,7 @@ use super::AppState;
 use crate::sessions::PoolStats;
 use ash_observe::metrics;
 
-/// How the daemon is.
+/// State of the daemon.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthBody {
@@ -22,14 +22,14 @@ pub struct HealthBody {
     pub active_sessions: usize,
     /// Sandboxes that have processes.
     pub active_sandboxes: usize,
-    /// Whole seconds since the daemon started.
+    /// Seconds since the daemon started.
     pub uptime: u64,
     pub pool: PoolStats,
     #[schema(example = "0.1.0")]
     pub version: &'static str,
 }
 
-/// Is the daemon up, and how full is it? Public.
+/// Get the state of the daemon. Public.
 #[utoipa::path(get, path = "/health", tag = "health", security(()), responses((status = 200, body = HealthBody)))]
 pub async fn health(State(state): State<AppState>) -> Json<HealthBody> {
     let pool = state.sessions.pool_stats();
@@ -48,7 +48,7 @@ fn live(pool: &PoolStats) -> usize {
     pool.warming + pool.warm + pool.waiting + pool.running
 }
 
-/// The same for Prometheus
+/// Get the state as Prometheus metrics
 ///
 /// Public. Text format 0.0.4.
 #[utoipa::path(

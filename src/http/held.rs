@@ -1,5 +1,6 @@
-//! A body that holds something until it was sent, or given up. It leaves in pieces: the HTTP server takes a body's bytes as
-//! they come, so that of one that came as a whole nothing would be left to hold, while its client has not read it.
+//! A body that holds a guard until it is sent or dropped. It is sent in pieces, because the HTTP
+//! server takes over all bytes of a frame at once: with a single frame, the guard would be gone
+//! before the client has read it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -7,17 +8,17 @@ use std::task::{Context, Poll, ready};
 use axum::body::{Body, Bytes};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-/// Bytes that the HTTP server is given at a time.
+/// Bytes given to the HTTP server at a time.
 const PIECE: usize = 64 << 10;
 
 struct Held<G> {
     body: Body,
-    /// What is left of the frame before.
+    /// The rest of the current frame.
     rest: Bytes,
     guard: Option<G>,
 }
 
-/// The same body; `guard` is dropped behind its last piece, or with it.
+/// The same body; `guard` is dropped after or with its last piece.
 pub fn hold<G: Send + Unpin + 'static>(body: Body, guard: G) -> Body {
     Body::new(Held { body, rest: Bytes::new(), guard: Some(guard) })
 }
@@ -90,7 +91,7 @@ mod tests {
             let left = whole.len() - got.len();
             assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(left as u64), left == 0));
             if left > 0 {
-                assert_eq!(Arc::strong_count(&guard), 2, "{left} bytes are not taken yet");
+                assert_eq!(Arc::strong_count(&guard), 2, "{left} bytes are still to be read");
             }
         }
         assert!(got == whole);

@@ -1,16 +1,17 @@
-//! `Idempotency-Key`: a POST that creates or sends, and comes again because its answer was lost, is carried out once.
+//! `Idempotency-Key`: a POST that creates or sends is executed once, even if it is repeated because
+//! its answer was lost.
 //!
 //! ```text
-//!   key new       -> carried out --2xx--> the answer is kept for a day
-//!                                --else-> nothing was created: the key is free again
-//!   key known     -> another request?         422
+//!   new key       -> executed --2xx--> the answer is kept for a day
+//!                            --else-> nothing was created: the key is free again
+//!   known key     -> other request?           422
 //!                    answered?                the same answer, Idempotent-Replayed: true
-//!                    runs at this moment?     409, Retry-After
+//!                    still running?           409, Retry-After
 //!                    a message?               the stream of its turn, from the beginning; sent now if it never was
-//!                    cut off by a crash?      409, and how to find out
+//!                    interrupted by a crash?  409, with what to do
 //! ```
 //!
-//! A request that has a key is carried out to its end even if its client goes away.
+//! A request with a key is executed to its end even if its client disconnects.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,16 +36,16 @@ use ash_model::TenantId;
 
 const HEADER: &str = "idempotency-key";
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-/// Bytes of the longest body there is: a deployment.
+/// Bytes of the largest body: a deployment.
 const MAX_BODY: usize = 140 * MIB;
-/// Bytes of the largest answer that is kept; those of these routes are far smaller.
+/// Largest answer that is kept; answers of these routes are far smaller.
 const MAX_ANSWER: usize = 16 * MIB;
 
-/// Keys whose requests run at this moment.
+/// Keys of running requests.
 #[derive(Clone, Debug, Default)]
 pub struct InFlight(Arc<Mutex<HashSet<(TenantId, String)>>>);
 
-/// One of them. Dropping it makes the key free for the next request.
+/// A running request. Dropping it frees the key.
 struct Flight {
     all: InFlight,
     one: (TenantId, String),
@@ -68,11 +69,11 @@ impl Drop for Flight {
 #[derive(Clone, Debug)]
 pub struct Once {
     pub key: String,
-    /// The turn that this message became, or was about to become when the daemon was killed.
+    /// The turn of this message; it may not have been sent when the daemon was killed.
     pub turn: Option<(Uuid, Uuid)>,
 }
 
-/// The routes on which a key counts: those that create or send, and whose answers hold no secret.
+/// The routes that support keys: they create or send, and their answers contain no secret.
 fn counts(method: &Method, path: &str) -> bool {
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     method == Method::POST
@@ -85,13 +86,14 @@ fn counts(method: &Method, path: &str) -> bool {
         )
 }
 
-/// The name a key is kept under. An admin's differ from those of ordinary keys of the same tenant, whose requests are judged by
-/// other rules: neither is given the other's answer. No client can send the control character.
+/// The name under which a key is stored. Admin keys and ordinary keys of a tenant follow different
+/// rules, so their names differ and neither gets the other's answer. No client can send the control
+/// character.
 fn kept_as(key: &str, admin: bool) -> String {
     if admin { format!("\u{1}admin:{key}") } else { key.to_owned() }
 }
 
-/// Middleware of every route below `/api`, behind the authentication.
+/// Middleware of every route below `/api`, after the authentication.
 pub async fn once(State(state): State<AppState>, request: Request, next: Next) -> Result<Response, ApiError> {
     let Some(key) = request.headers().get(HEADER) else { return Ok(next.run(request).await) };
     if !counts(request.method(), request.uri().path()) {
@@ -112,9 +114,10 @@ pub async fn once(State(state): State<AppState>, request: Request, next: Next) -
     hash.update(&read.bytes);
     let digest: [u8; 32] = hash.finalize().into();
 
-    let flight = state.in_flight.take(&tenant, &key).ok_or_else(|| {
-        ApiError::conflict("a request with this Idempotency-Key is still being carried out; try again", 1)
-    })?;
+    let flight = state
+        .in_flight
+        .take(&tenant, &key)
+        .ok_or_else(|| ApiError::conflict("a request with this Idempotency-Key is still running; try again", 1))?;
     let earlier = state.store.idempotency_begin(&tenant, &key, digest).await?;
     let is_message = parts.uri.path().ends_with("/messages");
     let turn = match earlier {
@@ -129,7 +132,7 @@ pub async fn once(State(state): State<AppState>, request: Request, next: Next) -
         Some(Earlier { turn, .. }) if is_message => turn,
         Some(_) => {
             return Err(ApiError::conflict(
-                "ashd was restarted while it carried out a request with this Idempotency-Key: look with GET whether it \
+                "ashd was restarted while a request with this Idempotency-Key was running: check with GET whether it \
                  took effect, and use another key to send it again",
                 1,
             ));
@@ -140,10 +143,11 @@ pub async fn once(State(state): State<AppState>, request: Request, next: Next) -
     }
     let visit = parts.extensions.get::<Arc<Visit>>().cloned();
     let memory = read.memory.clone();
-    // The handler takes it from there, without a copy.
+    // The handler takes the body from here without a copy.
     parts.extensions.insert(read);
     let request = Request::from_parts(parts, Body::empty());
-    // A task of its own: a client that goes away does not leave it half done, with nobody to write down the answer.
+    // A task of its own: if the client disconnects, the request still completes and its answer is
+    // recorded.
     let carry_out = async move {
         let (_memory, _visit) = (memory, visit);
         let answer = next.run(request).await;
@@ -155,7 +159,7 @@ pub async fn once(State(state): State<AppState>, request: Request, next: Next) -
     carried_out.await.unwrap_or_else(|_| Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error")))
 }
 
-/// Keeps a success, and frees the key of anything else.
+/// Stores a success; any other answer frees the key.
 async fn keep(state: &AppState, tenant: &TenantId, key: &str, answer: Response) -> Result<Response, ApiError> {
     if !answer.status().is_success() {
         state.store.idempotency_forget(tenant, key).await?;
@@ -168,7 +172,7 @@ async fn keep(state: &AppState, tenant: &TenantId, key: &str, answer: Response) 
     let (parts, body) = answer.into_parts();
     let bytes = to_bytes(body, MAX_ANSWER)
         .await
-        .map_err(|error| ApiError::internal("an answer could not be kept", &std::io::Error::other(error)))?;
+        .map_err(|error| ApiError::internal("the answer cannot be stored", &std::io::Error::other(error)))?;
     state.store.idempotency_answer(tenant, key, parts.status.as_u16(), bytes.to_vec()).await?;
     Ok(Response::from_parts(parts, Body::from(bytes)))
 }
@@ -184,7 +188,7 @@ fn replay(status: u16, answer: Vec<u8>) -> Response {
     response
 }
 
-/// Says that the answer is that of an earlier request.
+/// Marks the answer as that of an earlier request.
 pub fn mark(response: &mut Response) {
     response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
 }

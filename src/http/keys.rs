@@ -1,4 +1,5 @@
-//! `/api/api-keys`: keys of the caller's own tenant; for other tenants, and for keys of admins, the admin role is needed.
+//! `/api/api-keys`: keys of the caller's own tenant. Keys of other tenants and keys with the admin
+//! role need the admin role.
 
 use axum::Json;
 use axum::extract::State;
@@ -26,16 +27,16 @@ const MAX_LABEL: usize = 200;
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NewKey {
-    /// What the key is for; 1 to 200 bytes.
+    /// Its purpose; 1 to 200 bytes.
     #[schema(example = "ci")]
     pub label: String,
-    /// The tenant it opens; the caller's own when absent.
+    /// The key's tenant. Default: the caller's own.
     pub tenant_id: Option<String>,
-    /// Gives the key the admin role (admin; tenant `default` only).
+    /// Gives the key the admin role (needs the admin role; tenant `default` only).
     pub admin: bool,
 }
 
-/// A new key. It is shown this once.
+/// A new key. It is shown only once.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct MintedKey {
     pub id: Uuid,
@@ -62,7 +63,7 @@ pub struct KeyView {
     #[schema(example = "ash_0YwD")]
     pub key_prefix: String,
     pub created_at: String,
-    /// It has the admin role; only there when true, and only listed for admins.
+    /// Present and true for keys with the admin role, which only admins can list.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub admin: bool,
 }
@@ -83,14 +84,14 @@ pub struct KeysBody {
 pub fn mint_token() -> Result<String, ApiError> {
     let mut random = [0u8; 32];
     getrandom::fill(&mut random)
-        .map_err(|cause| ApiError::internal("the kernel gave no random bytes", &std::io::Error::other(cause)))?;
+        .map_err(|cause| ApiError::internal("no random bytes available", &std::io::Error::other(cause)))?;
     Ok(format!("ash_{}", URL_SAFE_NO_PAD.encode(random)))
 }
 
 async fn mint(state: &AppState, caller: &Caller, body: NewKey) -> Result<(MintedKey, TenantId), ApiError> {
     if state.auth.single_tenant() {
         return Err(ApiError::bad_request(
-            "ASH_API_KEY is set, so it is the only key; unset it and restart ashd to use keys of the database",
+            "ASH_API_KEY is set and is the only valid key; unset it and restart ashd to use keys of the database",
         ));
     }
     if body.label.is_empty() || body.label.len() > MAX_LABEL {
@@ -101,10 +102,10 @@ async fn mint(state: &AppState, caller: &Caller, body: NewKey) -> Result<(Minted
         Some(name) => name.parse().map_err(|why| ApiError::bad_request(format!("tenantId: {why}")))?,
     };
     if tenant != caller.tenant {
-        caller.check_admin("makes keys for another tenant")?;
+        caller.check_admin("can create keys for another tenant")?;
     }
     if body.admin {
-        caller.check_admin("makes keys with the admin role")?;
+        caller.check_admin("can create keys with the admin role")?;
         if tenant != TenantId::default_tenant() {
             return Err(ApiError::bad_request(format!(
                 "admin: keys with the admin role belong to tenant \"default\", not to \"{tenant}\"; leave tenantId or admin out"
@@ -126,14 +127,14 @@ async fn mint(state: &AppState, caller: &Caller, body: NewKey) -> Result<(Minted
     Ok((MintedKey { id, key: token }, tenant))
 }
 
-/// Make a key; it is shown this once
+/// Create a key; it is shown only once
 #[utoipa::path(
     post, path = "/api/api-keys", tag = "api keys",
     request_body(content = NewKey, example = json!({"label": "ci"})),
     responses(
         (status = 201, body = MintedKey),
         (status = 400, body = ErrorBody),
-        (status = 403, description = "Another tenant, or the admin role, and no admin", body = ErrorBody),
+        (status = 403, description = "Another tenant or the admin role, and the caller is no admin", body = ErrorBody),
     )
 )]
 pub async fn create(
@@ -145,14 +146,14 @@ pub async fn create(
     Ok((StatusCode::CREATED, Json(minted)))
 }
 
-/// Make a key for any tenant (admin)
+/// Create a key for any tenant (admin)
 #[utoipa::path(
     post, path = "/api/internal/api-keys", tag = "api keys",
     request_body(content = NewKey, example = json!({"label": "ci", "tenantId": "acme"})),
     responses(
         (status = 201, body = MintedTenantKey),
         (status = 400, body = ErrorBody),
-        (status = 403, description = "No admin", body = ErrorBody),
+        (status = 403, description = "The key has no admin role", body = ErrorBody),
     )
 )]
 pub async fn create_for_tenant(
@@ -160,7 +161,7 @@ pub async fn create_for_tenant(
     caller: Caller,
     body: JsonBody<NewKey>,
 ) -> Result<(StatusCode, Json<MintedTenantKey>), ApiError> {
-    caller.check_admin("makes keys for any tenant")?;
+    caller.check_admin("can create keys for any tenant")?;
     if body.value.tenant_id.is_none() {
         return Err(ApiError::bad_request("tenantId is required: the tenant the key is for"));
     }
@@ -170,21 +171,22 @@ pub async fn create_for_tenant(
 
 /// List the tenant's keys
 ///
-/// Those with the admin role are listed for admins only.
+/// Keys with the admin role are listed only for admins.
 #[utoipa::path(get, path = "/api/api-keys", tag = "api keys", responses((status = 200, body = KeysBody)))]
 pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Response, ApiError> {
     let places = state.store.key_places(&caller.tenant, caller.admin).await?;
     rows::list::<ApiKey, KeyView>(&state.store, &caller.tenant, "keys", places, "").await
 }
 
-/// Revoke a key, at once
+/// Revoke a key
 ///
-/// One with the admin role is revoked by admins only, and the last of those never.
+/// Takes effect at once. Only admins can revoke a key with the admin role, and the last of those
+/// cannot be revoked.
 #[utoipa::path(
     delete, path = "/api/api-keys/{id}", tag = "api keys", params(("id" = Uuid, Path)),
     responses(
         (status = 204),
-        (status = 404, description = "API key not found, or it has the admin role and the caller has not", body = ErrorBody),
+        (status = 404, description = "API key not found, or it has the admin role and the caller does not", body = ErrorBody),
         (status = 409, description = "It is the last key with the admin role", body = ErrorBody),
     )
 )]
@@ -198,7 +200,7 @@ pub async fn revoke(State(state): State<AppState>, caller: Caller, Id(id): Id) -
         KeyDelete::NotFound => Err(ApiError::not_found("API key not found")),
         KeyDelete::LastAdmin => Err(ApiError::new(
             StatusCode::CONFLICT,
-            "this is the last key with the admin role, so it is not revoked; make another one first (`ashctl keys create LABEL \
+            "the last key with the admin role cannot be revoked; create another one first (`ashctl keys create LABEL \
              --admin`, or POST /api/api-keys with \"admin\": true), then revoke this one with it",
         )),
     }

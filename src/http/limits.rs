@@ -1,4 +1,4 @@
-//! `.../limits` of sessions, agents and tenants, and what a session uses of them.
+//! `.../limits` of sessions, agents and tenants, and the usage of a session.
 
 use axum::Json;
 use axum::extract::State;
@@ -16,38 +16,41 @@ use crate::sessions::api::storage_limit::STORAGE;
 use crate::sessions::policy::limit_levels::Change;
 use ash_model::TenantId;
 
-/// Bytes of a request: a few numbers. A tree of JSON needs up to a hundred times as much in memory.
+/// Bytes of a request: a few numbers. Parsed JSON may need a hundred times as much memory.
 const MAX_BODY: usize = 16 << 10;
 
-/// The limits to change; what is left out stays. `null` takes a level's own word back, so that the levels above decide.
+/// The limits to change; absent limits stay. `null` unsets a limit at this level, so the levels
+/// above decide.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = LimitsChange)]
 #[expect(dead_code, reason = "the schema of what `Change::parse` reads")]
 pub struct ChangeSchema {
-    /// Bytes of memory, the tmpfs mounts of the sandbox included. At the limit the kernel kills.
+    /// Bytes of memory, including the tmpfs mounts of the sandbox. At the limit the kernel kills
+    /// processes.
     pub memory_bytes: Option<u64>,
-    /// Bytes of swap on top.
+    /// Bytes of swap, in addition.
     pub swap_bytes: Option<u64>,
     /// Thousandths of one core. At the limit: throttled.
     pub cpu_millis: Option<u64>,
-    /// Share when cores are scarce, 1 to 10000.
+    /// Share of the CPU when cores are scarce, 1 to 10000.
     pub cpu_weight: Option<u64>,
     /// Processes and threads. At the limit forks fail.
     pub pids: Option<u64>,
-    /// Bytes on the disk. At the limit the session is frozen and told.
+    /// Bytes on the disk. At the limit the session is frozen and gets a message.
     pub disk_bytes: Option<u64>,
-    /// Files and directories. As for bytes.
+    /// Files and directories. Same behaviour as for bytes.
     pub disk_files: Option<u64>,
-    /// Milliseconds of one turn. At the limit: interrupted.
+    /// Milliseconds of one turn. At the limit the turn is interrupted.
     pub turn_ms: Option<u64>,
-    /// Bytes a second from and to the disk that holds the sessions. At the limit: throttled.
+    /// Bytes per second from and to the disk of the sessions. At the limit: throttled.
     pub io_read_bps: Option<u64>,
     pub io_write_bps: Option<u64>,
-    /// Operations a second, as for bytes.
+    /// Operations per second; same behaviour as for bytes.
     pub io_read_iops: Option<u64>,
     pub io_write_iops: Option<u64>,
-    /// Of a tenant only: bytes of all its files and rows. At the limit new work and uploads are refused (507).
+    /// Tenants only: bytes of all files and rows of the tenant. At the limit new work and uploads
+    /// are refused (507).
     pub storage_bytes: Option<u64>,
 }
 
@@ -57,12 +60,12 @@ pub struct ChangeSchema {
 pub struct LimitsBody {
     #[schema(value_type = BTreeMap<String, LimitState>)]
     pub limits: LimitsReport,
-    /// Sessions that could not follow the change, and keep what they had.
+    /// Sessions that use more than the new limit and keep their old one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_followed: Vec<NotFollowed>,
 }
 
-/// What a session uses.
+/// Usage of a session.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct StatsBody {
     pub stats: SessionStats,
@@ -76,7 +79,7 @@ fn change(body: &Map<String, Value>) -> Result<Change, ApiError> {
     Change::parse(body).map_err(ApiError::bad_request)
 }
 
-/// What a session may use, and which level decided it
+/// Get a session's limits, and the level that sets each
 #[utoipa::path(
     get, path = "/api/sessions/{id}/limits", tag = "limits", params(("id" = Uuid, Path)),
     responses((status = 200, body = LimitsBody), (status = 404, description = "Session not found", body = ErrorBody))
@@ -89,10 +92,10 @@ pub async fn session(
     Ok(body(state.sessions.limits(&session, caller.admin).await?))
 }
 
-/// Change a session's limits, at once and for good
+/// Change a session's limits
 ///
-/// Nothing is restarted. All of it is put in force, or nothing: a value below what the session uses, or above what the
-/// levels above allow, is refused with the reason.
+/// Takes effect at once, without a restart, and stays. All values are applied, or none: a value
+/// below the current use or above the limits of the levels above is refused with the reason.
 #[utoipa::path(
     patch, path = "/api/sessions/{id}/limits", tag = "limits", params(("id" = Uuid, Path)),
     request_body(content = ChangeSchema, example = json!({"memoryBytes": 1073741824, "pids": 256})),
@@ -112,7 +115,7 @@ pub async fn patch_session(
     Ok(body(state.sessions.change_limits(&session, change, caller.admin).await?))
 }
 
-/// What a session uses of memory, CPU, processes and disk
+/// Get a session's use of memory, CPU, processes and disk
 ///
 /// Read from the cgroup; a frozen session stays frozen.
 #[utoipa::path(
@@ -126,7 +129,7 @@ pub async fn stats(
     Ok(Json(StatsBody { stats: state.sessions.stats(&session).await? }))
 }
 
-/// What each session of an agent may use
+/// Get the limits of an agent's sessions
 #[utoipa::path(
     get, path = "/api/agents/{name}/limits", tag = "limits", params(("name" = String, Path)),
     responses((status = 200, body = LimitsBody), (status = 404, description = "No such agent", body = ErrorBody))
@@ -139,9 +142,10 @@ pub async fn agent(
     Ok(body(state.sessions.limits_above(&caller.tenant, Some(&name), caller.admin).await?))
 }
 
-/// Change what each session of an agent may use
+/// Change the limits of an agent's sessions
 ///
-/// Sessions that run follow at once; those that use more already are named in `notFollowed` and keep what they had.
+/// Running sessions follow at once. Those that use more are listed in `notFollowed` and keep their
+/// limits.
 #[utoipa::path(
     patch, path = "/api/agents/{name}/limits", tag = "limits", params(("name" = String, Path)),
     request_body(content = ChangeSchema, example = json!({"cpuMillis": 500})),
@@ -162,7 +166,7 @@ pub async fn patch_agent(
     Ok(Json(LimitsBody { limits: changed.0, not_followed: changed.1 }))
 }
 
-/// What each session of the caller's tenant may use
+/// Get the limits of the tenant's sessions
 #[utoipa::path(
     get, path = "/api/tenant/limits", tag = "limits",
     responses((status = 200, body = LimitsBody))
@@ -171,7 +175,7 @@ pub async fn own_tenant(State(state): State<AppState>, caller: Caller) -> Result
     Ok(body(state.sessions.limits_above(&caller.tenant, None, caller.admin).await?))
 }
 
-/// Change what each session of the caller's tenant may use (admin)
+/// Change the limits of the tenant's sessions (admin)
 #[utoipa::path(
     patch, path = "/api/tenant/limits", tag = "limits",
     request_body(content = ChangeSchema, example = json!({"memoryBytes": 4294967296_u64})),
@@ -190,10 +194,10 @@ pub async fn patch_own_tenant(
     change_tenant(&state, &caller, &tenant, &given.value).await
 }
 
-/// What each session of a tenant may use (admin, or the tenant itself)
+/// Get the limits of a tenant's sessions (admin, or the tenant itself)
 #[utoipa::path(
     get, path = "/api/tenants/{id}/limits", tag = "limits", params(("id" = String, Path)),
-    responses((status = 200, body = LimitsBody), (status = 403, description = "Another tenant, and no admin", body = ErrorBody))
+    responses((status = 200, body = LimitsBody), (status = 403, description = "Another tenant, and the caller is no admin", body = ErrorBody))
 )]
 pub async fn tenant(
     State(state): State<AppState>,
@@ -201,12 +205,12 @@ pub async fn tenant(
     TenantName(tenant): TenantName,
 ) -> Result<Json<LimitsBody>, ApiError> {
     if tenant != caller.tenant {
-        caller.check_admin("says what a tenant may use")?;
+        caller.check_admin("can read the limits of another tenant")?;
     }
     Ok(body(state.sessions.limits_above(&tenant, None, caller.admin).await?))
 }
 
-/// Change what each session of a tenant may use (admin)
+/// Change the limits of a tenant's sessions (admin)
 #[utoipa::path(
     patch, path = "/api/tenants/{id}/limits", tag = "limits", params(("id" = String, Path)),
     request_body(content = ChangeSchema, example = json!({"memoryBytes": 4294967296_u64})),
@@ -225,7 +229,7 @@ pub async fn patch_tenant(
     change_tenant(&state, &caller, &tenant, &given.value).await
 }
 
-/// `storageBytes` as it is given; `null` takes the tenant's own word back.
+/// A value of `storageBytes`; `null` unsets it.
 fn bytes(value: &Value) -> Result<Option<u64>, ApiError> {
     match value {
         Value::Null => Ok(None),
@@ -235,17 +239,17 @@ fn bytes(value: &Value) -> Result<Option<u64>, ApiError> {
     }
 }
 
-/// What a tenant may use is the admin's to say: the tenant could take back what narrows it.
+/// Admins only: otherwise a tenant could lift its own limits.
 async fn change_tenant(
     state: &AppState,
     caller: &Caller,
     tenant: &TenantId,
     given: &Map<String, Value>,
 ) -> Result<Json<LimitsBody>, ApiError> {
-    caller.check_admin("says what a tenant may use")?;
+    caller.check_admin("can change the limits of a tenant")?;
     let mut given = given.clone();
     let storage = given.remove(STORAGE).map(|value| bytes(&value)).transpose()?;
-    // Read before anything is changed.
+    // Read before anything changes.
     let sandboxes = if given.is_empty() && storage.is_some() { None } else { Some(change(&given)?) };
     if let Some(bytes) = storage {
         state.sessions.check_storage_limit(bytes)?;

@@ -1,5 +1,5 @@
-//! What the requests of a tenant cost at this moment, and the refusal when it is too much: 429 when the tenant has its share,
-//! 503 when all of them together have everything.
+//! Resources of running requests, and the refusal of more: 429 when the tenant has used its share,
+//! 503 when all tenants together have used everything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,54 +15,54 @@ use crate::sessions::quota::shares::{Bounds, Holder, Over, Share, Shares};
 
 /// Bytes in one MiB.
 const MIB: u64 = 1 << 20;
-/// Seconds after which a client may try again.
+/// `Retry-After`, in seconds.
 const RETRY_MEMORY_S: u64 = 2;
 const RETRY_STREAM_S: u64 = 5;
-/// How long an answer waits until those before it were made and sent.
+/// Longest time that an answer waits for those before it.
 const WAIT: Duration = Duration::from_secs(10);
-/// Bytes that making one page of a list takes at most; once it is made, its own size counts.
+/// Bytes needed to build one page of a list; afterwards its real size counts.
 const LIST: u64 = 16 * MIB;
-/// The same of a list of files, whose paths and times are put together before they are written as JSON.
+/// The same for a list of files: paths and times are collected before they are written as JSON.
 const FILES: u64 = 48 * MIB;
-/// The same of the output of a command.
+/// The same for the output of a command.
 const OUTPUT: u64 = 4 * MIB;
-/// Answers of one tenant that are read from the disk or the database at the same time; the next ones wait.
+/// Answers of one tenant that are read from disk or database at the same time; further ones wait.
 const MADE_AT_ONCE: usize = 16;
-/// An answer of at most so many bytes counts nothing: what its connection is counted for is enough.
+/// Answers up to this size do not count: the share of their connection covers them.
 const SMALL: u64 = 64 << 10;
 
-/// What a request occupies besides memory.
+/// What a request uses besides memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Kind {
     Request,
     Stream,
 }
 
-/// What everybody uses. Cheap to clone.
+/// Use of all tenants. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Load {
     config: Live,
-    /// Connections there may be.
+    /// Maximum number of connections.
     connections: usize,
     working: Shares<(Holder, Kind)>,
     memory: Shares<Holder>,
     made: Admissions<Holder>,
 }
 
-/// A request that is being answered.
+/// A running request.
 #[derive(Debug)]
 pub struct Working {
     _place: Share<(Holder, Kind)>,
-    /// While the answer is made.
+    /// Held while the answer is built.
     turn: Option<Admission<Holder>>,
     answer: Option<Memory>,
-    /// It changes nothing: its answer can be had again.
+    /// It changes nothing: it can be repeated.
     reads: bool,
     holder: Holder,
     load: Load,
 }
 
-/// Bytes that are held for a request.
+/// Memory held for a request.
 #[derive(Debug)]
 pub struct Memory {
     share: Share<Holder>,
@@ -80,10 +80,10 @@ impl Load {
         }
     }
 
-    /// Counts a request until the value is dropped, which is when its answer was sent.
+    /// Counts a request until the value is dropped, after its answer was sent.
     ///
     /// # Errors
-    /// 429 when the tenant has as many as it may have, 503 when there is no room beside those of all others.
+    /// 429 at the tenant's limit, 503 when the requests of all tenants leave no room.
     pub async fn begin(
         &self,
         holder: &Holder,
@@ -101,21 +101,21 @@ impl Load {
         let place = self.working.take(&(holder.clone(), kind), 1, bounds).map_err(|over| match (over, kind) {
             (Over::Own, Kind::Stream) => ApiError::too_many(
                 format!(
-                    "{holder} has {each} streams of events open, the most that one tenant may have \
+                    "{holder} has {each} open event streams, the limit per tenant \
                      (server.streams_per_tenant). Close one and try again"
                 ),
                 RETRY_STREAM_S,
             ),
             (Over::Own, Kind::Request) => ApiError::too_many(
                 format!(
-                    "{holder} has {each} requests that are being answered, the most that one tenant may have at once \
+                    "{holder} has {each} concurrent requests, the limit per tenant \
                      (server.concurrent_requests_per_tenant)"
                 ),
                 RETRY_MEMORY_S,
             ),
             (Over::All, _) => ApiError::unavailable(
                 format!(
-                    "requests of all tenants use the {} connections there are, or so many that {holder} may have no more \
+                    "no free connection for {holder}: requests of all tenants share {} connections \
                      (server.max_connections)",
                     self.connections
                 ),
@@ -127,9 +127,7 @@ impl Load {
             let turn = tokio::time::timeout(WAIT, self.made.wait(holder)).await;
             Some(turn.map_err(|_| {
                 ApiError::too_many(
-                    format!(
-                        "{MADE_AT_ONCE} answers to {holder} are being made, and more wait. Send fewer requests at once"
-                    ),
+                    format!("{holder} has {MADE_AT_ONCE} answers in preparation and more waiting; send fewer at once"),
                     RETRY_MEMORY_S,
                 )
             })?)
@@ -141,17 +139,17 @@ impl Load {
             bytes => Some(self.answer(holder, bytes, server).await?),
         };
         let bounds = memory(server);
-        // What its unread answers use already; who deletes something is let through.
+        // Unread answers use memory already. DELETE is allowed.
         if !reads && method != Method::DELETE && self.memory.of(holder) >= bounds.each {
             return Err(refusal(holder, Over::Own, bounds));
         }
         Ok(Working { _place: place, turn, answer, reads, holder: holder.clone(), load: self.clone() })
     }
 
-    /// Memory for a body of `bytes`: itself, and what it is decoded to.
+    /// Memory for a body of `bytes`: the body, and its decoded form.
     ///
     /// # Errors
-    /// 429 when the tenant's requests have their share, 503 when those of all have everything.
+    /// 429 at the tenant's limit, 503 at the limit of all tenants.
     pub fn body(&self, holder: &Holder, bytes: u64) -> Result<Memory, ApiError> {
         let bounds = memory(&self.config.now().server);
         let share = self.memory.take(holder, 2 * bytes, bounds).map_err(|over| refusal(holder, over, bounds))?;
@@ -167,11 +165,12 @@ impl Load {
 }
 
 impl Working {
-    /// The answer is there and has `bytes`, or is made while it is sent (`None`). From now on it counts as it is, until the
-    /// value is dropped.
+    /// The answer is built and has `bytes`, or is built while it is sent (`None`). From now on its
+    /// real size counts, until the value is dropped.
     ///
     /// # Errors
-    /// 429 or 503 for an answer that was only read, when the tenant's memory is in use. That of a change is given in any case.
+    /// 429 or 503 for an answer of a read when the memory is in use. The answer of a change is
+    /// always sent.
     pub fn answered(&mut self, bytes: Option<u64>) -> Result<(), ApiError> {
         self.turn = None;
         let Some(bytes) = bytes else { return Ok(()) };
@@ -192,7 +191,7 @@ impl Working {
 }
 
 impl Memory {
-    /// Makes room for `bytes` more of the body.
+    /// Reserves `bytes` more for the body.
     ///
     /// # Errors
     /// As [`Load::body`].
@@ -202,7 +201,7 @@ impl Memory {
     }
 }
 
-/// Memory that is given back when the last clone is dropped, for what travels in the extensions of a request.
+/// Memory released when the last clone is dropped, for the extensions of a request.
 pub type HeldMemory = Arc<Memory>;
 
 fn memory(server: &ServerConfig) -> Bounds {
@@ -213,7 +212,7 @@ fn refusal(holder: &Holder, over: Over, bounds: Bounds) -> ApiError {
     match over {
         Over::Own => ApiError::too_many(
             format!(
-                "the requests of {holder} that are being answered use the {} MiB of memory that one tenant's may use \
+                "the running requests of {holder} use {} MiB of memory, the limit per tenant \
                  (server.request_memory_per_tenant; a body counts twice). Send fewer at once, and try again",
                 bounds.each / MIB
             ),
@@ -221,8 +220,8 @@ fn refusal(holder: &Holder, over: Over, bounds: Bounds) -> ApiError {
         ),
         Over::All => ApiError::unavailable(
             format!(
-                "the requests of all tenants use the {} MiB of memory there are for them, or so much that {holder} may have \
-                 no more (server.request_memory); try again",
+                "no free request memory for {holder}: requests of all tenants share {} MiB \
+                 (server.request_memory); try again",
                 bounds.all / MIB
             ),
             RETRY_MEMORY_S,
@@ -239,8 +238,9 @@ fn is_stream(method: &Method, path: &str) -> bool {
     }
 }
 
-/// Bytes that making the answer may take, of routes whose answers are made of what clients and agents wrote and may have
-/// megabytes. Others read one row or one file: a turn bounds how many are made, and what was made counts as it is.
+/// Bytes needed to build the answer, for routes whose answers contain text of clients and agents
+/// and may have megabytes. Other routes read one row or one file: the number of answers built at
+/// once limits them, and their real size counts.
 fn needs(method: &Method, path: &str) -> u64 {
     match (method.as_str(), path.rsplit('/').next().unwrap_or_default()) {
         ("GET" | "HEAD", "files") => FILES,

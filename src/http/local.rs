@@ -1,12 +1,13 @@
-//! Callers on the unix socket: the kernel says who they are (SO_PEERCRED, unix(7)), so they need no key.
+//! Callers on the unix socket. The kernel identifies them (SO_PEERCRED, unix(7)), so they need no
+//! key.
 //!
-//! The socket's mode lets in root and ashd's group alone; this asks again, of the connection itself, since a mode can be
-//! changed by mistake.
+//! The socket's mode admits only root and ashd's group. This checks each connection as well,
+//! because a mode can be changed by mistake.
 
 use std::ffi::CString;
 
 use nix::unistd::{Gid, Uid, User, getegid, geteuid, getgrouplist};
-/// Who is at the other end of a connection to the unix socket.
+/// The peer of a connection to the unix socket.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalPeer {
     /// root, ashd itself, or a member of ashd's group.
@@ -14,7 +15,7 @@ pub struct LocalPeer {
 }
 
 impl LocalPeer {
-    /// Who that is, by the ids that the kernel gives.
+    /// Identifies a peer by the ids from the kernel.
     pub fn of(uid: u32, gid: u32) -> Self {
         Self { admin: is_admin(Uid::from_raw(uid), Gid::from_raw(gid), geteuid(), getegid(), groups_of) }
     }
@@ -24,7 +25,7 @@ fn is_admin(uid: Uid, gid: Gid, own: Uid, group: Gid, groups: impl Fn(Uid, Gid) 
     uid.is_root() || uid == own || gid == group || groups(uid, gid).contains(&group)
 }
 
-/// All groups of a user, as the system's database has them.
+/// All groups of a user, from the system's user database.
 fn groups_of(uid: Uid, gid: Gid) -> Vec<Gid> {
     let name = User::from_uid(uid).ok().flatten().and_then(|user| CString::new(user.name).ok());
     name.and_then(|name| getgrouplist(&name, gid).ok()).unwrap_or_default()

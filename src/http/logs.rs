@@ -1,7 +1,7 @@
-//! `/api/sessions/{id}/logs`: what claude printed to stderr.
+//! `/api/sessions/{id}/logs`: claude's stderr.
 //!
-//! An entry's index is the offset of its line in the file: it never changes, it grows, and reading on from it costs the
-//! same however long the log is.
+//! An entry's index is the offset of its line in the file. It is stable and increasing, and the
+//! cost of reading on from it does not depend on the size of the log.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -18,25 +18,25 @@ use super::error::{ApiError, ErrorBody};
 use super::files::{beneath, blocking};
 use ash_model::iso;
 
-/// Most entries, and most bytes read, for one answer. The next one goes on with `after`.
+/// Maximum entries, and maximum bytes read, per answer. Continue with `after`.
 const MAX_ENTRIES: usize = 1000;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// One line.
 #[derive(Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct LogEntry {
-    /// Grows from line to line, not by one.
+    /// Increases from line to line, not by one.
     pub index: u64,
     /// `stderr`.
     #[schema(example = "stderr")]
     pub level: &'static str,
     pub text: String,
-    /// When the log was last written to; lines carry no time of their own.
+    /// When the log was last written to; lines have no time of their own.
     #[schema(example = "2026-01-15T10:00:00.000Z")]
     pub ts: String,
 }
 
-/// Lines in their order.
+/// Lines in order.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct LogsBody {
     pub logs: Vec<LogEntry>,
@@ -44,9 +44,9 @@ pub struct LogsBody {
     pub source: &'static str,
 }
 
-/// What a session's claude printed to stderr
+/// Get the stderr of a session's claude
 ///
-/// At most 1000 lines and 1 MiB an answer: ask again with `after` set to the last index.
+/// At most 1000 lines and 1 MiB per answer. Continue with `after` set to the last index.
 #[utoipa::path(
     get, path = "/api/sessions/{id}/logs", tag = "sessions",
     params(
@@ -63,7 +63,7 @@ pub async fn logs(
     let after = args.int("after", -1..=i64::MAX)?.unwrap_or(-1);
     let workspace = state.sessions.workspace(session.id());
     let logs = blocking(move || {
-        let failed = |cause: io::Error| ApiError::internal("the log could not be read", &cause);
+        let failed = |cause: io::Error| ApiError::internal("the log cannot be read", &cause);
         let directory = workspace.parent().unwrap_or(&workspace);
         let root = match beneath::root(directory) {
             Ok(root) => root,
@@ -80,7 +80,7 @@ pub async fn logs(
     Ok(Json(LogsBody { logs, source: "sandbox" }))
 }
 
-/// The lines after the one that begins at `after`.
+/// The lines after the one that starts at `after`.
 fn lines(mut file: File, after: Option<u64>) -> io::Result<Vec<LogEntry>> {
     let written = file.metadata()?.modified()?;
     let ts = jiff::Timestamp::try_from(written).map_or(0, |at| at.as_millisecond());

@@ -1,4 +1,4 @@
-//! `/api/sessions/{id}/messages`: send one and stream the answer, or read the history.
+//! `/api/sessions/{id}/messages`: send a message and stream the answer, or read the history.
 
 use axum::Extension;
 use axum::body::Body;
@@ -32,10 +32,10 @@ pub struct MessageView {
     /// `user` or `assistant`.
     #[schema(example = "user")]
     pub role: String,
-    /// A JSON text: `{"type":"user","content":...}` as it was sent, or Claude Code's own message.
+    /// A JSON text: `{"type":"user","content":...}` as sent, or Claude Code's own message.
     #[schema(example = r#"{"type":"user","content":"What files are in the workspace?"}"#)]
     pub content: String,
-    /// From 1, without gaps.
+    /// Starts at 1, without gaps.
     pub sequence: i64,
     #[schema(example = "2026-01-15T10:00:00.000Z")]
     pub created_at: String,
@@ -55,29 +55,29 @@ impl From<store::Message> for MessageView {
     }
 }
 
-/// Messages in the order that was asked for.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct MessagesBody {
     pub messages: Vec<MessageView>,
-    /// Only there when true: the page ended at 8 MiB of content before its limit; continue with `after` (or `before`).
+    /// Present and true when the page ended at 8 MiB of content before its limit; continue with
+    /// `after` (or `before`).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
 
 /// Send a message and stream the answer (SSE)
 ///
-/// Frames are `event: K`, `data: <one JSON object>`. `message` carries Claude Code's own messages as they came; `error`
-/// says what failed in mid-stream; `done` is always last.
+/// Frames are `event: K`, `data: <one JSON object>`. `message` carries Claude Code's messages
+/// unchanged; `error` reports a failure during the stream; `done` is always last.
 #[utoipa::path(
     post, path = "/api/sessions/{id}/messages", tag = "messages", params(("id" = Uuid, Path)),
     request_body(content = SendMessage, example = json!({"content": "What files are in the workspace?"})),
     responses(
-        (status = 200, description = "The turn, until `done`", body = String, content_type = "text/event-stream",
+        (status = 200, description = "The turn, up to `done`", body = String, content_type = "text/event-stream",
             example = "event: message\ndata: {\"type\":\"assistant\"}\n\nevent: done\ndata: {\"sessionId\":\"a1b2c3d4\"}\n\n"),
         (status = 400, description = "Bad content, or the session is not active", body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
         (status = 409, description = "A turn is already running", body = ErrorBody),
-        (status = 413, description = "Larger than 50 MiB, or more than 31 MiB of text, which the model does not take", body = ErrorBody),
+        (status = 413, description = "Larger than 50 MiB, or more than 31 MiB of text, the limit of the model", body = ErrorBody),
     )
 )]
 pub async fn send(
@@ -90,7 +90,7 @@ pub async fn send(
     let Some(Extension(once)) = once else {
         return Ok(event_stream(state.sessions.send(&session, message).await?));
     };
-    // Of this session: the same key with another path is refused before.
+    // Of this session: the same key with another path is refused earlier.
     // None of that turn: the daemon was killed before it was sent.
     if let Some((_, turn)) = once.turn
         && let Some(frames) = state.sessions.turn(&session, turn, message.partial).await?
@@ -105,20 +105,21 @@ pub async fn send(
 
 /// Follow a session (SSE)
 ///
-/// With `Last-Event-ID` (or `after`) everything after that frame again, then live; without, from now on. It goes over
-/// all turns and has no end of its own. Any number of clients may follow.
+/// With `Last-Event-ID` (or `after`), repeats all frames after that one, then continues live.
+/// Otherwise starts now. It spans turns and does not end by itself. Any number of clients can
+/// follow.
 #[utoipa::path(
     get, path = "/api/sessions/{id}/stream", tag = "messages",
     params(
         ("id" = Uuid, Path),
-        ("Last-Event-ID" = Option<String>, Header, description = "The `id:` of the last frame that arrived"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The `id:` of the last frame received"),
         ("after" = Option<String>, Query, description = "The same, for clients that cannot set headers", example = "3:512:2"),
-        ("includePartialMessages" = Option<bool>, Query, description = "Also stream_event and the deltas. When it is absent, the turn of \
-            the frame that is named has them if it was sent with them"),
+        ("includePartialMessages" = Option<bool>, Query, description = "Include stream_event and the deltas. When absent, the turn of \
+            the named frame has them if it was sent with them"),
     ),
     responses(
         (status = 200, description = "Frames", body = String, content_type = "text/event-stream"),
-        (status = 400, description = "No event id of this session", body = ErrorBody),
+        (status = 400, description = "Not an event id of this session", body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
     )
 )]
@@ -129,7 +130,7 @@ pub async fn stream(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let from = match headers.get("last-event-id") {
-        // Browsers send it on every reconnect, empty when no frame had an id.
+        // Browsers send it on every reconnect; it is empty when no frame had an id.
         Some(value) => (!value.is_empty()).then(|| ("Last-Event-ID", value.to_str().unwrap_or("?"))),
         None => args.text("after").map(|text| ("after", text)),
     };
@@ -141,28 +142,28 @@ pub async fn stream(
     Ok(event_stream(state.sessions.stream(&session, from, partial).await?))
 }
 
-/// Frames that are ready, on their way as they are.
+/// Sends frames that are complete.
 pub fn event_stream(frames: FrameStream) -> Response {
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        // nginx would collect the frames otherwise.
+        // Prevents nginx from buffering the frames.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
     (headers, Body::from_stream(frames)).into_response()
 }
 
-/// The history of a session
+/// List the messages of a session
 ///
-/// A page ends early at 8 MiB of content, with `truncated`; one larger message is a page of its own.
+/// A page ends early at 8 MiB of content, with `truncated`; a larger message is a page of its own.
 #[utoipa::path(
     get, path = "/api/sessions/{id}/messages", tag = "messages",
     params(
         ("id" = Uuid, Path),
-        ("limit" = Option<i64>, Query, description = "At most this many, default 100", minimum = 1, maximum = 1000),
+        ("limit" = Option<i64>, Query, description = "Maximum number of messages, default 100", minimum = 1, maximum = 1000),
         ("after" = Option<i64>, Query, description = "Only those with a greater sequence", minimum = 0),
         ("before" = Option<i64>, Query, description = "Only those with a smaller sequence", minimum = 1),
-        ("order" = Option<String>, Query, description = "`asc` (the default), or `desc`: the newest first"),
+        ("order" = Option<String>, Query, description = "`asc` (the default), or `desc` for newest first"),
     ),
     responses(
         (status = 200, body = MessagesBody),

@@ -1,17 +1,16 @@
-//! The REST API: what the network may ask, and nothing else. This layer parses, checks and answers; what happens is
-//! decided below it, in [`crate::sessions`].
+//! The REST API. This layer parses, checks and answers; [`crate::sessions`] decides.
 //!
 //! ```text
 //! socket ──> place, time-outs ([`connections`]) ──> request
 //! request ─> panics caught ─> CORS ─┬─> /health /metrics /docs        public
 //!                                   ├─> /api/...  ─> authenticate ─> handler ─> Sessions, Store, files
-//!                                   └─> 404, 405                       each failure is {"error","statusCode"}
+//!                                   └─> 404, 405                       every failure: {"error","statusCode"}
 //! ```
 //!
-//! What the requests of a tenant occupy has a share for each ([`load`], [`crate::sessions::quota::shares`]).
+//! The running requests of each tenant have limits ([`load`], [`crate::sessions::quota::shares`]).
 //!
-//! One file per resource. Every path, schema and example of the OpenAPI page comes from the handlers themselves
-//! ([`openapi`]).
+//! One file per resource. All paths, schemas and examples of the OpenAPI description come from the
+//! handlers ([`openapi`]).
 
 mod agents;
 mod analytics;
@@ -71,7 +70,7 @@ use crate::sessions::Sessions;
 use crate::sessions::quota::shares::{Bounds, Holder, Shares};
 use crate::store::Store;
 
-/// What the handlers share. Cheap to clone.
+/// Shared state of the handlers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct AppState {
     pub config: Live,
@@ -79,18 +78,19 @@ pub struct AppState {
     pub sessions: Sessions,
     pub started: Instant,
     auth: Authenticator,
-    /// Bounds of the sockets that serve it.
+    /// Limits of the sockets that serve it.
     connections: connections::Bounds,
     load: load::Load,
     in_flight: idempotency::InFlight,
     rates: rate::Rates,
-    /// Held while an agent's directory is put in place and recorded, so that two deployments of one name cannot mix.
+    /// Held while an agent's directory is put in place and recorded, so that two deployments of one
+    /// name cannot mix.
     publishing: Arc<tokio::sync::Mutex<()>>,
-    /// Workspaces that may be downloaded at once: each holds a thread while it is sent.
+    /// Running workspace downloads; each holds a thread while it is sent.
     bundles: Shares<Holder>,
 }
 
-/// See [`AppState`]'s `bundles`: of one tenant, and of all.
+/// Limits of [`AppState`]'s `bundles`: per tenant, and in all.
 const BUNDLES: Bounds = Bounds { each: 8, all: 32 };
 
 impl AppState {
@@ -123,13 +123,13 @@ impl FromRef<AppState> for load::Load {
     }
 }
 
-/// The whole API with the bounds of its connections, ready for any number of sockets.
+/// The API with the limits of its connections, for any number of sockets.
 pub fn server(state: AppState) -> Server {
     let connections = state.connections;
     Server::new(router(state), connections)
 }
 
-/// The routes alone.
+/// The routes without the sockets.
 pub fn router(state: AppState) -> Router {
     let (router, api) = documented(&state).split_for_parts();
     debug_assert!(
@@ -209,14 +209,14 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(runners::register))
         .routes(routes!(runners::heartbeat))
         .routes(routes!(runners::deregister))
-        // The layer below is the outer one: it knows the caller first.
+        // The layer below is the outer one: it identifies the caller first.
         .route_layer(axum::middleware::from_fn_with_state(state.clone(), idempotency::once))
         .route_layer(axum::middleware::from_fn_with_state(state.clone(), gate::gate))
         .route_layer(axum::middleware::from_fn_with_state(state.clone(), auth::authenticate));
     public.merge(api)
 }
 
-/// Cross-origin rules, when the configuration names origins; `*` names all.
+/// Cross-origin rules, if the configuration names origins; `*` allows all.
 fn cors(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;
@@ -245,7 +245,7 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         .iter()
         .filter_map(|origin| {
             HeaderValue::from_str(origin)
-                .inspect_err(|_| tracing::warn!(origin, "server.cors_origins holds what no browser sends; left out"))
+                .inspect_err(|_| tracing::warn!(origin, "ignoring an invalid origin in server.cors_origins"))
                 .ok()
         })
         .collect();

@@ -1,4 +1,5 @@
-//! The API's description, made from the handlers, and its page. Everything is in the binary: no CDN.
+//! The OpenAPI description, generated from the handlers, and its page. All assets are in the
+//! binary: no CDN.
 
 use std::io::Read;
 
@@ -17,12 +18,10 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use super::error::{ApiError, ErrorBody};
 use super::schemas;
 
-/// Name of the security scheme.
 const BEARER: &str = "bearer";
-/// Where the description is.
 const JSON: &str = "/docs/json";
 
-/// What the handlers do not know: title, security, the shape of errors.
+/// Parts that the handlers do not define: title, security, the format of errors.
 pub fn base() -> OpenApi {
     let scheme = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
@@ -36,8 +35,8 @@ pub fn base() -> OpenApi {
         .title("Ash API")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(
-            "Deploy agents, open sessions, stream every message. Each session is a Claude Code process in a sandbox of \
-             its own. Every failure is `{\"error\", \"statusCode\"}`.",
+            "Deploy agents, open sessions, stream every message. Each session is a Claude Code process in its own \
+             sandbox. Every failure is `{\"error\", \"statusCode\"}`.",
         ))
         .build();
     OpenApiBuilder::new()
@@ -47,8 +46,8 @@ pub fn base() -> OpenApi {
         .build()
 }
 
-/// What holds for every route: an id of its own, the failures it shares with all others, and `{path}` for the rest of
-/// a path (which axum spells `{*path}`).
+/// Adds to every route an operation id, the common failures, and `{path}` for the rest of a path
+/// (axum writes `{*path}`).
 pub fn finish(mut api: OpenApi) -> OpenApi {
     schemas::refine(&mut api);
     let paths = std::mem::take(&mut api.paths.paths);
@@ -77,7 +76,7 @@ pub fn finish(mut api: OpenApi) -> OpenApi {
     api
 }
 
-/// The operations of a path, by the method's name in lower case.
+/// The operations of a path, by method in lower case.
 fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
     [
         ("get", &mut item.get),
@@ -90,7 +89,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut O
     .filter_map(|(method, operation)| operation.as_mut().map(|operation| (method, operation)))
 }
 
-/// `post_api_sessions_id_pause`: unique, and what the published client's functions are called.
+/// `post_api_sessions_id_pause`: unique, and the function name in the published client.
 fn operation_id(method: &str, path: &str) -> String {
     let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     std::iter::once(method).chain(words).collect::<Vec<_>>().join("_")
@@ -101,8 +100,8 @@ fn failure(text: &str) -> utoipa::openapi::Response {
     ResponseBuilder::new().description(text).content("application/json", content).build()
 }
 
-/// `/docs` and `/docs/json`. The description is kept as compressed text: as the structures it is made of, it would be a
-/// fifth of what an idle ashd holds in memory.
+/// `/docs` and `/docs/json`. The description is kept compressed: its structures would be a fifth of
+/// the memory of an idle ashd.
 pub fn pages(api: &OpenApi) -> Router {
     let mut packed = GzEncoder::new(Vec::new(), Compression::best());
     serde_json::to_writer(&mut packed, api).expect("names and texts, into memory");

@@ -1,4 +1,5 @@
-//! `/api/queue`: prompts that need no open connection. What works on them is [`crate::sessions::api::prompt_queue`].
+//! `/api/queue`: prompts that need no open connection. [`crate::sessions::api::prompt_queue`]
+//! executes them.
 
 use axum::Json;
 use axum::extract::State;
@@ -33,11 +34,11 @@ pub struct NewQueueItem {
     pub agent_name: String,
     #[schema(example = "Summarise the repository")]
     pub prompt: String,
-    /// A session to send it to; without it, each item gets a session of its own.
+    /// The session that gets the prompt. Default: a new session for each item.
     pub session_id: Option<Uuid>,
-    /// Higher goes first; 0 when absent.
+    /// Higher values run first. Default: 0.
     pub priority: Option<i64>,
-    /// Further tries after one that failed, 0 to 100; 3 when absent.
+    /// Retries after a failed attempt, 0 to 100. Default: 3.
     pub max_retries: Option<i64>,
 }
 
@@ -49,7 +50,7 @@ pub struct QueueItemView {
     pub id: Uuid,
     pub tenant_id: String,
     pub agent_name: String,
-    /// Where it runs or ran.
+    /// The session of the item.
     pub session_id: Option<Uuid>,
     pub prompt: String,
     /// pending, processing, completed, failed or cancelled.
@@ -58,9 +59,9 @@ pub struct QueueItemView {
     pub priority: i64,
     pub retry_count: u64,
     pub max_retries: u64,
-    /// What claude answered, when completed.
+    /// claude's answer, when completed.
     pub result: Option<String>,
-    /// Why the newest try failed.
+    /// Why the last attempt failed.
     pub error: Option<String>,
     pub created_at: String,
     pub started_at: Option<String>,
@@ -106,7 +107,7 @@ pub struct QueueBody {
     pub items: Vec<QueueItemView>,
 }
 
-/// How many items of the tenant there are of each status.
+/// Number of the tenant's items by status.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub struct QueueStats {
     pub pending: u64,
@@ -142,10 +143,10 @@ fn check(body: NewQueueItem) -> Result<NewJob, ApiError> {
     })
 }
 
-/// Put a prompt into the queue
+/// Add a prompt to the queue
 ///
-/// It is sent when its turn comes, several at once, and survives a restart of ashd. A try that fails is repeated with a
-/// growing delay, up to maxRetries times.
+/// Several prompts run in parallel, in order of priority. The queue survives a restart of ashd. A
+/// failed attempt is repeated with a growing delay, up to maxRetries times.
 #[utoipa::path(
     post, path = "/api/queue", tag = "queue",
     request_body(content = NewQueueItem, example = json!({"agentName": "my-agent", "prompt": "Summarise the repository"})),
@@ -153,7 +154,7 @@ fn check(body: NewQueueItem) -> Result<NewJob, ApiError> {
         (status = 201, body = QueueItemBody),
         (status = 400, body = ErrorBody),
         (status = 404, description = "No such agent or session", body = ErrorBody),
-        (status = 429, description = "Too many items wait", body = ErrorBody),
+        (status = 429, description = "Too many items are waiting", body = ErrorBody),
     )
 )]
 pub async fn create(
@@ -197,7 +198,7 @@ pub async fn stats(State(state): State<AppState>, caller: Caller) -> Result<Json
     Ok(Json(QueueStatsBody { stats }))
 }
 
-/// One item, with its result when it is completed
+/// Get an item, with its result when it is completed
 #[utoipa::path(
     get, path = "/api/queue/{id}", tag = "queue", params(("id" = Uuid, Path)),
     responses((status = 200, body = QueueItemBody), (status = 404, description = "Queue item not found", body = ErrorBody))
@@ -206,12 +207,12 @@ pub async fn get(State(state): State<AppState>, caller: Caller, Id(id): Id) -> R
     Ok(QueueItemBody::json(find(&state, &caller, id).await?))
 }
 
-/// Cancel an item that is still pending
+/// Cancel a pending item
 #[utoipa::path(
     delete, path = "/api/queue/{id}", tag = "queue", params(("id" = Uuid, Path)),
     responses(
         (status = 200, body = QueueItemBody),
-        (status = 400, description = "It is not pending any more", body = ErrorBody),
+        (status = 400, description = "The item is no longer pending", body = ErrorBody),
         (status = 404, description = "Queue item not found", body = ErrorBody),
     )
 )]
@@ -227,7 +228,7 @@ pub async fn cancel(
         return Ok(QueueItemBody::json(item));
     }
     Err(ApiError::bad_request(format!(
-        "Cannot cancel queue item with status \"{}\"; only a pending one can be cancelled",
+        "Cannot cancel queue item with status \"{}\"; only pending items can be cancelled",
         item.status.as_str()
     )))
 }

@@ -1,4 +1,4 @@
-//! Lists as answers: the JSON of the rows leaves a few rows at a time, and only these are in memory, whatever the list has.
+//! Lists as answers. The JSON is sent a few rows at a time, so only these are in memory.
 //!
 //! ```text
 //!   places (row, bytes) --cut at a page's bytes--> groups --read, written as JSON--> chunks of the body
@@ -22,11 +22,12 @@ use ash_model::TenantId;
 
 /// Bytes of content after which a page of a history ends early.
 pub const PAGE_BYTES: u64 = 8 << 20;
-/// Rows that are read at once: so many, or so many bytes of them, or one larger one.
+/// Most rows read at once; fewer if they are large.
 const GROUP: usize = 256;
 const GROUP_BYTES: u64 = 512 << 10;
 
-/// The places of one page, and whether there were more: a page ends after [`PAGE_BYTES`], but has at least one row.
+/// Splits off the places of one page and tells whether there were more. A page ends after
+/// [`PAGE_BYTES`] and has at least one row.
 pub fn page(mut places: Vec<Place>) -> (Vec<Place>, bool) {
     let mut bytes = 0;
     let fit = places.iter().take_while(|place| {
@@ -40,15 +41,16 @@ pub fn page(mut places: Vec<Place>) -> (Vec<Place>, bool) {
     (places, truncated)
 }
 
-/// What stands behind the rows of a page.
+/// The end of the JSON, after the rows of a page.
 pub fn tail(truncated: bool) -> &'static str {
     if truncated { ",\"truncated\":true" } else { "" }
 }
 
-/// `{"<name>":[<rows>]<tail>}`. `V` is what clients see of a row.
+/// Sends `{"<name>":[<rows>]<tail>}`. `V` is the client's view of a row.
 ///
 /// # Errors
-/// What failed before the first rows; later the transfer breaks off, so that a list that is not whole does not look like one.
+/// Failures before the first rows. A later failure aborts the transfer, so that a partial list does
+/// not look complete.
 pub async fn list<T, V>(
     store: &Store,
     tenant: &TenantId,
@@ -75,7 +77,7 @@ where
     }
     let rest = stream::try_unfold(rows, |mut rows| async move {
         let chunk = rows.next().await.map_err(|error| {
-            tracing::warn!(%error, "a list breaks off");
+            tracing::warn!(%error, "list cut short");
             io::Error::other(error)
         })?;
         Ok::<_, io::Error>(chunk.map(|chunk| (chunk, rows)))
@@ -89,7 +91,7 @@ struct Rows<T, V> {
     store: Store,
     tenant: TenantId,
     places: VecDeque<Place>,
-    /// A row whose text leaves in pieces.
+    /// A row whose text is sent in pieces.
     text: Option<Text>,
     first: bool,
     tail: Option<String>,
@@ -99,7 +101,7 @@ struct Rows<T, V> {
 struct Text {
     place: Place,
     from: u64,
-    /// What stands behind it.
+    /// The JSON after it.
     after: String,
 }
 
@@ -117,7 +119,7 @@ impl<T: Listed, V: Serialize + From<T>> Rows<T, V> {
             } else {
                 self.group().await?
             };
-            // Rows may be gone meanwhile.
+            // The rows may have been deleted meanwhile.
             if !chunk.is_empty() {
                 return Ok(Some(chunk.into()));
             }
@@ -152,7 +154,7 @@ impl<T: Listed, V: Serialize + From<T>> Rows<T, V> {
         Ok(chunk)
     }
 
-    /// The beginning of a row up to its text.
+    /// The JSON of a row up to its text.
     async fn large(&mut self) -> Result<Vec<u8>, StoreError> {
         let Some(place) = self.places.pop_front() else { return Ok(Vec::new()) };
         let mark = Uuid::new_v4().to_string();
@@ -188,7 +190,7 @@ fn unwritable(error: serde_json::Error) -> StoreError {
     StoreError::Unreadable { what: "list", why: error.to_string() }
 }
 
-/// A piece of a text as the characters of a JSON string. It need not end between two characters.
+/// A piece of a text as JSON string characters. It may end within a character.
 fn escaped(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len() + text.len() / 4);
     let mut copied = 0;
@@ -250,13 +252,13 @@ mod tests {
         assert_eq!(json["messages"][2]["sequence"], 3);
         let none = list::<Message, MessageView>(&store, &session.tenant, "messages", vec![], "").await.unwrap();
         assert_eq!(axum::body::to_bytes(none.into_body(), 100).await.unwrap(), r#"{"messages":[]}"#);
-        // Another tenant's places are nobody's.
+        // Places of another tenant give no rows.
         let places =
             store.message_places(&session.tenant, session.id, crate::store::Window::first(1000)).await.unwrap();
         let other =
             list::<Message, MessageView>(&store, &"acme".parse().unwrap(), "messages", places, "").await.unwrap();
         assert_eq!(axum::body::to_bytes(other.into_body(), 100).await.unwrap(), r#"{"messages":[]}"#);
-        // Eight MiB are a page, and one row is always in it.
+        // 8 MiB are a page, which has at least one row.
         let places =
             store.message_places(&session.tenant, session.id, crate::store::Window::first(1000)).await.unwrap();
         let page_of = |bytes: &[u64]| {

@@ -1,5 +1,5 @@
-//! `/api/internal/runners`: what clients of the reference ask of a coordinator. This ashd runs every sandbox itself: it is the one
-//! runner of its list, and takes no others.
+//! `/api/internal/runners`: requests that clients of the reference send to a coordinator. This ashd
+//! runs every sandbox itself: it is the only runner in the list, and accepts no others.
 
 use axum::Json;
 use axum::extract::State;
@@ -23,12 +23,12 @@ pub struct Runner {
     pub version: &'static str,
     /// Active sessions.
     pub sessions: usize,
-    /// Most sandboxes that live at once.
+    /// Maximum number of live sandboxes.
     pub capacity: usize,
     pub heartbeat_at: String,
 }
 
-/// All of them: one.
+/// The list of runners: one.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RunnersBody {
     pub runners: Vec<Runner>,
@@ -43,7 +43,7 @@ pub struct RunnersBody {
     )
 )]
 pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Json<RunnersBody>, ApiError> {
-    caller.check_admin("lists runners")?;
+    caller.check_admin("can list runners")?;
     let runner = Runner {
         id: "local",
         status: "ready",
@@ -58,7 +58,7 @@ pub async fn list(State(state): State<AppState>, caller: Caller) -> Result<Json<
 fn refused() -> ApiError {
     ApiError::new(
         StatusCode::FORBIDDEN,
-        "this ashd runs all sandboxes itself and takes no runners; use its API directly, and start no runner process",
+        "this ashd runs all sandboxes itself and takes no runners; use its API directly, without runner processes",
     )
 }
 

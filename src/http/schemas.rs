@@ -1,12 +1,13 @@
-//! What the types of bodies do not say about themselves, added to the description: which members are always there, what an answer
-//! means, that a file is bytes. Clients are generated from it, so each of these becomes a type or a default of theirs.
+//! Additions to the OpenAPI description that the body types do not express: required members, the
+//! meaning of answers, binary files. Clients are generated from it, so each of these becomes a type
+//! or a default in a client.
 
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::schema::{ArrayItems, KnownFormat, Object, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::openapi::{OpenApi, Ref, RefOr};
 
-/// Members that a request must have, or that an answer always has although they can be null. A member without a default that is
-/// not an `Option` is one anyway.
+/// Members that a request must have, or that an answer always has although they can be null. A
+/// member that has no default and is not an `Option` is required anyway.
 const ALWAYS: &[(&str, &[&str])] = &[
     ("AgentVersion", &["systemPrompt", "releaseNotes", "createdBy"]),
     ("CpuUsage", &["usageUs", "periods", "throttledPeriods", "throttledUs"]),
@@ -73,7 +74,7 @@ const ALWAYS: &[(&str, &[&str])] = &[
     ("UploadFiles", &["files"]),
 ];
 
-/// Members that are one of a few words.
+/// Members with a fixed set of words.
 const WORDS: &[(&str, &str, &[&str])] = &[
     ("EvalResult", "status", &["pending", "running", "completed", "failed"]),
     ("EvalRun", "status", &["pending", "running", "completed", "failed"]),
@@ -95,7 +96,7 @@ const WORDS: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
-/// Everything that is missing, for all schemas and operations.
+/// Applies all additions to schemas and operations.
 pub fn refine(api: &mut OpenApi) {
     let Some(components) = &mut api.components else { return };
     for (name, schema) in &mut components.schemas {
@@ -119,7 +120,8 @@ pub fn refine(api: &mut OpenApi) {
     }
 }
 
-/// What the lists above name and the description does not have: a schema or a member that was renamed.
+/// Schemas and members that the lists above name and the description lacks, because they were
+/// renamed.
 pub fn stale(api: &OpenApi) -> Vec<String> {
     let schemas = api.components.as_ref().map(|components| &components.schemas);
     let has = |schema: &str, member: &str| match schemas.and_then(|schemas| schemas.get(schema)) {
@@ -136,7 +138,7 @@ pub fn stale(api: &OpenApi) -> Vec<String> {
     missing.map(|(schema, member)| format!("{schema}.{member}")).collect()
 }
 
-/// The answers of one operation: each says what it means, and a file is bytes.
+/// Gives each answer of an operation a description, and describes files as bytes.
 pub fn refine_answers(operation: &mut Operation) {
     for (code, answer) in &mut operation.responses.responses {
         let RefOr::T(answer) = answer else { continue };
@@ -152,7 +154,7 @@ pub fn refine_answers(operation: &mut Operation) {
     }
 }
 
-/// What an answer means of which the handler says nothing.
+/// The description of an answer for which the handler has none.
 fn meaning(code: &str) -> &'static str {
     match code {
         "200" => "Success",
@@ -166,14 +168,14 @@ fn meaning(code: &str) -> &'static str {
     }
 }
 
-/// `Vec<u8>` as it is described by its type: an array of numbers.
+/// Whether a schema is that of `Vec<u8>`: an array of numbers.
 fn is_bytes(schema: &RefOr<Schema>) -> bool {
     let RefOr::T(Schema::Array(array)) = schema else { return false };
     let ArrayItems::RefOrSchema(items) = &array.items else { return false };
     matches!(&**items, RefOr::T(Schema::Object(item)) if item.schema_type == Type::Integer.into())
 }
 
-/// What a session without processes does not have; the type says it by a value that can be missing as a whole.
+/// Members that a session without processes lacks; the type expresses them as one optional value.
 fn use_of_a_sandbox() -> Object {
     let parts = [("memory", "MemoryUsage"), ("cpu", "CpuUsage"), ("pids", "PidsUsage"), ("pressure", "Pressures")];
     let object = ObjectBuilder::new().description(Some("Absent without processes."));
@@ -199,7 +201,8 @@ fn require(object: &mut Object, members: &[&str]) {
     }
 }
 
-/// A generated client would send a default of null, which clears a field where leaving it out keeps it.
+/// Removes null defaults. A generated client would send null, which clears a field that should
+/// stay.
 fn without_nulls(object: &mut Object) {
     for (_, property) in &mut object.properties {
         let RefOr::T(property) = property else { continue };

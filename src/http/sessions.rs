@@ -1,4 +1,4 @@
-//! `/api/sessions`: thin. The states and their transitions are [`crate::sessions`]'s.
+//! `/api/sessions`. [`crate::sessions`] defines the states and their transitions.
 
 use axum::Json;
 use axum::extract::State;
@@ -20,10 +20,10 @@ use crate::store;
 use ash_model::skipped::{SkippedEntry, is_zero};
 use ash_model::{RawJson, SessionStatus, Skipped, iso};
 
-/// Most sessions in one answer, and how many when `limit` is not given.
+/// Maximum and default of `limit`.
 const MAX_LISTED: i64 = 10_000;
 
-/// A session as clients see it (contract §5).
+/// A session as clients see it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Session)]
@@ -36,7 +36,7 @@ pub struct SessionView {
     pub sandbox_id: Uuid,
     pub status: SessionStatus,
     pub model: Option<String>,
-    /// What `PATCH .../config` has set.
+    /// Set by `PATCH .../config`.
     #[schema(value_type = Option<Object>)]
     pub config: Option<RawJson>,
     /// Always null: one host runs everything.
@@ -57,7 +57,7 @@ impl From<store::Session> for SessionView {
             id: session.id,
             tenant_id: session.tenant.to_string(),
             agent_name: session.agent_name,
-            // A session has one sandbox at a time, which carries its id.
+            // A session has one sandbox at a time, with the same id.
             sandbox_id: session.id,
             status: session.status,
             model: session.model,
@@ -88,11 +88,11 @@ impl SessionBody {
 #[serde(rename_all = "camelCase")]
 pub struct ForkBody {
     pub session: SessionView,
-    /// What the copy does not have, or has differently: sockets, named pipes, devices, setuid bits. Absent when it has all. Paths are
-    /// relative to the workspace, or begin with `/home/agent/`.
+    /// Files that the copy lacks or has changed: sockets, named pipes, devices, setuid bits. Absent
+    /// when there are none. Paths are relative to the workspace, or start with `/home/agent/`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<SkippedEntry>,
-    /// How many more there are: 100 are named.
+    /// How many more there are: at most 100 are listed.
     #[serde(skip_serializing_if = "is_zero")]
     pub skipped_more: u64,
 }
@@ -101,14 +101,14 @@ pub struct ForkBody {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct SessionsBody {
     pub sessions: Vec<SessionView>,
-    /// How many there are in all, with `includeTotal=true`.
+    /// Number of all matching sessions, with `includeTotal=true`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
 }
 
 /// Open a session
 ///
-/// Answers when the sandbox is ready and Claude Code has said so.
+/// Answers when the sandbox and Claude Code are ready.
 #[utoipa::path(
     post, path = "/api/sessions", tag = "sessions",
     request_body(content = CreateSession, example = json!({"agent": "my-agent"})),
@@ -129,7 +129,7 @@ pub async fn create(
     Ok((StatusCode::CREATED, SessionBody::json(session)))
 }
 
-/// What can be refused without asking anybody.
+/// Checks that need no other component.
 fn check_new(body: &CreateSession) -> Result<(), ApiError> {
     if body.agent.is_empty() {
         return Err(ApiError::bad_request("agent is required: the name of a deployed agent"));
@@ -147,7 +147,7 @@ fn check_new(body: &CreateSession) -> Result<(), ApiError> {
         ("status" = Option<SessionStatus>, Query, description = "Only sessions in this state"),
         ("limit" = Option<i64>, Query, minimum = 1, maximum = 10_000),
         ("offset" = Option<i64>, Query, minimum = 0),
-        ("includeTotal" = Option<bool>, Query, description = "Count all that match"),
+        ("includeTotal" = Option<bool>, Query, description = "Count all matching sessions"),
     ),
     responses((status = 200, body = SessionsBody), (status = 400, body = ErrorBody))
 )]
@@ -169,7 +169,7 @@ pub async fn list(State(state): State<AppState>, caller: Caller, args: Args) -> 
     rows::list::<store::Session, SessionView>(&state.store, &caller.tenant, "sessions", places, &total).await
 }
 
-/// One session
+/// Get a session
 #[utoipa::path(
     get, path = "/api/sessions/{id}", tag = "sessions", params(("id" = Uuid, Path)),
     responses((status = 200, body = SessionBody), (status = 404, description = "Session not found", body = ErrorBody))
@@ -181,7 +181,9 @@ pub async fn get(
     Ok(SessionBody::json(state.sessions.row(&session).await?))
 }
 
-/// Freeze a session; nothing is lost
+/// Pause a session
+///
+/// Freezes its processes; nothing is lost.
 #[utoipa::path(
     post, path = "/api/sessions/{id}/pause", tag = "sessions", params(("id" = Uuid, Path)),
     responses(
@@ -197,7 +199,7 @@ pub async fn pause(
     Ok(SessionBody::json(state.sessions.pause(&session).await?))
 }
 
-/// Go on with a paused, stopped or failed session
+/// Resume a paused, stopped or failed session
 #[utoipa::path(
     post, path = "/api/sessions/{id}/resume", tag = "sessions", params(("id" = Uuid, Path)),
     responses(
@@ -214,7 +216,9 @@ pub async fn resume(
     Ok(SessionBody::json(state.sessions.resume(&session).await?))
 }
 
-/// End a session's processes and keep its files and conversation
+/// Stop a session
+///
+/// Ends its processes and keeps its files and conversation.
 #[utoipa::path(
     post, path = "/api/sessions/{id}/stop", tag = "sessions", params(("id" = Uuid, Path)),
     responses(
@@ -230,12 +234,14 @@ pub async fn stop(
     Ok(SessionBody::json(state.sessions.stop(&session).await?))
 }
 
-/// Copy a session with its messages, files and conversation; the copy is paused
+/// Fork a session
+///
+/// The copy has its messages, files and conversation, and is paused.
 #[utoipa::path(
     post, path = "/api/sessions/{id}/fork", tag = "sessions", params(("id" = Uuid, Path)),
     responses(
         (status = 201, body = ForkBody),
-        (status = 400, description = "Its files are no longer kept, or are more than its limits allow", body = ErrorBody),
+        (status = 400, description = "Its files are no longer kept, or exceed its limits", body = ErrorBody),
         (status = 404, description = "Session not found", body = ErrorBody),
     )
 )]
@@ -247,7 +253,7 @@ pub async fn fork(
     Ok((StatusCode::CREATED, Json(ForkBody { session: session.into(), skipped, skipped_more })))
 }
 
-/// End the running turn cleanly; the session stays active
+/// Interrupt the running turn; the session stays active
 #[utoipa::path(
     post, path = "/api/sessions/{id}/interrupt", tag = "sessions", params(("id" = Uuid, Path)),
     responses((status = 200, body = SessionBody), (status = 404, description = "Session not found", body = ErrorBody))
@@ -280,15 +286,15 @@ pub async fn patch_config(
     Ok(SessionBody::json(state.sessions.patch_config(&session, body.value).await?))
 }
 
-/// End a session for good
+/// End a session
 ///
-/// Its files stay readable for a while, its messages for ever, unless `purge` is true: then nothing of it is left but what it used.
-/// Ending an ended session answers the same again.
+/// Its files stay readable for a while, its messages for ever, unless `purge` is true: then only
+/// the record of its usage stays. Ending an ended session gives the same answer again.
 #[utoipa::path(
     delete, path = "/api/sessions/{id}", tag = "sessions",
     params(
         ("id" = Uuid, Path),
-        ("purge" = Option<bool>, Query, description = "Also remove its files, messages, timeline and attachments, at once and for good"),
+        ("purge" = Option<bool>, Query, description = "Also remove its files, messages, timeline and attachments at once; this cannot be undone"),
     ),
     responses((status = 200, body = SessionBody), (status = 404, description = "Session not found", body = ErrorBody))
 )]
@@ -309,7 +315,7 @@ mod tests {
     use crate::store::{Session, SessionFilter, Store};
     use ash_model::TenantId;
 
-    /// A list is written by SQLite, one session by its type: they are the same.
+    /// SQLite writes the rows of a list; the type writes a single session. Both must be equal.
     #[tokio::test]
     async fn a_session_in_a_list_is_what_it_is_alone() {
         let dir = tempfile::tempdir().unwrap();
@@ -344,7 +350,7 @@ mod tests {
         let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
         let list = format!("{{\"sessions\":[{}]}}", expected.join(","));
         assert_eq!(String::from_utf8(body.to_vec()).unwrap(), list);
-        // In the order that was asked for, and of the tenant only.
+        // In the requested order, and only of this tenant.
         let two = store.lines_at::<Session>(&tenant, &[places[3], places[1]]).await.unwrap();
         assert_eq!(two, format!("{},{}", expected[3], expected[1]));
         assert_eq!(store.lines_at::<Session>(&"acme".parse().unwrap(), &places).await.unwrap(), "");

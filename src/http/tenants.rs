@@ -1,4 +1,4 @@
-//! `/api/tenants/{id}`: the end of a tenant.
+//! `/api/tenants/{id}`: removal of a tenant.
 
 use axum::Json;
 use axum::extract::State;
@@ -11,25 +11,25 @@ use super::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use crate::sessions::TenantRemoved;
 
-/// What a deletion removed.
+/// Number of removed rows.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TenantDeleted {
     pub deleted: TenantRemoved,
 }
 
-/// Delete a tenant with everything it has (admin)
+/// Delete a tenant with all its data (admin)
 ///
-/// Its keys are refused at once, its sessions are ended in whatever state they are, and their files, messages and timelines
-/// are removed with its agents, credentials and queue. The record of what it used (`/api/usage`) stays. Cut short, it is finished
-/// by asking again.
+/// Its keys become invalid at once. Its sessions end in whatever state they are, and their files,
+/// messages and timelines are removed with its agents, credentials and queue. The record of its
+/// usage (`/api/usage`) stays. If it is interrupted, repeat the request.
 #[utoipa::path(
     delete, path = "/api/tenants/{id}", tag = "tenants", params(("id" = String, Path)),
     responses(
         (status = 200, body = TenantDeleted),
         (status = 400, description = "The default tenant, or the caller's own", body = ErrorBody),
         (status = 403, description = "The key has no admin role", body = ErrorBody),
-        (status = 404, description = "There is no such tenant", body = ErrorBody),
-        (status = 503, description = "Its requests are still under way; ask again", body = ErrorBody),
+        (status = 404, description = "The tenant does not exist", body = ErrorBody),
+        (status = 503, description = "Its requests are still running; try again", body = ErrorBody),
     )
 )]
 pub async fn delete(
@@ -37,17 +37,17 @@ pub async fn delete(
     caller: Caller,
     TenantName(tenant): TenantName,
 ) -> Result<Json<TenantDeleted>, ApiError> {
-    caller.check_admin("deletes a tenant")?;
+    caller.check_admin("can delete a tenant")?;
     if tenant == caller.tenant && caller.tenant.as_str() != "default" {
         return Err(ApiError::bad_request(
-            "a tenant is not deleted by its own key, which would be gone before the answer; use the unix socket, or another admin's key",
+            "a key cannot delete its own tenant; use the unix socket, or the key of another admin",
         ));
     }
-    // A task of its own: a client that goes away does not leave it half done.
+    // A task of its own: it completes even if the client disconnects.
     let sessions = state.sessions.clone();
     let name = tenant.clone();
     let removed = tokio::spawn(async move { sessions.delete_tenant(&name).await }).await;
-    let removed = removed.map_err(|cause| ApiError::internal("the tenant could not be deleted", &cause))??;
+    let removed = removed.map_err(|cause| ApiError::internal("the tenant cannot be deleted", &cause))??;
     let deleted = removed.ok_or_else(|| ApiError::not_found(format!("Tenant \"{tenant}\" not found")))?;
     Ok(Json(TenantDeleted { deleted }))
 }

@@ -1,5 +1,5 @@
-//! `/api/usage`: tokens as the gateway counted them, results, tool calls and time of turns. On the wire each count of a row is
-//! an event of its own.
+//! `/api/usage`: tokens as counted by the gateway, results, tool calls and time of turns. Each
+//! count of a row is an event of its own.
 
 use axum::Json;
 use axum::extract::State;
@@ -14,7 +14,7 @@ use super::error::{ApiError, ErrorBody};
 use crate::store::{UsageFilter, UsageRow, UsageTotals};
 use ash_model::{Millis, iso};
 
-/// One count of one answer of the model or one turn.
+/// One count of a model answer or of a turn.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageEvent {
@@ -24,7 +24,8 @@ pub struct UsageEvent {
     pub tenant_id: String,
     #[schema(example = "my-agent")]
     pub agent_name: String,
-    /// input_tokens, output_tokens, cache_creation_tokens, cache_read_tokens, tool_call, message or compute_seconds.
+    /// input_tokens, output_tokens, cache_creation_tokens, cache_read_tokens, tool_call, message or
+    /// compute_seconds.
     #[schema(example = "output_tokens")]
     pub event_type: &'static str,
     pub value: f64,
@@ -38,7 +39,7 @@ pub struct UsageBody {
     pub events: Vec<UsageEvent>,
 }
 
-/// Sums over what the filters select.
+/// Sums over the filtered events.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageStats {
@@ -47,7 +48,7 @@ pub struct UsageStats {
     pub total_cache_creation_tokens: u64,
     pub total_cache_read_tokens: u64,
     pub total_tool_calls: u64,
-    /// Turns that came to a result.
+    /// Turns with a result.
     pub total_messages: u64,
     pub total_compute_seconds: f64,
 }
@@ -58,8 +59,8 @@ pub struct UsageStatsBody {
     pub stats: UsageStats,
 }
 
-/// The counts of a row that are not zero. Their ids differ in the last byte, so that each is an event of its own and the
-/// same one in every answer.
+/// The counts of a row that are not zero. Their ids differ in the last byte, so that each event has
+/// a stable id.
 fn events(row: UsageRow, tenant: &str) -> impl Iterator<Item = UsageEvent> {
     let usage = row.usage;
     let counts = [
@@ -101,7 +102,6 @@ impl From<UsageTotals> for UsageStats {
     }
 }
 
-/// Only `after` and `before`.
 pub fn period(args: &Args) -> Result<UsageFilter, ApiError> {
     Ok(UsageFilter { after: time(args, "after")?, before: time(args, "before")?, ..UsageFilter::default() })
 }
@@ -114,7 +114,7 @@ fn filter(args: &Args) -> Result<UsageFilter, ApiError> {
     Ok(UsageFilter { session, agent: args.text("agentName").map(str::to_owned), ..period(args)? })
 }
 
-/// An ISO-8601 time; without an offset it is UTC (the published client sends it so for naive times).
+/// An ISO-8601 time; without an offset it is UTC (the published client sends naive times).
 fn time(args: &Args, name: &str) -> Result<Option<Millis>, ApiError> {
     let Some(text) = args.text(name) else { return Ok(None) };
     // A plus that was not percent-encoded arrives as a space.
@@ -129,7 +129,7 @@ fn time(args: &Args, name: &str) -> Result<Option<Millis>, ApiError> {
         .map_err(|_| ApiError::bad_request(format!("{name} must be an ISO-8601 time, not \"{text}\"")))
 }
 
-/// What was used, newest first
+/// List usage, newest first
 #[utoipa::path(
     get, path = "/api/usage", tag = "usage",
     params(
@@ -137,7 +137,7 @@ fn time(args: &Args, name: &str) -> Result<Option<Millis>, ApiError> {
         ("agentName" = Option<String>, Query),
         ("after" = Option<String>, Query, description = "ISO-8601, exclusive", example = "2026-01-15T10:00:00Z"),
         ("before" = Option<String>, Query, description = "ISO-8601, exclusive"),
-        ("limit" = Option<i64>, Query, description = "Events, default 100", minimum = 1, maximum = 1000),
+        ("limit" = Option<i64>, Query, description = "Maximum number of events, default 100", minimum = 1, maximum = 1000),
     ),
     responses((status = 200, body = UsageBody), (status = 400, body = ErrorBody))
 )]
@@ -155,7 +155,7 @@ pub async fn list(State(state): State<AppState>, caller: Caller, args: Args) -> 
     Ok(Json(UsageBody { events }))
 }
 
-/// Sums of what was used
+/// Get sums of usage
 #[utoipa::path(
     get, path = "/api/usage/stats", tag = "usage",
     params(

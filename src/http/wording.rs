@@ -1,14 +1,14 @@
-//! What was wrong with a body, in the words of whoever sent it. The parser's own texts name types of this program ("expected struct",
-//! "i64"); each of them is said here in terms of JSON.
+//! Errors of a body in the client's terms. The parser's own texts name Rust types ("expected
+//! struct", "i64"); this module translates them into terms of JSON.
 
 use serde::de::DeserializeOwned;
 
-/// Bytes of an error's text: it may repeat a string of the body.
+/// Maximum bytes of an error text, which may repeat a string of the body.
 const LONGEST: usize = 1000;
-/// The first bytes of a text in another encoding, and its name.
+/// Byte order marks, and their names in errors.
 const MARKS: [(&[u8], &str); 3] =
     [(b"\xef\xbb\xbf", "a byte order mark"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")];
-/// What the parser expected, and what that is called in JSON.
+/// Types that the parser expected, and their names in JSON.
 const EXPECTED: [(&str, &str); 22] = [
     ("a map", "an object"),
     ("map", "an object"),
@@ -33,7 +33,7 @@ const EXPECTED: [(&str, &str); 22] = [
     ("any valid JSON value", "a JSON value"),
     ("a character", "a string of one character"),
 ];
-/// What the parser says of a text that is not JSON, and what that is for people.
+/// The parser's syntax errors, and their texts for clients.
 const SYNTAX: [(&str, &str); 19] = [
     ("EOF while parsing a list", "it ends within an array"),
     ("EOF while parsing an object", "it ends within an object"),
@@ -46,7 +46,7 @@ const SYNTAX: [(&str, &str); 19] = [
     ("expected value", "a value is missing, or a string is not in double quotes"),
     ("key must be a string", "a name is not a string in double quotes"),
     ("trailing comma", "there is a comma before a closing bracket"),
-    ("trailing characters", "something follows after its end"),
+    ("trailing characters", "there is text after its end"),
     ("invalid escape", "an escape that JSON does not have"),
     ("invalid number", "a number that is not written as JSON writes numbers"),
     (
@@ -62,7 +62,7 @@ const SYNTAX: [(&str, &str); 19] = [
 /// Reads an object.
 ///
 /// # Errors
-/// What is wrong with the body, naming the member.
+/// What is wrong with the body; names the member.
 pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     if let Some(what) = other_than_an_object(bytes) {
         return Err(format!("the request body must be a JSON object, not {what}"));
@@ -81,7 +81,7 @@ pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     Err(shortened(explain(bytes, &path, &error)))
 }
 
-/// serde reads a struct from an array too; the contract has objects only.
+/// serde also reads a struct from an array; the API accepts only objects.
 fn other_than_an_object(bytes: &[u8]) -> Option<&'static str> {
     let what = match bytes.iter().find(|b| !b.is_ascii_whitespace())? {
         b'[' => "an array",
@@ -109,12 +109,12 @@ fn explain(bytes: &[u8], path: &str, error: &serde_json::Error) -> String {
     format!("the request body is not valid JSON: {what}, at line {} column {}", error.line(), error.column())
 }
 
-/// Why bytes are not the UTF-8 that JSON is written in.
+/// Why the bytes are not UTF-8.
 fn encoding(bytes: &[u8]) -> Option<String> {
     if let Some((_, mark)) = MARKS.iter().find(|(mark, _)| bytes.starts_with(mark)) {
         return Some(format!("it begins with {mark}; send UTF-8 without a byte order mark"));
     }
-    // ASCII in two bytes each.
+    // ASCII with two bytes per character.
     if matches!(bytes, [0, b'{' | b'[', ..] | [b'{' | b'[', 0, ..]) {
         return Some("it looks like UTF-16; send UTF-8".to_owned());
     }
@@ -122,7 +122,7 @@ fn encoding(bytes: &[u8]) -> Option<String> {
     Some(format!("byte {} is not UTF-8; send UTF-8", why.valid_up_to() + 1))
 }
 
-/// A value that is JSON, but of another type or form than it must be.
+/// Errors in valid JSON: a value has the wrong type or form.
 fn data(path: &str, text: &str) -> String {
     let named = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     let subject = if path.is_empty() { "the request body" } else { path };
@@ -146,7 +146,7 @@ fn data(path: &str, text: &str) -> String {
             return format!("{subject} must be {}, not {}", expectation(expected), value(found));
         }
     }
-    // Our own words, and those of the types that check their own text.
+    // Texts of ashd's own types.
     if path.is_empty() { text.to_owned() } else { format!("{path}: {text}") }
 }
 

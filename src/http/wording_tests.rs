@@ -75,7 +75,7 @@ fn what_is_not_json_is_said_plainly() {
         (br#"{"agent": }"#, "a value is missing, or a string is not in double quotes, at line 1 column 11"),
         (br#"{"agent" "a"}"#, "a colon is missing, at line 1 column 10"),
         (br#"{"agent":"a" "b"}"#, "a comma or a } is missing, at line 1 column 14"),
-        (b"{} x", "something follows after its end, at line 1 column 4"),
+        (b"{} x", "there is text after its end, at line 1 column 4"),
         (b"{'agent':1}", "a name is not a string in double quotes, at line 1 column 2"),
         (br#"{"agent":"a",}"#, "there is a comma before a closing bracket, at line 1 column 14"),
         (br#"{"agent":tru}"#, "a word that is not true, false or null, at line 1 column 13"),
@@ -138,7 +138,8 @@ const FOREIGN: [&str; 21] = [
     "boolean",
 ];
 
-/// Many bad bodies for every type that a route reads: none of the answers has a word of the parser.
+/// Sends many bad bodies for every type that a route reads: no answer contains a word of the
+/// parser.
 #[test]
 fn no_answer_speaks_of_the_types_of_this_program() {
     let values = [

@@ -144,8 +144,7 @@ pub async fn read(
     let (file, size, path) = blocking(move || {
         let (root, takes) = open(&config, &agent)?;
         let ((file, size), shown) = asked.find(|path| beneath::read(&root, path))?;
-        let stat =
-            rustix::fs::fstat(&file).map_err(|cause| ApiError::internal("the file cannot be read", &cause))?;
+        let stat = rustix::fs::fstat(&file).map_err(|cause| ApiError::internal("the file cannot be read", &cause))?;
         if !takes(&stat) {
             return Err(ApiError::bad_request(format!("path: \"{shown}\" is a second name of a file of ashd")));
         }

@@ -79,7 +79,7 @@ pub async fn deploy(
     };
     let mut skipped = Skipped::default();
     let agent = match (path, files, system_prompt) {
-        (Some(_), Some(_), _) => return Err(ApiError::bad_request("path and files exclude each other: send one of them")),
+        (Some(_), Some(_), _) => return Err(ApiError::bad_request("path and files exclude each other; send one")),
         (Some(path), None, _) => {
             (agent.path, skipped) = check::check_path(state.config.now(), &caller, path).await?;
             agent.path_by_admin = caller.admin;

@@ -288,6 +288,8 @@ pub async fn delete(
     match state.store.version_delete(&caller.tenant, &name, number).await? {
         VersionDelete::Done => Ok(StatusCode::NO_CONTENT),
         VersionDelete::NotFound => Err(ApiError::not_found("Version not found")),
-        VersionDelete::Active => Err(ApiError::bad_request("The active version cannot be deleted; activate another one first")),
+        VersionDelete::Active => {
+            Err(ApiError::bad_request("Cannot delete the active version; activate another one first"))
+        }
     }
 }

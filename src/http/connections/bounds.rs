@@ -51,7 +51,7 @@ impl Bounds {
                 descriptors,
                 connections,
                 wanted = server.max_connections,
-                "fewer connections are accepted than server.max_connections allows: the limit of open files (LimitNOFILE=, ulimit -n) is too low"
+                "server.max_connections is not reached: the limit of open files (LimitNOFILE=, ulimit -n) is too low"
             );
         }
         let ms = Duration::from_millis;

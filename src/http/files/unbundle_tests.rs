@@ -76,7 +76,11 @@ fn nothing_is_written_when_anything_is_wrong() {
     for (entries, status, text) in [
         (vec![('f', "ok", "x"), ('f', "../evil", "x")], 400, "bundle: \"../evil\" must not contain \"..\""),
         (vec![('f', "ok", "x"), ('f', "/evil", "x")], 400, "bundle: \"/evil\" must be relative"),
-        (vec![('f', "ok", "x"), ('f', "big", "12345678901")], 413, "bundle unpacks to more than the session's disk limit of 10"),
+        (
+            vec![('f', "ok", "x"), ('f', "big", "12345678901")],
+            413,
+            "bundle unpacks to more than the session's disk limit",
+        ),
     ] {
         let bundle = archive(&entries);
         let error = unpack(&root, || &bundle[..], 10).unwrap_err();

@@ -81,10 +81,7 @@ pub async fn download(
             RETRY_S,
         ),
         Over::All => ApiError::unavailable(
-            format!(
-                "no free download for {holder}: all tenants share {} concurrent downloads; try again",
-                BUNDLES.all
-            ),
+            format!("no free download for {holder}: all tenants share {} concurrent downloads; try again", BUNDLES.all),
             RETRY_S,
         ),
     })?;

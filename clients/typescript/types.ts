@@ -606,13 +606,13 @@ export type Level = "host" | "config" | "tenant" | "agent" | "session";
 
 /** One limit. */
 export interface LimitInForce {
-  /** The controller is there, the process sits in its group, and the value is a bound. */
+  /** The controller exists, the process is in its group, and the value is a limit. */
   enforced: boolean;
-  /** A field of the session's limits. */
+  /** The name of a field of the session's limits. */
   name: string;
-  /** The file it was read from, or why there is none. */
+  /** The file with the value, or the reason why there is none. */
   source: string;
-  /** In the unit of the limit; absent when the kernel enforces none. */
+  /** In the unit of the limit. Absent if the kernel enforces none. */
   value: number | null;
 }
 

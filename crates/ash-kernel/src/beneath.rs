@@ -1,8 +1,8 @@
-//! Opening what lies below a directory, and nothing else.
+//! Opens files only below a given directory.
 //!
-//! `openat2` with `RESOLVE_BENEATH`: the kernel decides in one step, so there is no moment between the check of a path
-//! and its use. No link of any kind is followed: whoever owns the tree (ashd, or a payload) may put links, pipes and
-//! devices into it while it is being walked.
+//! `openat2` with `RESOLVE_BENEATH` checks and opens a path in one step, so there is no race
+//! between check and use. No link of any kind is followed: the owner of the tree (ashd, or a
+//! payload) can create links, pipes and devices at any time.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,14 +13,14 @@ use rustix::io::Errno;
 
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
-/// Why something below a root was not opened.
+/// Why a path below a root was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     #[error("does not exist")]
     NotFound,
-    #[error("goes through a link, which is never followed")]
+    #[error("is or contains a link, which is never followed")]
     Link,
-    #[error("leaves its root")]
+    #[error("leads out of its root directory")]
     Outside,
     #[error("is not a directory")]
     NotDirectory,
@@ -28,9 +28,9 @@ pub enum Refused {
     NotRegular,
     #[error("belongs to uid {found}, not to uid {wanted}")]
     Owner { found: u32, wanted: u32 },
-    #[error("was exchanged for something else while it was used")]
+    #[error("was replaced while it was in use")]
     Exchanged,
-    #[error("has mode {mode:o}, which lets other users of the host in")]
+    #[error("has mode {mode:o}, which gives other users access")]
     Open { mode: u32 },
     #[error("cannot be opened: {0}")]
     Io(io::Error),
@@ -58,10 +58,11 @@ impl From<Errno> for Refused {
     }
 }
 
-/// A root directory, by a path that the caller's own configuration names: links in it are the admin's and are followed.
+/// Opens a root directory from the caller's configuration. Links in the path are the
+/// administrator's and are followed.
 ///
 /// # Errors
-/// What openat(2) answers.
+/// As for openat(2).
 pub fn root(path: &Path) -> Result<OwnedFd, Refused> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
@@ -70,24 +71,24 @@ pub fn root(path: &Path) -> Result<OwnedFd, Refused> {
 /// A directory below `root`, as an `O_PATH` descriptor.
 ///
 /// # Errors
-/// [`Refused`] names what stands at the path instead.
+/// [`Refused`] names the cause.
 pub fn directory(root: impl AsFd, path: &Path) -> Result<OwnedFd, Refused> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat2(root, path, flags, Mode::empty(), RESOLVE)?)
 }
 
-/// Opens what is at `path` below `root`, with `flags`; the end of the path may not be a link either.
+/// Opens `path` below `root` with `flags`. The last component must not be a link either.
 ///
 /// # Errors
-/// [`Refused`] names what stands at the path instead.
+/// [`Refused`] names the cause.
 pub fn open(root: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Refused> {
     Ok(openat2(root, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), RESOLVE)?)
 }
 
-/// A regular file below `root`, as an `O_PATH` descriptor: a FIFO or device is not touched by looking at it.
+/// A regular file below `root`, as an `O_PATH` descriptor: FIFOs and devices are not triggered.
 ///
 /// # Errors
-/// [`Refused`] names what stands at the path instead.
+/// [`Refused`] names the cause.
 pub fn file(root: impl AsFd, path: &Path) -> Result<OwnedFd, Refused> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat2(root, path, flags, Mode::empty(), RESOLVE)?;
@@ -95,7 +96,8 @@ pub fn file(root: impl AsFd, path: &Path) -> Result<OwnedFd, Refused> {
     Ok(file)
 }
 
-/// Refuses what is not a regular file. A symlink is told apart, since O_PATH opens the link itself.
+/// Refuses everything but regular files. Links are reported separately, because `O_PATH` opens the
+/// link itself.
 ///
 /// # Errors
 /// [`Refused::Link`] or [`Refused::NotRegular`].
@@ -107,7 +109,7 @@ pub fn regular(file: impl AsFd) -> Result<(), Refused> {
     }
 }
 
-/// Refuses what does not belong to `wanted`.
+/// Refuses a file that does not belong to `wanted`.
 ///
 /// # Errors
 /// [`Refused::Owner`].
@@ -116,7 +118,7 @@ pub fn owned_by(fd: impl AsFd, wanted: u32) -> Result<(), Refused> {
     if found == wanted { Ok(()) } else { Err(Refused::Owner { found, wanted }) }
 }
 
-/// Refuses a directory that others than its owner may enter.
+/// Refuses a directory that is accessible to users other than its owner.
 ///
 /// # Errors
 /// [`Refused::Open`].
@@ -187,7 +189,7 @@ mod tests {
         assert_eq!(word(owned_by(&root, own + 1)), "owner");
     }
 
-    /// A directory that is exchanged for a link as fast as possible never lets anybody out.
+    /// Constantly exchanging a directory with a link never leads out of the root.
     #[test]
     fn a_race_with_a_link_is_never_lost() {
         let top = tempfile::tempdir().unwrap();

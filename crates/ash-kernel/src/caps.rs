@@ -1,15 +1,17 @@
-//! Capabilities: what init keeps, and nothing for the payload.
+//! Capabilities: the set that init keeps, and none for the payload.
 
 use std::io;
 
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// Drops every capability from the bounding set, so that no file can give one back. Needs `CAP_SETPCAP`.
+/// Drops every capability from the bounding set, so that no file can restore one. Needs
+/// `CAP_SETPCAP`.
 pub fn empty_bounding_set() -> io::Result<()> {
     limit_bounding_set(CapabilitySet::empty())
 }
 
-/// Drops every capability but these from the bounding set. Needs `CAP_SETPCAP` unless all of them are gone already.
+/// Drops every capability but `keep` from the bounding set. Needs `CAP_SETPCAP`, unless nothing has
+/// to be dropped.
 pub fn limit_bounding_set(keep: CapabilitySet) -> io::Result<()> {
     for cap in 0..=last() {
         let cap = CapabilitySet::from_bits_retain(1 << cap);
@@ -18,7 +20,7 @@ pub fn limit_bounding_set(keep: CapabilitySet) -> io::Result<()> {
         }
         match rustix::thread::remove_capability_from_bounding_set(cap) {
             Ok(()) => {}
-            // Past the newest one this kernel has.
+            // Beyond the newest capability of this kernel.
             Err(rustix::io::Errno::INVAL) => break,
             Err(error) => return Err(error.into()),
         }
@@ -26,23 +28,23 @@ pub fn limit_bounding_set(keep: CapabilitySet) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the permitted and effective sets to `keep`, and empties the inheritable and ambient ones.
+/// Sets the permitted and effective sets to `keep`, and clears the inheritable and ambient sets.
 pub fn keep_only(keep: CapabilitySet) -> io::Result<()> {
     rustix::thread::clear_ambient_capability_set()?;
     let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
     Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
-/// Puts every permitted capability into effect.
+/// Makes every permitted capability effective.
 pub fn use_all_permitted() -> io::Result<()> {
     let now = rustix::thread::capabilities(None)?;
     Ok(rustix::thread::set_capabilities(None, CapabilitySets { effective: now.permitted, ..now })?)
 }
 
-/// Runs `work` with these capabilities in effect besides those that are, where they are permitted.
+/// Runs `work` with `more` effective in addition, as far as permitted.
 ///
 /// # Errors
-/// What capset(2) answers. A set that cannot be put back afterwards is an error too.
+/// As for capset(2). Failing to restore the previous set is an error too.
 pub fn with<T>(more: CapabilitySet, work: impl FnOnce() -> T) -> io::Result<T> {
     let now = rustix::thread::capabilities(None)?;
     let effective = now.effective | (more & now.permitted);
@@ -52,7 +54,8 @@ pub fn with<T>(more: CapabilitySet, work: impl FnOnce() -> T) -> io::Result<T> {
     Ok(done)
 }
 
-/// The number of the newest capability of this kernel; 63 where it does not say, which [`empty_bounding_set`] cuts off.
+/// The newest capability of this kernel. If unknown, 63, and [`empty_bounding_set`] stops at the
+/// last valid one.
 fn last() -> u32 {
     let text = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap");
     text.ok().and_then(|text| text.trim().parse().ok()).filter(|cap| *cap < 64).unwrap_or(63)

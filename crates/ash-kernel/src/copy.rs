@@ -1,13 +1,13 @@
-//! Copies a directory tree with all that it is: links, modes, times, holes, second names and empty directories.
+//! Copies a directory tree with links, modes, times, holes, hard links and empty directories.
 //!
 //! ```text
-//!   walk (source, hostile)  -->  a stack of descriptors (target, this process's own)
-//!                                file: each piece between two holes by copy_file_range(2), which shares blocks where it can
-//!                                directory: 0700 while it is filled, mode and times when it is left
+//!   walk (source, untrusted)  -->  a stack of descriptors (target, this process's own)
+//!                                  file: each piece by copy_file_range(2), may share blocks
+//!                                  directory: 0700 until it is complete, then mode and times
 //! ```
 //!
-//! What a copy cannot keep is named in its result. No mode of a copy has a setuid, setgid or sticky bit: on the disk the files
-//! belong to ashd.
+//! The result names everything that the copy omits. Copied modes have no setuid, setgid or sticky
+//! bit, because the files on the disk belong to ashd.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,10 +22,10 @@ use super::owned;
 use super::walk::{self, Entry, RESOLVE, Visit, Why, next_piece, stays_inside};
 use ash_model::Skipped;
 
-/// Bounds of one copy. At a bound the copy fails and says which.
+/// Bounds of one copy. Beyond a bound the copy fails and names it.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Bytes of all files together, without their holes.
+    /// Bytes of all files together, without holes.
     pub bytes: u64,
     /// Files, directories and links together.
     pub entries: u64,
@@ -38,16 +38,16 @@ impl Default for Bounds {
     }
 }
 
-/// Which symbolic links a copy has.
+/// The symbolic links that a copy includes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Links {
-    /// All, as they are: what they say is resolved inside a sandbox.
+    /// All, unchanged: they are resolved inside a sandbox.
     All,
-    /// Those that lead to a place in the tree; the others are left out and named.
+    /// Links to a target in the tree. Others are omitted and named.
     Inside,
 }
 
-/// What was copied and what could not be kept.
+/// The copied amount and the omitted entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Copied {
     pub bytes: u64,
@@ -61,35 +61,35 @@ pub enum CopyError {
     At { path: String, source: io::Error },
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("it holds more than {} MiB", .0 >> 20)]
+    #[error("it contains more than {} MiB", .0 >> 20)]
     TooLarge(u64),
-    #[error("it holds more than {0} files and directories")]
+    #[error("it contains more than {0} files and directories")]
     TooMany(u64),
 }
 
-/// A directory of a session, opened to be copied from. A link in its place is refused.
+/// Opens a session's directory as the source of a copy. A link is refused.
 ///
 /// # Errors
-/// What openat(2) answers.
+/// As for openat(2).
 pub fn directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
-        // The payload may have closed its own workspace.
+        // The payload may have removed the permissions of its workspace.
         Err(Errno::ACCESS) => Ok(rustix::fs::openat(CWD, path, flags | OFlags::PATH, Mode::empty())?),
         other => Ok(other?),
     }
 }
 
-/// Takes every regular file.
+/// Selects every regular file.
 pub fn everything(_: &Stat) -> bool {
     true
 }
 
-/// Copies what is in `from` into the existing directory `to`: of the regular files those that `takes` says yes to. Blocks: call it on
-/// a blocking thread.
+/// Copies the content of `from` into the existing directory `to`, with the regular files that
+/// `takes` selects. Blocks: call it on a blocking thread.
 ///
 /// # Errors
-/// A bound, or what the disk answers.
+/// A bound, or an I/O error.
 pub fn copy_tree(
     from: BorrowedFd<'_>,
     to: &Path,
@@ -103,10 +103,10 @@ pub fn copy_tree(
     Ok(copy.done)
 }
 
-/// What such a copy would not keep. Nothing is read but directories and links.
+/// The entries that such a copy would omit. Reads directories and links only.
 ///
 /// # Errors
-/// A bound, or what the disk answers.
+/// A bound, or an I/O error.
 pub fn would_skip(
     from: BorrowedFd<'_>,
     bounds: Bounds,
@@ -122,7 +122,7 @@ struct Copy {
     bounds: Bounds,
     links: Links,
     takes: fn(&Stat) -> bool,
-    /// The directories of the target on the way; empty when nothing is to be written.
+    /// The open target directories from the root to the current one. Empty if nothing is written.
     way: Vec<OwnedFd>,
     done: Copied,
 }
@@ -133,7 +133,7 @@ impl Copy {
         if self.done.entries > self.bounds.entries { Err(CopyError::TooMany(self.bounds.entries)) } else { Ok(()) }
     }
 
-    /// Names what is lost of the mode, and returns the rest.
+    /// Reports lost bits of the mode, and returns the rest.
     fn mode(&mut self, entry: &Entry<'_>) -> Mode {
         if entry.mode & 0o7000 != 0 {
             self.done.skipped.add(entry.path, "is kept without its setuid, setgid and sticky bits");
@@ -196,7 +196,7 @@ impl Visit for Copy {
     fn file(&mut self, entry: &Entry<'_>, file: Option<File>) -> Result<bool, CopyError> {
         self.count()?;
         if !(self.takes)(&entry.stat) {
-            self.done.skipped.add(entry.path, "a second name of a file of ashd");
+            self.done.skipped.add(entry.path, "a hard link to a file of ashd");
             return Ok(false);
         }
         let mode = self.mode(entry);
@@ -211,7 +211,7 @@ impl Visit for Copy {
         let (Some(top), Some(to)) = (self.way.first(), self.way.last()) else { return Ok(()) };
         let name = first.file_name().unwrap_or_default();
         let above = first.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // The target is this process's own; a directory that is finished may have a mode that closes it.
+        // The target is this process's own. A finished directory may have a mode without access.
         let above = owned::open(top, above, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty(), RESOLVE);
         let above = above.map_err(at(entry.path))?;
         rustix::fs::linkat(above.as_fd(), name, to, entry.name, AtFlags::empty()).map_err(at(entry.path))
@@ -232,7 +232,8 @@ impl Visit for Copy {
 
     fn skipped(&mut self, path: &Path, why: Why) -> Result<(), CopyError> {
         self.count()?;
-        // An agent without some of its files is another agent: its deployment names them, and its sessions do not start.
+        // An agent without some of its files would be incomplete: its deployment names them, and
+        // its sessions do not start.
         if why == Why::Unreadable && self.links == Links::Inside && self.reads() {
             return Err(at(path)(Errno::ACCESS));
         }
@@ -241,13 +242,13 @@ impl Visit for Copy {
     }
 }
 
-/// Mode and times of what was written.
+/// Sets mode and times of a copied entry.
 fn finish(made: BorrowedFd<'_>, mode: Mode, stat: &Stat) -> Result<(), Errno> {
     rustix::fs::fchmod(made, mode)?;
     rustix::fs::futimens(made, &times(stat))
 }
 
-/// The times of a file, to give them to another one.
+/// The times of a file, to apply to another one.
 pub fn times(stat: &Stat) -> Timestamps {
     let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ };
     Timestamps {
@@ -256,7 +257,8 @@ pub fn times(stat: &Stat) -> Timestamps {
     }
 }
 
-/// Copies `length` bytes at `start`, inside the kernel where it can. A file that became shorter meanwhile ends with a hole.
+/// Copies `length` bytes at `start`, in the kernel if possible. If the file became shorter, the
+/// rest is a hole.
 fn piece(from: &File, to: &File, start: u64, length: u64) -> io::Result<()> {
     let (mut read, mut written, end) = (start, start, start + length);
     while read < end {
@@ -285,7 +287,7 @@ fn piece(from: &File, to: &File, start: u64, length: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes that are copied at a time where the kernel cannot.
+/// Bytes per copy step if the kernel cannot copy.
 const BUFFER: usize = 256 << 10;
 
 fn at(path: &Path) -> impl Fn(Errno) -> CopyError + '_ {

@@ -141,7 +141,7 @@ fn what_is_not_taken_is_skipped() {
     assert!(to.join("one").exists() && !to.join("two").exists() && !to.join("second").exists());
 }
 
-/// A directory that is exchanged for a link as fast as possible never brings anything from outside into a copy.
+/// Constantly exchanging a directory with a link never brings files from outside into a copy.
 #[test]
 fn a_directory_that_is_swapped_for_a_link_is_never_left() {
     let (temp, from, _) = trees();

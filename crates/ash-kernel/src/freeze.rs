@@ -1,16 +1,17 @@
-//! Freezing a cgroup, and being sure of it.
+//! Freezes a cgroup reliably.
 //!
 //! ```text
-//!            write 1                 cgroup.events says frozen 1
+//!            write 1                 cgroup.events reads frozen 1
 //!   running ---------> freezing ------------------------------------> frozen
-//!      ^                  | 5 s are over, or an error                   |
-//!      |     write 0      v                                             | write 0
+//!      ^                  | after 5 s, or an error                       |
+//!      |     write 0      v                                              | write 0
 //!      +<------------- thawed again, Err <------------------------------+
 //! ```
 //!
-//! The kernel answers the write before the group is frozen, but for an idle group `frozen 1` can be read about 45 us
-//! later. Its notice on `cgroup.events` comes at most once in 10 ms, so it is waited for only when the first read said
-//! no. A freeze that fails is always undone: a half-frozen group would be neither paused nor running.
+//! The kernel returns from the write before the group is frozen, but `frozen 1` of an idle group
+//! can be read about 45 us later. The notification on `cgroup.events` comes at most once in 10 ms,
+//! so it is awaited only after the first reads. A failed freeze is always undone: a partly frozen
+//! group would be neither paused nor running.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -18,25 +19,26 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How long a freeze may take. 100 busy processes on two cores need about half a millisecond; a process in an
-/// uninterruptible wait (a hung NFS server) needs for ever.
+/// The time limit of a freeze. 100 busy processes on two cores need about 0.5 ms. A process in an
+/// uninterruptible wait (a hung NFS server) may never freeze.
 pub const FREEZE_WITHIN: Duration = Duration::from_secs(5);
-/// The notice may be swallowed by the kernel's rate limit, so the file is read again this often.
+/// The interval of reads, because the kernel's rate limit can drop the notification.
 const READ_AGAIN: Duration = Duration::from_millis(20);
-/// Reads of the file before the first wait: most groups are frozen within them.
+/// Reads before the first wait. Most groups are frozen by then.
 const EAGER_READS: u32 = 3;
 
-/// A group of idle processes is frozen after 0.05 to 0.6 ms, but the kernel sends at most one notice in about 10 ms (both
-/// measured). So for this long the file is read again, and only then is the notice waited for.
+/// How long the file is polled before the notification is awaited. A group of idle processes is
+/// frozen after 0.05 to 0.6 ms, but the kernel sends at most one notification in about 10 ms (both
+/// measured).
 const SOON: Duration = Duration::from_millis(3);
 const READ_SOON: Duration = Duration::from_micros(100);
 
-/// The two words of `cgroup.events`.
+/// The values of `cgroup.events`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
     /// A living process is in the group or below it.
     pub populated: bool,
-    /// Every process in it stands still.
+    /// Every process of the group is frozen.
     pub frozen: bool,
 }
 
@@ -48,15 +50,15 @@ pub enum FreezeError {
     Io(#[from] io::Error),
 }
 
-/// Whether the first, immediate look was enough.
+/// Whether the first reads were sufficient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     Reached,
-    /// [`finish`] waits for it, and blocks.
+    /// [`finish`] waits for it and blocks.
     Pending,
 }
 
-/// Parses `cgroup.events`; words it does not know are skipped.
+/// Parses `cgroup.events`. Unknown keys are ignored.
 pub fn parse_events(text: &str) -> Events {
     let mut events = Events::default();
     for line in text.lines() {
@@ -69,22 +71,23 @@ pub fn parse_events(text: &str) -> Events {
     events
 }
 
-/// Reads `cgroup.events` from its beginning; this also re-arms the notice.
+/// Reads `cgroup.events` from its beginning, which also re-arms the notification.
 ///
 /// # Errors
-/// `ENODEV` when the group was removed.
+/// `ENODEV` if the group was removed.
 pub fn read_events(events: BorrowedFd<'_>) -> io::Result<Events> {
     let mut buffer = [0; 256];
     let len = rustix::io::pread(events, &mut buffer, 0)?;
     Ok(parse_events(&String::from_utf8_lossy(&buffer[..len])))
 }
 
-/// Writes the wish and looks at once. Takes about 50 us and never waits, so an async task may call it.
+/// Requests the state and reads it at once. Takes about 50 us and never waits, so an async task can
+/// call it.
 ///
-/// On an error, or when [`finish`] is not called after `Pending`, the caller must [`thaw`].
+/// After an error, or if [`finish`] is not called after `Pending`, the caller must [`thaw`].
 ///
 /// # Errors
-/// What the kernel answers; `ENODEV` when the group was removed.
+/// As for the file operations; `ENODEV` if the group was removed.
 pub fn begin(freeze: BorrowedFd<'_>, events: BorrowedFd<'_>, frozen: bool) -> io::Result<Progress> {
     write_wish(freeze, frozen)?;
     for _ in 0..EAGER_READS {
@@ -95,10 +98,10 @@ pub fn begin(freeze: BorrowedFd<'_>, events: BorrowedFd<'_>, frozen: bool) -> io
     Ok(Progress::Pending)
 }
 
-/// Waits until the group is in the wished state, at most `within`. Blocks.
+/// Waits until the group has the requested state, at most `within`. Blocks.
 ///
 /// # Errors
-/// `TimedOut` when it is not; what the kernel answers otherwise.
+/// `TimedOut` if it does not reach the state; otherwise as for the file operations.
 pub fn finish(events: BorrowedFd<'_>, frozen: bool, within: Duration) -> io::Result<()> {
     let deadline = Instant::now() + within;
     loop {
@@ -122,10 +125,10 @@ pub fn finish(events: BorrowedFd<'_>, frozen: bool, within: Duration) -> io::Res
     }
 }
 
-/// Freezes the group and returns when every process in it stands still. Blocks, at most `within`.
+/// Freezes the group and waits until every process is frozen. Blocks, at most `within`.
 ///
 /// # Errors
-/// [`FreezeError`]; the group is thawed again in every case.
+/// [`FreezeError`]. The group is thawed again.
 pub fn freeze(freeze: BorrowedFd<'_>, events: BorrowedFd<'_>, within: Duration) -> Result<(), FreezeError> {
     let reached = begin(freeze, events, true).and_then(|progress| match progress {
         Progress::Reached => Ok(()),
@@ -134,13 +137,13 @@ pub fn freeze(freeze: BorrowedFd<'_>, events: BorrowedFd<'_>, within: Duration) 
     settle(freeze, reached, within)
 }
 
-/// The end of every attempt: a failed one is undone here.
+/// Completes every attempt: a failed one is undone here.
 ///
 /// # Errors
-/// The failure, in this module's words.
+/// The failure as a [`FreezeError`].
 pub fn settle(freeze: BorrowedFd<'_>, reached: io::Result<()>, within: Duration) -> Result<(), FreezeError> {
     let Err(error) = reached else { return Ok(()) };
-    // A removed group cannot be thawed, and has nothing left to thaw.
+    // Fails for a removed group, which needs no thaw.
     write_wish(freeze, false).ok();
     match error.kind() {
         io::ErrorKind::TimedOut => Err(FreezeError::TooSlow(within)),
@@ -148,11 +151,11 @@ pub fn settle(freeze: BorrowedFd<'_>, reached: io::Result<()>, within: Duration)
     }
 }
 
-/// Lets the group run. The processes run when this returns or shortly after: what they do next is their own
-/// scheduling, so there is nothing to wait for.
+/// Thaws the group. The processes may resume shortly after the return; there is nothing to wait
+/// for.
 ///
 /// # Errors
-/// What the kernel answers; `ENODEV` when the group was removed.
+/// As for the file operations; `ENODEV` if the group was removed.
 pub fn thaw(freeze: BorrowedFd<'_>) -> io::Result<()> {
     write_wish(freeze, false)
 }
@@ -181,7 +184,7 @@ mod tests {
         }
     }
 
-    /// A file that never says `frozen 1` stands for a group with a process that cannot be stopped.
+    /// A file that never reads `frozen 1` simulates a process that cannot be frozen.
     #[test]
     fn a_freeze_that_never_comes_is_undone() {
         use std::io::{Read, Seek, Write};
@@ -197,6 +200,6 @@ mod tests {
         let mut text = String::new();
         wish.rewind().expect("rewound");
         wish.read_to_string(&mut text).expect("read");
-        assert_eq!(text, "0", "the last wish must be to thaw");
+        assert_eq!(text, "0", "the last write must be a thaw");
     }
 }

@@ -1,11 +1,13 @@
-//! Which disk a directory is on, as the io controllers name it.
+//! Finds the disk of a directory, as the io controllers name it.
 //!
 //! ```text
-//!   stat: device of the file system -- 0:n (btrfs, overlay...) --> the mount's source, when that is a block device
+//!   stat: device number -- 0:n (btrfs, overlay...) --> the mount's source, if a block device
 //!           |
 //!           v
-//!   /sys/dev/block/<major>:<minor>/partition?  -- yes --> the whole disk above it: limits of a partition are refused (ENODEV)
+//!   /sys/dev/block/<major>:<minor>/partition?  -- yes --> the whole disk
 //! ```
+//!
+//! The kernel refuses limits on a partition (ENODEV).
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -13,7 +15,7 @@ use std::path::Path;
 /// `<major>:<minor>` of the disk that holds `dir`.
 ///
 /// # Errors
-/// Why there is none, in words: the file system is not on a disk of this host (tmpfs, NFS, ZFS).
+/// The reason, as text: the file system is not on a disk of this host (tmpfs, NFS, ZFS).
 pub fn disk_of(dir: &Path) -> Result<String, String> {
     let device = std::fs::metadata(dir).map_err(|e| format!("{}: {e}", dir.display()))?.dev();
     let device = if rustix::fs::major(device) == 0 { source_of(dir, device)? } else { device };
@@ -24,12 +26,12 @@ fn text(device: u64) -> String {
     format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))
 }
 
-/// The block device behind a file system that has a number of its own.
+/// The block device of a file system with a device number of its own.
 fn source_of(dir: &Path, device: u64) -> Result<u64, String> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
     let (kind, source) = parse_source(&mounts, &text(device))
         .ok_or_else(|| format!("the mount that holds {} cannot be found", dir.display()))?;
-    let none = || format!("{} is on {kind}, which is on no disk that can be throttled", dir.display());
+    let none = || format!("{} is on {kind}, which is not on a disk with I/O limits", dir.display());
     let meta = std::fs::metadata(source).map_err(|_| none())?;
     if meta.file_type().is_block_device() { Ok(meta.rdev()) } else { Err(none()) }
 }
@@ -43,7 +45,7 @@ fn parse_source<'a>(mounts: &'a str, device: &str) -> Option<(&'a str, &'a str)>
     })
 }
 
-/// The disk that a partition is on; anything else is one itself.
+/// The disk of a partition. Any other device is a disk itself.
 fn whole(sys: &Path, device: &str) -> String {
     let own = sys.join(device);
     if !own.join("partition").exists() {

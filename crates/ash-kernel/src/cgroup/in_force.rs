@@ -1,4 +1,4 @@
-//! The limits that are in force for a process: read back from the kernel's files, never from what was asked for.
+//! The limits in force for a process, read from the kernel's files, not from the request.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::CgroupPaths;
 use super::limits::{V1_IO, V2_IO};
 
-/// Values from here on mean "no limit" (the kernel's own maximum differs by version and page size).
+/// Values from here on mean "no limit". The kernel's own maximum depends on version and page size.
 const UNLIMITED: u64 = 1 << 60;
 
 /// One limit.
@@ -16,15 +16,15 @@ const UNLIMITED: u64 = 1 << 60;
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", schema(as = LimitInForce))]
 pub struct LimitInForce {
-    /// A field of the session's limits.
+    /// The name of a field of the session's limits.
     #[cfg_attr(feature = "schema", schema(example = "memoryBytes"))]
     pub name: String,
-    /// In the unit of the limit; absent when the kernel enforces none.
+    /// In the unit of the limit. Absent if the kernel enforces none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub value: Option<u64>,
-    /// The controller is there, the process sits in its group, and the value is a bound.
+    /// The controller exists, the process is in its group, and the value is a limit.
     pub enforced: bool,
-    /// The file it was read from, or why there is none.
+    /// The file with the value, or the reason why there is none.
     pub source: String,
 }
 
@@ -57,7 +57,7 @@ pub fn in_force(paths: &CgroupPaths, pid: i32) -> Vec<LimitInForce> {
     all
 }
 
-/// The bound of one device: `8:0 1048576` of v1, `8:0 rbps=1048576 wbps=max ...` of v2.
+/// The limit of one device: `8:0 1048576` in v1, `8:0 rbps=1048576 wbps=max ...` in v2.
 fn io_of(text: &str, device: &str, word: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(device)?.strip_prefix(' '))?;
     let value = rest.split_whitespace().find_map(|part| part.strip_prefix(word)?.strip_prefix('='));
@@ -71,7 +71,7 @@ fn read(name: &str, dir: Option<&Path>, file: &str, pid: i32) -> LimitInForce {
 fn read_by(name: &str, dir: Option<&Path>, file: &str, pid: i32, parse: &dyn Fn(&str) -> Option<u64>) -> LimitInForce {
     let answer = |value, enforced, source| LimitInForce { name: name.to_owned(), value, enforced, source };
     let Some(dir) = dir else {
-        return answer(None, false, "the host has no such controller for sandboxes".to_owned());
+        return answer(None, false, "this host has no such controller for sandboxes".to_owned());
     };
     let path = dir.join(file);
     let text = match std::fs::read_to_string(&path) {
@@ -89,7 +89,7 @@ fn read_by(name: &str, dir: Option<&Path>, file: &str, pid: i32, parse: &dyn Fn(
     answer(value, member && value.is_some(), source)
 }
 
-/// The value in the limit's own unit; `None` for no bound.
+/// The value in the limit's own unit, or `None` for no limit.
 fn parse(file: &str, text: &str) -> Option<u64> {
     let text = text.trim();
     match file {
@@ -98,7 +98,7 @@ fn parse(file: &str, text: &str) -> Option<u64> {
             let (quota, period) = text.split_once(' ')?;
             Some(quota.parse::<u64>().ok()? * 1000 / period.parse::<u64>().ok().filter(|p| *p > 0)?)
         }
-        // -1 for none; the period is the kernel's default, 100 ms, which `limits` also writes.
+        // -1 is no limit. The period is the kernel's default of 100 ms, which `limits` also writes.
         "cpu.cfs_quota_us" => Some(text.parse::<u64>().ok()? / 100),
         "cpu.shares" => Some(text.parse::<u64>().ok()? * 100 / 1024),
         _ => text.parse::<u64>().ok().filter(|value| *value < UNLIMITED),

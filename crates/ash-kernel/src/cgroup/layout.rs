@@ -1,19 +1,19 @@
-//! Which cgroup hierarchies this host has, read from the text of `/proc/self/mountinfo` and `/proc/self/cgroup`.
+//! Detects the cgroup hierarchies of this host from `/proc/self/mountinfo` and `/proc/self/cgroup`.
 //!
 //! ```text
-//!   cgroup2 mounted, no v1 limits       -> Unified   everything in one tree
-//!   cgroup2 mounted beside v1 limits    -> Hybrid    freeze, kill, events, pressure from v2; limits from v1
-//!   no cgroup2                          -> refused: there would be no freeze that tells when it is done, and no kill
+//!   cgroup2 mounted, no v1 limits       -> Unified  everything in one tree
+//!   cgroup2 mounted beside v1 limits    -> Hybrid   limits from v1, everything else from v2
+//!   no cgroup2                          -> refused  no kill, and no freeze that reports its end
 //! ```
 //!
-//! Pure: no I/O, so that hosts nobody here owns can be tested from samples of their text.
+//! Pure, without I/O, so that tests can use samples from other hosts.
 
 use std::path::{Component, Path, PathBuf};
 
-/// The v1 controllers that carry a limit of [`ash_model::Limits`].
+/// The v1 controllers with a limit of [`ash_model::Limits`].
 pub const V1_CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "blkio"];
 
-/// What was found.
+/// The detected layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// cgroup v2 for everything.
@@ -23,11 +23,11 @@ pub enum Layout {
         /// Directory of the cgroup this process is in.
         own: PathBuf,
     },
-    /// cgroup v1 controllers with a v2 hierarchy beside them.
+    /// cgroup v1 controllers and a v2 hierarchy.
     Hybrid {
         /// Mount of the v2 hierarchy.
         unified: PathBuf,
-        /// Mount of each v1 controller there is.
+        /// Mount of each existing v1 controller.
         memory: Option<PathBuf>,
         cpu: Option<PathBuf>,
         pids: Option<PathBuf>,
@@ -35,7 +35,7 @@ pub enum Layout {
     },
 }
 
-/// Why no layout could be made out. The text names the cause and the way out.
+/// Why no layout was detected. The text names cause and remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     #[error(
@@ -46,7 +46,7 @@ pub enum LayoutError {
         /// The v1 controllers found, or `none`.
         v1: String,
     },
-    #[error("/proc/self/cgroup has no line that starts with \"0::\": this process is in no v2 cgroup")]
+    #[error("/proc/self/cgroup has no line that starts with \"0::\": this process is not in a v2 cgroup")]
     NotInV2,
     #[error(
         "this process's cgroup {path} is not below the part of the hierarchy mounted here ({root}): start it where its \
@@ -55,16 +55,16 @@ pub enum LayoutError {
     Invisible { path: String, root: String },
 }
 
-/// One line of mountinfo, as far as cgroups need it (proc_pid_mountinfo(5)).
+/// One line of mountinfo, with the fields that cgroups need (proc_pid_mountinfo(5)).
 struct Mount {
-    /// Which directory of the file system is mounted (field 4).
+    /// The mounted directory of the file system (field 4).
     root: PathBuf,
     point: PathBuf,
     kind: String,
     options: String,
 }
 
-/// Undoes the octal escapes of mountinfo (`\040` is a space).
+/// Decodes the octal escapes of mountinfo (`\040` is a space).
 fn unescape(field: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let raw = field.as_bytes();
@@ -101,13 +101,13 @@ fn mounts(mountinfo: &str) -> Vec<Mount> {
     mountinfo.lines().filter_map(parse).collect()
 }
 
-/// Makes out the layout from the two files' text.
+/// Detects the layout from the text of both files.
 ///
 /// # Errors
 /// See [`LayoutError`].
 pub fn detect(mountinfo: &str, self_cgroup: &str) -> Result<Layout, LayoutError> {
     let mounts = mounts(mountinfo);
-    // The last mount on a point is the one that is seen, so the last match wins.
+    // The last mount on a mount point hides the others, so the last match wins.
     let v1 = |controller: &str| {
         let has = |m: &&Mount| m.kind == "cgroup" && m.options.split(',').any(|option| option == controller);
         mounts.iter().rfind(has).map(|m| m.point.clone())
@@ -123,7 +123,7 @@ pub fn detect(mountinfo: &str, self_cgroup: &str) -> Result<Layout, LayoutError>
     }
     let own = self_cgroup.lines().find_map(|line| line.strip_prefix("0::")).ok_or(LayoutError::NotInV2)?;
     let below = Path::new(own).strip_prefix(&v2.root).ok().filter(|below| {
-        // A cgroup outside the namespace's root is shown as "/../x".
+        // A cgroup outside of the namespace's root is shown as "/../x".
         below.components().all(|part| matches!(part, Component::Normal(_)))
     });
     match below {

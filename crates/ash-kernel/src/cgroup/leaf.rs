@@ -1,8 +1,8 @@
-//! One sandbox's cgroups, from mkdir to rmdir.
+//! The cgroups of one sandbox, from creation to removal.
 //!
 //! ```text
 //!   create -> (limits) -> processes -> kill -> populated 0 -> remove
-//!                          freeze/thaw through the descriptors of freeze_file and events_file (see kernel::freeze)
+//!                          freeze/thaw by freeze_file and events_file (see kernel::freeze)
 //! ```
 
 use std::io;
@@ -15,12 +15,15 @@ use rustix::fs::{Mode, OFlags, openat};
 use super::{CgroupError, CgroupPaths};
 use crate::freeze;
 
-/// How long [`Leaf::remove`] waits for the last process. A killed group is empty after milliseconds.
+/// How long [`Leaf::remove`] waits for the last process. A killed group is usually empty after
+/// milliseconds.
 const REMOVE_WITHIN: Duration = Duration::from_secs(5);
-/// Groups below a leaf are nobody's: the payload has no cgroup file system. This many levels are cleared anyway.
+/// Levels of groups below a leaf that are cleared. Normally there are none, because the payload has
+/// no cgroup file system.
 const DEPTH: u32 = 8;
 
-/// A sandbox's place in every hierarchy. Dropping it leaves the groups; [`Leaf::remove`] is the undo of creating it.
+/// The groups of a sandbox in every hierarchy. Dropping it keeps the groups; [`Leaf::remove`]
+/// removes them.
 #[derive(Debug)]
 pub struct Leaf {
     paths: CgroupPaths,
@@ -28,13 +31,14 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// Makes the directories. A group left over from an earlier sandbox is never used again, but made anew.
+    /// Creates the directories. A group left over from an earlier sandbox is recreated, never
+    /// reused.
     pub(super) fn create(paths: CgroupPaths) -> Result<Self, CgroupError> {
         let directories = paths.directories();
         for (made, dir) in directories.iter().enumerate() {
             let again = |error: io::Error| match error.kind() {
                 io::ErrorKind::AlreadyExists => {
-                    // Refused while processes are in it, and then the whole creation is.
+                    // Fails while processes are in the group; then the whole creation fails.
                     std::fs::remove_dir(dir).map_err(|_| error).and_then(|()| super::make_dir(dir))
                 }
                 _ => Err(error),
@@ -58,8 +62,8 @@ impl Leaf {
         }
     }
 
-    /// The groups of a sandbox made earlier. A missing v2 directory is made again (a removal was interrupted, and what
-    /// is left must be removable).
+    /// The groups of an existing sandbox. A missing v2 directory is created again, so that the rest
+    /// of an interrupted removal can be removed.
     pub(super) fn open(paths: CgroupPaths) -> Result<Self, CgroupError> {
         for dir in paths.unified.parent().into_iter().chain([paths.unified.as_path()]) {
             super::ensure_dir(dir)?;
@@ -77,12 +81,13 @@ impl Leaf {
         &self.paths
     }
 
-    /// Puts a process into the v1 groups; on a pure v2 host there is nothing to do, since it was cloned into its group.
+    /// Moves a process into the v1 groups. On a pure v2 host this does nothing, because the process
+    /// was cloned into its group.
     ///
-    /// Costs one RCU grace period, about 10 ms, on a quiet machine: the controllers share it when written in a row.
+    /// Costs one RCU grace period, about 10 ms on a quiet machine. Writes in a row share it.
     ///
     /// # Errors
-    /// `ESRCH` when the process is gone, and whatever else the kernel answers.
+    /// `ESRCH` if the process has ended, and other answers of the kernel.
     pub fn attach(&self, pid: i32) -> io::Result<()> {
         for dir in self.paths.directories() {
             if dir != self.paths.unified {
@@ -92,7 +97,7 @@ impl Leaf {
         Ok(())
     }
 
-    /// Puts a process into the v2 group, for kernels that cannot clone into it.
+    /// Moves a process into the v2 group, for kernels that cannot clone into it.
     ///
     /// # Errors
     /// As [`Leaf::attach`].
@@ -105,7 +110,7 @@ impl Leaf {
     /// Writes new limits (see [`super::limits::apply`]).
     ///
     /// # Errors
-    /// The file that refused its value.
+    /// Names the file that refused its value.
     pub fn set_limits(&self, limits: &ash_model::Limits) -> Result<Vec<String>, CgroupError> {
         super::limits::apply(&self.paths, limits)
     }
@@ -113,7 +118,7 @@ impl Leaf {
     /// `cgroup.freeze`, opened for writing.
     ///
     /// # Errors
-    /// What openat(2) answers.
+    /// As for openat(2).
     pub fn freeze_file(&self) -> io::Result<OwnedFd> {
         self.open_file(c"cgroup.freeze", OFlags::WRONLY)
     }
@@ -121,7 +126,7 @@ impl Leaf {
     /// `cgroup.events`, opened for reading.
     ///
     /// # Errors
-    /// What openat(2) answers.
+    /// As for openat(2).
     pub fn events_file(&self) -> io::Result<OwnedFd> {
         self.open_file(c"cgroup.events", OFlags::RDONLY)
     }
@@ -129,15 +134,15 @@ impl Leaf {
     /// `memory.reclaim`, opened for writing.
     ///
     /// # Errors
-    /// `NotFound` where the memory controller is not on cgroup v2, or before Linux 5.19.
+    /// `NotFound` if the memory controller is not on cgroup v2, or before Linux 5.19.
     pub fn reclaim_file(&self) -> io::Result<OwnedFd> {
         self.open_file(c"memory.reclaim", OFlags::WRONLY)
     }
 
-    /// The processes in it at this moment.
+    /// The current processes of the group.
     ///
     /// # Errors
-    /// What reading `cgroup.procs` answers.
+    /// As for reading `cgroup.procs`.
     pub fn processes(&self) -> io::Result<Vec<i32>> {
         let mut text = String::new();
         io::Read::read_to_string(
@@ -147,33 +152,34 @@ impl Leaf {
         Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
     }
 
-    /// Sends SIGKILL to every process in it, frozen ones too, and to those being forked, and takes its bounds of processor and disk
-    /// away: one that waits for its turn there cannot die before, and on cgroup v2 the files it wrote last would keep to these bounds
-    /// after the group is gone, whoever writes them then (seen on 6.12).
+    /// Sends SIGKILL to every process of the group, including frozen and newly forked ones, and
+    /// removes the CPU and I/O limits. A throttled process could not exit before. On cgroup v2, the
+    /// last written files would also keep the I/O limits after the group is gone, for every later
+    /// writer (seen on 6.12).
     ///
     /// # Errors
-    /// `NotFound` on kernels before 5.14, which have no `cgroup.kill`.
+    /// `NotFound` before Linux 5.14, which has no `cgroup.kill`.
     pub fn kill(&self) -> io::Result<()> {
         let file = self.open_file(c"cgroup.kill", OFlags::WRONLY)?;
         rustix::io::write(&file, b"1")?;
-        // One that cannot be taken away delays this end, and is no reason against it.
+        // A limit that cannot be removed only delays the end.
         super::limits::lift(&self.paths).ok();
         Ok(())
     }
 
-    /// Whether a living process is in it.
+    /// Whether a living process is in the group.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// As for reading `cgroup.events`.
     pub fn populated(&self) -> io::Result<bool> {
         let events = self.events_file()?;
         Ok(freeze::read_events(events.as_fd())?.populated)
     }
 
-    /// One attempt to remove every directory; those that are gone are no error.
+    /// Tries once to remove every directory. A missing directory is no error.
     ///
     /// # Errors
-    /// [`CgroupError::Busy`] while a process is left.
+    /// [`CgroupError::Busy`] while a process remains.
     pub fn try_remove(&self) -> Result<(), CgroupError> {
         for dir in self.paths.directories() {
             remove_below(dir, DEPTH).map_err(|source| CgroupError::Busy { path: dir.to_owned(), source })?;
@@ -181,10 +187,10 @@ impl Leaf {
         Ok(())
     }
 
-    /// Kills what is in it, waits until it is empty (at most 5 s) and removes it.
+    /// Kills the processes, waits until the group is empty (at most 5 s) and removes it.
     ///
     /// # Errors
-    /// [`CgroupError::Busy`] when a process outlives that.
+    /// [`CgroupError::Busy`] if a process is still there.
     pub fn remove(self) -> Result<(), CgroupError> {
         if self.populated().unwrap_or(true)
             && let Err(error) = self.kill()

@@ -1,4 +1,4 @@
-//! From [`Limits`] to the values of the cgroup files. The table is in `docs/cgroups.md`.
+//! Converts [`Limits`] to the values of the cgroup files. `docs/cgroups.md` has the table.
 
 use std::error::Error as _;
 use std::io;
@@ -12,57 +12,58 @@ use cgroups_rs::fs::{MaxValue, error::Error as CrateError};
 use super::{CgroupError, CgroupPaths};
 use ash_model::{Limits, UNLIMITED};
 
-/// Microseconds of the period against which the CPU quota counts: the kernel's default.
+/// Microseconds of the CPU quota's period: the kernel's default.
 const PERIOD_US: u64 = 100_000;
-/// The kernel refuses a quota below 1 ms a period, which is 10 thousandths of a core.
+/// Thousandths of a core. The kernel refuses a quota below 1 ms per period.
 const MIN_CPU_MILLIS: u64 = 10;
-/// Bytes below which not even init starts.
+/// Bytes. With less, not even init starts.
 const MIN_MEMORY: u64 = 4 << 20;
 /// init, the payload and one child of it.
 const MIN_PIDS: u64 = 3;
 
-/// Most bytes of socket buffers, on cgroup v1: the kernel's own bound for all of the host together (net.ipv4.tcp_mem) is about a tenth
-/// of its memory.
+/// Most bytes of socket buffers on cgroup v1. The kernel's own limit for the whole host
+/// (net.ipv4.tcp_mem) is about a tenth of its memory.
 const MAX_SOCKETS: u64 = 64 << 20;
 
-/// The values to write, the same for both versions of cgroups where the files mean the same.
+/// The values to write. They are the same for both cgroup versions where the files mean the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Values {
     pub memory_bytes: i64,
     pub swap_bytes: i64,
-    /// Bytes of TCP and UDP buffers, which v1 counts beside the memory: an eighth of it, at most 64 MiB. v2 counts them in it.
+    /// Bytes of TCP and UDP buffers: an eighth of the memory, at most 64 MiB. v1 counts them
+    /// separately, v2 as memory.
     pub socket_bytes: u64,
-    /// Microseconds of CPU time a period of 100 ms.
+    /// Microseconds of CPU time per period of 100 ms.
     pub quota_us: i64,
-    /// cgroup v2's `cpu.weight`.
+    /// `cpu.weight` of cgroup v2.
     pub weight: u64,
-    /// cgroup v1's `cpu.shares`: 1024 where v2 says 100, the kernel's defaults of both.
+    /// `cpu.shares` of cgroup v1. Its default of 1024 equals the default weight of 100.
     pub shares: u64,
     pub pids: i64,
-    /// Bytes read and written, operations read and written, a second; `None` bounds nothing.
+    /// Bytes read and written, operations read and written, per second. `None`: no limit.
     pub io: [Option<u64>; 4],
 }
 
-/// The files of v1, in the order of [`Values::io`].
+/// The v1 files, in the order of [`Values::io`].
 pub const V1_IO: [&str; 4] = [
     "blkio.throttle.read_bps_device",
     "blkio.throttle.write_bps_device",
     "blkio.throttle.read_iops_device",
     "blkio.throttle.write_iops_device",
 ];
-/// The words of v2's `io.max`, in the same order.
+/// The keys of v2's `io.max`, in the same order.
 pub const V2_IO: [&str; 4] = ["rbps", "wbps", "riops", "wiops"];
 
-/// Checks that the kernel can take the limits, and translates them.
+/// Checks that the kernel accepts the limits, and converts them.
 ///
 /// # Errors
-/// [`CgroupError::Limit`] names the field, its value and what would be allowed.
+/// [`CgroupError::Limit`] names the field, its value and the allowed values.
 pub fn values(limits: &Limits) -> Result<Values, CgroupError> {
     let at_least = |field, value: u64, min: u64| {
         if value >= min {
             return Ok(());
         }
-        Err(CgroupError::Limit { field, value, why: format!("the least that works is {min}") })
+        Err(CgroupError::Limit { field, value, why: format!("the minimum is {min}") })
     };
     at_least("memoryBytes", limits.memory_bytes, MIN_MEMORY)?;
     at_least("cpuMillis", limits.cpu_millis, MIN_CPU_MILLIS)?;
@@ -80,7 +81,8 @@ pub fn values(limits: &Limits) -> Result<Values, CgroupError> {
         at_least(field, value, 1)?;
     }
     let bounded = |value: u64| (value != UNLIMITED).then_some(value);
-    // Values past what the kernel counts in mean "no limit"; the cap also keeps memory + swap from overflowing.
+    // Larger values mean "no limit" for the kernel. The cap also prevents an overflow of memory +
+    // swap.
     let cap = |value: u64, max: u64| i64::try_from(value.min(max)).unwrap_or(i64::MAX);
     Ok(Values {
         memory_bytes: cap(limits.memory_bytes, 1 << 60),
@@ -91,7 +93,7 @@ pub fn values(limits: &Limits) -> Result<Values, CgroupError> {
         shares: (limits.cpu_weight * 1024 / 100).clamp(2, 262_144),
         // PID_MAX_LIMIT of 64-bit kernels.
         pids: cap(limits.pids, 4_194_304),
-        // Operations are 32 bits wide in the kernel, and v1 cuts what is longer.
+        // Operations are 32 bits wide in the kernel, and v1 truncates larger values.
         io: [
             bounded(limits.io_read_bps),
             bounded(limits.io_write_bps),
@@ -101,21 +103,21 @@ pub fn values(limits: &Limits) -> Result<Values, CgroupError> {
     })
 }
 
-/// Writes the limits into every controller the sandbox has.
+/// Writes the limits to every controller of the sandbox.
 ///
-/// Returns what the host cannot enforce, in words for the journal; empty when all is in force.
+/// Returns the limits that this host cannot enforce, as text for the journal.
 ///
 /// # Errors
-/// The first file that refused its value. What was written before stays: the caller removes the leaf, or writes the
-/// old limits again.
+/// The first file that refused its value. Values written before stay: the caller removes the leaf,
+/// or writes the old limits again.
 pub fn apply(paths: &CgroupPaths, limits: &Limits) -> Result<Vec<String>, CgroupError> {
     let values = values(limits)?;
     let mut missing = Vec::new();
-    // The crate's own `V2` hierarchy is bound to /sys/fs/cgroup and its `auto` takes a hybrid host for v1 alone, so
-    // the controllers are addressed one by one with the directory as it is.
+    // `V2` of the crate is bound to /sys/fs/cgroup, and its `auto` takes a hybrid host for v1. So
+    // the controllers are used one by one, each with its directory.
     match &paths.memory {
         Some(dir) => memory(dir, &values, paths.v1, &mut missing)?,
-        None => missing.push("memory: the host has no memory controller for sandboxes".to_owned()),
+        None => missing.push("memory: this host has no memory controller for sandboxes".to_owned()),
     }
     match &paths.cpu {
         Some(dir) => {
@@ -125,27 +127,27 @@ pub fn apply(paths: &CgroupPaths, limits: &Limits) -> Result<Vec<String>, Cgroup
             let share = if paths.v1 { values.shares } else { values.weight };
             cpu.set_shares(share).map_err(|e| from_crate("set the CPU weight of", dir, e))?;
         }
-        None => missing.push("cpu: the host has no cpu controller for sandboxes".to_owned()),
+        None => missing.push("cpu: this host has no cpu controller for sandboxes".to_owned()),
     }
     match &paths.pids {
         Some(dir) => PidController::new(dir.clone(), dir.clone(), !paths.v1)
             .set_pid_max(MaxValue::Value(values.pids))
             .map_err(|e| from_crate("set the number of processes of", dir, e))?,
-        None => missing.push("pids: the host has no pids controller for sandboxes".to_owned()),
+        None => missing.push("pids: this host has no pids controller for sandboxes".to_owned()),
     }
     match (&paths.io, &paths.io_device) {
         (Some(dir), Some(device)) => io(dir, device, values.io, paths.v1)?,
-        (None, _) => missing.push("io: the host has no io controller for sandboxes".to_owned()),
-        (_, None) => missing.push("io: the data directory is on no disk that can be throttled".to_owned()),
+        (None, _) => missing.push("io: this host has no io controller for sandboxes".to_owned()),
+        (_, None) => missing.push("io: the data directory is not on a disk with I/O limits".to_owned()),
     }
     Ok(missing)
 }
 
-/// Takes the bounds of processor and disk away, of a group that is about to go: what was killed gives its memory back no faster
-/// than they allow.
+/// Removes the CPU and I/O limits of a group that is about to end. They would slow down the release
+/// of its memory.
 ///
 /// # Errors
-/// The file that refused.
+/// Names the file that refused.
 pub fn lift(paths: &CgroupPaths) -> Result<(), CgroupError> {
     if let Some(dir) = &paths.cpu {
         let (file, none) = if paths.v1 { ("cpu.cfs_quota_us", "-1") } else { ("cpu.max", "max") };
@@ -157,10 +159,10 @@ pub fn lift(paths: &CgroupPaths) -> Result<(), CgroupError> {
     }
 }
 
-/// Own code: the crate's calls know neither `max` nor a device by its text.
+/// Own code, because the crate supports neither `max` nor a device given as text.
 fn io(dir: &Path, device: &str, values: [Option<u64>; 4], v1: bool) -> Result<(), CgroupError> {
-    // The first value of a disk makes the kernel stop its queue for a moment: what bounds nothing, and did not before, is left
-    // alone.
+    // The first value for a disk makes the kernel stop the disk's queue for a moment, so
+    // "no limit" is written only if there was one.
     let said = |file: &str| {
         let text = std::fs::read_to_string(dir.join(file)).unwrap_or_default();
         text.lines().any(|line| line.split(' ').next() == Some(device))
@@ -168,7 +170,7 @@ fn io(dir: &Path, device: &str, values: [Option<u64>; 4], v1: bool) -> Result<()
     if v1 {
         for (file, value) in V1_IO.into_iter().zip(values) {
             if value.is_some() || said(file) {
-                // 0 takes the bound away.
+                // 0 removes the limit.
                 super::write(&dir.join(file), &format!("{device} {}", value.unwrap_or(0)))?;
             }
         }
@@ -189,7 +191,8 @@ fn memory(dir: &Path, values: &Values, v1: bool, missing: &mut Vec<String>) -> R
     if v1 {
         let both = values.memory_bytes.saturating_add(values.swap_bytes);
         let has_swap = dir.join("memory.memsw.limit_in_bytes").exists();
-        // The kernel keeps memory <= memory+swap at every moment: raising writes the sum first, lowering last.
+        // The kernel keeps memory <= memory+swap at all times: raising writes the sum first,
+        // lowering last.
         let raised_first = has_swap && memory.set_limit(values.memory_bytes).is_err();
         if raised_first {
             memory.set_memswap_limit(both).map_err(failed)?;
@@ -198,32 +201,32 @@ fn memory(dir: &Path, values: &Values, v1: bool, missing: &mut Vec<String>) -> R
         if has_swap {
             memory.set_memswap_limit(both).map_err(failed)?;
         } else {
-            missing.push("swap: this kernel does not account swap".to_owned());
+            missing.push("swap: this kernel does not account for swap".to_owned());
         }
         let sockets = dir.join("memory.kmem.tcp.limit_in_bytes");
         if sockets.exists() {
             super::write(&sockets, &values.socket_bytes.to_string())?;
         } else {
-            missing.push("memory: this kernel does not account buffers of sockets".to_owned());
+            missing.push("memory: this kernel does not account for socket buffers".to_owned());
         }
-        // One process of the group dies at the limit, not all: v1 has no memory.oom.group.
+        // At the limit only one process dies: v1 has no memory.oom.group.
         return Ok(());
     }
-    // No memory.high below the maximum: past it the kernel delays every allocation, and an agent that stands still
-    // is worse than one that is killed with a cause the client can read. Written, so that no inherited value stays.
+    // memory.high is `max`. Above memory.high the kernel delays every allocation, and a stalled
+    // agent is worse than a kill with a visible cause. Written, so that no inherited value stays.
     let max =
         SetMemory { low: None, min: None, high: Some(MaxValue::Max), max: Some(MaxValue::Value(values.memory_bytes)) };
     memory.set_mem(max).map_err(failed)?;
     if dir.join("memory.swap.max").exists() {
         memory.set_memswap_limit(values.swap_bytes).map_err(failed)?;
     } else {
-        missing.push("swap: this kernel does not account swap".to_owned());
+        missing.push("swap: this kernel does not account for swap".to_owned());
     }
-    // The crate has no call for it: all of the sandbox dies together, never half of it.
+    // Not supported by the crate. The OOM killer kills the whole sandbox, never a part of it.
     super::write(&dir.join("memory.oom.group"), "1")
 }
 
-/// Keeps the kernel's errno, which the crate hides behind its own kinds.
+/// Keeps the kernel's errno, which the crate hides.
 fn from_crate(act: &str, dir: &Path, error: CrateError) -> CgroupError {
     let cause = error.source().and_then(|e| e.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
     let source = cause.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
@@ -264,7 +267,7 @@ mod tests {
                 }
                 false => assert_eq!(read("io.max"), "8:0 rbps=5242880 wbps=max riops=max wiops=4294967294"),
             }
-            // The kernel's own files do not keep what was there before; these do.
+            // Unlike the kernel's files, these keep their old content.
             let clear = |name: &str| std::fs::write(at(name), "8:0 x\n").unwrap();
             V1_IO.into_iter().chain(["io.max"]).for_each(clear);
             put(&Limits::default());

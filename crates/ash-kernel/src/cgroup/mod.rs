@@ -1,21 +1,24 @@
-//! A sandbox's place in the cgroup hierarchies.
+//! The cgroups of a sandbox.
 //!
 //! ```text
-//!   pure v2                                        hybrid (v1 controllers beside a v2 mount)
-//!   <launcher's own cgroup, delegated>             /sys/fs/cgroup/{memory,cpu,pids,blkio}/<name>/tenants/<tenant>/<id>   limits
-//!     supervisor/           the launcher           /sys/fs/cgroup/unified/<name>/tenants/<tenant>/<id>             freeze, kill
-//!     tenants/<tenant>/<id> limits, freeze, kill
+//!   pure v2: below the launcher's own cgroup, which is delegated
+//!     supervisor/             the launcher
+//!     tenants/<tenant>/<id>   limits, freeze, kill
+//!
+//!   hybrid: v1 controllers beside a v2 mount
+//!     /sys/fs/cgroup/{memory,cpu,pids,blkio}/<name>/tenants/<tenant>/<id>   limits
+//!     /sys/fs/cgroup/unified/<name>/tenants/<tenant>/<id>                   freeze, kill
 //! ```
 //!
-//! [`layout`] finds out which of the two it is (pure), [`tree`] holds the roots, [`leaf`] is one sandbox's life in
-//! them, [`limits`] turns [`ash_model::Limits`] into the files' values.
+//! [`layout`] detects which of the two applies (pure), [`tree`] holds the roots, [`leaf`] manages
+//! the groups of one sandbox, [`limits`] converts [`ash_model::Limits`] to the files' values.
 //!
-//! The files of the limits are written through the crate `cgroups-rs`. Making, freezing, killing and removing are done here:
-//! that crate's freeze answers before the group is frozen, its kill and its roots know no hybrid layout, and it has
-//! no descriptor to clone into.
+//! The crate `cgroups-rs` writes the limits. Creating, freezing, killing and removing are done
+//! here: the crate's freeze returns before the group is frozen, its kill and roots do not support
+//! the hybrid layout, and it has no descriptor to clone into.
 //!
-//! A cgroup is used once. After a write to `cgroup.kill`, a `clone3(CLONE_INTO_CGROUP)` into the same group is
-//! killed at birth (seen on 6.18), so a sandbox that comes back gets a new directory.
+//! A cgroup is used once. After a write to `cgroup.kill`, a `clone3(CLONE_INTO_CGROUP)` into the
+//! same group is killed at once (seen on 6.18), so a resumed sandbox gets a new directory.
 
 pub mod device;
 pub mod in_force;
@@ -34,21 +37,21 @@ pub use layout::{Layout, LayoutError};
 pub use leaf::Leaf;
 pub use tree::Tree;
 
-/// What failed on which file or directory.
+/// The operation that failed, and its file or directory.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error("{act} {path}: {source}")]
     Io {
-        /// The failed act, such as `create` or `write 512 to`.
+        /// The failed operation, such as `create` or `write 512 to`.
         act: String,
         path: PathBuf,
         source: io::Error,
     },
     #[error("limit {field} = {value}: {why}")]
     Limit { field: &'static str, value: u64, why: String },
-    /// Still there after the time allowed: processes that cannot die, or a sub-group made from outside.
+    /// Still there after the timeout: a process that cannot exit, or a group created from outside.
     #[error("{path} cannot be removed yet: {source}")]
     Busy { path: PathBuf, source: io::Error },
 }
@@ -58,7 +61,7 @@ impl CgroupError {
         Self::Io { act: act.into(), path: path.to_owned(), source }
     }
 
-    /// The kernel's answer, where it was one.
+    /// The kernel's answer, if there is one.
     pub fn source_kind(&self) -> Option<io::ErrorKind> {
         match self {
             Self::Io { source, .. } | Self::Busy { source, .. } => Some(source.kind()),
@@ -67,7 +70,7 @@ impl CgroupError {
     }
 }
 
-/// Creates a directory of a cgroup hierarchy; one that exists is no error.
+/// Creates a directory of a cgroup hierarchy. An existing one is no error.
 pub(crate) fn ensure_dir(path: &Path) -> Result<(), CgroupError> {
     match make_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::io("create", path, error)),
@@ -75,15 +78,16 @@ pub(crate) fn ensure_dir(path: &Path) -> Result<(), CgroupError> {
     }
 }
 
-/// `mkdir` that everybody may look into, whatever the launcher's umask says: what a group counts is no secret, and ashd, which
-/// is nobody here, reads from it whether a session is busy and why it was killed.
+/// `mkdir` with read access for everyone, independent of the launcher's umask. The counters are not
+/// secret, and ashd, an unprivileged user, reads from them whether a session is busy and why it was
+/// killed.
 pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::create_dir(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
 }
 
-/// Writes a value to a cgroup file in one write, as the kernel wants it.
+/// Writes a value to a cgroup file in one write, as the kernel requires.
 pub(crate) fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
     use std::io::Write;
     std::fs::OpenOptions::new()

@@ -1,4 +1,4 @@
-//! The launcher's part of the cgroup hierarchies: the groups all sandboxes are below.
+//! The launcher's part of the cgroup hierarchies: the parent groups of all sandboxes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,42 +8,43 @@ use uuid::Uuid;
 use super::{CgroupError, CgroupPaths, Layout, Leaf, ensure_dir, layout, write};
 use ash_model::{Limits, TenantId};
 
-/// The group the launcher itself sits in on a pure v2 host, since a group with children that have controllers holds
-/// no processes.
+/// The launcher's own group on a pure v2 host. A group whose children have controllers cannot
+/// contain processes.
 const SUPERVISOR: &str = "supervisor";
 const TENANTS: &str = "tenants";
-/// Each may be missing, so they are enabled one at a time: the kernel refuses a line as a whole.
+/// Enabled one by one, because the kernel refuses a whole line if one is missing.
 const V2_CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "io"];
 
-/// The roots, one for each hierarchy. Undone by [`Tree::remove`].
+/// The roots, one per hierarchy. [`Tree::remove`] removes them.
 #[derive(Clone, Debug)]
 pub struct Tree {
     root: CgroupPaths,
-    /// What the host cannot enforce, in words for the journal.
+    /// The limits that this host cannot enforce, as text for the journal.
     pub missing: Vec<String>,
 }
 
 impl Tree {
-    /// Reads this host's layout and makes the roots. `name` is that of the group directly below each mount, used where
-    /// the launcher has no cgroup of its own (hybrid hosts, or a pure v2 host where it shares its group).
+    /// Detects this host's layout and creates the roots. `name` is the group directly below each
+    /// mount. It is used if the launcher has no cgroup of its own: on hybrid hosts, or on a pure v2
+    /// host with a shared group.
     ///
     /// # Errors
-    /// [`CgroupError::Layout`] on a host that cannot do it, or the directory that could not be made.
+    /// [`CgroupError::Layout`] on an unsupported host, or the directory that could not be created.
     pub fn prepare(name: &str) -> Result<Self, CgroupError> {
         Self::prepare_in(&here()?, name)
     }
 
-    /// [`Tree::prepare`] in a group that another process holds (`path` is that below the mount). Hybrid hosts have no such
-    /// group; there it is [`Tree::prepare`].
+    /// [`Tree::prepare`] in a group held by another process (`path` is relative to the mount).
+    /// Hybrid hosts have no such group and use [`Tree::prepare`].
     ///
     /// # Errors
-    /// As above; and when there is no such group.
+    /// As for [`Tree::prepare`], and if there is no such group.
     pub fn prepare_delegated(path: &Path, name: &str) -> Result<Self, CgroupError> {
         let mut found = here()?;
         if let Layout::Unified { mount, own } = &mut found {
             let root = mount.join(path.strip_prefix("/").unwrap_or(path));
             if !root.join("cgroup.procs").exists() {
-                let source = io::Error::other("it is not there; systemctl start ash-sandboxes.service");
+                let source = io::Error::other("it does not exist: run systemctl start ash-sandboxes.service");
                 return Err(CgroupError::io("use", &root, source));
             }
             *own = root.join(SUPERVISOR);
@@ -51,12 +52,13 @@ impl Tree {
         Self::prepare_in(&found, name)
     }
 
-    /// Makes this process's own group one that sandboxes can be below, by sitting in a group of its own there. For the
-    /// process that holds it: systemd 252 cannot start a program in a group whose children have controllers, so sandboxes
-    /// that outlive the launcher must not be below the launcher's unit.
+    /// Prepares this process's own group for sandboxes below it, by moving this process into a
+    /// child group. The holder uses it: systemd 252 cannot start a program in a group whose
+    /// children have controllers, so sandboxes that outlive the launcher must not be below the
+    /// launcher's unit.
     ///
     /// # Errors
-    /// As above.
+    /// As for [`Tree::prepare`].
     pub fn hold() -> Result<(), CgroupError> {
         match here()? {
             Layout::Unified { own, .. } if own.file_name().is_none_or(|last| last != SUPERVISOR) => {
@@ -68,10 +70,10 @@ impl Tree {
         }
     }
 
-    /// [`Tree::prepare`] with a layout that is known.
+    /// [`Tree::prepare`] with a known layout.
     ///
     /// # Errors
-    /// As above.
+    /// As for [`Tree::prepare`].
     pub fn prepare_in(found: &Layout, name: &str) -> Result<Self, CgroupError> {
         let (root, missing) = match found {
             Layout::Unified { mount, own } => unified_root(mount, own, name)?,
@@ -87,7 +89,7 @@ impl Tree {
                     v1: true,
                 };
                 let missing =
-                    root.io.is_none().then(|| "io: the host has no blkio controller that throttles".to_owned());
+                    root.io.is_none().then(|| "io: this host has no blkio controller with I/O limits".to_owned());
                 (root, missing.into_iter().collect())
             }
         };
@@ -106,8 +108,8 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Limits of `io` are those of the disk that holds `dir`. Without this call, or where there is no such disk, none are
-    /// enforced.
+    /// The `io` limits apply to the disk of `dir`. Without this call, or without such a disk, none
+    /// are enforced.
     #[must_use]
     pub fn with_disk_of(mut self, dir: &Path) -> Self {
         match super::disk_of(dir) {
@@ -126,10 +128,10 @@ impl Tree {
         self.root.join(TENANTS).join(tenant.as_str())
     }
 
-    /// Makes a sandbox's groups and writes its limits. On an error nothing is left.
+    /// Creates a sandbox's groups and writes its limits. After an error nothing remains.
     ///
     /// # Errors
-    /// The step that failed; `AlreadyExists` when a group of that id still holds processes.
+    /// The step that failed; `AlreadyExists` if a group of that id still contains processes.
     pub fn create(&self, tenant: &TenantId, id: Uuid, limits: &Limits) -> Result<Leaf, CgroupError> {
         super::limits::values(limits)?;
         let above = self.tenant(tenant);
@@ -148,7 +150,7 @@ impl Tree {
         }
     }
 
-    /// The groups of a sandbox that was made earlier, by whichever launcher. `None` when no hierarchy has any.
+    /// The groups of a sandbox created earlier, by any launcher. `None` if no hierarchy has one.
     ///
     /// # Errors
     /// A hierarchy that cannot be read.
@@ -162,7 +164,7 @@ impl Tree {
         Ok(None)
     }
 
-    /// Every sandbox that has a group in any hierarchy, once.
+    /// Every sandbox with a group in any hierarchy, once.
     ///
     /// # Errors
     /// A hierarchy that cannot be read.
@@ -181,14 +183,15 @@ impl Tree {
         Ok(all)
     }
 
-    /// Removes a tenant's groups when its last sandbox is gone; while one is left the kernel refuses, which is fine.
+    /// Removes a tenant's groups after its last sandbox. While there is one, the kernel refuses,
+    /// and nothing happens.
     pub fn forget_tenant(&self, tenant: &TenantId) {
         for dir in self.tenant(tenant).directories() {
             std::fs::remove_dir(dir).ok();
         }
     }
 
-    /// Removes the roots. What still has a sandbox stays.
+    /// Removes the roots. Groups with sandboxes remain.
     pub fn remove(&self) {
         for dir in self.root.join(TENANTS).directories().into_iter().chain(self.root.directories()) {
             std::fs::remove_dir(dir).ok();
@@ -196,7 +199,7 @@ impl Tree {
     }
 }
 
-/// What all sandboxes together may have of the host's process ids and threads: three quarters. Each takes one of the host's own.
+/// The limit of pids for all sandboxes together: three quarters of the host's.
 fn process_ids() -> Option<u64> {
     let number =
         |name: &str| std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?.trim().parse::<u64>().ok();
@@ -210,10 +213,10 @@ fn here() -> Result<Layout, CgroupError> {
     Ok(layout::detect(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)?)
 }
 
-/// Where the sandboxes go on a pure v2 host, with what is missing there.
+/// The root of the sandboxes on a pure v2 host, and the missing controllers.
 fn unified_root(mount: &Path, own: &Path, name: &str) -> Result<(CgroupPaths, Vec<String>), CgroupError> {
     let root = if own.file_name().is_some_and(|last| last == SUPERVISOR) {
-        // systemd's DelegateSubgroup=, or a launcher that was restarted.
+        // systemd's DelegateSubgroup=, or a restarted launcher.
         own.parent().unwrap_or(mount).to_owned()
     } else if own.join("cgroup.events").exists() && only_process_in(own)? {
         // A unit with Delegate=yes. Only the hierarchy's root has no cgroup.events.
@@ -222,7 +225,7 @@ fn unified_root(mount: &Path, own: &Path, name: &str) -> Result<(CgroupPaths, Ve
         write(&supervisor.join("cgroup.procs"), "0")?;
         own.to_owned()
     } else {
-        // The group is shared with a shell or with ashd, and is not ours to split.
+        // The group is shared with a shell or with ashd and must not be split.
         enable_at(mount);
         let root = mount.join(name);
         ensure_dir(&root)?;
@@ -251,26 +254,27 @@ fn only_process_in(dir: &Path) -> Result<bool, CgroupError> {
     Ok(text.lines().all(|pid| pid == own))
 }
 
-/// Enables each controller for the children of `dir`; answers which ones are on.
+/// Enables each controller for the children of `dir`. Returns the enabled ones.
 fn enable_at(dir: &Path) -> Vec<&'static str> {
     let file = dir.join("cgroup.subtree_control");
     let on = || -> Vec<&'static str> {
         let text = std::fs::read_to_string(&file).unwrap_or_default();
         V2_CONTROLLERS.into_iter().filter(|c| text.split_whitespace().any(|word| word == *c)).collect()
     };
-    // At most starts all are on already. A write takes a lock of all cgroups, even when it changes nothing.
+    // Usually all are enabled already. A write takes a global cgroup lock, even without a change.
     let before = on();
     if before.len() == V2_CONTROLLERS.len() {
         return before;
     }
     for controller in V2_CONTROLLERS.into_iter().filter(|c| !before.contains(c)) {
-        // A missing controller is told by what is on afterwards.
+        // A missing controller is detected afterwards.
         write(&file, &format!("+{controller}")).ok();
     }
     on()
 }
 
-/// The same below the root, where what the root has must also be: a leaf without its limit would be silent.
+/// The same below the root. Controllers of the root are required here: a leaf without its limit
+/// would go unnoticed.
 fn enable(paths: &CgroupPaths) -> Result<(), CgroupError> {
     if paths.v1 {
         return Ok(());
@@ -279,14 +283,14 @@ fn enable(paths: &CgroupPaths) -> Result<(), CgroupError> {
     let wanted = [("memory", &paths.memory), ("cpu", &paths.cpu), ("pids", &paths.pids), ("io", &paths.io)];
     match wanted.into_iter().find(|(controller, leg)| leg.is_some() && !on.contains(controller)) {
         Some((controller, _)) => {
-            let source = io::Error::other("the kernel did not take it");
+            let source = io::Error::other("the kernel did not enable it");
             Err(CgroupError::io(format!("enable {controller} in"), &paths.unified, source))
         }
         None => Ok(()),
     }
 }
 
-/// Names of the groups directly below `dir`; none when it does not exist.
+/// Names of the groups directly below `dir`. Empty if it does not exist.
 fn names(dir: &Path) -> Result<Vec<String>, CgroupError> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

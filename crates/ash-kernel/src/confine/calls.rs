@@ -1,8 +1,9 @@
-//! System calls of the daemons, as data: [`COMMON`] and what one of them needs besides, [`REFUSED`] by their arguments, and for the
-//! launcher [`NEVER`].
+//! System calls of the daemons, as data: [`COMMON`] and additions for one daemon, refusals by
+//! argument ([`refused`]), and [`NEVER`] for the launcher.
 //!
-//! The lists are wide where a call is harmless without capabilities, as a library may begin to use it with any update, and narrow
-//! where a call leads out: other families of sockets, other programs, namespaces, the machine.
+//! The lists are wide for calls that are harmless without capabilities, because a library update
+//! may need them. They are narrow for calls that lead out: other socket families, other programs,
+//! namespaces, the machine.
 
 use libc as sys;
 
@@ -13,7 +14,7 @@ use crate::syscalls::{BASE, BESIDE_INTERNET, BESIDE_UNIX, Group, HANDLES, MACHIN
 pub const COMMON: &[&[Group]] =
     &[BASE, &[Group { why: "a session's files and the store on the disk", calls: &[sys::SYS_syncfs] }]];
 
-/// The gateway starts its successor; ashd starts nothing.
+/// The gateway starts its successor. ashd starts no programs.
 #[rustfmt::skip]
 pub const SUCCESSOR: &[Group] = &[
     Group { why: "the gateway's own program again", calls: &[sys::SYS_execve, sys::SYS_setpgid, sys::SYS_setsid] },
@@ -21,7 +22,7 @@ pub const SUCCESSOR: &[Group] = &[
     Group { why: "older forms of clone", calls: &[sys::SYS_vfork, sys::SYS_fork] },
 ];
 
-/// Which sockets a daemon may make.
+/// The sockets that a daemon may create.
 #[derive(Clone, Copy, Debug)]
 pub enum Sockets {
     Unix,
@@ -31,7 +32,7 @@ pub enum Sockets {
 /// The refusals by argument.
 pub fn refused(sockets: Sockets) -> Vec<Refusal<'static>> {
     let families = match sockets {
-        // ashd has no way out to a network: it accepts from sockets that were made before.
+        // ashd has no access to a network: it accepts from existing sockets only.
         Sockets::Unix => BESIDE_UNIX,
         Sockets::Internet => BESIDE_INTERNET,
     };
@@ -44,8 +45,8 @@ pub fn refused(sockets: Sockets) -> Vec<Refusal<'static>> {
     all.into_iter().flat_map(|(call, when)| when.iter().map(move |args| (call, *args))).collect()
 }
 
-/// What the launcher will never need, in this version or the next: the filter is inherited by the program that is executed in its
-/// place, and by every sandbox, whose own filter is far shorter.
+/// The calls that the launcher will never need, in this or the next version. The filter is
+/// inherited by a new launcher program and by every sandbox, whose own filter is far stricter.
 #[rustfmt::skip]
 pub const NEVER: &[Group] = &[
     Group { why: "the machine itself", calls: MACHINE },

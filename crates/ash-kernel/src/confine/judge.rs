@@ -1,16 +1,17 @@
-//! Whether a process is confined as the daemons are, by what the kernel tells of it from outside.
+//! Checks from outside whether a process has the confinement of a daemon.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-/// What /proc says of one process.
+/// The facts in /proc about one process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// The text of `status`.
     pub status: String,
     /// The text of `limits`.
     pub limits: String,
-    /// Owner of a file of its directory: root where it is not dumpable, its own uid otherwise (proc(5)).
+    /// Owner of a file in its directory: root if it is not dumpable, otherwise its own uid
+    /// (proc(5)).
     pub owner: u32,
 }
 
@@ -18,20 +19,20 @@ pub struct Facts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     pub layer: &'static str,
-    /// What was found in its place.
+    /// The state found instead.
     pub found: String,
 }
 
 /// # Errors
-/// When there is no such process.
+/// There is no such process.
 pub fn facts_of(pid: u32) -> io::Result<Facts> {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
     let owner = std::fs::metadata(format!("/proc/{pid}/environ"))?.uid();
     Ok(Facts { status: read("status")?, limits: read("limits")?, owner })
 }
 
-/// What is missing, in the order in which it is put in force. That root's own process is dumpable cannot be told from outside: the
-/// process asks the kernel itself when it confines itself.
+/// The missing layers, in the order of their setup. Whether a process of root is dumpable is not
+/// visible from outside; the process checks that itself.
 pub fn missing(facts: &Facts) -> Vec<Missing> {
     let field = |name: &str| {
         let line = facts.status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -42,19 +43,19 @@ pub fn missing(facts: &Facts) -> Vec<Missing> {
     if facts.owner != 0 {
         missing(
             "not dumpable",
-            format!("/proc/<pid> belongs to uid {}: others of that user may look into it", facts.owner),
+            format!("/proc/<pid> belongs to uid {}: other processes of that user can inspect it", facts.owner),
         );
     }
     // Name, soft limit, hard limit, unit.
     let core = facts.limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap_or_default();
     if core.split_whitespace().take(2).collect::<Vec<_>>() != ["0", "0"] {
-        missing("RLIMIT_CORE", format!("core files of {}", core.split_whitespace().next().unwrap_or("unknown size")));
+        missing("RLIMIT_CORE", format!("the core file limit is {}", core.split_whitespace().next().unwrap_or("unknown size")));
     }
     if field("NoNewPrivs") != "1" {
         missing("no_new_privs", format!("NoNewPrivs is \"{}\"", field("NoNewPrivs")));
     }
     if field("Seccomp") != "2" {
-        missing("seccomp", format!("Seccomp is \"{}\", a filter is 2", field("Seccomp")));
+        missing("seccomp", format!("Seccomp is \"{}\" instead of \"2\" (filter)", field("Seccomp")));
     }
     all
 }

@@ -1,18 +1,19 @@
-//! The confinement that ashd, ash-gateway and ash-launcher put on themselves, under systemd or not.
+//! Self-confinement of ashd, ash-gateway and ash-launcher, with or without systemd.
 //!
 //! ```text
-//!   start-up work (sockets, users, capabilities), one thread
+//!   startup (sockets, users, capabilities), one thread
 //!        |  apply(plan)
 //!        v
-//!   not dumpable -> no cores -> no_new_privs -> landlock -> seccomp -> verified      any step fails: the program ends, named
-//!        |
+//!   not dumpable -> no cores -> no_new_privs -> landlock -> seccomp -> verified
+//!        |                                      if a step fails, the program ends and names it
 //!        v
-//!   threads, requests: all of them are born with it
+//!   threads and requests inherit the confinement
 //! ```
 //!
-//! A program that replaces itself (the gateway's successor, a launcher executed anew) inherits all of it. It knows by the filter's
-//! mark, an answer of prctl(2) that only the filter gives, and does not put the same once more on top: the kernel has room for 16
-//! landlock domains. A new revision of a plan has a new mark, and goes on top of the old.
+//! A program that replaces itself (the gateway's successor, a restarted launcher) inherits it. It
+//! detects this by the filter's mark, an answer of prctl(2) that only the filter gives, and does
+//! not apply the same plan again: the kernel allows 16 landlock domains. A new revision of a plan
+//! has a new mark and is applied in addition.
 
 pub mod calls;
 mod judge;
@@ -27,35 +28,35 @@ use crate::process;
 use crate::seccomp::{OwnFilter, Refusal, marked};
 use crate::single::SingleThreaded;
 
-/// What a program may still do.
+/// The permissions of a program.
 #[derive(Debug)]
 pub struct Plan {
     pub program: &'static str,
-    /// Number of this plan among all programs' and revisions, 3000 to 4000.
+    /// Number of this plan, unique among all programs and revisions, 3000 to 4000.
     pub mark: u16,
-    /// `None`: no landlock domain, with the reason in docs/decisions/self-confinement.md.
+    /// `None`: no landlock domain, for the reason in docs/decisions/self-confinement.md.
     pub domain: Option<Domain>,
     pub calls: Calls,
 }
 
-/// What landlock allows; the rest of the file system and of TCP is refused.
+/// The permissions of landlock. Other files and TCP ports are refused.
 #[derive(Debug)]
 pub struct Domain {
-    /// A path that is not there is left out.
+    /// A missing path is ignored.
     pub paths: Vec<(PathBuf, Right)>,
-    /// TCP ports that may be connected to. None may be bound.
+    /// TCP ports for outgoing connections. No port can be bound.
     pub connect: Vec<u16>,
 }
 
 #[derive(Debug)]
 pub enum Calls {
-    /// These and no others (`ENOSYS`), and of these not what is refused (`EPERM`).
+    /// Other calls fail with `ENOSYS`, the refused cases of the allowed ones with `EPERM`.
     Only { allowed: Vec<i64>, refused: Vec<Refusal<'static>> },
     /// All but these (`EPERM`).
     AllBut(Vec<i64>),
 }
 
-/// A layer that could not be put in force. The program must not serve.
+/// A layer that could not be applied. The program must not serve.
 #[derive(Debug, thiserror::Error)]
 #[error("{program} cannot confine itself: {layer}: {source}")]
 pub struct Unconfined {
@@ -64,12 +65,13 @@ pub struct Unconfined {
     pub source: io::Error,
 }
 
-/// Puts a plan in force for this process and all its threads to come, and has the kernel say that it is.
+/// Applies a plan to this process and its future threads, and verifies it with the kernel.
 ///
-/// A kernel without landlock is told in the log, as an error; the sandboxes' own floor decides whether sessions start on it.
+/// A kernel without landlock is logged as an error. The floor of the sandboxes decides whether
+/// sessions start on it.
 ///
 /// # Errors
-/// The layer that is missing.
+/// Names the missing layer.
 pub fn apply(one: &SingleThreaded, plan: &Plan) -> Result<(), Unconfined> {
     let failed = |layer| move |source| Unconfined { program: plan.program, layer, source };
     one.check().map_err(failed("one thread"))?;
@@ -102,7 +104,7 @@ fn enforce(program: &str, wanted: &Domain) -> io::Result<String> {
             tracing::error!(
                 ASH_EVENT = "self-confinement",
                 %error,
-                "this kernel has no landlock: {program} runs without a domain of its own; add landlock to lsm= on the kernel's command line"
+                "this kernel has no landlock, so {program} runs without a landlock domain: add landlock to lsm= on the kernel's command line"
             );
             return Ok("not in this kernel".to_owned());
         }
@@ -110,7 +112,7 @@ fn enforce(program: &str, wanted: &Domain) -> io::Result<String> {
     if abi < 4 {
         tracing::warn!(
             ASH_EVENT = "self-confinement",
-            "landlock ABI {abi} does not restrict TCP (Linux 6.7 does): {program} is kept from it by other layers alone"
+            "landlock ABI {abi} does not restrict TCP (Linux 6.7 does): only the other layers restrict it for {program}"
         );
     }
     let rules = Rules::of_daemon(&wanted.paths, &wanted.connect)?;

@@ -158,7 +158,7 @@ async fn endless_and_large_outputs_are_cut_and_hurt_nobody() {
         (Some(9), &json!(true), &json!("end\n"))
     );
     assert!(
-        out.len() < (1 << 20) + 200 && out.contains("[ashd: stdout was cut after 1048576 bytes; 5000000 bytes came")
+        out.len() < (1 << 20) + 200 && out.contains("[ashd: stdout truncated to 1048576 of 5000000 bytes")
     );
 
     let memory = |pid: u32| {

@@ -76,7 +76,7 @@ async fn what_cannot_be_met_is_refused_and_changes_nothing() {
     // 100 MiB held by a process that runs on.
     api.turn(&id, "@alloc 104857600\n@text held").await;
     for (body, fault) in [
-        (json!({"memoryBytes": 0}), "memoryBytes: 0 is too little"),
+        (json!({"memoryBytes": 0}), "memoryBytes: 0 is below the minimum"),
         (json!({"memoryBytes": "1GiB"}), "memoryBytes must be a whole number"),
         (json!({"memoryBytes": -5}), "memoryBytes must be"),
         (json!({"memoryBytes": 1.5}), "memoryBytes must be"),

@@ -70,7 +70,7 @@ async fn io_is_throttled_told_stored_and_given_back() {
     assert_eq!(in_force(&daemon, &id), [None, Some(4 * MIB), Some(500), None]);
 
     let refused = api.call("PATCH", &path, Some(json!({"ioWriteBps": 5}))).await;
-    assert!(refused.status == 400 && refused.text.contains("ioWriteBps: 5 is too little"), "{}", refused.text);
+    assert!(refused.status == 400 && refused.text.contains("ioWriteBps: 5 is below the minimum"), "{}", refused.text);
     let back = api.call("PATCH", &path, Some(json!({"ioWriteBps": null, "ioReadIops": null}))).await.expect(200);
     assert_eq!(back["limits"]["ioWriteBps"]["value"], Value::Null);
     assert_eq!(in_force(&daemon, &id), [None; 4]);

@@ -102,10 +102,10 @@ async fn an_agent_that_may_not_be_read_says_what_to_do() {
     let away = dir.with_file_name("away");
     fs::rename(&dir, &away).unwrap();
     let gone = api.post("/api/sessions", json!({"agent": "closed"})).await.expect(422);
-    assert_eq!(gone["error"], "The directory of agent \"closed\" does not exist any more. Deploy the agent again.");
+    assert_eq!(gone["error"], "The directory of agent \"closed\" no longer exists. Deploy the agent again.");
     fs::write(&dir, "a file").unwrap();
     let file = api.post("/api/sessions", json!({"agent": "closed"})).await.expect(422);
-    assert_eq!(file["error"], "The directory of agent \"closed\" is not a directory any more. Deploy the agent again.");
+    assert_eq!(file["error"], "The directory of agent \"closed\" is no longer a directory. Deploy the agent again.");
     let relative = deploy(Path::new("agents/closed")).await.expect(400);
     let text = relative["error"].as_str().unwrap();
     assert!(text.starts_with("path \"agents/closed\" is relative; give the absolute path"), "{text}");

@@ -1,13 +1,14 @@
-//! The directory of an agent, resolved, judged and opened at each use.
+//! Resolves, checks and opens the directory of an agent at each use.
 //!
 //! ```text
 //!   path of the agent --canonicalize--> real path --below a root?--> openat2 beneath that root, no links
 //!                                                                      |
-//!              walk `..` from the descriptor to `/`, compare (device, inode) with ashd's own directories
+//!         walk `..` from the descriptor to `/`, compare (device, inode) with ashd's own directories
 //! ```
 //!
-//! What is judged is what was opened: a directory that becomes a link after its deployment, or between the check and the use, is
-//! judged as what it is now. Files are then read relative to the descriptor ([`ash_kernel::copy`], the files API).
+//! The check covers the opened directory: one that becomes a link after its deployment, or between
+//! check and use, is checked as it is now. Files are then read relative to the descriptor
+//! ([`ash_kernel::copy`], the files API).
 
 use std::fs::File;
 use std::io;
@@ -23,16 +24,17 @@ use crate::sessions::context::Shared;
 use crate::sessions::workspace::layout::agents_of;
 use crate::store::Agent;
 
-/// Tries to open a directory that is replaced while it is looked at.
+/// Attempts to open a directory that changes meanwhile.
 const TRIES: usize = 16;
-/// Directories above one another.
+/// Maximum directory depth.
 const MAX_DEPTH: usize = 4096;
 /// No link of any kind, and nothing above the root.
 const STRICT: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 /// The packaged configuration directory.
 const ETC: &str = "/etc/ashd";
 
-/// Why a directory is not used. The text completes "the agent's directory is refused:" and the answer to a deployment.
+/// Why a directory is refused. The text completes "The directory of agent ... is refused:" and the
+/// answer to a deployment.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// It does not exist, is no directory, or ashd's user may not read it.
@@ -40,10 +42,10 @@ pub enum Refusal {
     Unusable(io::Error),
     #[error("path must lie under one of the agent roots (`[agents] roots` in ashd.toml)")]
     Outside,
-    #[error("path must not be, hold or lie in the {0} of ashd")]
+    #[error("path must not be, contain or lie in the {0} of ashd")]
     Own(&'static str),
     #[error(
-        "without `[agents] roots` only a key with the admin role may name a directory of the server; upload the agent with \
+        "without `[agents] roots`, only a key with the admin role may use a directory of the server; upload the agent with \
          files, or ask the admin to set `[agents] roots` in ashd.toml or to deploy it"
     )]
     NeedsAdmin,
@@ -63,7 +65,8 @@ pub struct AgentDirectory {
 }
 
 impl AgentDirectory {
-    /// As the configuration and the file system are now. Blocks: call it on a blocking thread.
+    /// Checks the agent's directory against the current configuration and file system. Blocks: call
+    /// it on a blocking thread.
     ///
     /// # Errors
     /// [`SessionError::AgentDirectoryGone`] or [`SessionError::AgentDirectoryRefused`], both 422.
@@ -73,7 +76,7 @@ impl AgentDirectory {
             None => Self::named(config, Path::new(&agent.path), agent.path_by_admin),
         };
         opened.map_err(|refusal| {
-            tracing::warn!(ASH_AGENT = agent.name, path = agent.path, "an agent's directory is not used: {refusal}");
+            tracing::warn!(ASH_AGENT = agent.name, path = agent.path, "agent directory refused: {refusal}");
             let agent = agent.name.clone();
             match refusal {
                 Refusal::Unusable(cause) => SessionError::AgentDirectoryGone { agent, what: what_happened(&cause) },
@@ -82,10 +85,11 @@ impl AgentDirectory {
         })
     }
 
-    /// A directory of the server by an absolute path. `by_admin`: a key with the admin role named it.
+    /// A directory of the server by an absolute path. `by_admin`: a key with the admin role named
+    /// it.
     ///
     /// # Errors
-    /// Why it may not be used, or cannot be.
+    /// Why it may not or cannot be used.
     pub fn named(config: &Config, path: &Path, by_admin: bool) -> Result<Self, Refusal> {
         let roots = &config.agents.roots;
         if roots.is_empty() && !by_admin {
@@ -96,12 +100,12 @@ impl AgentDirectory {
         Ok(Self { fd, uploaded: false })
     }
 
-    /// Whether ashd made it from uploaded files, and never changes it behind its version.
+    /// Whether ashd made it from uploaded files. Such a directory never changes within its version.
     pub fn is_uploaded(&self) -> bool {
         self.uploaded
     }
 
-    /// The same directory, for work that needs a file.
+    /// The same directory as a `File`.
     ///
     /// # Errors
     /// No descriptor is left.
@@ -109,10 +113,10 @@ impl AgentDirectory {
         Ok(File::from(self.fd.try_clone()?))
     }
 
-    /// Whether a regular file of that name is in it; a link to one that does not leave the directory counts.
+    /// Whether it has a regular file of that name; a link to one within the directory counts.
     ///
     /// # Errors
-    /// What the kernel answers when it cannot tell.
+    /// Those of the kernel.
     pub fn has_file(&self, name: &str) -> io::Result<bool> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         match openat2(&self.fd, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
@@ -122,7 +126,7 @@ impl AgentDirectory {
         }
     }
 
-    /// Whether ashd's user may read a file of it, one that [`Self::has_file`] found.
+    /// Whether ashd's user may read a file that [`Self::has_file`] found.
     ///
     /// # Errors
     /// Why not.
@@ -133,8 +137,8 @@ impl AgentDirectory {
         Ok(())
     }
 
-    /// Which files of it may be read. In a directory of the server a file of ashd's own that has a second name is not: with
-    /// `fs.protected_hardlinks` off, any local user can give a file such a name.
+    /// Which of its files may be read. In a directory of the server, hard links to ashd's own files
+    /// are excluded: with `fs.protected_hardlinks` off, any local user can create one.
     pub fn takes(&self) -> fn(&Stat) -> bool {
         if self.uploaded {
             |_| true
@@ -149,7 +153,7 @@ impl Shared {
     pub async fn agent_directory(&self, agent: &Agent) -> Result<AgentDirectory, SessionError> {
         let (config, agent) = (self.config.now(), agent.clone());
         let opened = tokio::task::spawn_blocking(move || AgentDirectory::of(&config, &agent)).await;
-        opened.map_err(|e| SessionError::Failed(format!("the agent's directory could not be looked at: {e}")))?
+        opened.map_err(|e| SessionError::Failed(format!("cannot inspect the agent's directory: {e}")))?
     }
 }
 
@@ -159,11 +163,11 @@ impl AsFd for AgentDirectory {
     }
 }
 
-/// Of a directory that was there when it was deployed.
+/// The change since the directory was deployed.
 fn what_happened(cause: &io::Error) -> &'static str {
     match cause.kind() {
-        io::ErrorKind::NotFound => "does not exist any more",
-        io::ErrorKind::NotADirectory => "is not a directory any more",
+        io::ErrorKind::NotFound => "no longer exists",
+        io::ErrorKind::NotADirectory => "is no longer a directory",
         io::ErrorKind::PermissionDenied => {
             "may not be read by the user that ashd runs as: give it permission (chmod -R o+rX, and o+x on the directories above), or \
              upload the agent with files"
@@ -172,7 +176,7 @@ fn what_happened(cause: &io::Error) -> &'static str {
     }
 }
 
-/// Where an uploaded agent is, relative to the data directory; `None` for one that was named by its path.
+/// Path of an uploaded agent relative to the data directory; `None` for an agent deployed by path.
 fn uploaded(config: &Config, agent: &Agent) -> Option<PathBuf> {
     let home = agents_of(&config.data_dir, &agent.tenant).join(&agent.name);
     let mut version = Path::new(&agent.path).strip_prefix(&home).ok()?.components();
@@ -182,7 +186,7 @@ fn uploaded(config: &Config, agent: &Agent) -> Option<PathBuf> {
     }
 }
 
-/// The directory at `path`, opened below the root that holds it; without roots below `/`.
+/// The directory at `path`, opened below its root, or below `/` without roots.
 fn resolve(roots: &[PathBuf], path: &Path) -> Result<OwnedFd, Refusal> {
     let real_roots: Vec<PathBuf> = match roots {
         [] => vec![PathBuf::from("/")],
@@ -191,19 +195,20 @@ fn resolve(roots: &[PathBuf], path: &Path) -> Result<OwnedFd, Refusal> {
     for _ in 0..TRIES {
         let real = match path.canonicalize() {
             Ok(real) => real,
-            // The same answer for what does not exist and for what is outside the roots: it does not tell what is there.
+            // The same answer for paths that do not exist and paths outside the roots: it reveals
+            // nothing.
             Err(_) if !roots.is_empty() && !plainly_below(roots, path) => return Err(Refusal::Outside),
             Err(cause) => return Err(Refusal::Unusable(cause)),
         };
         let below = real_roots.iter().find_map(|root| Some((root, real.strip_prefix(root).ok()?)));
         let Some((root, below)) = below else { return Err(Refusal::Outside) };
         match open_beneath(root, below) {
-            // Something on the way was replaced since it was resolved.
+            // Something in the path was replaced since it was resolved.
             Err(Refusal::Unusable(cause)) if changed(&cause) => {}
             other => return other,
         }
     }
-    Err(Refusal::Unusable(io::Error::other("it is replaced again and again while it is opened")))
+    Err(Refusal::Unusable(io::Error::other("it changed repeatedly while it was opened")))
 }
 
 fn changed(cause: &io::Error) -> bool {
@@ -222,11 +227,11 @@ fn open_beneath(root: &Path, below: &Path) -> Result<OwnedFd, Refusal> {
     Ok(openat2(root, below, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), STRICT)?)
 }
 
-/// A directory of ashd's.
+/// A directory of ashd.
 struct Own {
     what: &'static str,
     path: PathBuf,
-    /// Whether an agent must not lie below it either.
+    /// Whether agents below it are refused as well.
     with_all_below: bool,
 }
 
@@ -240,7 +245,7 @@ fn own_directories(config: &Config) -> Vec<Own> {
     ];
     if let Some(file) = &config.file {
         own.push(whole(configuration, Path::new(&format!("{}.d", file.display()))));
-        // Another place than the packaged one may be a home directory with agents beside the file.
+        // A configuration outside /etc may be in a home directory, next to agents.
         let beside = file.parent().map(Path::to_owned);
         own.extend(beside.map(|path| Own { what: configuration, path, with_all_below: false }));
     }
@@ -249,7 +254,7 @@ fn own_directories(config: &Config) -> Vec<Own> {
     own
 }
 
-/// What a directory is, whatever its names.
+/// (device, inode): identifies a directory under any name.
 type Identity = (u64, u64);
 
 fn identity(stat: &Stat) -> Identity {
@@ -282,7 +287,7 @@ fn ancestors(directory: &OwnedFd) -> Result<Vec<Identity>, Refusal> {
         }
         all.push(above);
     }
-    Err(Refusal::Unusable(io::Error::other(format!("it lies more than {MAX_DEPTH} directories deep"))))
+    Err(Refusal::Unusable(io::Error::other(format!("it is nested more than {MAX_DEPTH} directories deep"))))
 }
 
 #[cfg(test)]

@@ -98,7 +98,7 @@ fn links_are_judged_by_where_they_lead() {
 #[test]
 fn a_directory_of_ashds_is_known_by_what_it_is_and_not_by_its_name() {
     let host = Host::new(&["roots"]);
-    // A bind mount would be the same inode as well; a rename needs no privilege here.
+    // A rename needs no privilege here; a bind mount would have the same inode as well.
     fs::rename(host.at("data"), host.at("roots/agent/data")).unwrap();
     symlink(host.at("roots/agent/data"), host.at("data")).unwrap();
     assert_eq!(host.named("roots/agent/data", false), "data directory");
@@ -131,7 +131,7 @@ fn an_uploaded_agent_is_opened_below_the_data_directory() {
     let own = AgentDirectory::of(&host.config, &agent(format!("{data}/agents/acme/a/v-1"))).unwrap();
     let found = own.to_file().unwrap().metadata().unwrap().ino();
     assert!(own.is_uploaded() && found == fs::metadata(host.at("data/agents/acme/a/v-1")).unwrap().ino());
-    // What only looks like one is a path like any other.
+    // Not uploaded agents, so these are ordinary paths.
     for path in [
         format!("{data}/agents/acme/a"),
         format!("{data}/agents/acme/a/v-1/.."),

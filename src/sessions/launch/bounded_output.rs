@@ -1,4 +1,4 @@
-//! The reading end of a command's output: what is kept is bounded, and so is what is read at all.
+//! Reads a command's output. Both the kept and the read bytes are bounded.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,21 +7,21 @@ use tokio::net::unix::pipe::Receiver;
 
 /// Bytes of one output that are kept.
 pub const KEPT: usize = 1 << 20;
-/// Bytes of one output that are read. Past it the pipe is closed, and the next write ends the writer with SIGPIPE: an
-/// endless printer costs a bounded amount of work, whatever its deadline.
+/// Bytes of one output that are read. Then the pipe is closed, and the next write ends the writer
+/// with SIGPIPE: endless output costs bounded work, whatever the deadline.
 pub const READ: u64 = 64 << 20;
-/// Bytes of an output of which only the end is wanted.
+/// Bytes kept of an output whose end alone is wanted.
 const LAST: usize = 4096;
 /// Bytes of one read: the capacity of a pipe.
 const PIECE: usize = 64 << 10;
 
 #[derive(Debug)]
 pub struct Drain {
-    /// `None` once there is nothing more to come, or nothing more is wanted.
+    /// `None` at the end, or when no more is wanted.
     pipe: Option<Receiver>,
     kept: Vec<u8>,
     read: u64,
-    /// The end is kept, and all of it is read.
+    /// Keeps the end, and reads all of it.
     last: bool,
 }
 
@@ -34,7 +34,7 @@ impl Drain {
         Ok(Self { pipe: Some(Receiver::from_owned_fd(pipe)?), kept: Vec::new(), read: 0, last: false })
     }
 
-    /// One that keeps the last lines, and reads whatever comes.
+    /// Keeps the last lines, and reads without limit.
     ///
     /// # Errors
     /// As [`Drain::new`].
@@ -42,7 +42,7 @@ impl Drain {
         Ok(Self { last: true, ..Self::new(pipe)? })
     }
 
-    /// Reads until every writer is gone, or no more is wanted. Cancelling loses nothing.
+    /// Reads until all writers are gone, or no more is wanted. Cancel safe.
     pub async fn all(&mut self) {
         while let Some(pipe) = &self.pipe {
             if pipe.readable().await.is_err() {
@@ -55,12 +55,12 @@ impl Drain {
         }
     }
 
-    /// Takes what is in the pipe at this moment. What writes on meanwhile is not followed: see [`Drain::left`].
+    /// Takes what is in the pipe now. Later output is not followed: see [`Drain::left`].
     pub fn rest(&mut self) {
         for _ in 0..=KEPT / PIECE {
             let Some(pipe) = &self.pipe else { return };
             let mut buffer = [0; PIECE];
-            // Asked of the kernel itself: tokio may not know yet that the last words are there.
+            // Reads directly: tokio may not have noticed the last bytes yet.
             let read = rustix::io::read(pipe, &mut buffer).map_err(io::Error::from);
             if matches!(&read, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
                 break;
@@ -100,7 +100,7 @@ impl Drain {
         self.read > self.kept.len() as u64
     }
 
-    /// The last lines, whole ones, without control characters.
+    /// The last whole lines, without control characters.
     pub fn last_lines(self) -> String {
         let cut = self.read > self.kept.len() as u64;
         let from = self.kept.iter().position(|byte| *byte == b'\n').filter(|_| cut).map_or(0, |at| at + 1);
@@ -108,12 +108,12 @@ impl Drain {
         text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect::<String>().trim().to_owned()
     }
 
-    /// What was kept, as text; `name` is for the line that says where it was cut.
+    /// The kept bytes as text; `name` is for the truncation note.
     pub fn text(self, name: &str) -> String {
         let truncated = self.truncated();
         let mut kept = self.kept;
         if truncated {
-            // Half a character at the cut is not the command's doing.
+            // The cut may split a character.
             while kept.last().is_some_and(|byte| byte & 0xc0 == 0x80) {
                 kept.pop();
             }
@@ -126,9 +126,9 @@ impl Drain {
             Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
         };
         if truncated {
-            let closed = if self.read >= READ { " and was then closed" } else { "" };
+            let closed = if self.read >= READ { " and closed" } else { "" };
             text += &format!(
-                "\n[ashd: {name} was cut after {KEPT} bytes; {} bytes came{closed}; send long output to a file]\n",
+                "\n[ashd: {name} truncated to {KEPT} of {} bytes{closed}; redirect long output to a file]\n",
                 self.read
             );
         }
@@ -162,7 +162,7 @@ mod tests {
             assert_eq!(drain.truncated(), cut, "{length}");
             let text = drain.text("stdout");
             assert_eq!(text.bytes().filter(|b| *b == b'x').count(), length.min(KEPT), "{length}");
-            assert_eq!(text.contains(&format!("stdout was cut after {KEPT} bytes; {length} bytes came;")), cut);
+            assert_eq!(text.contains(&format!("stdout truncated to {KEPT} of {length} bytes;")), cut);
         }
     }
 
@@ -173,7 +173,7 @@ mod tests {
         drain.all().await;
         assert_eq!(writer.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         assert!(drain.read < READ + PIECE as u64 && drain.kept.len() == KEPT);
-        assert!(drain.text("stderr").contains("and was then closed"));
+        assert!(drain.text("stderr").contains("bytes and closed;"));
     }
 
     #[tokio::test]
@@ -184,7 +184,7 @@ mod tests {
         to.write_all(b"said after").unwrap();
         let left = drain.left().expect("it has a writer");
         let mut buffer = [0; 64];
-        assert_eq!(rustix::io::read(&left, &mut buffer), Ok(10), "what came later is not lost before it is discarded");
+        assert_eq!(rustix::io::read(&left, &mut buffer), Ok(10), "later output stays in the pipe");
         assert_eq!(drain.text("stdout"), "said before");
     }
 
@@ -217,7 +217,7 @@ mod tests {
     #[tokio::test]
     async fn a_cut_does_not_break_a_character() {
         let (mut drain, to) = pair();
-        // The bound falls between the two bytes of the last one.
+        // The bound splits the last character.
         let mut bytes = vec![b'x'; KEPT - 1];
         bytes.extend_from_slice("éé".as_bytes());
         let writer = write(to, bytes);

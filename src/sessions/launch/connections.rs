@@ -16,7 +16,7 @@ pub fn cancelled() -> SessionError {
     SessionError::Invalid("the session was stopped or ended while it was starting".to_owned())
 }
 
-/// In the client's words, with the way out where the launcher knows one.
+/// The error for the client, with the launcher's hint if it has one.
 pub fn launcher_error(error: &crate::sandbox::LauncherError) -> SessionError {
     use crate::sandbox::LauncherError as L;
     match error {
@@ -30,7 +30,8 @@ pub fn launcher_error(error: &crate::sandbox::LauncherError) -> SessionError {
 }
 
 impl Shared {
-    /// Lets the gateway serve this sandbox, and returns the listener it serves. Its undo is `remove_sandbox`.
+    /// Opens the gateway to this sandbox, and returns the listener that it serves. Undone by
+    /// `remove_sandbox`.
     pub async fn open_gateway(
         &self,
         session: &Session,
@@ -43,7 +44,7 @@ impl Shared {
         Ok(listener)
     }
 
-    /// Tells the gateway of this session, which may be news to it or not.
+    /// Registers the session at the gateway, which may know it already.
     pub async fn register(
         &self,
         session: &Session,
@@ -66,19 +67,19 @@ impl Shared {
             .map_err(|e| SessionError::Unavailable(format!("{e}; it is being restarted, try again")))
     }
 
-    /// The undo of a start, safe to call for what was never there. What cannot be undone now is said and left to the
-    /// next start of ashd, which destroys every sandbox that no session claims.
+    /// Undoes a start; safe for what never existed. Failures are logged and left to the next start
+    /// of ashd, which destroys every sandbox without a session.
     pub async fn remove_sandbox(&self, id: Uuid) {
         if let Err(e) = self.gateway.unregister(id).await {
-            tracing::warn!(ASH_SESSION = %id, "the gateway still serves a sandbox that is going: {e}");
+            tracing::warn!(ASH_SESSION = %id, "cannot unregister a sandbox from the gateway: {e}");
         }
         self.destroy_sandbox(id).await;
     }
 
-    /// The same for one that the gateway was never told of.
+    /// The same for a sandbox that the gateway does not know.
     pub async fn destroy_sandbox(&self, id: Uuid) {
         if let Err(e) = self.launcher.destroy(id).await {
-            tracing::error!(ASH_SESSION = %id, "the sandbox could not be destroyed: {e}");
+            tracing::error!(ASH_SESSION = %id, "cannot destroy the sandbox: {e}");
         }
     }
 }

@@ -3,11 +3,11 @@
 //! ```text
 //!   cold:   prepare -> sandbox -> probe -> gateway --+-> install.sh, startup.sh --+
 //!   parked: limits -> prepare, gateway --------------+                            +--> spawn -> initialize -> Live
-//!   again:  end the process before -----------------------------------------------+
+//!   again:  end the previous process ---------------------------------------------+
 //! ```
 //!
-//! Each step is timed and named in its error. Whatever fails (or is cancelled) takes the whole sandbox with it, so a
-//! failed start leaves a directory and nothing else.
+//! Each step is timed and named in its error. A failed or cancelled start destroys the whole
+//! sandbox and leaves only a directory.
 
 pub mod agent_directory;
 pub mod bounded_output;
@@ -48,17 +48,17 @@ use steps::{StepError, Steps, failed};
 
 /// The step in which claude runs.
 const INITIALIZE: &str = "initialize";
-/// Sandboxes of one tenant that are being made at the same time. The launcher makes one after the other, and those of other
-/// tenants wait behind these.
+/// Sandboxes of one tenant that are created at the same time. The launcher creates one after the
+/// other, and those of other tenants wait behind these.
 pub const STARTS_AT_ONCE: usize = 8;
-/// Path of the binary inside every sandbox.
+/// Path of the binary in every sandbox.
 const CLAUDE: &str = "/opt/claude/claude";
-/// Seconds claude has from its start to its answer to `initialize`.
+/// Time from claude's start to its answer to `initialize`.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// Seconds a process that makes way for its successor has after SIGTERM.
+/// Time after SIGTERM for a process that is replaced.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
-/// What a start needs to know. Owned, since it runs beside the session's task.
+/// What a start needs. Owned, because it runs beside the session's task.
 #[derive(Debug)]
 pub struct Plan {
     pub shared: Arc<Shared>,
@@ -74,7 +74,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Starts a sandbox and claude in it. A parked one in which claude cannot even be started costs time, not the session.
+    /// Starts a sandbox and claude in it. If claude cannot start in a parked sandbox, the start
+    /// continues cold.
     pub async fn cold(self, room: Room) -> Result<Live, SessionError> {
         let (mut slot, mut live, mut steps) = (None, None, Steps::default());
         let result = match room {
@@ -87,10 +88,10 @@ impl Plan {
                     if ![INITIALIZE, scripts::INSTALL].contains(&failure.step) && !self.cancel.is_cancelled() =>
                 {
                     tracing::warn!(ASH_SESSION = %self.session.id, ASH_EVENT = "parked-failed", %steps,
-                        "the parked sandbox is given up, and the session starts from nothing: {failure}");
+                        "the parked sandbox is discarded, and the session starts cold: {failure}");
                     self.undo().await;
                     slot = live.take().map(Live::into_slot).or(slot);
-                    steps.done("given up");
+                    steps.done("discard");
                     self.cold_steps(&mut slot, &mut live, &mut steps).await
                 }
                 other => other,
@@ -99,14 +100,16 @@ impl Plan {
         self.conclude(result, live, &steps).await
     }
 
-    /// Ends the claude that runs and starts another one in the same sandbox, with the same conversation.
+    /// Ends the running claude and starts another one in the same sandbox, with the same
+    /// conversation.
     pub async fn again(self, live: Live) -> Result<Live, SessionError> {
         let (mut live, mut steps) = (live, Steps::default());
         let result = self.again_steps(&mut live, &mut steps).await;
         self.conclude(result, Some(live), &steps).await
     }
 
-    /// Undoes a failed start. The pool's slot is in `live`: given back when the sandbox is gone.
+    /// Undoes a failed start. The pool's slot is in `live`; it is given back when the sandbox is
+    /// gone.
     async fn conclude(
         &self,
         result: Result<(), StepError>,
@@ -161,21 +164,22 @@ impl Plan {
             .create(create)
             .await
             .map_err(|e| StepError { step: "sandbox", error: launcher_error(&e) })?;
-        let mut events = sandbox.take_events().expect("a new sandbox's events were taken by nobody");
+        let mut events = sandbox.take_events().expect("a new sandbox has its events");
         steps.done("sandbox");
         self.check_cancelled("sandbox")?;
         let mut record = match ProcessRecord::read(&self.dir) {
             Ok(Some(record)) => record,
             Ok(None) => ProcessRecord { token: ProcessRecord::new_token(), ..ProcessRecord::default() },
-            // A power cut may leave it empty. Only an ashd that takes over a running process needs what was in it.
+            // A power cut may leave it empty. Only an ashd that adopts a running process needs its
+            // content.
             Err(e) => {
-                tracing::warn!(ASH_SESSION = %self.session.id, "process.json is made anew: {e}");
+                tracing::warn!(ASH_SESSION = %self.session.id, "process.json is unreadable and is recreated: {e}");
                 ProcessRecord { token: ProcessRecord::new_token(), ..ProcessRecord::default() }
             }
         };
         record.child = 0;
-        // At the same time: neither needs the other, and claude needs both. Both to their end, so that the undo of the one finds
-        // nothing under way of the other.
+        // Concurrent: neither needs the other, and claude needs both. Both run to their end, so
+        // that an undo finds nothing in progress.
         let (proof, gateway) = tokio::join!(
             self.shared.prove_confined(self.session.id, &sandbox, &mut events),
             self.shared.open_gateway(&self.session, &sandbox, &record.token, &self.options)
@@ -192,7 +196,7 @@ impl Plan {
     }
 
     async fn again_steps(&self, live: &mut Live, steps: &mut Steps) -> Result<(), StepError> {
-        let step = "end the process before";
+        let step = "end the previous process";
         live.thaw().await.map_err(|e| failed(step)(e.to_string()))?;
         let child = live.record.child;
         let ended = async {
@@ -247,7 +251,7 @@ impl Plan {
         let request = format!("init-{}", live.record.child);
         let line = claude::initialize_line(&request, &self.options);
         if let Err(e) = live.deliver_line(&line).await {
-            // Its stdin is closed: it has ended already, and its end says more than that.
+            // Its stdin is closed, so claude has ended; the exit status says more than this error.
             let why = tokio::time::timeout(LEAVE_WITHIN, how_it_ended(live)).await.unwrap_or_else(|_| e.to_string());
             return Err(failed(INITIALIZE)(self.with_stderr(why, stderr_from)));
         }
@@ -276,7 +280,7 @@ impl Plan {
         }
     }
 
-    /// The conversation is never lost in silence: a session that had one gets it back or an error.
+    /// A conversation is never lost silently: a session that had one gets it back, or an error.
     async fn conversation(&self) -> Result<Conversation, StepError> {
         let (home, id) = (self.dir.home(), self.session.conversation);
         let recorded = tokio::task::spawn_blocking(move || transcript::exists(&home, id)).await.unwrap_or(false);
@@ -286,19 +290,20 @@ impl Plan {
     }
 }
 
-/// Which conversation a new process is started with.
+/// The conversation of a new process.
 fn choose(recorded: bool, had_a_turn: bool, id: Uuid) -> Result<Conversation, String> {
     match (recorded, had_a_turn) {
         (true, _) => Ok(Conversation::Resumed(id)),
         (false, false) => Ok(Conversation::New(id)),
         (false, true) => Err(format!(
-            "the conversation {id} of this session is gone: home/.claude/projects/-workspace/{id}.jsonl is missing in the \
-             session's directory. Its messages are still in GET .../messages; create a new session to go on"
+            "the conversation of this session is lost: home/.claude/projects/-workspace/{id}.jsonl is missing in the \
+             session's directory. The messages are still in GET .../messages; create a new session to continue"
         )),
     }
 }
 
-/// Whether some turn ended well since the conversation began, so that claude must have written a record.
+/// Whether a turn succeeded since the conversation began, so that claude must have written a
+/// record.
 async fn had_a_turn(shared: &Shared, id: Uuid, since: i64, newest: i64) -> Result<bool, StepError> {
     for number in since + 1..=newest {
         let turn =
@@ -310,7 +315,7 @@ async fn had_a_turn(shared: &Shared, id: Uuid, since: i64, newest: i64) -> Resul
     Ok(false)
 }
 
-/// Waits for the answer to `request` and returns the offset behind it.
+/// Waits for the answer to `request` and returns the offset after it.
 async fn ready(live: &mut Live, tail: &mut Tail, request: &str) -> Result<u64, String> {
     loop {
         tokio::select! {
@@ -331,12 +336,12 @@ async fn ready(live: &mut Live, tail: &mut Tail, request: &str) -> Result<u64, S
     }
 }
 
-/// Waits for the end of claude, and tells its cause.
+/// Waits for the end of claude, and returns its cause.
 async fn how_it_ended(live: &mut Live) -> String {
     let status = live.ended().await;
     let memory = live.sandbox.info.limits.memory_bytes;
     let kills = OomCount::read(&live.sandbox.info.cgroup).since(live.oom);
-    // Nothing but claude ran yet, so nobody has to be named.
+    // Only claude ran so far, so no victim needs a name.
     let oom = (kills.number > 0).then(|| Oom::new(memory, kills, Vec::new()));
     match status {
         Some(status) => exit_cause::exited(status, oom.as_ref(), ""),

@@ -8,8 +8,8 @@ use crate::sessions::workspace::layout::make_dir;
 use ash_kernel::copy::{Bounds, CopyError, Links, copy_tree};
 
 impl Plan {
-    /// Directories, and the agent's files when the session does not have them yet. `mounted`: the workspace is that of a
-    /// parked sandbox, empty and in its place.
+    /// Creates the directories, and copies the agent's files if the session lacks them. `mounted`:
+    /// the workspace is that of a parked sandbox, empty and mounted.
     pub(super) async fn prepare(&self, mounted: bool) -> Result<(), StepError> {
         let fail = failed("prepare");
         let dir = self.dir.clone();
@@ -44,8 +44,8 @@ impl Plan {
                 std::fs::remove_dir(&partial).map_err(|e| trouble(&e))?;
                 return Ok(copied);
             }
-            // Beside its place first: a workspace is whole, or not there, or (a start in a parked sandbox was cut short) has
-            // this beside it.
+            // Copied to a temporary directory first: a workspace is whole or missing, or (an
+            // interrupted start in a parked sandbox) has this directory beside it.
             for old in [&workspace, &partial] {
                 match std::fs::remove_dir_all(old) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(trouble(&e)),
@@ -66,13 +66,13 @@ impl Plan {
         if !copied.skipped.is_empty() {
             let first = copied.skipped.entries.first().map(|entry| format!("{}: {}", entry.path, entry.reason));
             tracing::warn!(ASH_SESSION = %self.session.id, skipped = copied.skipped.count(), first, agent = %agent.name,
-                "the agent's directory has entries that were not copied; the answer of its deployment names them");
+                "some entries of the agent's directory were not copied; the deployment's response lists them");
         }
         Ok(())
     }
 }
 
-/// Of what may not be read, whoever deployed the agent can change the mode.
+/// The deployer can change the mode of unreadable files.
 fn not_copied(agent: &str, cause: &CopyError) -> SessionError {
     match cause {
         CopyError::At { path, source } if source.kind() == std::io::ErrorKind::PermissionDenied => {

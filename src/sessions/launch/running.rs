@@ -21,19 +21,20 @@ use crate::sessions::stream::tail::Tail;
 use ash_model::SandboxState;
 use ash_protocol::init::Exit;
 
-/// Bytes of a line that is kept in memory until claude has read it. A larger one is on the disk: a claude that never reads must not hold
-/// memory of ashd.
+/// Bytes of a line that is kept in memory until claude has read it. A larger one goes to the disk:
+/// a claude that never reads must not hold memory of ashd.
 pub const IN_MEMORY: usize = 64 * 1024;
-/// Answers that wait for a thaw.
+/// Maximum answers that wait for a thaw.
 const UNANSWERED: usize = 64;
 
-/// Dropping it gives the pool's slot back, and leaves the sandbox: `Shared::remove_sandbox` comes first.
+/// Dropping it gives the pool's slot back but keeps the sandbox: call `Shared::remove_sandbox`
+/// first.
 #[derive(Debug)]
 pub struct Live {
     pub sandbox: Sandbox,
     pub events: mpsc::UnboundedReceiver<SandboxEvent>,
     slot: Slot,
-    /// The gateway's way in. Kept, since init cannot be asked for it again while the sandbox is frozen.
+    /// The gateway's listener. Kept, because a frozen init cannot return it again.
     pub listener: OwnedFd,
     pub record: ProcessRecord,
     pub numbers: MessageNumbers,
@@ -41,45 +42,48 @@ pub struct Live {
     pub classifier: Classifier,
     /// `None` only while a process is being started.
     pub tail: Option<Tail>,
-    /// Bytes of stdout that were read and understood.
+    /// Bytes of stdout that were processed.
     pub read_to: u64,
-    /// Kills for want of memory that are told already.
+    /// Out-of-memory kills already reported.
     pub oom: OomCount,
-    /// The newest kill that was told while claude was still counted among the living: it may have been claude's, whose memory
-    /// takes a while to be given back.
+    /// The newest reported kill while claude still seemed to run. The victim may be claude, whose
+    /// memory takes a while to be released.
     pub told_oom: Option<(Instant, Oom)>,
     /// Where the newest process's part of stderr begins.
     pub stderr_from: u64,
     pub frozen: bool,
-    /// How the agent's `startup.sh` failed, until the timeline says so.
+    /// How the agent's `startup.sh` failed, until it is in the timeline.
     pub startup_failed: Option<String>,
-    /// Its sandbox was there before the session.
+    /// The sandbox existed before the session.
     pub parked: bool,
-    /// Its memory was pushed out to swap since it was frozen.
+    /// Its memory was reclaimed since it was frozen.
     pub reclaimed: bool,
-    /// When claude put out the first line since its files were brought to the disk; `None`: the disk has all.
+    /// When claude printed the first line since its files were synced; `None`: all is on the disk.
     pub unsaved_since: Option<Instant>,
-    /// Its files were brought to the disk before.
+    /// Its files were synced before.
     pub saved: bool,
-    /// The session's options changed since the process was started: the next message gets a new one.
+    /// The session's options changed since the process was started: the next message gets a new
+    /// one.
     pub stale: bool,
-    /// Watches what the kernel does not bound; `None` while a process is being started.
+    /// `None` while a process is being started.
     pub watch: Option<Watch>,
-    /// It was stopped for what its processes hold on the disk without a name.
+    /// It was stopped because of deleted files that its processes hold open.
     pub nameless: bool,
-    /// The number of a turn that was broken off while its claude stood still: it is interrupted when it runs again.
+    /// Number of a turn that was broken off while claude was frozen; it is interrupted after the
+    /// thaw.
     pub unfinished: Option<i64>,
-    /// When the newest turn ended, or the process came up.
+    /// When the newest turn ended, or the process started.
     pub idle_since: Instant,
-    /// Agents of claude's that work beside its turns: they may ask the model, and the session is not idle.
+    /// claude's background agents: they may ask the model, and the session is not idle.
     pub background: Background,
-    /// Answers to questions that claude asked before it was frozen.
+    /// Answers to requests that claude made before it was frozen.
     unanswered: Vec<Vec<u8>>,
-    /// Cloned for each command of a client that runs.
+    /// Cloned for each running command of a client.
     guests: Arc<()>,
 }
 
-/// What was set in the running process by requests, so that a turn without the option gets the session's own again.
+/// Settings changed in the running process by requests, so that a turn without the option restores
+/// the session's own.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Applied {
     pub model: Option<String>,
@@ -88,7 +92,7 @@ pub struct Applied {
 }
 
 impl Applied {
-    /// Of a process that another ashd drove: the next message sets all of it again.
+    /// For a process that another ashd drove: the next message sets everything again.
     pub fn unknown() -> Self {
         Self { model: Some(String::new()), effort: Some(Value::Bool(false)), thinking: Some(u64::MAX) }
     }
@@ -143,7 +147,7 @@ impl Live {
         self.slot
     }
 
-    /// Tells the pool. A paused session between turns may be parked to make room.
+    /// Updates the pool. A paused session between turns may be parked to make room.
     pub fn place(&self, turn: bool, paused: bool) {
         let state = if turn { SandboxState::Running } else { SandboxState::Waiting };
         self.slot.set(state, paused && !turn);
@@ -164,7 +168,7 @@ impl Live {
             self.set_frozen(false);
             for line in std::mem::take(&mut self.unanswered) {
                 if let Err(e) = self.deliver_line(&line).await {
-                    tracing::warn!("a question of claude's could not be answered after a thaw: {e}");
+                    tracing::warn!("cannot answer a request of claude after a thaw: {e}");
                     break;
                 }
             }
@@ -172,7 +176,8 @@ impl Live {
         Ok(())
     }
 
-    /// Keeps an answer until the sandbox is thawed: a frozen init takes none. Beyond [`UNANSWERED`] it is dropped.
+    /// Keeps an answer until the sandbox is thawed, because a frozen init takes none. Above
+    /// [`UNANSWERED`] answers it is dropped.
     pub fn answer_later(&mut self, line: Vec<u8>) {
         if self.unanswered.len() < UNANSWERED && line.len() <= IN_MEMORY {
             self.unanswered.push(line);
@@ -197,19 +202,20 @@ impl Live {
         }
     }
 
-    /// Hands a control line to claude's stdin. The line lives in memory only: it means nothing to another process.
+    /// Sends a control line to claude's stdin. The line stays in memory: another process has no use
+    /// for it.
     pub async fn deliver_line(&mut self, line: &[u8]) -> Result<(), LauncherError> {
         let file = in_memory(line).map_err(|e| LauncherError::Protocol(format!("memfd: {e}")))?;
         self.deliver_file(file).await
     }
 
-    /// The same of a line that is in a file, at its beginning.
+    /// Sends a line from the beginning of a file.
     pub async fn deliver_file(&mut self, line: File) -> Result<(), LauncherError> {
         let number = self.numbers.line();
         self.sandbox.deliver(self.record.child, number, line.into()).await
     }
 
-    /// Kept by a client's command as long as it runs.
+    /// Held by a client's command while it runs.
     pub fn guest(&self) -> Arc<()> {
         Arc::clone(&self.guests)
     }
@@ -218,7 +224,8 @@ impl Live {
         Arc::strong_count(&self.guests) > 1
     }
 
-    /// Whether something beside init and claude lives in the sandbox: a command, a server the agent left running.
+    /// Whether processes other than init and claude run in the sandbox: a command, a server that
+    /// the agent left running.
     pub fn has_company(&self) -> bool {
         if self.has_guests() || self.background.works() {
             return true;
@@ -226,14 +233,14 @@ impl Live {
         self.processes() > 2
     }
 
-    /// Processes that live in the sandbox, init included. Not readable means unknown, and unknown is taken for many.
+    /// Processes in the sandbox, init included; the maximum when unknown.
     pub fn processes(&self) -> usize {
         let procs = self.sandbox.info.cgroup.unified.join("cgroup.procs");
         std::fs::read_to_string(procs).map_or(usize::MAX, |text| text.lines().count())
     }
 }
 
-/// A file without a name that is no disk's, at its beginning.
+/// An anonymous file in memory, positioned at its beginning.
 pub fn in_memory(bytes: &[u8]) -> std::io::Result<File> {
     let mut file = File::from(rustix::fs::memfd_create("line", MemfdFlags::CLOEXEC)?);
     file.write_all(bytes)?;

@@ -1,11 +1,13 @@
-//! `install.sh` and `startup.sh` of an agent: run in the sandbox as its user, in /workspace, before claude.
+//! `install.sh` and `startup.sh` of an agent. They run in the sandbox as its user, in /workspace,
+//! before claude.
 //!
-//! | script | runs | within | fails |
+//! | script | runs | within | a failure |
 //! |---|---|---|---|
-//! | `install.sh` | once, when the session is first created; not in a fork | 10 min | the create, with the last lines of its output |
-//! | `startup.sh` | whenever the session gets a sandbox: create, resume | 60 s | nothing: the timeline says so, with its last lines |
+//! | `install.sh` | once, when the session is created; not in a fork | 10 min | fails the create, with its last lines |
+//! | `startup.sh` | for each new sandbox: create, resume | 60 s | is a timeline event with its last lines |
 //!
-//! What they leave in the background lives on; its output is discarded. While one runs, the session can be ended or deleted.
+//! Background processes of a script keep running; their output is discarded. The session can be
+//! ended or deleted while a script runs.
 
 use std::time::{Duration, Instant};
 
@@ -29,16 +31,16 @@ pub const INSTALL: &str = "install.sh";
 const STARTUP: &str = "startup.sh";
 const INSTALL_WITHIN: Duration = Duration::from_secs(600);
 const STARTUP_WITHIN: Duration = Duration::from_secs(60);
-/// Between two looks at the disk, which no one else watches before the session has started.
+/// Interval of disk checks. Nothing else watches the disk before the session has started.
 const LOOK: Duration = Duration::from_secs(1);
 /// Processor time after which a script may have written something.
 const BUSY_US: u64 = 20_000;
 
-/// How a script ended that did not succeed: the rest of a sentence that begins with its name.
+/// How a script failed: completes a sentence that begins with its name.
 type Failed = String;
 
 impl Plan {
-    /// Both, where the agent has them.
+    /// Runs both, where the agent has them.
     pub(super) async fn scripts(&self, live: &mut Live, steps: &mut Steps) -> Result<(), StepError> {
         let failed = |error| StepError { step: INSTALL, error };
         if self.dir.install_is_due() {
@@ -56,7 +58,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Runs one to its end. An error is the sandbox's or ashd's, or the start was cancelled.
+    /// Runs one script to its end. `Err`: the sandbox or ashd failed, or the start was cancelled.
     async fn script(
         &self,
         live: &Live,
@@ -88,7 +90,8 @@ impl Plan {
             () = self.cancel.cancelled() => return Err(cancelled()),
         };
         if end.is_err() {
-            // It and what it started in its own group; an install's sandbox goes with the session.
+            // Kills the script and its process group; on a failed install the sandbox is destroyed
+            // as well.
             live.sandbox.signal(child, Signal::SIGKILL as i32, true).await.ok();
         }
         out.rest();
@@ -101,16 +104,16 @@ impl Plan {
                 format!("was killed by signal {signal}")
             }
             Ok(Ok(Some(Exit::Signal(_))) | Err(_)) => {
-                format!("did not end within {} s and was ended", within.as_secs())
+                format!("did not finish within {} s and was killed", within.as_secs())
             }
-            Ok(Ok(None)) => "was lost with its sandbox (was its memory limit reached?)".to_owned(),
+            Ok(Ok(None)) => "ended with its sandbox; the memory limit may have been reached".to_owned(),
             Err(why) => why,
         };
         let said = out.last_lines();
         Ok(Err(if said.is_empty() { why } else { format!("{why}. Its last lines:\n{said}") }))
     }
 
-    /// Resolves when the session's files are more than allowed.
+    /// Resolves when the session's files exceed the limit.
     async fn over_its_disk(&self, live: &Live) -> Failed {
         let (limits, cgroup) = (&self.session.limits, &live.sandbox.info.cgroup);
         let mut looks = interval(LOOK);
@@ -127,11 +130,11 @@ impl Plan {
             let Ok(found) = self.shared.warden.measure(self.dir.root(), bound(limits)).await else { continue };
             if found.is_over(bound(limits)) {
                 return format!(
-                    "wrote more than the session's limit of the disk (diskBytes {}, diskFiles {})",
+                    "exceeded the session's disk limit (diskBytes {}, diskFiles {})",
                     limits.disk_bytes, limits.disk_files
                 );
             }
-            // A large tree is walked a tenth of the time at most.
+            // Walks take at most a tenth of the time.
             tokio::time::sleep(began.elapsed() * 9).await;
         }
     }

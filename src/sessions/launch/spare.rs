@@ -1,14 +1,16 @@
-//! A sandbox that is confined, proved and empty before anybody asked for it, and the start of a session in it.
+//! A parked sandbox: confined, proved and empty before a session needs it; and the start of a
+//! session in it.
 //!
 //! ```text
 //!   park:   directories -> sandbox -> probe -> listener --> [ Parked ]
-//!   claim:  limits, where the session's differ -> agent's files and gateway -> spawn -> initialize -> Live
-//!              \________________________________________________________/
-//!                whatever fails here: the parked one is destroyed, and the session starts from nothing
+//!   claim:  limits, if different -> agent's files and gateway -> spawn -> initialize -> Live
+//!              \____________________________________________________/
+//!                any failure: the parked sandbox is destroyed, and the session starts cold
 //! ```
 //!
-//! Its workspace and home are mounts of the directories of the session it will become, so what is put there later appears
-//! in it. Only its init runs, which sleeps in poll(2): it is not frozen, uses no processor, and its death is told.
+//! Its workspace and home are mounts of its future session's directories, so later files appear in
+//! it. Only init runs, asleep in poll(2): the sandbox is not frozen and uses no processor, and ashd
+//! learns of its end.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -35,32 +37,33 @@ use ash_protocol::launcher::{ClaudeBinary, Create, SandboxInfo};
 /// Where a session starts.
 #[derive(Debug)]
 pub enum Room {
-    /// There may be a sandbox.
+    /// A slot for a new sandbox.
     Empty(Slot),
-    /// There is one, of the session's id.
+    /// A parked sandbox with the session's id.
     Parked(Box<Parked>),
 }
 
-/// The Claude Code that a sandbox made now would hold. What is mounted in a sandbox stays what it was, so one that was
-/// made before the version was changed, or the file replaced, must not be handed out.
+/// The Claude Code binary that a new sandbox would mount. A sandbox keeps the binary it was created
+/// with, so after a change of version or file it must not be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
     pub binary: ClaudeBinary,
-    /// Device, inode, time of the last change; `None` where ashd cannot see the file that the launcher opens.
+    /// Device, inode, time of the last change; `None` where ashd cannot see the launcher's file.
     file: Option<(u64, u64, i64, i64)>,
 }
 
-/// What a parked sandbox was made upon. A session takes it only while all of it is as it was.
+/// Preconditions of a parked sandbox. A session takes it only while they hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Basis {
-    /// Its cgroup stands below this tenant's.
+    /// Its cgroup is below this tenant's.
     pub tenant: TenantId,
     program: Program,
-    /// What it was proved to be confined by.
+    /// The layers it was proved to have.
     floor: Floor,
 }
 
-/// A sandbox without a session. Dropping it gives the pool's slot back and leaves the sandbox: [`Shared::unpark`].
+/// A sandbox without a session. Dropping it gives the pool's slot back but keeps the sandbox: use
+/// [`Shared::unpark`].
 #[derive(Debug)]
 pub struct Parked {
     pub id: Uuid,
@@ -73,7 +76,7 @@ pub struct Parked {
 }
 
 impl Parked {
-    /// Whether its init runs, as far as was heard.
+    /// Whether its init runs, as far as known.
     pub fn lives(&mut self) -> bool {
         use mpsc::error::TryRecvError;
         loop {
@@ -81,7 +84,8 @@ impl Parked {
                 Ok(SandboxEvent::Died) | Err(TryRecvError::Disconnected) => return false,
                 Ok(_) => {}
                 Err(TryRecvError::Empty) => {
-                    // The end may not have been read yet; a group that cannot be read is left to the claim.
+                    // The end may not have been read yet. If the group cannot be read, the claim
+                    // will find out.
                     let procs = self.sandbox.info.cgroup.unified.join("cgroup.procs");
                     return std::fs::read_to_string(procs).map_or(true, |text| !text.trim().is_empty());
                 }
@@ -89,7 +93,7 @@ impl Parked {
         }
     }
 
-    /// It is a session's from here on: no other one's start makes it leave.
+    /// A session owns it from here on: no other start evicts it.
     pub fn taken(&self) {
         self.slot.set(SandboxState::Warming, false);
     }
@@ -105,15 +109,15 @@ impl Shared {
         Program { binary, file: mark(&config.claude.program()) }
     }
 
-    /// What a sandbox that is parked now stands upon.
+    /// The preconditions of a sandbox parked now.
     pub fn basis(&self, tenant: TenantId) -> Basis {
         Basis { tenant, program: self.program(), floor: self.floor() }
     }
 
-    /// Makes one, with the limits that a session of the tenant has when nobody says anything else.
+    /// Creates a parked sandbox with the default limits of the tenant's sessions.
     ///
     /// # Errors
-    /// Whatever keeps a sandbox from being made and proved; nothing is left of it then.
+    /// The sandbox cannot be created or proved; nothing is left of it then.
     pub async fn park(
         &self,
         id: Uuid,
@@ -147,7 +151,7 @@ impl Shared {
         made.map_err(|e| trouble(&e))?.map_err(|e| trouble(&e))?;
         let create = Create { id, tenant: basis.tenant.clone(), limits, claude: basis.program.binary.clone() };
         let sandbox = self.launcher.create(create).await.map_err(|e| launcher_error(&e))?;
-        let mut events = sandbox.take_events().expect("a new sandbox's events were taken by nobody");
+        let mut events = sandbox.take_events().expect("a new sandbox has its events");
         if cancel.is_cancelled() {
             return Err(cancelled());
         }
@@ -157,10 +161,10 @@ impl Shared {
         Ok((sandbox, events, listener, report))
     }
 
-    /// Destroys a parked sandbox and everything it had.
+    /// Destroys a parked sandbox and its directories.
     pub async fn unpark(&self, parked: Parked) {
         let id = parked.id;
-        // The gateway was never told of it.
+        // The gateway does not know it.
         self.destroy_sandbox(id).await;
         drop(parked);
         self.remove_directory(id).await;
@@ -168,7 +172,7 @@ impl Shared {
 }
 
 impl Plan {
-    /// Starts claude in a sandbox that is parked. Whose slot it is, is in `slot` or in `live`, also on an error.
+    /// Starts claude in a parked sandbox. The slot is in `slot` or in `live`, also on an error.
     pub(super) async fn parked_steps(
         &self,
         parked: Parked,
@@ -183,7 +187,7 @@ impl Plan {
         steps.done("parked");
         self.check_cancelled("parked")?;
         let record = ProcessRecord { token: ProcessRecord::new_token(), ..ProcessRecord::default() };
-        // Neither needs the other, and claude needs both.
+        // Concurrent: neither needs the other, and claude needs both.
         let (files, gateway) = tokio::join!(
             self.prepare(true),
             self.shared.register(&self.session, &listener, &record.token, &self.options)
@@ -199,7 +203,8 @@ impl Plan {
         self.start_claude(live, steps).await
     }
 
-    /// Puts the session's limits in force where they differ from those it was parked with, and judges it again by them.
+    /// Applies the session's limits where they differ from the parked ones, and verifies them
+    /// again.
     async fn with_own_limits(&self, mut sandbox: Sandbox, report: Report) -> Result<Sandbox, StepError> {
         let (id, limits) = (self.session.id, self.session.limits);
         if sandbox.info.limits == limits {

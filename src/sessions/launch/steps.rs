@@ -1,10 +1,10 @@
-//! The steps of a start: how long each took, and which one failed.
+//! The steps of a start: their durations, and which one failed.
 
 use std::time::{Duration, Instant};
 
 use crate::sessions::SessionError;
 
-/// A step that failed. The client hears `error`, when everything is undone.
+/// A failed step. The client gets `error` after everything is undone.
 #[derive(Debug, thiserror::Error)]
 #[error("{step}: {error}")]
 pub struct StepError {
@@ -19,7 +19,7 @@ pub fn failed(step: &'static str) -> impl Fn(String) -> StepError {
     }
 }
 
-/// How long each step took, for the log.
+/// Duration of each step, for the log.
 #[derive(Debug)]
 pub struct Steps {
     at: Instant,

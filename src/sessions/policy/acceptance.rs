@@ -1,14 +1,14 @@
-//! Which request a session takes now, keeps for later, lets overtake, or refuses: a pure function of what the session is
-//! doing and of what waits already.
+//! Whether a session takes a request now, queues it, lets it overtake, or refuses it: a pure
+//! function of the session's activity and queue.
 //!
-//! Most requests take a millisecond and are simply done in order. A *start* (create, cold resume, a new process for one
-//! turn's options) takes up to a minute, so requests that come meanwhile are decided here.
+//! Most requests take a millisecond and run in order. A *start* (create, cold resume, a new process
+//! for one turn's options) takes up to a minute; requests that arrive meanwhile are decided here.
 
 use crate::sessions::SessionError;
 use crate::sessions::policy::transitions::{self, Verb};
 use ash_model::SessionStatus;
 
-/// Requests that may wait for a start to finish. One more is refused with 503.
+/// Requests that may wait for a start. Further ones get 503.
 pub const MAX_WAITING: usize = 64;
 
 /// What the session is doing.
@@ -26,21 +26,21 @@ pub struct Standing {
 #[derive(Debug)]
 pub enum Accept {
     Now,
-    /// When the start is over, decided anew.
+    /// Decide again after the start.
     Wait,
-    /// The start is abandoned first.
+    /// Abandon the start first.
     Overtake,
     Refuse(SessionError),
 }
 
-/// Decides over one request.
+/// Decides on one request.
 pub fn accept(standing: &Standing, verb: Verb) -> Accept {
     if standing.starting {
         return while_starting(standing, verb);
     }
     match transitions::next(standing.status, verb) {
         Err(refusal) => Accept::Refuse(refusal),
-        // A fork in mid-turn would copy half a conversation.
+        // A fork during a turn would copy a partial conversation.
         Ok(_) if standing.turn && matches!(verb, Verb::Send | Verb::Fork) => Accept::Refuse(SessionError::TurnRunning),
         Ok(_) => Accept::Now,
     }
@@ -56,7 +56,7 @@ fn while_starting(standing: &Standing, verb: Verb) -> Accept {
         (Some(refusal), _) => Accept::Refuse(refusal),
         (None, Verb::End | Verb::Stop) => Accept::Overtake,
         (None, _) if standing.waiting >= MAX_WAITING => Accept::Refuse(SessionError::Unavailable(format!(
-            "{MAX_WAITING} requests already wait for this session to start; try again"
+            "{MAX_WAITING} requests are already waiting for this session to start; try again"
         ))),
         (None, _) => Accept::Wait,
     }
@@ -96,7 +96,7 @@ mod tests {
             (Starting, true, false, Verb::Resume, "wait"),
             (Starting, true, false, Verb::Stop, "overtake"),
             (Starting, true, false, Verb::End, "overtake"),
-            // cold resume in progress: the state is still the old one
+            // cold resume in progress: the status is still the old one
             (Paused, true, false, Verb::Send, "400"),
             (Paused, true, false, Verb::Resume, "wait"),
             (Paused, true, false, Verb::Stop, "400"),

@@ -1,22 +1,22 @@
-//! Random requests, failures and restarts against the decisions of [`super::accept`]: whatever comes in whatever order,
-//! the session is in a state of the contract, and everybody is answered once.
+//! Random requests, failures and restarts against [`super::accept`]: in any order, the session is
+//! in a valid state, and every client gets one answer.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// What can happen to a session.
+/// Events of a session.
 #[derive(Clone, Copy, Debug)]
 enum Op {
     Ask(Verb),
-    /// The start under way came up, or did not.
+    /// The running start succeeded, or failed.
     Started(bool),
     TurnEnds,
     /// claude or its sandbox is gone.
     Dies,
     /// Idle for too long, or evicted.
     Parks,
-    /// ashd was killed; the sandbox is still there, or not.
+    /// ashd was killed; the sandbox still exists, or not.
     Restarts(bool),
 }
 
@@ -39,7 +39,7 @@ enum Start {
     Turn,
 }
 
-/// A session as its task sees it, without the processes.
+/// A session as its task sees it, without processes.
 #[derive(Debug)]
 struct Session {
     status: SessionStatus,
@@ -47,14 +47,14 @@ struct Session {
     start: Option<Start>,
     turn: bool,
     waiting: Vec<Verb>,
-    /// Requests that were made, and answers that were given.
+    /// Requests made, and answers given.
     asked: usize,
     answered: usize,
 }
 
 impl Session {
     fn new() -> Self {
-        // Created: the client of the create is the first who waits.
+        // The create's client is the first who waits.
         let status = SessionStatus::Starting;
         Self {
             status,
@@ -103,7 +103,7 @@ impl Session {
             Accept::Wait => return self.waiting.push(verb),
             Accept::Refuse(_) => return self.answered += 1,
             Accept::Overtake => {
-                // Who waited for the start hears that it was abandoned; a turn's client hears it on its stream.
+                // Waiting clients get an error; a turn's client gets it on its stream.
                 self.answered += usize::from(self.start != Some(Start::Turn));
                 (self.start, self.live) = (None, false);
             }
@@ -118,9 +118,9 @@ impl Session {
             transitions::Next::Same => {}
             transitions::Next::Stay => match verb {
                 Verb::Send => {
-                    assert!(self.live && !self.turn, "a message for nobody, or a second turn: {self:?}");
+                    assert!(self.live && !self.turn, "a message without a process, or a second turn: {self:?}");
                     self.turn = true;
-                    // One message in a few asks for options that need a new process.
+                    // Every third message needs a new process for its options.
                     if self.asked.is_multiple_of(3) {
                         (self.start, self.live) = (Some(Start::Turn), false);
                     }
@@ -158,7 +158,7 @@ impl Session {
         self.after();
     }
 
-    /// A start that is over, or was abandoned: who waited for it is decided anew.
+    /// The start is over or abandoned: decides again on waiting requests.
     fn after(&mut self) {
         if self.start.is_none() {
             for verb in std::mem::take(&mut self.waiting) {
@@ -168,7 +168,7 @@ impl Session {
     }
 
     fn restarts(&mut self, alive: bool) {
-        // Whoever asked has lost the connection, which is an answer.
+        // A lost connection counts as an answer.
         self.answered = self.asked;
         self.waiting.clear();
         let starting = self.start.take().is_some();
@@ -181,14 +181,14 @@ impl Session {
         }
     }
 
-    /// Only along the arrows of the contract (§5), and of a restart during the create.
+    /// Only permitted transitions, and that of a restart during the create.
     fn enter(&mut self, to: SessionStatus) {
         use SessionStatus::{Active, Ended, Error, Paused, Starting, Stopped};
         let allowed = match (self.status, to) {
             (from, Ended) => from != Ended,
             (Starting, Active | Error | Stopped | Paused) | (Active, Paused | Stopped | Error) => true,
             (Paused | Stopped | Error, Active) => true,
-            // A new process for a paused session's turn that does not come up.
+            // The new process for a paused session's turn does not start.
             (Paused, Error) => true,
             _ => false,
         };
@@ -203,9 +203,9 @@ impl Session {
         assert_eq!(
             self.asked,
             self.answered + self.waiting.len() + held,
-            "an answer is missing, or came twice: {self:?}"
+            "an answer is missing or duplicate: {self:?}"
         );
-        assert!(self.waiting.is_empty() || starting, "they wait for nothing: {self:?}");
+        assert!(self.waiting.is_empty() || starting, "they wait without a start: {self:?}");
         assert!(self.waiting.len() <= MAX_WAITING);
         match self.status {
             Active => assert!(self.live || starting, "active without a process: {self:?}"),
@@ -232,7 +232,7 @@ proptest! {
             prop_assert!(!ended || session.status == SessionStatus::Ended, "an ended session came back");
             ended = session.status == SessionStatus::Ended;
         }
-        // And an end always gets through.
+        // End is always accepted.
         session.apply(Op::Ask(Verb::End));
         session.check();
         prop_assert_eq!(session.status, SessionStatus::Ended);

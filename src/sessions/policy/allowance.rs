@@ -1,8 +1,8 @@
-//! How much one process may announce without being asked: a token bucket. Pure.
+//! Bounds the unsolicited work that one process can cause: a token bucket. Pure.
 //!
-//! Every process in a sandbox can write lines in claude's name. A line that begins a turn, or asks a question, costs ashd work: a
-//! transaction, an answer, an entry in the log. Without a bound, lines of a second would be the work of hours, and requests for the
-//! session would wait behind it.
+//! Every process in a sandbox can write lines in claude's name. A line that begins a turn or makes
+//! a request costs ashd a transaction, an answer, a log entry. Without a bound, lines of one second
+//! would cause hours of work and delay the session's requests.
 
 use std::time::Instant;
 
@@ -15,12 +15,12 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// So many at once, and so many a second after that.
+    /// A burst, then a rate per second.
     pub const fn new(burst: u32, per_second: f64) -> Self {
         Self { burst: burst as f64, per_second, left: burst as f64, at: None }
     }
 
-    /// Takes one; whether it is within the bound.
+    /// Takes one; returns whether it is within the bound.
     pub fn take(&mut self, now: Instant) -> bool {
         let gained = self.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64() * self.per_second);
         self.at = Some(now);
@@ -49,7 +49,7 @@ mod tests {
         assert_eq!(taken(&mut allowance, 0), 3);
         assert_eq!(taken(&mut allowance, 400), 0);
         assert_eq!(taken(&mut allowance, 1000), 2);
-        assert_eq!(taken(&mut allowance, 3_600_000), 3, "the burst at most, however long nothing was taken");
+        assert_eq!(taken(&mut allowance, 3_600_000), 3, "at most the burst after any pause");
         assert_eq!(taken(&mut allowance, 1000), 0, "a clock that goes back gives nothing");
     }
 }

@@ -1,15 +1,15 @@
 //! Which limits hold for a session, and which level decided each. Pure.
 //!
 //! ```text
-//!   config [limits]   what holds where nobody below says anything
+//!   config [limits]   default where no level below sets a value
 //!   tenant            \
-//!   agent              > each narrows what is above it; the least of those that say something holds
+//!   agent              > each narrows the levels above; the lowest set value holds
 //!   session           /
-//!   host ceiling      the most anybody gets (launcher.ceiling, and the launcher's own)
+//!   host ceiling      the maximum for all (launcher.ceiling, and the launcher's own)
 //! ```
 //!
-//! So a tenant may be given more than the configuration's default (by an admin, up to the ceiling), and its agents and
-//! sessions then share in that; but nobody below can have more than a level above allows, whatever was stored when.
+//! An admin may set a tenant above the configuration's default, up to the ceiling; its agents and
+//! sessions share that. No level exceeds one above it, whatever was stored when.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 use crate::store::StoredLimits;
 use ash_model::{Limit, Limits, PartialLimits};
 
-/// Who decided a limit. The more general level wins a tie: it is the one to raise first.
+/// The level that decided a limit. On a tie the more general one wins: it must be raised first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
@@ -32,11 +32,11 @@ pub enum Level {
 }
 
 impl Level {
-    /// The level in a sentence, with where to raise it.
+    /// Name of the level, and where to raise it.
     fn named(self) -> &'static str {
         match self {
             Self::Host => "the host's ceiling (launcher.ceiling in ashd.toml)",
-            Self::Config => "the configuration's limit (limits in ashd.toml; an admin can give more)",
+            Self::Config => "the configuration's limit (limits in ashd.toml; an admin can set more)",
             Self::Tenant => "the tenant's limit (/api/tenant/limits)",
             Self::Agent => "the agent's limit (/api/agents/:name/limits)",
             Self::Session => "the session's limit",
@@ -44,7 +44,7 @@ impl Level {
     }
 }
 
-/// Everything that is said.
+/// The values of all levels.
 #[derive(Clone, Debug)]
 pub struct Levels {
     pub ceiling: Limits,
@@ -52,7 +52,7 @@ pub struct Levels {
     pub said: StoredLimits,
 }
 
-/// What holds, and why.
+/// The effective value, and the level that decided it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decided {
     pub value: u64,
@@ -60,7 +60,7 @@ pub struct Decided {
 }
 
 impl Levels {
-    /// What a level says of a limit; the two that come from the configuration say something of each.
+    /// A level's value of a limit. The configuration's two levels have one for each limit.
     pub fn said(&self, level: Level, limit: Limit) -> Option<u64> {
         match level {
             Level::Host => Some(self.ceiling.get(limit)),
@@ -71,7 +71,7 @@ impl Levels {
         }
     }
 
-    /// What holds of one limit for whoever is on `at` (the tenant itself, an agent, a session).
+    /// The effective value of one limit for `at` (the tenant itself, an agent, a session).
     pub fn decide(&self, limit: Limit, at: Level) -> Decided {
         let below = [Level::Tenant, Level::Agent, Level::Session].into_iter().filter(|level| *level <= at);
         let narrowed = below
@@ -82,7 +82,7 @@ impl Levels {
         if ceiling < narrowed.value { Decided { value: ceiling, by: Level::Host } } else { narrowed }
     }
 
-    /// All of them for a session.
+    /// All effective limits of a session.
     pub fn effective(&self) -> Limits {
         let mut limits = self.config;
         for limit in Limit::ALL {
@@ -91,8 +91,8 @@ impl Levels {
         limits
     }
 
-    /// The most that `at` may be set to. An admin may give more than the configuration's default; nobody more than a level
-    /// above that says something.
+    /// The maximum that `at` may be set to. An admin may exceed the configuration's default, but no
+    /// value set by a level above.
     pub fn most(&self, limit: Limit, at: Level, admin: bool) -> Decided {
         let above = match at {
             Level::Session => self.decide(limit, Level::Agent),
@@ -105,7 +105,7 @@ impl Levels {
         above
     }
 
-    /// What `at` says after a change.
+    /// The values of `at` after a change.
     ///
     /// # Errors
     /// Names the limit, the value, and what would be allowed; nothing is changed then.
@@ -121,7 +121,7 @@ impl Levels {
                 continue;
             };
             if value < limit.least() {
-                return Err(format!("{limit}: {value} is too little; the least that works is {}", limit.least()));
+                return Err(format!("{limit}: {value} is below the minimum of {}", limit.least()));
             }
             let most = self.most(*limit, at, admin);
             if value > most.value {
@@ -133,12 +133,13 @@ impl Levels {
     }
 }
 
-/// What is asked for: a new value, or that the level says nothing any more.
+/// A new value, or `None` to unset the level's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change(BTreeMap<Limit, Option<u64>>);
 
 impl Change {
-    /// Reads the body of a `PATCH`. Unknown fields are ignored (contract §1), but one limit at least must be named.
+    /// Reads the body of a `PATCH`. Unknown fields are ignored, but at least one limit must be
+    /// named.
     ///
     /// # Errors
     /// Names the limit, and what its value must be.
@@ -162,17 +163,17 @@ impl Change {
     }
 }
 
-/// What a sandbox uses now of what can be limited below it; `None` where nobody can tell.
+/// Current use of a sandbox; `None` when unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InUse {
-    /// Bytes that cannot be reclaimed: the page cache is not counted.
+    /// Bytes that cannot be reclaimed, without the page cache.
     pub memory_bytes: Option<u64>,
     pub pids: Option<u64>,
     pub disk_bytes: Option<u64>,
     pub disk_files: Option<u64>,
 }
 
-/// Refuses limits that were lowered below what is in use: the kernel would kill for them at once.
+/// Refuses limits lowered below the current use: the kernel would kill at once.
 ///
 /// # Errors
 /// Names the limit, its value and the use.
@@ -201,7 +202,7 @@ mod tests {
     const M: Limit = Limit::MemoryBytes;
     const MIB: u64 = 1 << 20;
 
-    /// Memory in MiB of ceiling, config, tenant, agent, session; 0 says nothing.
+    /// Memory in MiB of ceiling, config, tenant, agent, session; 0: not set.
     fn levels([ceiling, config, tenant, agent, session]: [u64; 5]) -> Levels {
         let said = |value: u64| match value {
             0 => PartialLimits::new(),
@@ -236,7 +237,7 @@ mod tests {
             assert_eq!(levels.effective().memory_bytes, value * MIB);
             assert_eq!(levels.effective().pids, Limits::default().pids);
         }
-        // What holds for the agent itself does not depend on one of its sessions.
+        // An agent's effective limit does not depend on its sessions.
         assert_eq!(levels([8000, 2000, 0, 3000, 1000]).decide(M, Agent).by, Agent);
     }
 
@@ -255,7 +256,7 @@ mod tests {
             ([8000, 2000, 4000, 0, 0], Agent, true, 4001, Some("tenant's limit")),
             ([8000, 2000, 0, 0, 0], Tenant, true, 8000, None),
             ([8000, 2000, 0, 0, 0], Tenant, false, 2001, Some("configuration's limit")),
-            ([8000, 2000, 0, 0, 0], Session, true, 63, Some("too little")),
+            ([8000, 2000, 0, 0, 0], Session, true, 63, Some("below the minimum")),
         ] {
             let change = Change::parse(json!({"memoryBytes": asked * MIB}).as_object().unwrap()).unwrap();
             let got = levels(said).changed(at, &change, admin);
@@ -287,7 +288,7 @@ mod tests {
             assert!(error.contains(fault), "{body}: {error}");
         }
         let zero = Change::parse(json!({"pids": 0}).as_object().unwrap()).unwrap();
-        assert!(levels([8, 2, 0, 0, 0]).changed(Level::Session, &zero, true).unwrap_err().contains("too little"));
+        assert!(levels([8, 2, 0, 0, 0]).changed(Level::Session, &zero, true).unwrap_err().contains("below the minimum"));
     }
 
     #[test]
@@ -298,7 +299,7 @@ mod tests {
         assert!(fits(&old, &new, &used).unwrap_err().contains("memoryBytes"));
         assert!(fits(&old, &Limits { memory_bytes: 300 * MIB, pids: 16, ..old }, &used).is_ok());
         assert!(fits(&old, &Limits { disk_files: 499, ..old }, &used).unwrap_err().contains("diskFiles"));
-        // What is above its limit already may still be raised.
+        // A limit that is exceeded already may still be raised.
         let tight = Limits { disk_files: 100, ..old };
         assert!(fits(&tight, &Limits { disk_files: 200, ..old }, &used).is_ok());
     }

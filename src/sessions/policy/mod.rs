@@ -1,4 +1,4 @@
-//! Decisions as pure functions: which request is accepted in which state, which timer is next, which limit is in force.
+//! Decisions as pure functions: accepted requests, the next timer, effective limits.
 
 pub mod acceptance;
 pub mod allowance;

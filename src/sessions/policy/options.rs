@@ -1,4 +1,5 @@
-//! From what the client sends (and the agent says) to how claude is started, and to what the client may see of it. Pure.
+//! From the client's (and the agent's) options to claude's launch options, and to the config that
+//! the client sees. Pure.
 
 use uuid::Uuid;
 
@@ -8,13 +9,14 @@ use crate::store::Agent;
 use ash_model::raw::{self, RawObject};
 use ash_model::{RawJson, Variables};
 
-/// How a new session's claude is started, and its `config` as the client sees it. The error names the field.
+/// Launch options of a new session's claude, and its `config` as the client sees it. The error
+/// names the field.
 pub fn create(agent: &Agent, body: &CreateSession) -> Result<(LaunchOptions, Option<RawJson>), String> {
     let extra = Variables::parse("extraEnv", body.extra_env.clone());
     let env = extra.and_then(|extra| Variables::stored(agent.env.clone()).with("extraEnv", extra));
     let env = env.map_err(|e| e.to_string())?;
     let permission_mode = body.permission_mode.as_deref().map(str::parse).transpose()?.unwrap_or_default();
-    // One of them: the session's takes the place of the agent's (its active version's), and either that of CLAUDE.md.
+    // Exactly one prompt: the session's, else the agent's (its active version's), else CLAUDE.md.
     let mut prompts = [&body.system_prompt, &agent.system_prompt].into_iter().flatten();
     let system_prompt = prompts.find(|prompt| !prompt.is_empty()).cloned();
     let options = LaunchOptions {
@@ -51,7 +53,7 @@ pub fn create(agent: &Agent, body: &CreateSession) -> Result<(LaunchOptions, Opt
     Ok((options, (!config.is_empty()).then(|| RawJson::of(&config))))
 }
 
-/// Servers as the client may see them: what can be a secret is `***`.
+/// Servers as the client sees them: possible secrets are `***`.
 fn masked_servers(servers: &RawObject) -> RawJson {
     const HIDDEN: &str = "***";
     let each = |object: &RawJson| match RawObject::read(object) {
@@ -95,7 +97,8 @@ fn masked_url(url: &str) -> String {
     if query.is_empty() { before } else { format!("{before}?***") }
 }
 
-/// A credential takes the place of the agent's own model key, and a key in `extraEnv` that of the credential.
+/// A credential replaces the agent's own model key, and a key in `extraEnv` replaces the
+/// credential.
 pub fn use_credential(options: &mut LaunchOptions, body: &CreateSession, credential: Option<Uuid>) {
     let own = |name: &&str| body.extra_env.get(*name).is_some_and(|key| !key.is_empty());
     if credential.is_some() && !MODEL_KEYS.iter().any(own) {
@@ -104,7 +107,7 @@ pub fn use_credential(options: &mut LaunchOptions, body: &CreateSession, credent
     }
 }
 
-/// `PATCH .../config`: fields that are there replace, the others stay.
+/// `PATCH .../config`: present fields replace, others stay.
 pub fn patch(options: &mut LaunchOptions, config: &mut RawJson, body: &PatchConfig) -> Result<(), String> {
     let set = |to: &mut Vec<String>, from: &Option<Vec<String>>| {
         if let Some(from) = from {

@@ -1,55 +1,56 @@
-//! What a session does by itself when time passes. Pure: the task sleeps until the earliest alarm.
+//! What a session does by itself as time passes. Pure: the task sleeps until the earliest alarm.
 
 use std::time::{Duration, Instant};
 
 use ash_model::SessionStatus;
 
-/// A task without a process that nobody asks anything ends after this; the next request makes a new one.
+/// A task without a process and without requests ends after this; the next request creates a new
+/// one.
 pub const REST: Duration = Duration::from_secs(60);
-/// The same for a session that has ended: nothing but a look at it can come. A task is about 25 kB, and sessions may come and go by
-/// the thousand.
+/// The same for an ended session, which only gets reads. A task uses about 25 kB, and there can be
+/// thousands.
 pub const REST_ENDED: Duration = Duration::from_secs(1);
-/// From the first line that claude put out to when its files are brought to the disk: it syncs nothing itself.
+/// Time from claude's first output to the sync of its files, which claude does not sync itself.
 pub const SAVE: Duration = Duration::from_secs(1);
-/// The same while a turn runs whose process was saved before: each time the file system's journal is written, and other
-/// sessions' files may have to wait for that.
+/// The same during a turn of a process that was saved before: each sync writes the file system's
+/// journal, which can delay other sessions.
 pub const SAVE_IN_TURN: Duration = Duration::from_secs(5);
-/// An interrupted claude answers within 0.1 s (measured); one that did not after this long is killed.
+/// An interrupted claude answers within 0.1 s. After this long it is killed.
 pub const INTERRUPT_GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alarm {
     /// End the task.
     Rest,
-    /// Bring what claude wrote to the disk.
+    /// Sync claude's files to the disk.
     Save,
-    /// Freeze an idle claude: it burns about 1 % of a core (measured).
+    /// Freeze an idle claude, which uses about 1 % of a core.
     Freeze,
-    /// Push the memory of a paused session, or of one that is idle for long, out to swap.
+    /// Reclaim the memory of a paused session, or of one that is idle for long.
     Reclaim,
-    /// Destroy the sandbox of a session that had no turn for long.
+    /// Destroy the sandbox of a session without a turn for long.
     Park,
     /// A turn was paused for too long.
     PausedInTurn,
-    /// A turn took longer than the session's limit.
+    /// A turn exceeded the session's time limit.
     TurnTooLong,
-    /// An interrupt was not obeyed.
+    /// claude ignored an interrupt.
     InterruptIgnored,
 }
 
-/// What the alarms depend on.
+/// Inputs of the alarms.
 #[derive(Clone, Copy, Debug)]
 pub struct Clocks {
     pub status: SessionStatus,
     pub starting: bool,
-    /// When the session last had something to do: its live process's idle time begins here.
+    /// Start of the live process's idle time.
     pub live_idle_since: Option<Instant>,
-    /// Since when claude's files hold what the disk may not have.
+    /// When claude first wrote unsynced data.
     pub unsaved_since: Option<Instant>,
-    /// This process's files were saved before, so that a power cut no longer takes the whole conversation.
+    /// This process's files were saved before, so a power cut cannot take the whole conversation.
     pub saved: bool,
     pub frozen: bool,
-    /// Its memory was given back since it was frozen.
+    /// Its memory was reclaimed since it was frozen.
     pub reclaimed: bool,
     pub turn_since: Option<Instant>,
     pub turn_limit: Duration,

@@ -1,4 +1,4 @@
-//! What each request does to each state of a session (contract §5). Pure.
+//! What each request does in each state of a session. Pure.
 //!
 //! | from \ request | send, exec | interrupt | pause | resume | stop | end | fork |
 //! |---|---|---|---|---|---|---|---|
@@ -11,7 +11,7 @@
 use crate::sessions::SessionError;
 use ash_model::SessionStatus;
 
-/// A request, as far as the state machine cares.
+/// A request to the state machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     Send,
@@ -54,12 +54,12 @@ impl Verb {
     }
 }
 
-/// What an accepted request leads to.
+/// The result of an accepted request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing to do: the session is there already.
+    /// The session is in that state already.
     Same,
-    /// Work that leaves the state as it is.
+    /// Work that leaves the state unchanged.
     Stay,
     To(SessionStatus),
 }
@@ -98,7 +98,8 @@ pub fn next(status: SessionStatus, verb: Verb) -> Result<Next, SessionError> {
 mod tests {
     use super::*;
 
-    /// Every pair, spelt out: `.` same, `-` stay, a letter the new state, `N` not active, `T` transition, `G` gone.
+    /// All pairs: `.` same, `-` stay, a letter the new state, `N` not active, `T` transition, `G`
+    /// gone.
     #[test]
     fn the_whole_table() {
         use Verb::*;

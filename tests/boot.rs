@@ -248,7 +248,7 @@ fn a_second_daemon_is_refused_and_the_first_goes_on() {
     ];
     let second = ashd(&["serve"], &environment);
     let said = text(&second.stderr);
-    assert!(second.status.code() == Some(1) && said.contains("another ashd answers"), "{said}");
+    assert!(second.status.code() == Some(1) && said.contains("another ashd is running"), "{said}");
     std::net::TcpStream::connect(("127.0.0.1", daemon.port)).unwrap();
     let port = daemon.port.to_string();
     let other = tempfile::Builder::new().prefix("ashd-b").tempdir().unwrap();
@@ -270,5 +270,5 @@ fn stop_without_a_daemon_is_no_error() {
     let dir = tempfile::tempdir().unwrap();
     let run: PathBuf = dir.path().join("run");
     let said = ashd(&["stop"], &[("ASH_RUN_DIR", run.to_str().unwrap())]);
-    assert!(said.status.success() && text(&said.stdout).contains("nothing ran"), "{}", text(&said.stderr));
+    assert!(said.status.success() && text(&said.stdout).contains("nothing is running"), "{}", text(&said.stderr));
 }

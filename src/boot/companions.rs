@@ -1,4 +1,4 @@
-//! Launcher and gateway: found by their sockets, or started.
+//! Finds launcher and gateway by their sockets, or starts them.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -20,28 +20,31 @@ use ash_kernel::seqpacket;
 use ash_model::UNLIMITED;
 use ash_protocol::{gateway, launcher};
 
-/// How long a companion may take until it answers.
+/// Time limit for a started companion to answer.
 const START: Duration = Duration::from_secs(10);
-/// How long one that runs may take to answer `Hello`. It does so in microseconds; a second is for a machine that swaps.
+/// Timeout of `Hello` to a running one. It answers within microseconds; more is for a host that
+/// swaps.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long a keeper may have nothing that answers before a stop ends it. A start takes milliseconds.
+/// How long a keeper may have no answering process before a stop ends it. A start takes
+/// milliseconds.
 const SILENT: Duration = Duration::from_secs(2);
 const LAUNCHER: &str = "ash-launcher";
 const GATEWAY: &str = "ash-gateway";
-/// Lines of its log that are shown when one does not start.
+/// Lines of a companion's log shown when its start fails.
 const TAIL: usize = 15;
-/// Variables a companion keeps of the environment of ashd's first stage.
+/// Environment variables that a companion gets from ashd's first stage.
 const KEPT: [&str; 7] = ["PATH", "LANG", "TZ", "RUST_BACKTRACE", "RUST_LOG", "ASH_LOG", "SSL_CERT_FILE"];
 
-/// What is on the other side of a companion's socket.
+/// The state of a companion's socket.
 #[derive(Debug)]
 enum Answer<R> {
     Reply(R),
-    /// Nothing listens there: no file, or the file of a process that is gone.
+    /// No process listens: no file, or the file of an ended process.
     Nobody,
 }
 
-/// Starts what does not run. Both are started before either is waited for; when one fails, none that was started here stays.
+/// Starts missing companions. Starts both before it waits for either; if one fails, ends those it
+/// started.
 pub(super) fn ensure(config: &Config, accounts: &Accounts) -> Result<(), BootError> {
     let mut started = Vec::new();
     let result = start_missing(config, accounts, &mut started);
@@ -59,7 +62,8 @@ fn start_missing(config: &Config, accounts: &Accounts, started: &mut Vec<Child>)
     let mut waiting = Vec::new();
     for (companion, version) in companions {
         if version(&config.run_dir)?.is_none() {
-            // Kept, it is coming back from a crash; or a start of ashd was cut short just after it began.
+            // It has a keeper: it is restarting after a crash, or an earlier start of ashd was
+            // interrupted.
             let kept = companion.keeper(&config.run_dir)?.is_some();
             if !kept {
                 started.push(companion.start(config)?);
@@ -73,7 +77,7 @@ fn start_missing(config: &Config, accounts: &Accounts, started: &mut Vec<Child>)
     Ok(())
 }
 
-/// Asks the companion of a run directory for its version; `None` when none runs there.
+/// Asks the companion of a run directory for its version; `None` when none runs.
 type Version = fn(&Path) -> Result<Option<String>, BootError>;
 
 struct Companion {
@@ -99,7 +103,7 @@ impl Companion {
         Ok(Self { program: LAUNCHER, arguments, environment: Vec::new() })
     }
 
-    /// The model key goes to it in its environment and nowhere else: an argument could be read by everybody.
+    /// Passes the model key only in the environment: all users could read an argument.
     fn gateway(config: &Config, accounts: &Accounts) -> Self {
         let mut arguments = arguments(config, &accounts.ashd);
         arguments.extend(["--user".into(), accounts.gateway.name.clone().into()]);
@@ -149,7 +153,7 @@ impl Companion {
         keeper.spawn().map_err(BootError::io(program.display().to_string()))
     }
 
-    /// Until it answers. `own` is its keeper among those that were started here.
+    /// Waits until it answers. `own` is its keeper among those started here.
     fn wait(
         &self,
         config: &Config,
@@ -167,34 +171,35 @@ impl Companion {
                 None => true,
             };
             let why = if start.elapsed() > START {
-                format!("does not answer after {} s", START.as_secs())
+                format!("did not answer within {} s", START.as_secs())
             } else if !ended || self.keeper(&config.run_dir)?.is_some() {
                 std::thread::sleep(Duration::from_millis(5));
                 continue;
             } else if own.is_none() {
-                // The keeper that was there gave up.
+                // The existing keeper gave up.
                 started.push(self.start(config)?);
                 own = Some(started.len() - 1);
                 continue;
             } else {
-                "ended at its start".to_owned()
+                "failed to start".to_owned()
             };
             let path = self.log(&config.run_dir);
             return Err(BootError::Refused(format!("{} {why}; {}:\n{}", self.program, path.display(), tail(&path))));
         }
     }
 
-    /// The keeper's pid, if one lives.
+    /// The pid of its keeper, if one runs.
     fn keeper(&self, run_dir: &Path) -> Result<Option<String>, BootError> {
         let file = keeper_file(run_dir, self.program);
         keeper::holder(&file).map_err(BootError::io(file.display().to_string()))
     }
 }
 
-/// The launcher's own file; where the admin wrote one, its ceiling counts and not `[launcher.ceiling]` of ashd's.
+/// The launcher's configuration file; if it exists, its ceiling replaces `[launcher.ceiling]` of
+/// ashd.
 const LAUNCHER_FILE: &str = "/etc/ashd/launcher.toml";
 
-/// `<run dir>/launcher.toml` with the ceiling of ashd's configuration.
+/// Writes `<run dir>/launcher.toml` with the ceiling of ashd's configuration.
 fn write_ceiling(config: &Config) -> Result<PathBuf, BootError> {
     let path = config.run_dir.join("launcher.toml");
     let ceiling = &config.launcher.ceiling;
@@ -220,20 +225,20 @@ fn write_ceiling(config: &Config) -> Result<PathBuf, BootError> {
     Ok(path)
 }
 
-/// Ends a keeper and what it keeps: both are in the session that the keeper made.
+/// Ends a keeper and its process: both are in the keeper's session.
 fn end(keeper: &mut Child) {
     use nix::sys::signal::{Signal, killpg};
     use nix::unistd::Pid;
     if let Ok(pid) = i32::try_from(keeper.id())
         && matches!(keeper.try_wait(), Ok(None))
     {
-        // One that is gone meanwhile needs no signal.
+        // It may have ended meanwhile.
         let _ = killpg(Pid::from_raw(pid), Signal::SIGTERM);
         drop(keeper.wait());
     }
 }
 
-/// Held by the keeper of a program.
+/// The file that the keeper of a program locks.
 fn keeper_file(run_dir: &Path, program: &str) -> PathBuf {
     run_dir.join(format!("{}.keeper", program.trim_start_matches("ash-")))
 }
@@ -242,15 +247,14 @@ fn arguments(config: &Config, client: &Account) -> Vec<OsString> {
     vec!["--run-dir".into(), config.run_dir.clone().into(), "--client-user".into(), client.name.clone().into()]
 }
 
-/// Beside this program (a build, an unpacked archive), where the package puts it, or on the PATH.
+/// Searches beside this program (a build, an unpacked archive), in the package's directory and in
+/// PATH.
 fn find(program: &str) -> Result<PathBuf, BootError> {
     let own = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = own.into_iter().chain([PathBuf::from("/usr/lib/ashd")]).chain(std::env::split_paths(&path));
     places.map(|dir| dir.join(program)).find(|file| file.is_file()).ok_or_else(|| {
-        BootError::Refused(format!(
-            "{program} is neither beside ashd, nor in /usr/lib/ashd, nor on the PATH; install it"
-        ))
+        BootError::Refused(format!("{program} not found beside ashd, in /usr/lib/ashd or in PATH; install it"))
     })
 }
 
@@ -260,7 +264,7 @@ fn tail(log: &Path) -> String {
     lines[lines.len().saturating_sub(TAIL)..].join("\n")
 }
 
-/// One request and its reply, on a connection of its own.
+/// Sends one request on a new connection and returns the reply.
 fn ask<Q: Serialize, R: DeserializeOwned>(
     path: &Path,
     request: &Q,
@@ -283,7 +287,7 @@ fn ask<Q: Serialize, R: DeserializeOwned>(
         .and_then(|()| seqpacket::recv(socket.as_fd(), &mut buffer))
     {
         Ok(packet) if packet.len > 0 => packet,
-        // It went between the connection and its answer.
+        // It ended after it accepted the connection.
         Ok(_) => return Ok(Answer::Nobody),
         Err(error) if matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe) => {
             return Ok(Answer::Nobody);
@@ -301,7 +305,7 @@ pub(super) fn gateway_socket(run_dir: &Path) -> PathBuf {
     run_dir.join("gateway.sock")
 }
 
-/// The version of the launcher that runs; `None` when none does.
+/// The version of the running launcher; `None` when none runs.
 fn launcher_version(run_dir: &Path) -> Result<Option<String>, BootError> {
     use launcher::{PROTOCOL, Reply, Request};
     let path = launcher_socket(run_dir);
@@ -340,7 +344,7 @@ pub(super) fn shut_down_launcher(run_dir: &Path, patience: Duration) -> Result<b
     })
 }
 
-/// Ends the gateway, which finishes open answers first. `false` when none ran.
+/// Ends the gateway, which first finishes open answers. `false` when none ran.
 pub(super) fn shut_down_gateway(run_dir: &Path, patience: Duration) -> Result<bool, BootError> {
     use gateway::{Reply, Request};
     let socket = gateway_socket(run_dir);
@@ -351,8 +355,9 @@ pub(super) fn shut_down_gateway(run_dir: &Path, patience: Duration) -> Result<bo
     })
 }
 
-/// Asks until no process answers and no keeper is left: one that crashed just now is being started again, and must be asked too. A
-/// keeper that waits longer, for a program that is missing or fails, is ended itself.
+/// Repeats the request until no process answers and no keeper is left: a companion that crashed is
+/// restarted, and must be asked too. Ends a keeper that waits longer, for a missing or failing
+/// program.
 fn shut_down(
     socket: &Path,
     keeper: &Path,
@@ -366,7 +371,7 @@ fn shut_down(
         match request() {
             Ok(true) => (ended, silent) = (true, Instant::now()),
             Ok(false) => {}
-            // It may be closing just now.
+            // It may be closing.
             Err(_) if start.elapsed() < patience => {}
             Err(error) => return Err(error),
         }
@@ -377,12 +382,12 @@ fn shut_down(
         if silent.elapsed() > SILENT
             && let Some(pid) = kept.and_then(|pid| pid.parse().ok())
         {
-            // Its process group is its own and that of what it keeps; one that is gone meanwhile needs no signal.
+            // The process group contains the keeper and its process; it may have ended meanwhile.
             let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
         }
         if start.elapsed() > patience {
             return Err(BootError::Refused(format!(
-                "what answers at {} does not end within {} s; see its log beside it",
+                "the process at {} did not end within {} s; see its log in the same directory",
                 socket.display(),
                 patience.as_secs()
             )));

@@ -1,4 +1,4 @@
-//! What ashd may still do when it serves: docs/decisions/self-confinement.md.
+//! Self-confinement of the serving ashd: docs/decisions/self-confinement.md.
 
 use std::path::Path;
 
@@ -9,19 +9,21 @@ use ash_kernel::sanitize;
 use ash_kernel::single::require_single_thread;
 use ash_kernel::syscalls;
 
-/// Raised with every change of the plan.
+/// Increased with every change of the plan.
 const MARK: u16 = 3301;
 
-/// Before the first thread; listeners are bound, and sockets to launcher and gateway are unix ones.
+/// Runs before the first thread. Listeners are already bound; sockets to launcher and gateway are
+/// unix sockets.
 pub(super) fn confine(data_dir: &Path) -> Result<(), Unconfined> {
     let failed = |source| Unconfined { program: "ashd", layer: "one thread", source };
     let one = require_single_thread().map_err(failed)?;
-    // SQLite's own choice would be /var/tmp, which ashd cannot write any more.
+    // SQLite's default, /var/tmp, becomes unwritable for ashd.
     sanitize::set_variable(&one, "SQLITE_TMPDIR", data_dir).map_err(failed)?;
     apply(&one, &plan(data_dir))
 }
 
-/// Reading is left to the files' modes: agents' directories and a configuration file may be anywhere an admin says, also later.
+/// File modes decide what it reads: the admin may put agents' directories and a configuration file
+/// anywhere, also later.
 fn plan(data_dir: &Path) -> Plan {
     Plan {
         program: "ashd",

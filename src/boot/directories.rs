@@ -1,10 +1,10 @@
-//! The directories, made as root before privileges are dropped.
+//! The directories, created as root before privileges are dropped.
 //!
 //! | directory | owner | mode | why |
 //! |---|---|---|---|
-//! | data | ashd | 0750 | nobody else reads sessions, agents, the database |
-//! | state of the gateway | ash-gateway | 0700 | the record of usage is not ashd's to change |
-//! | run | root | 0755 | the launcher works in it as root, so nobody else may plant links there |
+//! | data | ashd | 0750 | no one else reads sessions, agents and the database |
+//! | state of the gateway | ash-gateway | 0700 | ashd must not change the ledger of usage |
+//! | run | root | 0755 | the launcher works there as root, so no one else may create links there |
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,8 @@ use super::users::Account;
 use ash_kernel::beneath::Refused;
 use ash_kernel::tree::{Owner, Tree};
 
-/// What a data directory holds. One that is root's and holds anything else is somebody's, and is left alone.
+/// Entries of a data directory. A directory of root with other entries belongs to someone else and
+/// is refused.
 const KNOWN: [&str; 6] = ["agents", "attachments", "claude", "credential-key", "initial-api-key", "sessions"];
 
 pub(super) fn prepare(data: &Path, run: &Path, ashd: &Account) -> Result<(), BootError> {
@@ -25,8 +26,8 @@ pub(super) fn prepare(data: &Path, run: &Path, ashd: &Account) -> Result<(), Boo
     reachable(run, ashd)
 }
 
-/// What is above the gateway's state directory. The directory itself is made, and given to its user, by the gateway while it
-/// is root: by descriptor, so that nothing is given away that somebody else put in its place.
+/// Prepares the parents of the gateway's state directory. The gateway creates the directory itself
+/// while it is root and gives it to its user, by descriptor: an exchanged path gives nothing away.
 pub(super) fn prepare_state(state: &Path, gateway: &Account) -> Result<(), BootError> {
     if let Some(parent) = state.parent() {
         let named = || format!("state directory of the gateway {}", state.display());
@@ -44,7 +45,7 @@ fn prepare_data(data: &Path, ashd: &Account) -> Result<(), BootError> {
     }
     if owner != 0 {
         return Err(BootError::Refused(format!(
-            "{}: belongs to uid {owner}, but ashd runs as {} (uid {}); `chown -R {}:{} {}` gives it to ashd",
+            "{}: belongs to uid {owner}, but ashd runs as {} (uid {}); to fix it: `chown -R {}:{} {}`",
             named(),
             ashd.name,
             ashd.uid,
@@ -54,13 +55,13 @@ fn prepare_data(data: &Path, ashd: &Account) -> Result<(), BootError> {
         )));
     }
     for name in tree.names().map_err(|refused| BootError::io(named())(refused.into()))? {
-        // A file system of its own has a directory of its own.
+        // A separate file system contains `lost+found`.
         let ours = name
             .to_str()
             .is_some_and(|name| KNOWN.contains(&name) || name.starts_with("ashd.") || name == "lost+found");
         if !ours {
             return Err(BootError::Refused(format!(
-                "{}: holds {}, which is none of ashd's; choose a directory of its own (ASH_DATA_DIR)",
+                "{}: contains {}, which does not belong to ashd; choose another directory (ASH_DATA_DIR)",
                 named(),
                 name.display()
             )));
@@ -82,8 +83,8 @@ fn prepare_run(run: &Path) -> Result<(), BootError> {
     })
 }
 
-/// Makes a directory with exactly this mode; parents that are missing get 0755. One that is there stays as it is. What leads
-/// to it must be root's.
+/// Creates a directory with exactly this mode; missing parents get 0755. Keeps an existing one. Its
+/// parents must belong to root.
 fn make(path: &Path, mode: u32) -> std::io::Result<Tree> {
     match Tree::open(path) {
         Err(why) if why.is_missing() => {}
@@ -93,14 +94,14 @@ fn make(path: &Path, mode: u32) -> std::io::Result<Tree> {
     let above = Tree::make_within(above)?;
     match above.make_dir(name, mode, None) {
         Ok(made) => Ok(made),
-        // Another start was faster.
+        // Another start created it.
         Err(Refused::Io(error)) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(Tree::open(path)?),
         Err(refused) => Err(refused.into()),
     }
 }
 
-/// Every directory above must let the unprivileged user through: a data directory below /root would fail later, and
-/// less clearly.
+/// Checks that every parent lets the unprivileged user through. A data directory below /root would
+/// otherwise fail later, with a less clear error.
 fn reachable(path: &Path, user: &Account) -> Result<(), BootError> {
     for above in path.ancestors().skip(1) {
         let found = fs::metadata(above).map_err(BootError::io(above.display().to_string()))?;
@@ -119,7 +120,7 @@ fn reachable(path: &Path, user: &Account) -> Result<(), BootError> {
     Ok(())
 }
 
-/// The kernel's rule: the first class that fits decides.
+/// The kernel's rule: the first matching class decides.
 fn may_pass(mode: u32, owner: bool, group: bool) -> bool {
     let bit = if owner {
         0o100

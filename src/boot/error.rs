@@ -1,4 +1,4 @@
-//! Why the daemon does not start. Each text names the cause and, where one is known, the way out.
+//! Why the daemon does not start. Each text names the cause and, if known, the fix.
 
 use crate::config::ConfigErrors;
 use crate::gateway::client::GatewayError;
@@ -33,7 +33,7 @@ impl BootError {
         move |source| Self::Io { what, source }
     }
 
-    /// The same for a call that answers an errno.
+    /// As [`BootError::io`], for a call that returns an errno.
     pub(super) fn errno<E: Into<std::io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
         move |errno| Self::Io { what, source: errno.into() }

@@ -1,4 +1,4 @@
-//! The first API key, so that a new daemon can be used without being open to anybody (contract §2).
+//! The first API key: makes a new daemon usable without opening it to everyone.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -14,18 +14,18 @@ use super::BootError;
 use crate::store::{ApiKey, Store};
 use ash_model::{TenantId, now_ms};
 
-/// Below the data directory; the plaintext is here and nowhere else.
+/// File below the data directory; the only copy of the plaintext.
 const FILE: &str = "initial-api-key";
 
-/// Makes a key when the database has none. The file is written before the row: a crash between the two makes another
-/// key at the next start, and never a row whose plaintext nobody has.
+/// Creates a key if the database has none. Writes the file before the row: after a crash between
+/// the two, the next start creates another key, and no row without a known plaintext exists.
 pub(super) async fn ensure(store: &Store, data_dir: &Path) -> Result<(), BootError> {
     if store.key_count().await? > 0 {
         return Ok(());
     }
     let mut random = [0; 32];
     getrandom::fill(&mut random)
-        .map_err(|why| BootError::Refused(format!("no random bytes for the first API key: {why}")))?;
+        .map_err(|why| BootError::Refused(format!("cannot get random bytes for the first API key: {why}")))?;
     let token = format!("ash_{}", URL_SAFE_NO_PAD.encode(random));
     let path = data_dir.join(FILE);
     write(data_dir, &path, &token).map_err(BootError::io(path.display().to_string()))?;
@@ -39,7 +39,7 @@ pub(super) async fn ensure(store: &Store, data_dir: &Path) -> Result<(), BootErr
         created_at: now_ms(),
     };
     store.key_insert(key).await?;
-    tracing::info!(file = %path.display(), "the first API key was made; it is in this file and nowhere else");
+    tracing::info!(file = %path.display(), "created the first API key; this file is its only copy");
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! From the privileged stage to the other: the settled configuration as a sealed file on stdin, and the bound sockets by number.
+//! Passes the final configuration as a sealed file on stdin, and the bound sockets by number, from
+//! the privileged to the unprivileged stage.
 
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -25,10 +26,10 @@ pub(super) struct Handed {
     pub listeners: Listeners,
 }
 
-/// The file for the next stage's stdin. The descriptors in it pass through the exec from here on.
+/// The file for the next stage's stdin. Its descriptors are inherited by the exec from here on.
 pub(super) fn write(config: &Config, source: Source, listeners: &Listeners) -> Result<OwnedFd, BootError> {
     let keep = |fd: &OwnedFd| inherited::keep_on_exec(fd.as_fd()).map(|()| fd.as_raw_fd());
-    let failed = || BootError::io("handing over to the unprivileged stage");
+    let failed = || BootError::io("cannot hand over to the unprivileged stage");
     let letter = Letter {
         config: config.clone(),
         source: source.without_model_key(),
@@ -39,9 +40,9 @@ pub(super) fn write(config: &Config, source: Source, listeners: &Listeners) -> R
     seqpacket::sealed_memfd("ashd-config", &text).map_err(failed())
 }
 
-/// What the privileged stage wrote.
+/// Reads what the privileged stage wrote.
 pub(super) fn take() -> Result<Handed, BootError> {
-    let failed = || BootError::io("reading what the privileged stage hands over on stdin");
+    let failed = || BootError::io("cannot read the handover of the privileged stage from stdin");
     let mut text = Vec::new();
     std::io::stdin().lock().take(1 << 20).read_to_end(&mut text).map_err(failed())?;
     let letter: Letter = serde_json::from_slice(&text).map_err(|why| failed()(why.into()))?;

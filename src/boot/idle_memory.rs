@@ -1,25 +1,26 @@
-//! Memory that a load leaves behind in the heap goes back to the kernel.
+//! Returns free heap memory to the kernel after a load.
 //!
-//! The C library keeps free memory between blocks that are in use, for the next allocation. After a busy hour that is
-//! hundreds of megabytes which a quiet daemon does not need.
+//! The C library keeps free memory between used blocks for later allocations. After a busy hour
+//! these are hundreds of megabytes, which an idle daemon does not need.
 
 use std::time::Duration;
 
 use ash_kernel::heap;
 
-/// Between two looks.
+/// First check interval.
 const FIRST: Duration = Duration::from_secs(5);
-/// The same after looks that found little. A quiet daemon is small again within twice this time.
+/// Longest check interval, reached after checks that freed little. An idle daemon shrinks within
+/// twice this time.
 const LONGEST: Duration = Duration::from_secs(20);
-/// Bytes above the size at the start from which it is worth a look.
+/// Bytes above the size at start from which to trim.
 const WORTH: u64 = 4 << 20;
-/// Bytes that make a trim worth the next one.
+/// Bytes freed by a trim above which the interval stays short.
 const LITTLE: u64 = 1 << 20;
 
-/// Looks every few seconds, in a thread of its own: a trim holds the heap's locks, for some milliseconds when it is large.
+/// Checks periodically in its own thread: a large trim holds the heap's locks for milliseconds.
 ///
 /// # Errors
-/// When no thread can be started, or `/proc` is not there.
+/// The thread cannot be started, or `/proc` is missing.
 pub(super) fn watch() -> std::io::Result<()> {
     heap::trim();
     let start = heap::resident()?;

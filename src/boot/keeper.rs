@@ -1,17 +1,20 @@
-//! A small process between ashd and a companion (launcher or gateway), when there is no systemd: it gives the companion
-//! a session of its own, so that neither a closed terminal nor the end of ashd ends it, and starts it again after a crash.
+//! Without systemd, a small process between ashd and a companion (launcher or gateway). It runs the
+//! companion in its own session, so that neither a closed terminal nor the end of ashd ends it, and
+//! restarts it after a crash.
 //!
 //! ```text
 //!   keeper: setsid -> start -> wait --exit 0, SIGTERM, SIGINT--> end
 //!                       ^        |
-//!                       +--------+ a signal, a panic's 101, and every failure of one that had served: after a pause of 200 ms that
-//!                                  doubles up to 5 s, without end; so is a program that is missing by then (an upgrade) waited for
+//!                       +--------+ a signal, exit code 101 (panic), any failure after it served,
+//!                                  a missing program (during an upgrade): restart after 200 ms,
+//!                                  doubled up to 5 s, without limit
 //! ```
 //!
-//! Only a first start that fails by itself (a wrong flag, a port that is taken) is not repeated: ashd shows its words and ends.
+//! A first start that fails by itself (a wrong flag, a used port) is not repeated: ashd shows the
+//! error and ends.
 //!
-//! The gateway's keeper is root and has the model key in its environment, to hand it to the next gateway. It reads nothing and
-//! talks to nobody; root could read the key anyway.
+//! The gateway's keeper is root and has the model key in its environment, to pass it to the next
+//! gateway. It reads nothing and communicates with no process; root could read the key anyway.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
@@ -26,27 +29,28 @@ use nix::fcntl::{Flock, FlockArg};
 
 use ash_kernel::sanitize;
 
-/// First argument of the keeper. Not for people, so not in the help.
+/// First argument of the keeper. Internal, so not in the help.
 pub const KEEP: &str = "keep";
-/// First argument of the stage without privileges.
+/// First argument of the unprivileged stage.
 pub const UNPRIVILEGED: &str = "serve-unprivileged";
 
-/// Pause before a companion is started again; doubled at each failure in a row.
+/// Pause before a restart; doubled at each consecutive failure.
 const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// One that ran so long has served: its next failure is the first in a row.
+/// A companion that ran this long has served: its next failure counts as the first.
 const SERVED: Duration = Duration::from_secs(10);
 
-/// Runs `command` (a program and its arguments) until it ends by itself. Meanwhile `file` is locked and holds the keeper's pid.
+/// Runs `command` (a program and its arguments) until it ends by itself. Meanwhile `file` is locked
+/// and contains the keeper's pid.
 ///
 /// # Errors
-/// What the program failed with, or why it cannot be kept.
+/// The program's failure, or why it cannot be kept.
 pub fn keep(file: &Path, command: &[std::ffi::OsString]) -> Result<(), String> {
-    let [program, arguments @ ..] = command else { return Err("keep: no program is named".to_owned()) };
+    let [program, arguments @ ..] = command else { return Err("keep: the program is missing".to_owned()) };
     ash_observe::logging::start("ash-keeper", None)?;
     nix::sys::prctl::set_name(c"ash-keeper").map_err(|errno| format!("keep: {errno}"))?;
-    nix::unistd::setsid().map_err(|errno| format!("keep: no session of its own: {errno}"))?;
-    sanitize::close_inherited(0).map_err(|why| format!("keep: inherited descriptors: {why}"))?;
+    nix::unistd::setsid().map_err(|errno| format!("keep: cannot create a session: {errno}"))?;
+    sanitize::close_inherited(0).map_err(|why| format!("keep: cannot close inherited descriptors: {why}"))?;
     let _lock = hold(file).map_err(|why| format!("keep: {}: {why}", file.display()))?;
     let (mut past, mut failures) = (Past::New, 0);
     loop {
@@ -60,12 +64,14 @@ pub fn keep(file: &Path, command: &[std::ffi::OsString]) -> Result<(), String> {
                 match judge(status, past) {
                     Next::Done => return Ok(()),
                     Next::Failed => return Err(format!("{}: {status}", program.display())),
-                    Next::Again => tracing::error!(program = %program.display(), %status, "ended; it is started again"),
+                    Next::Again => {
+                        tracing::error!(program = %program.display(), %status, "ended unexpectedly; restarting it")
+                    }
                 }
                 past = past.max(Past::Crashed);
             }
             Err(why) if past != Past::New => {
-                tracing::error!(program = %program.display(), %why, "cannot be started; tried again");
+                tracing::error!(program = %program.display(), %why, "cannot be started; retrying");
             }
             Err(why) => return Err(format!("{}: {why}", program.display())),
         }
@@ -74,16 +80,15 @@ pub fn keep(file: &Path, command: &[std::ffi::OsString]) -> Result<(), String> {
     }
 }
 
-/// What is known of the companion's earlier processes.
+/// The companion's earlier processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Past {
     New,
-    /// It came as far as being started and crashed.
+    /// It started and crashed.
     Crashed,
     Served,
 }
 
-/// What the end of a process means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Done,
@@ -91,7 +96,8 @@ enum Next {
     Again,
 }
 
-/// 101 is what a panic exits with. SIGTERM and SIGINT are somebody's wish. A failure of its own is final for one that never served.
+/// 101 is the exit code of a panic. SIGTERM and SIGINT are requests to end. A failure by itself is
+/// final if the companion never served.
 fn judge(status: ExitStatus, past: Past) -> Next {
     use nix::libc::{SIGINT, SIGTERM};
     let crashed = status.code() == Some(101) || status.signal().is_some();
@@ -107,10 +113,11 @@ fn pause(failures: u32) -> Duration {
     PAUSE.saturating_mul(1 << failures.min(16)).min(LONGEST_PAUSE)
 }
 
-/// Root's alone: whoever can open a file can lock it, and a lock that somebody else holds looks like a keeper that lives.
+/// Only root may open the file: any process that can open it can lock it, which would look like a
+/// running keeper.
 fn hold(file: &Path) -> std::io::Result<Flock<File>> {
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(file)?;
-    // One that an earlier version left.
+    // An earlier version may have left one.
     file.set_permissions(Permissions::from_mode(0o600))?;
     let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
     lock.set_len(0)?;
@@ -118,7 +125,7 @@ fn hold(file: &Path) -> std::io::Result<Flock<File>> {
     Ok(lock)
 }
 
-/// The pid in the file of a keeper that lives; `None` when none does, whatever the file says.
+/// The pid in the file of a running keeper; `None` when none runs, whatever the file contains.
 pub(super) fn holder(file: &Path) -> std::io::Result<Option<String>> {
     let open = match File::open(file) {
         Ok(open) => open,
@@ -155,7 +162,7 @@ mod tests {
     #[test]
     fn a_crash_is_not_an_end_and_a_failure_is_one_only_at_first() {
         use Next::{Again, Done, Failed};
-        // Wait statuses as wait(2) gives them: exit code in the second byte, signal in the first.
+        // Wait statuses (wait(2)): exit code in the second byte, signal in the first.
         for (raw, at_first, later) in [
             (0, Done, Done),
             (1 << 8, Failed, Again),

@@ -1,7 +1,7 @@
 //! The sockets of the API: systemd's, or bound here.
 //!
-//! What is bound here does not listen yet. It does when the daemon can answer, so that nobody waits in a queue of a
-//! daemon that fails to start.
+//! Sockets bound here listen when the daemon can answer, so that no client waits for a daemon that
+//! fails to start.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -22,21 +22,22 @@ use crate::http::Listener;
 use ash_kernel::{inherited, tcp};
 use ash_observe::systemd;
 
-/// Connections that wait to be accepted; the kernel's own bound is net.core.somaxconn, 4096.
+/// Connections waiting to be accepted; the kernel's limit is net.core.somaxconn, 4096.
 const BACKLOG: i32 = 4096;
-/// Bytes that wait in the kernel for a client that does not read; what is on its way to one that does is not bounded by it.
+/// Bytes in the kernel for a client that does not read; data in flight to a reading client is not
+/// limited by it.
 const UNSENT: u32 = 128 << 10;
-/// Name of the unix socket of the API, below the run directory.
+/// Name of the API's unix socket, below the run directory.
 pub(super) const API_SOCKET: &str = "ashd.sock";
 
-/// Bound sockets, and where the port is to be written once they listen.
+/// Bound sockets, and the file for the port once they listen.
 #[derive(Debug)]
 pub(super) struct Listeners {
     pub sockets: Vec<OwnedFd>,
     pub port_file: Option<OwnedFd>,
 }
 
-/// systemd's sockets, where it started us.
+/// systemd's sockets, if it started this process.
 fn from_systemd() -> Result<Vec<OwnedFd>, BootError> {
     let take = |fd: systemd::ListenFd| {
         inherited::claim(fd.number).map_err(BootError::io(format!("socket \"{}\" of systemd", fd.name)))
@@ -44,7 +45,7 @@ fn from_systemd() -> Result<Vec<OwnedFd>, BootError> {
     systemd::listen_fds().into_iter().map(take).collect()
 }
 
-/// As root: the port, `<run dir>/ashd.sock` (for root and ashd's group), and the file that will hold the port.
+/// As root: the port, `<run dir>/ashd.sock` (for root and ashd's group), and the file for the port.
 pub(super) fn for_root(config: &Config, ashd: &Account) -> Result<Listeners, BootError> {
     let mut sockets = from_systemd()?;
     if sockets.is_empty() {
@@ -55,7 +56,7 @@ pub(super) fn for_root(config: &Config, ashd: &Account) -> Result<Listeners, Boo
     Ok(Listeners { sockets, port_file: Some(port_file.into()) })
 }
 
-/// As ashd's own user: systemd's sockets, or the port alone, since the run directory is root's.
+/// As ashd's user: systemd's sockets, or only the port, since the run directory belongs to root.
 pub(super) fn for_unprivileged(config: &Config) -> Result<Listeners, BootError> {
     let mut sockets = from_systemd()?;
     if sockets.is_empty() {
@@ -63,14 +64,14 @@ pub(super) fn for_unprivileged(config: &Config) -> Result<Listeners, BootError> 
     }
     let port_file = port_file(&config.run_dir).ok();
     if port_file.is_none() && config.server.port == 0 {
-        tracing::warn!(run_dir = %config.run_dir.display(), "the port that is picked can only be logged: the run directory cannot be written");
+        tracing::warn!(run_dir = %config.run_dir.display(), "the chosen port is only logged: the run directory cannot be written");
     }
     Ok(Listeners { sockets, port_file: port_file.map(OwnedFd::from) })
 }
 
 fn port_file(run_dir: &Path) -> io::Result<File> {
     let path = run_dir.join("port");
-    // Made anew: whoever reads an old one sees the old port, never half of the new one.
+    // A new file: readers of an old one see the old port, never a partial new one.
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -85,14 +86,14 @@ fn bind_tcp(config: &Config) -> Result<OwnedFd, BootError> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let bound =
         socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None).and_then(|fd| {
-            // Connections of an ashd that just ended do not keep the port.
+            // Connections of an ended ashd must not keep the port.
             setsockopt(&fd, sockopt::ReuseAddr, &true)?;
             bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrStorage::from(address))?;
             Ok(fd)
         });
     bound.map_err(|errno| match errno {
         nix::errno::Errno::EADDRINUSE => BootError::Refused(format!(
-            "{address} is in use, perhaps by another ashd; choose another port (ASH_PORT, server.port; 0 picks a free one)"
+            "{address} is in use, possibly by another ashd; choose another port (ASH_PORT, server.port; 0 picks a free one)"
         )),
         _ => BootError::Io { what: format!("address {address}"), source: errno.into() },
     })
@@ -102,7 +103,10 @@ fn bind_unix(run_dir: &Path, ashd: &Account) -> Result<OwnedFd, BootError> {
     let path = run_dir.join(API_SOCKET);
     let failed = || BootError::io(path.display().to_string());
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-        return Err(BootError::Refused(format!("another ashd answers at {}; `ashd stop` ends it", path.display())));
+        return Err(BootError::Refused(format!(
+            "another ashd is running at {}; stop it with `ashd stop`",
+            path.display()
+        )));
     }
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed()(error)),
@@ -121,7 +125,7 @@ fn bind_unix(run_dir: &Path, ashd: &Account) -> Result<OwnedFd, BootError> {
 }
 
 impl Listeners {
-    /// From here on connections are taken. The port is written when all of them listen.
+    /// Starts accepting connections. Writes the port when all sockets listen.
     pub fn listen(self) -> io::Result<Vec<Listener>> {
         let (mut listening, mut port) = (Vec::new(), None);
         for fd in self.sockets {

@@ -1,4 +1,4 @@
-//! The stage that runs as root, without threads: it prepares, starts what is missing, and gives its privileges away.
+//! The single-threaded stage that runs as root: prepares, starts what is missing, drops privileges.
 
 use std::convert::Infallible;
 use std::fs::OpenOptions;
@@ -10,19 +10,19 @@ use nix::fcntl::{Flock, FlockArg};
 use super::{BootError, companions, directories, handover, listeners, privileges, users};
 use crate::config::{Config, Source};
 
-/// Returns only when something fails.
+/// Returns only on failure.
 pub(super) fn start(config: Config, source: Source) -> Result<Infallible, BootError> {
     let accounts = users::find(&config.launcher, &config.gateway.user)?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     directories::prepare(&config.data_dir, &config.run_dir, &accounts.ashd)?;
     directories::prepare_state(&config.gateway_state_dir(), &accounts.gateway)?;
-    // Two starts at once would start two launchers. The lock ends with this stage, at the exec.
+    // Two concurrent starts would start two launchers. The lock ends with this stage, at the exec.
     let _lock = lock(&config.run_dir)?;
     let listeners = listeners::for_root(&config, &accounts.ashd)?;
     companions::ensure(&config, &accounts)?;
     let letter = handover::write(&config, source, &listeners)?;
     drop(config);
-    tracing::debug!(user = accounts.ashd.name, "privileges are dropped");
+    tracing::debug!(user = accounts.ashd.name, "dropping privileges");
     privileges::become_and_execute(&accounts.ashd, letter, super::keeper::UNPRIVILEGED)
 }
 

@@ -1,4 +1,4 @@
-//! Becoming the unprivileged user, for good: another image, another environment, no capability left or to be had.
+//! Becomes the unprivileged user permanently: new image, new environment, no capabilities.
 
 use std::convert::Infallible;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,7 +10,8 @@ use caps::CapSet;
 use super::BootError;
 use super::users::Account;
 
-/// Variables the unprivileged stage keeps. Everything else was read into the configuration already, or is none of its business.
+/// Environment variables that the unprivileged stage gets. Others were read into the configuration
+/// or are not needed.
 const KEPT: [&str; 12] = [
     "PATH",
     "LANG",
@@ -26,19 +27,21 @@ const KEPT: [&str; 12] = [
     "CREDENTIALS_DIRECTORY",
 ];
 
-/// Executes this program again as `user`, with `stdin` as its standard input and `arg` as its argument.
+/// Executes this program again as `user`, with `stdin` as standard input and `arg` as argument.
 ///
 /// # Errors
-/// The step that failed. Nothing is served then.
+/// The failed step. Nothing is served then.
 pub(super) fn become_and_execute(user: &Account, stdin: OwnedFd, arg: &str) -> Result<Infallible, BootError> {
-    // The bounding and inheritable sets bind every program executed later; they go while the capability to do so is
-    // there. The others are cleared by the kernel when the last uid of 0 is given up (capabilities(7)).
+    // The bounding and inheritable sets limit every program executed later; drop them while the
+    // capability to do so exists. The kernel clears the others with the last uid of 0
+    // (capabilities(7)).
     for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Bounding] {
         caps::clear(None, set)
-            .map_err(|why| BootError::Refused(format!("capabilities ({set:?} set) cannot be dropped: {why}")))?;
+            .map_err(|why| BootError::Refused(format!("cannot drop capabilities ({set:?} set): {why}")))?;
     }
     nix::sys::prctl::set_no_new_privs().map_err(BootError::errno("no_new_privs"))?;
-    // By descriptor and not by path: the program may lie where only root may look, such as below /root.
+    // By descriptor: the program may be in a directory that only root can enter, such as below
+    // /root.
     let image = std::fs::File::open("/proc/self/exe").map_err(BootError::io("own program"))?;
     let mut command = Command::new(format!("/proc/self/fd/{}", image.as_raw_fd()));
     command.arg0("ashd").arg(arg).stdin(Stdio::from(stdin)).current_dir("/").env_clear();

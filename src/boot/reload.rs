@@ -1,4 +1,4 @@
-//! `systemctl reload ashd`: the configuration, read again.
+//! `systemctl reload ashd`: reads the configuration again.
 
 use tracing::{info, warn};
 
@@ -7,10 +7,11 @@ use crate::sessions::Sessions;
 use ash_observe::events::{self, event};
 use ash_observe::logging;
 
-/// Takes over what can be taken over now. A faulty file changes nothing and says line and key.
+/// Applies what a running ashd can apply. A faulty file changes nothing; the error names line and
+/// key.
 pub(super) async fn reload(source: &Source, live: &Live, sessions: &Sessions) {
     let from = source.clone();
-    // Files may lie on a disk that hangs; the loop that asks goes on.
+    // Files may be on a hanging disk; the main loop must continue.
     let read = tokio::task::spawn_blocking(move || from.read()).await;
     let read = match read {
         Ok(Ok(read)) => read,

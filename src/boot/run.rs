@@ -1,4 +1,4 @@
-//! The stage without privileges: from an open database to the last answer.
+//! The unprivileged stage: from an open database to the last answer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,20 +19,22 @@ use crate::store::Store;
 use ash_observe::systemd;
 use ash_observe::tasks;
 
-/// How long open answers may go on after SIGTERM. Streams have no end of their own; their clients come back.
+/// How long open answers may continue after SIGTERM. Streams do not end by themselves; their
+/// clients reconnect.
 const GRACE: Duration = Duration::from_millis(500);
-/// How long the database may take to close.
+/// Time limit for closing the database.
 const CLOSE: Duration = Duration::from_millis(300);
-/// How long launcher and gateway may be away at the start: systemd may be restarting them just now.
+/// How long to wait for launcher and gateway at the start: systemd may be restarting them.
 const COMPANIONS: Duration = Duration::from_secs(10);
-/// How often `systemctl status` gets a new line.
+/// Update interval of the status in `systemctl status`.
 const STATUS: Duration = Duration::from_secs(5);
 
 pub(super) fn run(config: Config, source: Source, listeners: Listeners) -> Result<(), BootError> {
-    // The name in `ps`; by descriptor the kernel would call it by a number.
+    // The name in `ps`; executed by descriptor, the kernel would use a number.
     nix::sys::prctl::set_name(c"ashd").map_err(BootError::errno("process name"))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    // A stream is a connection and a file: the soft limit of 1024 is meant for programs that use select(2).
+    // A stream needs a connection and a file: the soft limit of 1024 is for programs that use
+    // select(2).
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(BootError::errno("descriptor limit"))?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(BootError::errno("descriptor limit"))?;
 
@@ -47,7 +49,7 @@ pub(super) fn run(config: Config, source: Source, listeners: Listeners) -> Resul
         .build()
         .map_err(BootError::io("threads"))?;
     let result = runtime.block_on(serve(Arc::new(config), source, listeners));
-    // Sandboxes, their files and the database are consistent at any moment; nothing has to be waited for.
+    // Sandboxes, their files and the database are always consistent: nothing must be awaited.
     runtime.shutdown_background();
     result
 }
@@ -75,7 +77,7 @@ async fn serve(config: Arc<Config>, source: Source, listeners: Listeners) -> Res
     systemd::ready(&sessions.status_line());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), after_ms = start.elapsed().as_millis(), "serving");
     if let Err(why) = idle_memory::watch() {
-        tracing::warn!(%why, "memory that is free will not be given back to the system");
+        tracing::warn!(%why, "free memory will not be returned to the system");
     }
 
     let tick = systemd::watchdog_interval().unwrap_or(STATUS).min(STATUS);
@@ -133,8 +135,8 @@ async fn connect_gateway(config: &Config) -> Result<Gateway, BootError> {
     }
 }
 
-/// Children that ended: the keepers of launcher and gateway, and whatever a container's PID 1 inherits. ashd itself
-/// starts no processes, so nobody else waits for them.
+/// Reaps ended children: the keepers of launcher and gateway, and what a container's PID 1
+/// inherits. ashd starts no other processes.
 fn reap() {
     use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
     while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {

@@ -1,4 +1,5 @@
-//! `ashd stop`: ashd first, so that nothing new is begun, then sandboxes and launcher, then the gateway.
+//! `ashd stop`: ends ashd first, so that nothing new starts, then sandboxes and launcher, then the
+//! gateway.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,17 +12,17 @@ use super::{BootError, listeners};
 use crate::config::Config;
 use ash_kernel::seqpacket;
 
-/// ashd itself ends within a second of SIGTERM.
+/// Seconds until ashd must have ended; it ends within a second of SIGTERM.
 const ASHD: i64 = 10;
-/// Ending a sandbox is a kill; a thousand of them take a while.
+/// Ending a sandbox is a kill; a thousand of them need more time.
 const SANDBOXES: Duration = Duration::from_secs(60);
-/// Without sandboxes the gateway has nothing left to finish but their last answers.
+/// Without sandboxes the gateway only finishes their last answers.
 const GATEWAY: Duration = Duration::from_secs(30);
 
-/// Ends everything that a start as root began. Answers what was ended, in words.
+/// Ends everything that a start as root began. Returns a text with what it ended.
 ///
 /// # Errors
-/// When one of them does not end; the others are ended all the same.
+/// One of them does not end; the others are ended anyway.
 pub fn stop(file: Option<&Path>) -> Result<String, BootError> {
     let run_dir = Config::load(file)?.run_dir;
     let results = [
@@ -41,7 +42,8 @@ pub fn stop(file: Option<&Path>) -> Result<String, BootError> {
     if !failed.is_empty() {
         return Err(BootError::Refused(failed.join("\n")));
     }
-    // What ashd and the gateway, unprivileged, could not remove in root's directory. Gone already is as good.
+    // ashd and the gateway, unprivileged, cannot remove files in root's directory. They may be
+    // absent.
     for name in [
         "port",
         listeners::API_SOCKET,
@@ -55,7 +57,7 @@ pub fn stop(file: Option<&Path>) -> Result<String, BootError> {
         let _ = std::fs::remove_file(run_dir.join(name));
     }
     Ok(match ended.as_slice() {
-        [] => format!("nothing ran below {}", run_dir.display()),
+        [] => format!("nothing is running below {}", run_dir.display()),
         some => format!("ended: {}", some.join(", ")),
     })
 }
@@ -68,13 +70,13 @@ fn stop_ashd(run_dir: &Path) -> Result<bool, BootError> {
         seqpacket::peer(std::os::fd::AsFd::as_fd(&socket)).map_err(BootError::io(path.display().to_string()))?;
     let named = || format!("process {} (ashd)", holder.pid);
     let pid = rustix::process::Pid::from_raw(holder.pid).ok_or_else(|| BootError::Refused(named()))?;
-    // Opened before the process is looked at: the descriptor names this very one, even when its number is given to another
-    // meanwhile.
+    // Opened before the process is checked: the descriptor refers to this process, even when its
+    // pid is reused meanwhile.
     let process = pidfd_open(pid, PidfdFlags::empty()).map_err(BootError::errno(named()))?;
     let name = std::fs::read_to_string(format!("/proc/{}/comm", holder.pid)).unwrap_or_default();
     if name.trim() != "ashd" {
         return Err(BootError::Refused(format!(
-            "{} is held by process {} ({}), not by an ashd that was started by hand; `systemctl stop ashd ash-launcher \
+            "{} is held by process {} ({}), not by a manually started ashd; `systemctl stop ashd ash-launcher \
              ash-gateway` ends those of systemd",
             path.display(),
             holder.pid,
@@ -84,7 +86,7 @@ fn stop_ashd(run_dir: &Path) -> Result<bool, BootError> {
     pidfd_send_signal(&process, Signal::TERM).map_err(BootError::errno(named()))?;
     let patience = Timespec { tv_sec: ASHD, tv_nsec: 0 };
     match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)) {
-        Ok(0) => Err(BootError::Refused(format!("{} does not end {ASHD} s after SIGTERM", named()))),
+        Ok(0) => Err(BootError::Refused(format!("{} did not end within {ASHD} s of SIGTERM", named()))),
         Ok(_) => Ok(true),
         Err(errno) => Err(BootError::errno(named())(errno)),
     }

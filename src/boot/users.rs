@@ -1,11 +1,12 @@
-//! Which users ashd and the gateway become.
+//! The users of ashd and the gateway.
 
 use nix::unistd::User;
 
 use super::BootError;
 use crate::config::LauncherConfig;
 
-/// A user, as other programs are told it (`name`: the name, or the number where there is no such user) and as the kernel is.
+/// A user, for other programs (`name`: the name, or the number if there is no such user) and for
+/// the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Account {
     pub name: String,
@@ -19,19 +20,19 @@ pub(super) struct Accounts {
     pub gateway: Account,
 }
 
-/// The users of the configuration. A host where the package is not installed does not have them; then the two ids just
-/// below those of the sandboxes serve, which nobody has either.
+/// The users of the configuration. A host without the package does not have them; then ashd uses
+/// the two unassigned ids just below those of the sandboxes.
 pub(super) fn find(launcher: &LauncherConfig, gateway_user: &str) -> Result<Accounts, BootError> {
     let ashd = account(&launcher.user, launcher.uid_base - 2)?;
     let gateway = account(gateway_user, launcher.uid_base - 1)?;
     for (key, account) in [("launcher.user", &ashd), ("gateway.user", &gateway)] {
         if account.uid == 0 {
-            return Err(BootError::Refused(format!("{key}: {} is root, which is what it must not be", account.name)));
+            return Err(BootError::Refused(format!("{key}: {} is root; choose an unprivileged user", account.name)));
         }
     }
     if ashd.uid == gateway.uid {
         return Err(BootError::Refused(format!(
-            "launcher.user and gateway.user are both {}; the one that parses the network must not be the one that holds the key",
+            "launcher.user and gateway.user are both {}; the user that parses network input must not be the one that holds the key",
             ashd.name
         )));
     }
@@ -43,7 +44,7 @@ fn account(name: &str, fallback: u32) -> Result<Account, BootError> {
     Ok(match found {
         Some(user) => Account { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() },
         None => {
-            tracing::info!(user = name, uid = fallback, "the user does not exist; an unused uid is used instead");
+            tracing::info!(user = name, uid = fallback, "the user does not exist; using an unassigned uid instead");
             Account { name: fallback.to_string(), uid: fallback, gid: fallback }
         }
     })

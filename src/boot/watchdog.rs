@@ -1,11 +1,14 @@
-//! What feeds systemd's watchdog: not a timer, but work that went all the way.
+//! Notifies systemd's watchdog only when all parts of the daemon make progress.
 //!
 //! ```text
-//!   every half of WatchdogSec=:  the store's writer --> a task, the sessions' tasks --> the main loop --> WATCHDOG=1
-//!                                   any of them hangs: nothing is said, and systemd starts ashd again
+//!   every half of WatchdogSec=:  the store's writer --> a task, the sessions' tasks --> the main
+//! loop
+//!                                --> WATCHDOG=1
+//!                                any of them hangs: no notification, and systemd restarts ashd
 //! ```
 //!
-//! A database that cannot be written (full disk, read-only) is no reason to be started again: that would not mend it.
+//! An unwritable database (full disk, read-only) does not stop the notifications: a restart would
+//! not fix it.
 
 use std::time::Duration;
 
@@ -15,7 +18,7 @@ use crate::sessions::Sessions;
 use crate::store::Store;
 use ash_observe::events::{self, event};
 
-/// A beat for each round that went all the way. The main loop takes it, and says so to systemd.
+/// Sends a beat for each completed round. The main loop passes it to systemd.
 pub(super) fn beats(store: Store, sessions: Sessions, every: Duration) -> mpsc::Receiver<()> {
     let (beat, beats) = mpsc::channel(1);
     tokio::spawn(async move {

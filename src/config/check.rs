@@ -1,13 +1,13 @@
-//! What cannot work together, or at all, is refused before anything is started.
+//! Refuses configurations that cannot work, before anything starts.
 
 use super::{Config, Upstream};
 use ash_model::{Limits, UNLIMITED, sends_in_clear};
 
-/// Bytes that a run directory's path may have: `<run dir>/sandboxes/<36>/init.sock` must fit the 107 of a unix socket's
-/// address (unix(7), sun_path).
+/// Maximum bytes of a run directory's path: `<run dir>/sandboxes/<36>/init.sock` must fit the 107
+/// of a unix socket's address (unix(7), sun_path).
 const RUN_DIR: usize = 107 - "/sandboxes/".len() - 36 - "/init.sock".len();
 
-/// The least memory in which claude starts at all.
+/// The least memory with which claude starts.
 const LEAST_MEMORY: u64 = 64 << 20;
 
 /// Twice the largest body that the API accepts (140 MiB), and what is counted beside it.
@@ -48,7 +48,8 @@ pub(super) fn check(config: &Config) -> Vec<String> {
     if launcher.uid_count < 2 {
         wrong.push("launcher.uid_count: each sandbox needs 2 user ids".to_owned());
     }
-    // 65534 is "nobody", 4294967295 is "no change"; the two ids below the range are ashd's and the gateway's own.
+    // 65534 is "nobody", 4294967295 is "no change"; ashd and the gateway use the two ids below the
+    // range.
     if launcher.uid_base < 65_537
         || launcher.uid_base.checked_add(launcher.uid_count).is_none_or(|end| end > 4_294_967_294)
     {
@@ -58,7 +59,7 @@ pub(super) fn check(config: &Config) -> Vec<String> {
         ));
     }
     for (name, limit, ceiling) in pairs(&config.limits, &launcher.ceiling) {
-        // What bounds nothing is bounded by the ceiling, and nobody has to repeat it.
+        // An unlimited value is limited by the ceiling.
         if limit > ceiling && limit != UNLIMITED {
             wrong.push(format!("limits.{name}: {limit} is above launcher.ceiling.{name}, which is {ceiling}"));
         }

@@ -1,4 +1,4 @@
-//! The keys of `[evals]`: how eval cases are worked on.
+//! The keys of `[evals]`.
 
 use super::keys::{Key, key};
 use super::units;

@@ -1,6 +1,6 @@
-//! Variables that configure the reference server and have no effect here.
+//! Environment variables of the reference server that have no effect here.
 
-/// How their names begin, and what takes their place.
+/// Prefixes of their names, and the replacement.
 const FOREIGN: [(&str, &str); 7] = [
     ("ASH_DATABASE_URL", "ashd keeps its data in SQLite below ASH_DATA_DIR"),
     ("ASH_SNAPSHOT_URL", "sessions stay below ASH_DATA_DIR; `ashctl backup` copies them elsewhere"),
@@ -14,7 +14,7 @@ const FOREIGN: [(&str, &str); 7] = [
     ("OTEL_", "ashd exports no OpenTelemetry data; GET /metrics (Prometheus) and its log have what can be measured"),
 ];
 
-/// What has no effect of the variables of these names: one line for each kind, with its names and what to use instead.
+/// Reports the variables without effect: one line per kind, with their names and the replacement.
 pub fn without_effect(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut found: [Vec<String>; FOREIGN.len()] = Default::default();
     for name in names {

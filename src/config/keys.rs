@@ -1,4 +1,4 @@
-//! The table of everything that can be set. A key that is not here does not exist, in the file or in the environment.
+//! The table of all configuration keys, for the file and the environment.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use ash_model::Limits;
 #[derive(Debug, Default)]
 pub(super) struct Draft {
     pub config: Config,
-    /// `gateway.upstream`, where it was said; otherwise it follows from the key and the base URL.
+    /// `gateway.upstream` if set; otherwise it follows from the key and the base URL.
     pub upstream: Option<Upstream>,
     pub base_url: Option<String>,
 }
@@ -19,13 +19,13 @@ pub(super) struct Draft {
 pub(super) struct Key {
     /// Dotted path in the file.
     pub name: &'static str,
-    /// Variable of the environment.
+    /// Environment variable.
     pub env: Option<&'static str>,
     /// The rest of "expected ...".
     pub expects: &'static str,
-    /// Never shown, not even when it is wrong.
+    /// Never shown, not even in errors.
     pub secret: bool,
-    /// `None` when the value is not what is expected.
+    /// Returns `None` for an invalid value.
     set: fn(&mut Draft, &Given<'_>) -> Option<()>,
 }
 
@@ -35,7 +35,7 @@ impl Key {
     }
 }
 
-/// A value as it was written.
+/// A value as written.
 pub(super) enum Given<'a> {
     Toml(&'a DeValue<'a>),
     Variable(&'a str),
@@ -49,7 +49,7 @@ impl Given<'_> {
         }
     }
 
-    /// A number, or a text that `read` makes one of.
+    /// A number, or a text that `read` converts.
     pub(super) fn number(&self, read: fn(&str) -> Option<u64>) -> Option<u64> {
         match self {
             Self::Toml(DeValue::Integer(n)) => u64::from_str_radix(n.as_str(), n.radix()).ok(),
@@ -79,7 +79,7 @@ impl Given<'_> {
         self.text().map(PathBuf::from).filter(|path| path.is_absolute())
     }
 
-    /// What was found instead, for the error.
+    /// The value for the error text.
     pub fn shown(&self, secret: bool) -> String {
         match self {
             Self::Variable(_) if secret => "something else".to_owned(),
@@ -384,7 +384,8 @@ fn url(text: &str) -> Option<String> {
     (!rest.is_empty() && !rest.starts_with('/')).then(|| text.trim_end_matches('/').to_owned())
 }
 
-/// Every key with its variable and what it expects: the table of `docs/configuration.md` and of `ashd --help`.
+/// All keys with variable and expected value: the table of `docs/configuration.md` and `ashd
+/// --help`.
 pub fn reference() -> impl Iterator<Item = (&'static str, Option<&'static str>, &'static str)> {
     all().map(|key| (key.name, key.env, key.expects))
 }

@@ -1,4 +1,4 @@
-//! From files and environment to a [`Config`].
+//! Loads a [`Config`] from files and environment.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,13 +11,12 @@ use super::keys::{self, Draft, Given};
 use super::reload::Source;
 use super::{Config, Upstream, check};
 
-/// Read when no other file is named. It need not exist.
+/// The default file. It need not exist.
 pub const DEFAULT_FILE: &str = "/etc/ashd/ashd.toml";
 
-/// Where Anthropic's API is.
 const ANTHROPIC: &str = "https://api.anthropic.com";
 
-/// Everything that is wrong with the configuration, one line each.
+/// All errors of the configuration, one line each.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors(pub Vec<String>);
 
@@ -35,18 +34,19 @@ pub(super) struct Layer {
 }
 
 impl Config {
-    /// Reads `path` (which must exist then) or `/etc/ashd/ashd.toml` (which need not), then the drop-ins `<file>.d/*.toml` by
-    /// name, then the environment. Later wins, key by key.
+    /// Reads `path` (which must then exist) or `/etc/ashd/ashd.toml` (which need not), then the
+    /// drop-ins `<file>.d/*.toml` by name, then the environment. Later values replace earlier ones,
+    /// key by key.
     ///
     /// # Errors
-    /// All that is wrong at once: each with file, line and key (or the variable), what was expected, and the nearest
-    /// valid name of an unknown key.
+    /// All errors at once: each with file, line and key (or the variable), what was expected, and
+    /// the nearest valid name of an unknown key.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigErrors> {
         Source::here(path)?.read()
     }
 }
 
-/// The variables of this process that [`keys`] knows.
+/// The environment variables that [`keys`] contains.
 pub(super) fn environment() -> Result<BTreeMap<String, String>, ConfigErrors> {
     let mut wrong = Vec::new();
     let mut environment = BTreeMap::new();
@@ -87,12 +87,12 @@ pub(super) fn read(file: &Path, required: bool) -> Result<Vec<Layer>, String> {
     files.into_iter().map(layer).collect()
 }
 
-/// Errors of syntax that are shown of one file; the rest are counted.
+/// Syntax errors shown per file; the rest are counted.
 const SYNTAX_ERRORS: usize = 20;
-/// Bytes of an unknown name that is compared with the known ones, and shown whole.
+/// Longest unknown name that is compared with the known ones and shown in full, in bytes.
 const LONG_NAME: usize = 100;
 
-/// The whole decision, without reading anything. An empty variable counts as unset.
+/// Merges all layers; reads nothing. An empty variable counts as unset.
 pub(super) fn merge(layers: &[Layer], environment: &BTreeMap<String, String>) -> Result<Config, ConfigErrors> {
     let mut draft = Draft::default();
     let mut wrong = Vec::new();
@@ -156,7 +156,7 @@ fn at(layer: &Layer, span: Range<usize>, text: &str) -> String {
     format!("{}:{}: {text}", layer.name, before.matches('\n').count() + 1)
 }
 
-/// The nearest name when one is near enough to be a slip, else what the section knows.
+/// Suggests the nearest name if it is close enough, else lists the names of the section.
 fn unknown(prefix: &str, name: &str) -> String {
     if name.len() > LONG_NAME {
         let beginning = &name[..name.floor_char_boundary(LONG_NAME)];

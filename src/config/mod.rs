@@ -1,13 +1,14 @@
 //! Configuration: one typed struct per concern.
 //!
 //! ```text
-//!   defaults < /etc/ashd/ashd.toml < /etc/ashd/ashd.toml.d/*.toml (by name) < environment      later wins, key by key
+//!   defaults < /etc/ashd/ashd.toml < /etc/ashd/ashd.toml.d/*.toml (by name) < environment
+//!   later values replace earlier ones, key by key
 //! ```
 //!
-//! `keys` is the one table of everything that can be set: its name in the file, its variable, what it expects. `load` applies
-//! it (a pure merge over texts, and a thin shell that reads the files); `units` reads `"2GiB"` and `"30m"`; `check` refuses
-//! what cannot work together; `reload` says what a running ashd takes over. An error names file, line and key, and all
-//! errors are told at once.
+//! `keys` is the table of all keys: name in the file, variable, expected value. `load` reads the
+//! files and merges them (the merge is pure); `units` parses `"2GiB"` and `"30m"`; `check` refuses
+//! what cannot work together; `reload` decides what a running ashd applies. An error names file,
+//! line and key; all errors are reported at once.
 
 mod check;
 mod evals_keys;
@@ -32,19 +33,20 @@ pub use keys::reference;
 pub use load::{ConfigErrors, DEFAULT_FILE};
 pub use reload::{Live, Reload, Source, compare};
 
-/// The Claude Code version this ashd was measured with.
+/// The Claude Code version this ashd is tested with.
 pub const CLAUDE_VERSION: &str = "2.1.330";
 
-/// Everything an admin can set, with the default of each. Keys are those of `ashd.toml`.
+/// Everything an admin can set, with its default. The keys are those of `ashd.toml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {
-    /// The file it was read from, which need not exist; no key, and not handed on as a value. Its directory is none for agents.
+    /// The file it was read from, which need not exist; not a key and not handed over. Agents must
+    /// not use its directory.
     #[serde(skip)]
     pub file: Option<PathBuf>,
     pub server: ServerConfig,
     /// `ASH_DATA_DIR`, default `/var/lib/ashd`: database, agents, session directories.
     pub data_dir: PathBuf,
-    /// `ASH_RUN_DIR`: sockets and what must not outlive a boot; default `/run/ashd`.
+    /// `ASH_RUN_DIR`, default `/run/ashd`: sockets and what must not outlive a boot.
     pub run_dir: PathBuf,
     pub auth: AuthConfig,
     pub claude: ClaudeConfig,
@@ -73,31 +75,32 @@ pub struct LogConfig {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServerConfig {
-    /// `ASH_HOST`, default 0.0.0.0 (contract; the packaged file says 127.0.0.1).
+    /// `ASH_HOST`, default 0.0.0.0 (the packaged file sets 127.0.0.1).
     pub host: IpAddr,
     /// `ASH_PORT`, default 4100; 0 picks a free one, logged and written to `<run dir>/port`.
     pub port: u16,
     /// Origins that browsers may call from; none by default.
     pub cors_origins: Vec<String>,
-    /// Requests that one tenant may make in a minute; 0, the default: any number.
+    /// Requests per tenant and minute, default 0: unlimited.
     pub requests_per_minute: u32,
-    /// Connections over TCP, default 8192; fewer where the process may not open that many files.
+    /// TCP connections, default 8192; fewer if the process may not open that many files.
     pub max_connections: usize,
-    /// The same from one address other than loopback, default 4096.
+    /// TCP connections from one address other than loopback, default 4096.
     pub max_connections_per_address: usize,
-    /// Streams of events (`POST .../messages`, `GET .../stream`) that one tenant may have open, default 2000.
+    /// Open event streams (`POST .../messages`, `GET .../stream`) per tenant, default 2000.
     pub streams_per_tenant: u32,
-    /// Other requests of one tenant that are being answered at once, default 1000.
+    /// Other concurrent requests per tenant, default 1000.
     pub concurrent_requests_per_tenant: u32,
-    /// Bytes of memory that requests and answers of all tenants may use, default 1 GiB.
+    /// Bytes of memory for requests and answers of all tenants, default 1 GiB.
     pub request_memory: u64,
-    /// The same of one tenant, default 384 MiB. A request of n bytes counts as 2 n.
+    /// The same per tenant, default 384 MiB. A request of n bytes counts as 2 n.
     pub request_memory_per_tenant: u64,
     /// Milliseconds from a connection to the end of its first request's headers, default 10000.
     pub head_timeout_ms: u64,
     /// Milliseconds from an answer to the end of the next request's headers on the same connection, default 75000.
     pub idle_timeout_ms: u64,
-    /// Milliseconds in which nothing of an answer could be written until its client is given up, default 30000.
+    /// Milliseconds without progress in writing an answer until the connection is closed, default
+    /// 30000.
     pub stall_timeout_ms: u64,
 }
 
@@ -125,8 +128,8 @@ impl Default for ServerConfig {
 pub struct AuthConfig {
     /// `ASH_API_KEY`: single-tenant mode.
     pub api_key: Option<String>,
-    /// `ASH_CREDENTIAL_KEY`: what the credentials of tenants are sealed with. Without it (and without systemd's
-    /// `LoadCredential=credential_key`) a random one is kept in `<data dir>/credential-key`.
+    /// `ASH_CREDENTIAL_KEY`: seals the credentials of tenants. Without it (and without systemd's
+    /// `LoadCredential=credential_key`), ashd keeps a random one in `<data dir>/credential-key`.
     pub credential_key: Option<String>,
 }
 
@@ -140,9 +143,10 @@ impl std::fmt::Debug for AuthConfig {
 pub struct ClaudeConfig {
     /// `ASH_CLAUDE_BIN`: a binary instead of the installed one.
     pub binary: Option<PathBuf>,
-    /// `ASH_CLAUDE_DIR`, default `/var/lib/ash-claude`: installed versions, `<dir>/<version>/claude`. Root's alone.
+    /// `ASH_CLAUDE_DIR`, default `/var/lib/ash-claude`: installed versions,
+    /// `<dir>/<version>/claude`. Only root can change it.
     pub dir: PathBuf,
-    /// The version to run; default the one this ashd was measured with.
+    /// The version to run; default [`CLAUDE_VERSION`].
     pub version: String,
 }
 
@@ -157,35 +161,40 @@ impl ClaudeConfig {
 pub struct PoolConfig {
     /// `ASH_MAX_SANDBOXES`, default 1000.
     pub max_sandboxes: usize,
-    /// Most live sandboxes of one tenant, default none: any number of them, as long as no tenant that holds less needs a place.
+    /// Maximum live sandboxes per tenant. Default none: unlimited, as long as no tenant with fewer
+    /// needs a slot.
     #[serde(default)]
     pub max_sandboxes_per_tenant: Option<usize>,
     /// `ASH_IDLE_TIMEOUT_MS`, default 1800000.
     pub idle_timeout_ms: u64,
-    /// Warm sandboxes of each agent that says nothing else (`PATCH /api/agents/:name/warm`), default 0, at most 100.
+    /// Warm sandboxes per agent without its own value (`PATCH /api/agents/:name/warm`), default 0,
+    /// at most 100.
     pub warm: u32,
-    /// Sandboxes kept ready for whatever session comes next, confined and empty, default 1, at most 100; 0: none.
+    /// Parked sandboxes (confined and empty, for any next session), default 1, at most 100.
     pub parked: u32,
-    /// Milliseconds without a turn after which an active session's sandbox may be given up for another session when
-    /// there is no room, default 60000.
+    /// Milliseconds without a turn after which an active session's sandbox may be evicted for
+    /// another session, default 60000.
     pub evict_after_ms: u64,
     /// Bytes of memory that must be available on the host for a new sandbox, default 128 MiB.
     pub min_available_bytes: u64,
-    /// Percent of time stalled for want of memory (PSI, full avg10) from which no new sandbox is started, default 50.
+    /// Percent of time stalled on memory (PSI, full avg10) from which no new sandbox starts,
+    /// default 50.
     pub max_stalled_percent: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PauseConfig {
-    /// Milliseconds without a turn after which an idle session is frozen by itself, default 2000; 0: never.
+    /// Milliseconds without a turn after which an idle session is frozen, default 2000; 0: never.
     pub freeze_after_ms: u64,
-    /// Milliseconds a turn may stay frozen before it is ended by an interrupt, default 150000. 180 s is safe, at 330 s
-    /// claude asks the model again and the owner pays twice (measured).
+    /// Milliseconds a turn may stay frozen before it is interrupted, default 150000. 180 s is safe;
+    /// at
+    /// 330 s claude repeats its request to the model, and the owner pays twice (measured).
     pub max_in_turn_ms: u64,
-    /// Milliseconds after a pause until its memory is pushed out to swap, default 2000: a client that resumes at once
-    /// finds it in place.
+    /// Milliseconds after a pause until its memory is reclaimed to swap, default 2000, so that an
+    /// immediate resume finds it in place.
     pub reclaim_after_ms: u64,
-    /// The same for a session that is not paused, from its last turn on (it is frozen by then), default 60000; 0: never.
+    /// The same after the last turn of a frozen session that is not paused, default 60000; 0:
+    /// never.
     pub reclaim_idle_after_ms: u64,
 }
 
@@ -196,22 +205,23 @@ pub struct SessionsConfig {
     pub keep_ended_ms: u64,
 }
 
-/// Below this floor no session starts.
+/// No session starts below this floor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ConfinementConfig {
     /// Layers that must be measured in force; default all of them.
     pub floor: Vec<Layer>,
-    /// Least version of landlock's ABI, default 2 (Linux 5.19; Debian 12 has it). The launcher has a floor of its own.
+    /// Minimum version of landlock's ABI, default 2 (Linux 5.19; Debian 12 has it). The launcher
+    /// has its own floor.
     pub landlock_abi: u32,
 }
 
-/// What a tenant may store, over files and database.
+/// Storage limits of tenants, over files and database.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TenantsConfig {
-    /// Bytes of each tenant for which an admin says nothing else (`storageBytes`), default 10 GiB: ten sessions with their
-    /// disks full. At the limit new sessions, messages and uploads are refused (507).
+    /// Bytes per tenant without an admin's value (`storageBytes`), default 10 GiB: ten sessions
+    /// with full disks. At the limit, new sessions, messages and uploads are refused (507).
     pub storage_bytes: u64,
-    /// The most that an admin may give a tenant, default 1 TiB.
+    /// Maximum that an admin can set for a tenant, default 1 TiB.
     pub storage_ceiling_bytes: u64,
 }
 
@@ -223,30 +233,32 @@ impl Default for TenantsConfig {
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DiskConfig {
-    /// Bytes of the data directory's file system below which nothing new is begun (507). Without it: 1 GiB, or 5 % of the
-    /// file system if that is less.
+    /// Free bytes of the data directory's file system below which new work is refused (507).
+    /// Default:
+    /// 1 GiB, or 5 % of the file system if that is less.
     pub reserve_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct AgentsConfig {
-    /// Directories below which `path` of `POST /api/agents` must lie, at the deployment and at each use. Empty: any that ashd can
-    /// read, named by a key with the admin role only.
+    /// Directories that must contain the `path` of `POST /api/agents`, at the deployment and at
+    /// each use. Empty: any that ashd can read, but only for keys with the admin role.
     pub roots: Vec<PathBuf>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AttachmentsConfig {
-    /// `ASH_MAX_ATTACHMENT_SIZE`: bytes of one attachment, default 10 MiB. A larger one is answered 413.
+    /// `ASH_MAX_ATTACHMENT_SIZE`: bytes of one attachment, default 10 MiB. A larger one is answered
+    /// 413.
     pub max_bytes: u64,
 }
 
 /// Runs of eval cases.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EvalsConfig {
-    /// Cases of one tenant that are worked on at the same time, each in a session of its own, default 2; 1 to 64.
+    /// Concurrent cases of one tenant, each in its own session, default 2; 1 to 64.
     pub cases_at_once: u32,
-    /// Milliseconds from the question of a case until it fails without an answer, default 10 minutes.
+    /// Milliseconds until a case without an answer fails, default 10 minutes.
     pub case_ms: u64,
 }
 
@@ -259,23 +271,25 @@ impl Default for EvalsConfig {
 #[derive(Clone, Serialize, Deserialize)]
 pub struct GatewayConfig {
     pub upstream: Upstream,
-    /// `ANTHROPIC_API_KEY`. Only the gateway's process may read it: it is not handed on to the unprivileged ashd.
+    /// `ANTHROPIC_API_KEY`. Only the gateway may read it: it is not handed over to the unprivileged
+    /// ashd.
     #[serde(skip)]
     pub api_key: Option<String>,
-    /// `ANTHROPIC_CUSTOM_HEADERS`, one `Name: value` a line. Often a secret, so not handed on either.
+    /// `ANTHROPIC_CUSTOM_HEADERS`, one `Name: value` per line. Often a secret, so not handed over
+    /// either.
     #[serde(skip)]
     pub custom_headers: Vec<(String, String)>,
-    /// User the gateway runs as when ashd starts it.
+    /// User of a gateway that ashd starts.
     pub user: String,
-    /// `ASH_GATEWAY_STATE_DIR`: where the gateway keeps the record of usage that ashd has not taken yet, when ashd starts it.
-    /// Default: `/var/lib/ash-gateway` beside `/var/lib/ashd`, else the data directory's name with `-gateway`.
+    /// `ASH_GATEWAY_STATE_DIR`: directory of the ledgers of a gateway that ashd starts. Default:
+    /// `/var/lib/ash-gateway` beside `/var/lib/ashd`, else the data directory's name with
+    /// `-gateway`.
     pub state_dir: Option<PathBuf>,
     /// `ASH_ALLOW_INSECURE_UPSTREAM`: allow an `http://` upstream on another host, which sends the key in clear.
     pub allow_insecure_upstream: bool,
 }
 
 impl Config {
-    /// The gateway's state directory.
     pub fn gateway_state_dir(&self) -> PathBuf {
         if let Some(directory) = &self.gateway.state_dir {
             return directory.clone();
@@ -297,7 +311,7 @@ impl std::fmt::Debug for GatewayConfig {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Upstream {
-    /// The scripted model inside the gateway. The default when there is no `ANTHROPIC_API_KEY`.
+    /// The scripted model in the gateway. The default without `ANTHROPIC_API_KEY`.
     Offline,
     /// A base URL (`ANTHROPIC_BASE_URL`), default `https://api.anthropic.com`.
     Url(String),
@@ -305,14 +319,14 @@ pub enum Upstream {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LauncherConfig {
-    /// User ashd becomes when it was started as root.
+    /// User of an ashd that was started as root.
     pub user: String,
-    /// First host uid of the range the sandboxes use, and its size (two uids per sandbox).
+    /// First host uid of the sandboxes' range, and its size (two uids per sandbox).
     pub uid_base: u32,
     pub uid_count: u32,
-    /// Name of the cgroup below which all sandboxes are, where systemd does not give one.
+    /// Name of the cgroup of all sandboxes, if systemd does not provide one.
     pub cgroup: String,
-    /// No sandbox gets more than this.
+    /// Maximum for every sandbox.
     pub ceiling: Limits,
 }
 
@@ -364,7 +378,8 @@ impl Default for Config {
             log: LogConfig::default(),
             launcher: LauncherConfig {
                 user: "ashd".to_owned(),
-                // systemd documents 1879048192 to 2147483647 as unused by anybody (docs/UIDS-GIDS.md).
+                // systemd documents 1879048192 to 2147483647 as unused (docs/UIDS-GIDS.md of
+                // systemd).
                 uid_base: 1_900_000_000,
                 uid_count: 131_072,
                 cgroup: "ashd".to_owned(),

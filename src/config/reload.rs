@@ -1,12 +1,13 @@
-//! What a running ashd takes over from a configuration that was read again, and what has to wait for a restart.
+//! Decides which changes of the configuration a running ashd applies, and which need a restart.
 //!
 //! ```text
-//!   Source (file, its drop-ins, the environment of the start) --read--> Config --compare--> Reload
-//!                                                                                   |
-//!                                     Live::take_over <----- config (fixed keys keep their value) + names of both kinds
+//!   Source (file, drop-ins, environment at start) --read--> Config --compare--> Reload
+//!                                                                                 |
+//!   Live::take_over <--- config (fixed keys keep their value), names of both kinds+
 //! ```
 //!
-//! Faults change nothing: a file that cannot be read or is wrong leaves the old configuration in force, as a whole.
+//! An error changes nothing: an unreadable or invalid file leaves the whole old configuration in
+//! force.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,8 +20,8 @@ use serde_json::Value;
 use super::load::{self, ConfigErrors, DEFAULT_FILE};
 use super::{ClaudeConfig, Config, ServerConfig, check, keys};
 
-/// Keys (or, with a dot at the end, sections) that are used once, at the start: sockets, directories, keys that are
-/// derived from, and what belongs to the other processes.
+/// Keys (or, with a final dot, sections) that are used only at the start: sockets, directories,
+/// keys for derivation, and settings of the other processes.
 const FIXED: [&str; 17] = [
     "data_dir",
     "run_dir",
@@ -41,16 +42,16 @@ const FIXED: [&str; 17] = [
     "launcher.",
 ];
 
-/// In the environment of a [`Source`] in place of what only the gateway may have: that there was one still decides
-/// which upstream is the default.
+/// Replaces values that only the gateway may have in the environment of a [`Source`]: their
+/// presence still decides the default upstream.
 const WITHHELD: &str = "withheld";
 
-/// Where a configuration comes from, so that it can be read again: also by the stage of ashd that was started without an
-/// environment of its own.
+/// Where a configuration comes from, to read it again, also in the stage of ashd without its own
+/// environment.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Source {
     file: PathBuf,
-    /// A file that was named must exist; the default one need not.
+    /// A named file must exist; the default one need not.
     required: bool,
     environment: BTreeMap<String, String>,
 }
@@ -63,13 +64,13 @@ impl fmt::Debug for Source {
 }
 
 impl Source {
-    /// This process's: `path`, or `/etc/ashd/ashd.toml`.
+    /// The source of this process: `path`, or `/etc/ashd/ashd.toml`.
     ///
     /// # Errors
-    /// A variable that is not UTF-8, or a relative path below a directory that is gone.
+    /// A variable that is not UTF-8, or a relative path below a removed directory.
     pub fn here(path: Option<&Path>) -> Result<Self, ConfigErrors> {
         let (file, required) = path.map_or((PathBuf::from(DEFAULT_FILE), false), |path| (path.to_owned(), true));
-        // The daemon changes its directory.
+        // The daemon changes its working directory.
         let file = std::path::absolute(&file).map_err(|e| ConfigErrors(vec![format!("{}: {e}", file.display())]))?;
         Ok(Self { file, required, environment: load::environment()? })
     }
@@ -77,7 +78,7 @@ impl Source {
     /// Reads file, drop-ins and environment.
     ///
     /// # Errors
-    /// All that is wrong, see [`Config::load`].
+    /// All errors, see [`Config::load`].
     pub fn read(&self) -> Result<Config, ConfigErrors> {
         let layers = load::read(&self.file, self.required).map_err(|line| ConfigErrors(vec![line]))?;
         Ok(Config { file: Some(self.file.clone()), ..load::merge(&layers, &self.environment)? })
@@ -99,19 +100,20 @@ impl Source {
     }
 }
 
-/// A configuration that was read again, compared with the one in force.
+/// A new configuration, compared with the current one.
 #[derive(Clone, Debug)]
 pub struct Reload {
-    /// What is to be in force from now on.
+    /// The configuration to apply.
     pub config: Config,
-    /// Keys whose new value is in it.
+    /// Keys with a new value in it.
     pub changed: Vec<&'static str>,
-    /// Keys that were changed in the files and keep their old value until ashd is restarted.
+    /// Changed keys that keep their old value until ashd is restarted.
     pub needs_restart: Vec<&'static str>,
 }
 
 /// # Errors
-/// When what is new cannot work with what is fixed (a limit above the ceiling of the start); nothing is to be changed then.
+/// New and fixed values cannot work together (a limit above the ceiling of the start); nothing
+/// changes then.
 pub fn compare(now: &Config, read: Config) -> Result<Reload, ConfigErrors> {
     let (old, new) = (values(now), values(&read));
     let differ = keys::all().map(|key| key.name).filter(|name| at(&old, name) != at(&new, name));
@@ -143,7 +145,7 @@ fn values(config: &Config) -> Value {
     serde_json::to_value(config).expect("plain data has a JSON form")
 }
 
-/// The value of a key of the file in the form that `Config` is handed on in; limits are spelled there as in the API.
+/// The value of a key in the serialised `Config`, where limits are spelled as in the API.
 fn at<'a>(config: &'a Value, key: &str) -> Option<&'a Value> {
     key.split('.').try_fold(config, |value, word| value.get(word).or_else(|| value.get(camel(word))))
 }
@@ -157,14 +159,14 @@ fn camel(word: &str) -> String {
     })
 }
 
-/// The configuration in force. Cheap to clone; all clones see a reload.
+/// The current configuration. Cheap to clone; all clones see a reload.
 #[derive(Clone, Debug)]
 pub struct Live(Arc<RwLock<Arc<Config>>>);
 
 impl Live {
-    /// As it is at this moment. Not to be kept: what is looked up again follows a reload.
+    /// The current values. Do not keep the result, so that a reload takes effect.
     pub fn now(&self) -> Arc<Config> {
-        // Only ever replaced as a whole, so a panic elsewhere cannot have spoilt it.
+        // Only replaced as a whole, so a panic elsewhere cannot have damaged it.
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -186,13 +188,13 @@ mod tests {
     #[test]
     fn every_key_is_found_in_the_configuration() {
         let mut config = Config::default();
-        // What is unlimited is left out.
+        // Unlimited values are left out.
         for limits in [&mut config.limits, &mut config.launcher.ceiling] {
             (limits.io_read_bps, limits.io_write_bps, limits.io_read_iops, limits.io_write_iops) = (1, 1, 1, 1);
         }
         let config = values(&config);
         for key in keys::all() {
-            // Secrets of the gateway and what only helps to choose the upstream are not handed on.
+            // Secrets of the gateway and values that only choose the upstream are not handed over.
             let kept = !["gateway.api_key", "gateway.custom_headers", "gateway.base_url"].contains(&key.name);
             assert_eq!(at(&config, key.name).is_some(), kept, "{}", key.name);
         }

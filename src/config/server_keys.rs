@@ -1,4 +1,4 @@
-//! The keys of `[server]`: where the API listens, and what its clients may use of the daemon.
+//! The keys of `[server]`: the API's address, and the limits of its clients.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! The merge, as a table: texts and variables in, values or errors out.
+//! Tests of the merge: texts and variables in, values or errors out.
 
 use std::collections::BTreeMap;
 
@@ -163,7 +163,8 @@ fn no_secret_is_shown() {
     )
     .unwrap();
     assert!(!format!("{config:?}").contains("planted"));
-    // What the unprivileged ashd is handed holds the key its clients send, and nothing of the model's.
+    // The configuration for the unprivileged ashd has the key of its clients, and nothing of the
+    // model's.
     let handed: Config = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
     assert_eq!(handed.auth.api_key.as_deref(), Some("planted"));
     assert_eq!((handed.gateway.api_key, handed.gateway.custom_headers), (None, Vec::new()));

@@ -1,7 +1,7 @@
-//! Values as people write them: `2147483648` or `"2GiB"`, `1800000` or `"30m"`.
+//! Parses values with units: `2147483648` or `"2GiB"`, `1800000` or `"30m"`.
 
-/// Bytes: a whole number, or one with a unit. `K M G T` and `KiB MiB GiB TiB` are powers of 1024 (as systemd reads them), `kB MB
-/// GB TB` powers of 1000.
+/// Bytes: a whole number, optionally with a unit. `K M G T` and `KiB MiB GiB TiB` are powers of
+/// 1024 (as in systemd), `kB MB GB TB` powers of 1000.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let factor: u64 = match unit {
@@ -19,7 +19,7 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
     number.checked_mul(factor)
 }
 
-/// Milliseconds: a whole number, or one with a unit of `ms s m min h d`.
+/// Milliseconds: a whole number, optionally with a unit `ms s m min h d`.
 pub(super) fn millis(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let factor: u64 = match unit {

@@ -1,7 +1,7 @@
-//! ashd's side of the gateway's control socket.
+//! ashd's end of the gateway's control socket.
 //!
-//! One task owns the connection: requests are a queue to it, one at a time. When the gateway goes away the task connects
-//! again, at first every 20 ms, and says so through [`Gateway::restarted`].
+//! One task owns the connection and sends queued requests one at a time. When the gateway goes
+//! away, the task reconnects, at first every 20 ms, and reports it through [`Gateway::restarted`].
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,9 +21,9 @@ use ash_protocol::gateway::{
 };
 use ash_protocol::packets::PacketSocket;
 
-/// How long a call waits, a restart of the gateway in between included.
+/// Timeout of a call, including a restart of the gateway.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Calls that may wait for their turn; more wait to be queued.
+/// Queued calls; further ones wait for a place.
 const QUEUE: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +34,7 @@ pub enum GatewayError {
     Refused(String),
 }
 
-/// What the gateway said of itself.
+/// What the gateway reports about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
     pub version: String,
@@ -58,14 +58,14 @@ struct Call {
     answer: oneshot::Sender<io::Result<Answer>>,
 }
 
-/// A reply, and the contents of the file that came with it.
+/// A reply, and the contents of the file passed with it.
 type Answer = (Reply, Option<Vec<u8>>);
 
 impl Gateway {
-    /// Connects to `<run_dir>/gateway.sock` and says hello.
+    /// Connects to `<run_dir>/gateway.sock` and sends hello.
     ///
     /// # Errors
-    /// [`GatewayError::Unreachable`] when nobody answers there now.
+    /// [`GatewayError::Unreachable`] when no process answers there.
     pub async fn connect(run_dir: &Path) -> Result<Self, GatewayError> {
         let path = Arc::new(run_dir.join(SOCKET));
         let unreachable = |source| GatewayError::Unreachable { path: path.display().to_string(), source };
@@ -81,7 +81,7 @@ impl Gateway {
         Ok(Self { path, calls, restarted, windows })
     }
 
-    /// Who answers.
+    /// The gateway's greeting.
     pub async fn hello(&self) -> Result<Greeting, GatewayError> {
         match self.call(Request::Hello, None).await? {
             (Reply::Hello { version, pid, upstream }, _) => Ok(Greeting { version, pid, upstream }),
@@ -89,50 +89,53 @@ impl Gateway {
         }
     }
 
-    /// Has the gateway admit the requests of a session as long as the value lives. Does not wait for the gateway.
+    /// Makes the gateway admit a session's requests as long as the value lives. Does not wait for
+    /// the gateway.
     pub fn hold_open(&self, session: Uuid) -> Hold {
         self.windows.hold(session)
     }
 
-    /// What was used behind `marks`, and how often requests were refused. What the marks cover must be stored for good.
+    /// Usage after `marks`, and the number of refused requests. What the marks cover must be stored
+    /// durably.
     pub async fn collect(&self, marks: Marks) -> Result<(Collected, Refused), GatewayError> {
         match self.call(Request::Collect { marks }, None).await? {
             (Reply::Collected { refused }, Some(bytes)) => serde_json::from_slice(&bytes)
                 .map(|collected| (collected, refused))
-                .map_err(|why| GatewayError::Refused(format!("a record of usage that cannot be read: {why}"))),
+                .map_err(|why| GatewayError::Refused(format!("invalid record of usage: {why}"))),
             (other, _) => Err(unexpected(&other)),
         }
     }
 
-    /// Has the gateway serve a listening socket, which may stay open elsewhere too. Safe to repeat. Its window is as it is
-    /// held, see [`Gateway::hold_open`].
+    /// Makes the gateway serve a listening socket, which may stay open elsewhere too. Idempotent.
+    /// The window has its current state, see [`Gateway::hold_open`].
     pub async fn register(&self, register: Register, listener: OwnedFd) -> Result<(), GatewayError> {
         self.done(Request::Register(register), Some(listener)).await
     }
 
-    /// Safe to repeat.
+    /// Idempotent.
     pub async fn unregister(&self, session: Uuid) -> Result<(), GatewayError> {
         self.done(Request::Unregister { session }, None).await
     }
 
-    /// Tokens per session since it was registered with this gateway. A session that was unregistered comes once more.
+    /// Tokens per session since its registration. Includes an unregistered session once.
     pub async fn usage(&self) -> Result<Vec<SessionUsage>, GatewayError> {
         match self.call(Request::Usage, None).await? {
             (Reply::Usage { sessions }, _) => Ok(sessions),
-            (Reply::UsageFile, Some(bytes)) => serde_json::from_slice(&bytes)
-                .map_err(|why| GatewayError::Refused(format!("usage that cannot be read: {why}"))),
+            (Reply::UsageFile, Some(bytes)) => {
+                serde_json::from_slice(&bytes).map_err(|why| GatewayError::Refused(format!("invalid usage: {why}")))
+            }
             (other, _) => Err(unexpected(&other)),
         }
     }
 
-    /// Has the gateway finish its open streams (10 minutes at most) and exit.
+    /// Makes the gateway finish its open streams (10 minutes at most) and exit.
     pub async fn shutdown(&self) -> Result<(), GatewayError> {
         self.done(Request::Shutdown, None).await
     }
 
-    /// Returns when the gateway's process was replaced (its sessions must be registered again). A restart that nobody
-    /// waited for is remembered; one task waits at a time. A lost connection counts as a restart, since registering
-    /// again is no error and a missed restart is one.
+    /// Returns when the gateway's process was replaced and its sessions must be registered again. A
+    /// restart without a waiter is remembered; one task waits at a time. A lost connection counts
+    /// as a restart, because registering twice is harmless and a missed restart is not.
     pub async fn restarted(&self) {
         self.restarted.notified().await;
     }
@@ -163,7 +166,7 @@ impl Gateway {
 }
 
 fn unexpected(reply: &Reply) -> GatewayError {
-    GatewayError::Refused(format!("an answer that does not fit the request: {reply:?}"))
+    GatewayError::Refused(format!("unexpected answer to the request: {reply:?}"))
 }
 
 /// Ends when the last [`Gateway`] is dropped.
@@ -174,11 +177,11 @@ async fn keep_connected(
     restarted: Arc<Notify>,
     windows: Arc<Windows>,
 ) {
-    // Asked of a gateway that went meanwhile: the next one is asked too, once.
+    // A call to a gateway that ended meanwhile is sent to the next one, once.
     let mut again: Option<Call> = None;
     loop {
         tokio::select! {
-            // What was lost with a connection is made good: every registration says how the window is.
+            // A lost connection loses nothing: every registration includes the window's state.
             () = windows.changed.notified() => {
                 let Some(news) = windows.news() else { continue };
                 if connection.exchange(&news, None).await.is_ok() {
@@ -188,7 +191,7 @@ async fn keep_connected(
             call = async { match again.take() { Some(call) => Some((call, true)), None => queue.recv().await.map(|call| (call, false)) } } => {
                 let Some((mut call, second)) = call else { return };
                 if call.answer.is_closed() {
-                    continue; // nobody waits for it any more: it must not change anything late
+                    continue; // its caller is gone: it must not change anything late
                 }
                 if let Request::Register(register) = &mut call.request {
                     register.window = Some(windows.is_open(register.session));
@@ -212,10 +215,10 @@ async fn keep_connected(
     }
 }
 
-/// From then on it is not just being replaced.
+/// Time after which the gateway counts as lost, not as being replaced.
 const LOST: Duration = Duration::from_secs(5);
 
-/// Tries until it works; `None` when nobody is left to connect for.
+/// Retries until it works; `None` when no caller is left.
 async fn reconnect(path: &Path, queue: &mpsc::Receiver<Call>) -> Option<Connection> {
     let mut pause = Duration::from_millis(20);
     let (start, mut said) = (Instant::now(), false);
@@ -239,7 +242,6 @@ async fn reconnect(path: &Path, queue: &mpsc::Receiver<Call>) -> Option<Connecti
     }
 }
 
-/// One connection to one gateway.
 struct Connection {
     socket: PacketSocket,
     buffer: Vec<u8>,
@@ -251,7 +253,7 @@ impl Connection {
             Self { socket: PacketSocket::new(seqpacket::connect(path, true)?)?, buffer: vec![0; MAX_PACKET] };
         match connection.exchange(&Request::Hello, None).await?.0 {
             Reply::Hello { .. } => Ok(connection),
-            other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("hello was answered with {other:?}"))),
+            other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer to hello: {other:?}"))),
         }
     }
 
@@ -267,8 +269,8 @@ impl Connection {
         Ok((serde_json::from_slice(&self.buffer[..packet.len])?, file))
     }
 
-    /// Returns when the other side closed, or sent something that was not asked for, which is as bad. A real receive, since
-    /// the reactor's own readiness is stale until one would block.
+    /// Returns when the peer closed the connection, or sent an unrequested packet. Performs a
+    /// receive, because the reactor's readiness is stale until a receive would block.
     async fn lost(&self) {
         let _ = self.socket.recv(&mut [0; 16]).await;
     }

@@ -1,4 +1,5 @@
-//! ashd's side of the model gateway: one connection to its control socket, and the windows in which sessions may ask.
+//! ashd's side of the model gateway: the connection to its control socket, and the windows of the
+//! sessions.
 //!
 //! ```text
 //!   sessions --register, hold a window--> client --gateway.sock--> ash-gateway

@@ -1,12 +1,14 @@
-//! ashd's side of the windows: who holds which open, and what the gateway was not told yet.
+//! ashd's side of the windows: who holds which window open, and what the gateway does not know yet.
 //!
 //! ```text
 //!   turn, command, background work: Hold ---first---> open ----+
-//!                                        ---last----> closed --+--> changed (newest state wins) --> one packet
+//!                                        ---last----> closed --+--> changed (newest state wins)
+//!                                                                   --> one packet
 //! ```
 //!
-//! Nobody waits: a hold is a lock and a wake-up. The task that owns the connection sends what changed, and stamps every
-//! registration with the state of that moment, so that neither order nor a restart of the gateway can leave it wrong.
+//! No caller waits: a hold takes a lock and wakes a task. The task that owns the connection sends
+//! the changes, and puts the current state into every registration, so that neither order nor a
+//! restart of the gateway can leave a wrong state.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +18,7 @@ use uuid::Uuid;
 
 use ash_protocol::gateway::Request;
 
-/// Sessions of one packet.
+/// Maximum sessions per packet.
 const BATCH: usize = 1000;
 
 #[derive(Debug, Default)]
@@ -55,7 +57,8 @@ impl Windows {
         self.lock().holds.contains_key(&session)
     }
 
-    /// What the gateway is to be told; `None` when it knows all. Taken: asked again, it is what changed since.
+    /// The request for the gateway; `None` when there are no changes. Takes the changes: the next
+    /// call returns later ones.
     pub(super) fn news(&self) -> Option<Request> {
         let mut state = self.lock();
         let some: Vec<Uuid> = state.changed.iter().take(BATCH).copied().collect();

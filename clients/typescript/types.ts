@@ -143,7 +143,7 @@ export interface ConfinementBody {
   confinement: Confinement;
 }
 
-/** The five sets, as the 16 digits of /proc/self/status. */
+/** The five sets, as 16 hexadecimal digits of /proc/self/status. */
 export interface ConfinementCapabilities {
   ambient: string;
   bounding: string;
@@ -162,24 +162,24 @@ export interface ConfinementLayer {
   required: boolean;
 }
 
-/** What [`measure`] found. Plain data: the same on both ends of the pipe, and in a session's report. */
+/** The result of [`measure`]. Plain data, used on both ends of the pipe and in a session's report. */
 export interface ConfinementMeasured {
   capabilities: ConfinementCapabilities;
-  /** Lines of /proc/self/cgroup, as seen inside. */
+  /** Lines of /proc/self/cgroup as seen inside. */
   cgroups: Array<string>;
   gid: number;
   gidMap: Array<Array<number>>;
   /** Supplementary groups. */
   groups: Array<number>;
   interfaces: Array<string>;
-  /** landlock's ABI as the kernel answers inside; 0 where there is none. */
+  /** Landlock ABI as seen inside. 0: no landlock. */
   landlockAbi: number;
   /** Listening TCP addresses. */
   listeners: Array<string>;
-  /** Microseconds the measuring took, the start of the process not included. */
+  /** Duration of the measurement in microseconds, without the start of the process. */
   micros: number;
   mounts: Array<ConfinementMount>;
-  /** Inode number of each namespace of /proc/self/ns. */
+  /** Inode number of each namespace in /proc/self/ns. */
   namespaces: Record<string, number>;
   noNewPrivs: boolean;
   probes: Array<ConfinementProbe>;

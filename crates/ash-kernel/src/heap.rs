@@ -2,14 +2,16 @@
 
 use std::io;
 
-/// Bytes from which a block is a mapping of its own, which the kernel gets back the moment it is freed. Without a value of
-/// its own the C library raises it to the size of the largest block that was freed (at most 32 MiB), and bodies stay.
+/// Blocks of this many bytes and more are separate mappings, which return to the kernel when they
+/// are freed. By default the C library raises this to the size of the largest freed block (at most
+/// 32 MiB), and memory of bodies stays.
 const MAPPED: libc::c_int = 1 << 20;
-/// Bytes at the end of the main heap that may stay free.
+/// Most free bytes at the end of the main heap.
 const SPARE: libc::c_int = 2 << 20;
 
-/// Keeps the heap near what is in use. Threads share `arenas` heaps: by default there are eight for each core, and each keeps
-/// what its busiest moment needed. To be called before there are threads, since each picks its heap when it begins.
+/// Keeps the heap near its used size. Threads share `arenas` heaps. The default is eight per core,
+/// and each keeps its peak size. Call it before threads start, because each thread chooses its heap
+/// at its start.
 pub fn configure(arenas: usize) {
     let arenas = libc::c_int::try_from(arenas).unwrap_or(libc::c_int::MAX);
     #[cfg(target_env = "gnu")]
@@ -18,12 +20,12 @@ pub fn configure(arenas: usize) {
     {
         // SAFETY: sets a number of the allocator, under its own lock.
         let set = unsafe { libc::mallopt(parameter, value) };
-        // It fails for an unknown parameter only, and the heap is larger then.
+        // It fails only for an unknown parameter. The heap is then larger.
         debug_assert_eq!(set, 1, "mallopt({parameter})");
     }
 }
 
-/// Gives pages of the heap that nothing uses back to the kernel.
+/// Returns unused pages of the heap to the kernel.
 pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes the allocator's own locks and touches free memory only.
@@ -32,10 +34,10 @@ pub fn trim() {
     }
 }
 
-/// Bytes of memory that this process has and no file backs (`RssAnon`, proc_pid_statm(5)).
+/// Bytes of anonymous memory of this process (`RssAnon`, proc_pid_statm(5)).
 ///
 /// # Errors
-/// When `/proc` is not there.
+/// `/proc` is missing.
 pub fn resident() -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/self/statm")?;
     let pages: Vec<u64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
@@ -59,7 +61,7 @@ mod tests {
     fn what_is_freed_goes_back() {
         configure(2);
         let before = resident().unwrap();
-        // Small blocks, of which the last stays: what is free is in the middle of the heap.
+        // Small blocks, of which the last stays: the free memory is in the middle of the heap.
         let mut blocks: Vec<Box<[u8; 1000]>> = (0..40_000).map(|_| Box::new([1; 1000])).collect();
         let last = blocks.pop();
         let full = resident().unwrap();

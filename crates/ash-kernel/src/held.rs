@@ -1,31 +1,33 @@
-//! Files without a name that processes hold: deleted and still open, deleted and still mapped, never named (`O_TMPFILE`). No
-//! walk of a directory finds them.
+//! Finds files without a name that processes hold: deleted and still open, deleted and still
+//! mapped, or never named (`O_TMPFILE`). A directory walk does not find them.
 //!
 //! ```text
-//!   processes of a group -> /proc/<pid>/fd            (and of threads that have descriptors of their own)
-//!                           /proc/<pid>/map_files     mapped, and the descriptor closed
-//!                           /proc/<pid>/fdinfo        of unix sockets: descriptors on their way from one to another
+//!   processes of a group -> /proc/<pid>/fd          (also of threads with their own descriptors)
+//!                           /proc/<pid>/map_files   mapped, with the descriptor closed
+//!                           /proc/<pid>/fdinfo      of unix sockets: descriptors in transit
 //!   each inode once -> blocks
 //! ```
 //!
-//! Needs CAP_SYS_PTRACE over processes of other users, and CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE for the mapped ones.
+//! Needs CAP_SYS_PTRACE over processes of other users, and CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE
+//! for mapped files.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, Stat, statat};
 
-/// What was found.
+/// The result of a scan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Bytes in allocated blocks.
     pub bytes: u64,
     pub files: u64,
-    /// Something could not be looked at: descriptors in a socket's queue, or more of them than there was time for.
+    /// Something was not examined: descriptors in a socket's queue, or the time was over.
     pub hidden: bool,
 }
 
-/// Looks at all `processes` for nameless files of the file system with the number `device`. Ends after `within`.
+/// Scans `processes` for nameless files of the file system with the number `device`. Ends after
+/// `within`.
 pub fn scan(processes: &[i32], device: u64, within: Duration) -> Held {
     let until = Instant::now() + within;
     let mut scan = Scan { held: Held::default(), seen: HashSet::new(), device, until };
@@ -51,7 +53,7 @@ impl Scan {
         Instant::now() >= self.until
     }
 
-    /// One that ended meanwhile holds nothing.
+    /// A process that has ended holds nothing.
     fn process(&mut self, pid: i32) {
         self.descriptors(&format!("/proc/{pid}"));
         for tid in numbers(&format!("/proc/{pid}/task")).into_iter().flatten().filter(|tid| *tid != pid) {
@@ -73,7 +75,7 @@ impl Scan {
 
     fn descriptors(&mut self, of: &str) {
         let Some(all) = numbers(&format!("{of}/fd")) else {
-            // No right to look is not the same as nothing to see; a process that is gone has no directory at all.
+            // Distinguishes a missing permission from an ended process, which has no directory.
             self.held.hidden |= std::fs::exists(of).unwrap_or(false) && !is_zombie(of);
             return;
         };
@@ -100,7 +102,7 @@ impl Scan {
     }
 }
 
-/// Names of a directory that are numbers; `None` when it cannot be read.
+/// The numeric names in a directory. `None` if it cannot be read.
 fn numbers(dir: &str) -> Option<Vec<i32>> {
     let entries = std::fs::read_dir(dir).ok()?;
     Some(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
@@ -110,7 +112,8 @@ fn is_zombie(of: &str) -> bool {
     std::fs::read_to_string(format!("{of}/stat")).is_ok_and(|stat| stat.contains(") Z ") || stat.contains(") X "))
 }
 
-/// The names in `map_files` of mappings whose file has no name any more, from the text of `maps` (proc_pid_maps(5)).
+/// The names in `map_files` of mappings of deleted files, from the text of `maps`
+/// (proc_pid_maps(5)).
 fn deleted_mappings(maps: &str) -> Vec<String> {
     let parse = |line: &str| {
         let (from, to) = line.split(' ').next()?.split_once('-')?;
@@ -121,13 +124,13 @@ fn deleted_mappings(maps: &str) -> Vec<String> {
     maps.lines().filter_map(parse).collect()
 }
 
-/// Descriptors that wait in a unix socket's queue, from the text of its `fdinfo` (Linux 5.10).
+/// Descriptors waiting in a unix socket's queue, from the text of its `fdinfo` (Linux 5.10).
 fn in_flight(fdinfo: &str) -> u64 {
     let line = fdinfo.lines().find_map(|line| line.strip_prefix("scm_fds:"));
     line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Whether two threads share their descriptors (kcmp(2)). Where the kernel does not say, both are looked at.
+/// Whether two threads share their descriptors (kcmp(2)). If unknown, both are scanned.
 fn same_descriptors(one: i32, other: i32) -> bool {
     const KCMP_FILES: libc::c_int = 2;
     // SAFETY: numbers only; the kernel compares and changes nothing.
@@ -146,7 +149,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let device = std::fs::metadata(dir.path()).unwrap().dev();
         let own = [i32::try_from(std::process::id()).unwrap()];
-        // Other tests of this process may hold such files of their own; this one counts what is more afterwards.
+        // Other tests of this process may hold such files, so only the increase is checked.
         let before = scan(&own, device, Duration::from_secs(5));
         let path = dir.path().join("f");
         std::fs::write(&path, vec![1; 8 << 20]).unwrap();

@@ -1,4 +1,5 @@
-//! User ids: the map of a sandbox's user namespace, and a namespace that exists only to map a mount.
+//! User ids: the map of a sandbox's user namespace, and namespaces that only map the ids of a
+//! mount.
 //!
 //! ```text
 //!   on disk            idmapped mount        host           user namespace        inside
@@ -18,17 +19,18 @@ use super::clone::{Side, clone_into, exit_now};
 use super::pidfd;
 use super::single::SingleThreaded;
 
-/// One line of uid_map and gid_map: one id.
+/// One line of uid_map and gid_map, for one id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
     pub inside: u32,
     pub outside: u32,
 }
 
-/// Writes both maps of a process in a new user namespace, and takes setgroups(2) from it (user_namespaces(7)).
+/// Writes both maps of a process in a new user namespace, and denies setgroups(2) in it
+/// (user_namespaces(7)).
 ///
 /// # Errors
-/// `EPERM` without `CAP_SETUID`/`CAP_SETGID` over the ids; `ESRCH` when the process is gone.
+/// `EPERM` without `CAP_SETUID`/`CAP_SETGID` over the ids; `ESRCH` if the process has ended.
 pub fn write_maps(pid: i32, uids: &[Entry], gids: &[Entry]) -> io::Result<()> {
     std::fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
     std::fs::write(format!("/proc/{pid}/gid_map"), lines(gids))?;
@@ -39,17 +41,18 @@ fn lines(entries: &[Entry]) -> String {
     entries.iter().map(|e| format!("{} {} 1\n", e.inside, e.outside)).collect()
 }
 
-/// A user namespace with no living process in it, for `MOUNT_ATTR_IDMAP`. It goes with this and the mounts that use it.
+/// A user namespace without a living process, for `MOUNT_ATTR_IDMAP`. It ends with this value and
+/// the mounts that use it.
 #[derive(Debug)]
 pub struct Mapping {
     namespace: OwnedFd,
-    /// The process it was born with. Killed already; its end takes a part of a millisecond, for which nobody waits but
-    /// [`Mapping::settle`].
+    /// Its first process, already killed. The end takes less than a millisecond, and only
+    /// [`Mapping::settle`] waits for it.
     maker: RefCell<Option<OwnedFd>>,
 }
 
 impl Mapping {
-    /// Waits for the end of its maker, where nobody has yet.
+    /// Waits until its first process has ended.
     pub fn settle(&self) {
         if let Some(maker) = self.maker.take() {
             pidfd::kill_and_reap(maker.as_fd());
@@ -69,15 +72,16 @@ impl Drop for Mapping {
     }
 }
 
-/// A mapping that is made before it is needed: one costs a process, 0.35 ms of a start, and no uids come back soon.
+/// A mapping created in advance. It costs one process, 0.35 ms of a start, and uids are not reused
+/// soon.
 #[derive(Debug, Default)]
 pub struct Mappings(Option<((Entry, Entry), Mapping)>);
 
 impl Mappings {
-    /// The one that is ready, or a new one.
+    /// The prepared mapping, or a new one.
     ///
     /// # Errors
-    /// As [`mapping_namespace`].
+    /// As for [`mapping_namespace`].
     pub fn get(&mut self, one: &SingleThreaded, uid: Entry, gid: Entry) -> io::Result<Mapping> {
         match self.0.take() {
             Some((entries, mapping)) if entries == (uid, gid) => Ok(mapping),
@@ -85,10 +89,10 @@ impl Mappings {
         }
     }
 
-    /// Makes the next one, and waits for its maker's end.
+    /// Creates the next mapping, and waits until its process has ended.
     ///
     /// # Errors
-    /// As [`mapping_namespace`].
+    /// As for [`mapping_namespace`].
     pub fn prepare(&mut self, one: &SingleThreaded, uid: Entry, gid: Entry) -> io::Result<()> {
         let mapping = mapping_namespace(one, uid, gid)?;
         mapping.settle();
@@ -97,14 +101,15 @@ impl Mappings {
     }
 }
 
-/// A [`Mapping`] with these maps.
+/// Creates a [`Mapping`] with these maps.
 ///
 /// # Errors
-/// Those of [`write_maps`], and of clone3(2).
+/// As for [`write_maps`] and clone3(2).
 pub fn mapping_namespace(one: &SingleThreaded, uid: Entry, gid: Entry) -> io::Result<Mapping> {
     let child = match clone_into(one, libc::CLONE_NEWUSER as u64, None)? {
         Side::Child(_forked) => {
-            // Lives until the parent has opened its namespace and kills it; dies with the parent in any case.
+            // Lives until the parent has opened its namespace and kills it. Dies with the parent in
+            // any case.
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).ok();
             if rustix::process::getppid().is_none() {
                 exit_now(1);
@@ -115,7 +120,7 @@ pub fn mapping_namespace(one: &SingleThreaded, uid: Entry, gid: Entry) -> io::Re
         }
         Side::Parent(child) => child,
     };
-    // A process that is not dumpable makes children that are not, and the kernel asks for CAP_SYS_PTRACE to look at their namespaces.
+    // The child is not dumpable, like its parent, and its namespaces require CAP_SYS_PTRACE.
     let made = write_maps(child.pid, &[uid], &[gid])
         .and_then(|()| caps::with(CapabilitySet::SYS_PTRACE, || File::open(format!("/proc/{}/ns/user", child.pid)))?);
     match made {

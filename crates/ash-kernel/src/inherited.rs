@@ -1,4 +1,5 @@
-//! Descriptors that a process was started with: systemd's sockets, and what ashd hands to its unprivileged self.
+//! Inherited descriptors: systemd's sockets, and those that ashd passes to its unprivileged
+//! successor.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,24 +10,24 @@ use rustix::io::FdFlags;
 
 use super::single::SingleThreaded;
 
-/// Numbers that were given out by [`claim`].
+/// Numbers already returned by [`claim`].
 static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
 /// Takes an inherited descriptor by its number, once. It is close-on-exec afterwards.
 ///
 /// # Errors
-/// `InvalidInput` for stdin, stdout and stderr, for a second claim, and for a descriptor that this process opened itself
-/// (those are close-on-exec); `EBADF` for one that is not open.
+/// `InvalidInput` for stdin, stdout and stderr, for a second claim, and for a descriptor opened by
+/// this process (which is close-on-exec). `EBADF` for one that is not open.
 pub fn claim(number: RawFd) -> io::Result<OwnedFd> {
     let refused = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number}: {why}"));
     if number < 3 {
-        return Err(refused("not one that is handed over"));
+        return Err(refused("is stdin, stdout or stderr"));
     }
     let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
     if claimed.contains(&number) {
         return Err(refused("already taken"));
     }
-    // SAFETY: the number is borrowed for one fcntl, which answers EBADF when nothing is open there.
+    // SAFETY: the number is borrowed for one fcntl, which returns EBADF if nothing is open there.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     let flags = rustix::io::fcntl_getfd(borrowed)?;
     if flags.contains(FdFlags::CLOEXEC) {
@@ -34,24 +35,25 @@ pub fn claim(number: RawFd) -> io::Result<OwnedFd> {
     }
     rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
     claimed.insert(number);
-    // SAFETY: it is open, and nobody in this process owns it: everything Rust opens is close-on-exec from the start and
-    // this was not, so it came through exec; and CLAIMED gives each number out once.
+    // SAFETY: it is open and has no owner in this process: everything that Rust opens is
+    // close-on-exec from the start, and this was not, so it came through exec. CLAIMED returns each
+    // number once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Closes every descriptor from `first` on that came through exec and was not [claimed](claim).
+/// Closes every inherited descriptor from `first` on that was not [claimed](claim).
 ///
-/// As with [`claim`], an inherited one is known by not being close-on-exec: everything that this process opened itself is, and so
-/// is what was claimed.
+/// As in [`claim`], inherited descriptors are those that are not close-on-exec.
 ///
 /// # Errors
-/// When /proc cannot tell which there are, and when this process has several threads by now.
+/// /proc cannot be read, or this process has several threads.
 pub fn close_strays(one: &SingleThreaded, first: RawFd) -> io::Result<()> {
     one.check()?;
     let names = std::fs::read_dir("/proc/self/fd")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let open: Vec<RawFd> = names.filter(|number| *number >= first.max(3)).collect();
     for number in open {
-        // SAFETY: the number is borrowed for one fcntl, which answers EBADF when nothing is open there.
+        // SAFETY: the number is borrowed for one fcntl, which returns EBADF if nothing is open
+        // there.
         let flags = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) });
         if flags.is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC)) {
             // SAFETY: it is open, and no code of this process owns it: see above.
@@ -61,12 +63,12 @@ pub fn close_strays(one: &SingleThreaded, first: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets a descriptor pass through the next exec.
+/// Keeps a descriptor open over the next exec.
 pub fn keep_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?)
 }
 
-/// The undo of [`keep_on_exec`].
+/// Reverts [`keep_on_exec`].
 pub fn close_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?)
 }

@@ -1,26 +1,27 @@
-//! The kernel's log, as far as it says who was killed for want of memory. Nothing else tells the name: the cgroup counts kills,
-//! and a process that is killed beside others is reaped by its own parent.
+//! Reads OOM kills from the kernel log. It is the only source of the names: the cgroup only counts
+//! kills, and a process killed beside others is reaped by its own parent.
 //!
 //! ```text
-//!   Memory cgroup out of memory: Killed process 8273 (node) total-vm:364340kB, anon-rss:130560kB, file-rss:2556kB, shmem-rss:0kB, UID:1900000000 ...
-//!   Out of memory: Killed process ...                                               the host itself had none left
+//!   Memory cgroup out of memory: Killed process 8273 (node) total-vm:364340kB,
+//!     anon-rss:130560kB, file-rss:2556kB, shmem-rss:0kB, UID:1900000000 ...
+//!   Out of memory: Killed process ...                 the host itself ran out of memory
 //!   Tasks in /ashd/tenants/acme/<id> are going to be killed due to memory.oom.group set
 //! ```
 //!
-//! These lines of `mm/oom_kill.c` are printed for each kill, before the signal is sent, and are not rate-limited (the longer
-//! report above them is). The name is what the process calls itself: at most 15 bytes, and anything the payload likes.
+//! `mm/oom_kill.c` prints the first line on one line, for each kill, before the signal is sent and
+//! without a rate limit. The process chooses its name: at most 15 bytes.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, SeekFrom};
 
-/// Records read at a time. The kernel's buffer holds fewer unless it was made larger than 1 MiB.
+/// Most records per read. The kernel's buffer holds fewer unless it was enlarged beyond 1 MiB.
 const MAX_RECORDS: usize = 20_000;
 /// The longest record of /dev/kmsg (`PRINTK_MESSAGE_MAX`).
 const MAX_RECORD: usize = 8192;
 
-/// `/dev/kmsg`, read from where it was opened.
+/// `/dev/kmsg`, read from the position of its opening.
 #[derive(Debug)]
 pub struct KernelLog(OwnedFd);
 
@@ -34,7 +35,8 @@ impl KernelLog {
     /// Opens it at its end.
     ///
     /// # Errors
-    /// `PermissionDenied` without CAP_SYSLOG where `kernel.dmesg_restrict` is 1; `NotFound` in containers without the file.
+    /// `PermissionDenied` without CAP_SYSLOG if `kernel.dmesg_restrict` is 1; `NotFound` in
+    /// containers without the file.
     pub fn open() -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = rustix::fs::open("/dev/kmsg", flags, Mode::empty())?;
@@ -42,12 +44,12 @@ impl KernelLog {
         Ok(Self(file))
     }
 
-    /// One that is open already.
+    /// Uses an open descriptor.
     pub fn of(file: OwnedFd) -> Self {
         Self(file)
     }
 
-    /// What the kernel itself has said since the last call, line by line. Lines that were overwritten meanwhile are lost.
+    /// Calls `each` with every line of the kernel since the last call. Overwritten lines are lost.
     pub fn read(&self, mut each: impl FnMut(&str)) {
         let mut buffer = vec![0; MAX_RECORD];
         for _ in 0..MAX_RECORDS {
@@ -65,33 +67,33 @@ impl KernelLog {
     }
 }
 
-/// `<priority>,<sequence>,<microseconds>,<flags>;<text>`. What root's programs write has a facility that is not the kernel's
-/// (0), and the kernel does not let them say so; see Documentation/ABI/testing/dev-kmsg.
+/// `<priority>,<sequence>,<microseconds>,<flags>;<text>`. The kernel's facility is 0, and it does
+/// not let programs of root use that (Documentation/ABI/testing/dev-kmsg).
 fn text_of_kernel(record: &str) -> Option<&str> {
     let (head, rest) = record.split_once(';')?;
     let priority: u32 = head.split(',').next()?.parse().ok()?;
     (priority < 8).then(|| rest.lines().next().unwrap_or(""))
 }
 
-/// A process that was killed.
+/// A killed process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kill {
     /// On the host.
     pub pid: i32,
     pub process: String,
-    /// Bytes it had in memory, swap not counted.
+    /// Bytes in memory, without swap.
     pub resident_bytes: u64,
     /// On the host.
     pub uid: u32,
-    /// The host had no memory left, rather than the group.
+    /// The host ran out of memory, not the group.
     pub of_host: bool,
 }
 
-/// One line; `None` when it tells of no kill.
+/// Parses one line. `None` if it reports no kill.
 pub fn parse(line: &str) -> Option<Kill> {
     let (why, rest) = line.split_once("ut of memory: Killed process ")?;
     let (pid, rest) = rest.split_once(" (")?;
-    // From the end: the name may hold anything, and is shorter than what follows.
+    // Parsed from the end: the name can contain anything, and is shorter than what follows.
     let (process, rest) = rest.rsplit_once(") total-vm:")?;
     let word = |name: &str| rest.split([' ', ',']).find_map(|word| word.strip_prefix(name));
     let kib = |name: &str| word(name)?.strip_suffix("kB")?.parse::<u64>().ok();
@@ -108,7 +110,7 @@ pub fn parse(line: &str) -> Option<Kill> {
     })
 }
 
-/// Whether the process of the line before takes its whole group with it.
+/// Whether the line says that the whole group of the killed process is killed.
 pub fn takes_its_group(line: &str) -> bool {
     line.starts_with("Tasks in ") && line.ends_with("memory.oom.group set")
 }

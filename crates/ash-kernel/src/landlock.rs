@@ -1,7 +1,7 @@
-//! Landlock (landlock(7)): what a payload may do to which path, beside and below the mounts and the modes.
+//! Landlock (landlock(7)): access rights of a payload for paths, in addition to mounts and modes.
 //!
-//! The ABI is probed and the ruleset asks for all of it; nothing is best effort. What a floor below this host's ABI
-//! means is the caller's to decide.
+//! The ruleset requests every right of the kernel's ABI, without a best-effort mode. The caller
+//! decides whether the ABI is sufficient.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,13 +12,13 @@ use landlock::{
 };
 use rustix::fs::{Mode, OFlags};
 
-/// The newest ABI this code has run on; rights of later ones are asked for once they have been tried.
+/// The newest ABI tested with this code. Rights of later ones are not requested.
 const TRIED: i32 = 7;
 
-/// What a path and everything below it may be used for.
+/// Access rights for a path and everything below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Right {
-    /// Names in directories.
+    /// List directories.
     List,
     /// Read files, list directories.
     Read,
@@ -26,13 +26,13 @@ pub enum Right {
     ReadExecute,
     /// Device files: read, write, ioctl.
     Device,
-    /// Sockets of its own, removed again; nothing is read or written.
+    /// Create and remove sockets. Nothing can be read or written.
     Sockets,
-    /// Everything but making device files.
+    /// Everything except creating device files.
     Full,
 }
 
-/// A ruleset that can be put in force any number of times, one child after the other.
+/// A ruleset that can be enforced any number of times, for one child after the other.
 #[derive(Debug)]
 pub struct Rules {
     ruleset: RulesetCreated,
@@ -42,7 +42,7 @@ pub struct Rules {
 /// The ABI version of the running kernel.
 ///
 /// # Errors
-/// `ENOSYS` where the kernel is built without landlock, `EOPNOTSUPP` where it is switched off at boot.
+/// `ENOSYS` if the kernel is built without landlock, `EOPNOTSUPP` if it is disabled at boot.
 pub fn abi() -> io::Result<u32> {
     const VERSION: u32 = 1; // LANDLOCK_CREATE_RULESET_VERSION
     let none = std::ptr::null::<libc::c_void>();
@@ -52,8 +52,9 @@ pub fn abi() -> io::Result<u32> {
 }
 
 impl Rules {
-    /// Opens every path (one that does not exist is an error) and makes the ruleset. Scopes (abstract unix sockets
-    /// and signals stay within the domain) are in it from ABI 6 on. TCP is not restricted: the network is empty.
+    /// Opens every path, which must exist, and creates the ruleset. From ABI 6 on it includes
+    /// scopes: abstract unix sockets and signals stay within the domain. TCP is not restricted,
+    /// because the network namespace is empty.
     pub fn new(paths: &[(&str, Right)]) -> io::Result<Self> {
         let version = i32::try_from(abi()?).map_err(io::Error::other)?.min(TRIED);
         let abi = ABI::from(version);
@@ -74,11 +75,11 @@ impl Rules {
         Ok(Self { ruleset: created, abi: version as u32 })
     }
 
-    /// The domain of a daemon: these paths, where they exist, and TCP to these ports. From ABI 4 on no TCP port may be bound and no
-    /// other one connected to; scopes as in [`Rules::new`].
+    /// The domain of a daemon: these paths, if they exist, and outgoing TCP to these ports. From
+    /// ABI 4 on, other TCP connections and all binds are refused. Scopes as in [`Rules::new`].
     ///
     /// # Errors
-    /// The path or port that the kernel does not take.
+    /// The path or port that the kernel refuses.
     pub fn of_daemon(paths: &[(std::path::PathBuf, Right)], connect: &[u16]) -> io::Result<Self> {
         let version = i32::try_from(abi()?).map_err(io::Error::other)?.min(TRIED);
         let abi = ABI::from(version);
@@ -109,19 +110,20 @@ impl Rules {
         Ok(Self { ruleset: created, abi: version as u32 })
     }
 
-    /// The ABI whose rights are all in the ruleset.
+    /// The ABI of the ruleset.
     pub fn abi(&self) -> u32 {
         self.abi
     }
 
-    /// Puts the rules in force for this process and all it starts. Needs `no_new_privs`.
+    /// Enforces the rules for this process and all its children. Needs `no_new_privs`.
     ///
     /// # Errors
-    /// Also when the kernel did not enforce all of it.
+    /// Also if the kernel did not enforce all of it.
     pub fn enforce(&self) -> io::Result<()> {
         let mut ruleset = self.ruleset.try_clone()?;
         if self.abi >= 7 {
-            // A payload may confine itself further, with logging on: each denial would then be a record in the host's audit log.
+            // A payload may confine itself further with logging enabled. Each denial would then
+            // create a record in the host's audit log.
             ruleset = ruleset.log_same_exec(false).map_err(io::Error::other)?;
             ruleset = ruleset.log_subdomains(false).map_err(io::Error::other)?;
         }
@@ -145,7 +147,7 @@ fn rights(right: Right, abi: ABI, dir: bool) -> landlock::BitFlags<AccessFs> {
         Right::Sockets => AccessFs::ReadDir | AccessFs::MakeSock | AccessFs::RemoveFile,
         Right::Full => all & !(AccessFs::MakeChar | AccessFs::MakeBlock),
     };
-    // A rule may name only rights that the ruleset handles, and for a file only those of files.
+    // A rule may contain only rights that the ruleset handles, and for a file only rights of files.
     rights & all & if dir { all } else { AccessFs::from_file(abi) }
 }
 

@@ -1,5 +1,5 @@
-//! One file per kernel mechanism, and the only place with `unsafe`: each site says why it is sound.
-//! See DESIGN §9.
+//! One module per kernel mechanism. All `unsafe` code is in this crate; each block has a SAFETY
+//! note.
 #![allow(unsafe_code)]
 
 pub mod beneath;

@@ -1,4 +1,4 @@
-//! The sandbox's own loopback, the only interface it has.
+//! The loopback interface of a sandbox, its only interface.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 /// Brings `lo` up. Needs `CAP_NET_ADMIN` in the namespace.
 pub fn loopback_up() -> io::Result<()> {
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    // SAFETY: ifreq is plain data for which all zeroes is a value.
+    // SAFETY: ifreq is plain data, and all zeros is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[0] = b'l' as libc::c_char;
     request.ifr_name[1] = b'o' as libc::c_char;

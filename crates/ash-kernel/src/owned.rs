@@ -1,15 +1,16 @@
-//! Opening what this process owns, whatever mode it has.
+//! Opens files of this process's user, whatever their mode.
 //!
-//! The files of a session belong to ashd on the disk, and a payload may give them any mode, 000 included. The owner of a file may
-//! always change its mode, so one that refuses its owner is made readable, opened, and gets its mode back:
+//! Session files on the disk belong to ashd, and a payload can set any mode, including 000. The
+//! owner can always change the mode. So a file that refuses its owner gets a wider mode, is opened,
+//! and its mode is restored:
 //!
 //! ```text
-//!   openat2(path) --EACCES--> for each component: O_PATH, chmod u+r (a directory: u+rwx) by descriptor, open, chmod back
-//!                             (a directory stays open to its owner as long as it is used: the kernel asks at each look-up)
+//!   openat2(path) --EACCES--> each component: O_PATH, chmod u+r (directory: u+rwx), open, restore
+//!                             (a directory keeps u+rwx while in use: checked at each lookup)
 //! ```
 //!
-//! A process that ends within that time leaves the wider mode. Several readers of one directory share the change, and
-//! [`mode_of`] tells what its mode is meant to be.
+//! If the process ends in between, the wider mode stays. Several users of one directory share the
+//! change. [`mode_of`] returns the intended mode.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -22,12 +23,12 @@ use rustix::io::Errno;
 /// Device and inode.
 type Identity = (u64, u64);
 
-/// A mode that is wider for a while.
+/// A temporarily wider mode.
 #[derive(Debug)]
 struct Change {
-    /// What it was, and is to be again.
+    /// The mode before, which is restored later.
     meant: u32,
-    /// What it was made.
+    /// The current, wider mode.
     set: u32,
     users: usize,
 }
@@ -35,11 +36,11 @@ struct Change {
 static CHANGES: Mutex<BTreeMap<Identity, Change>> = Mutex::new(BTreeMap::new());
 
 fn changes() -> MutexGuard<'static, BTreeMap<Identity, Change>> {
-    // Whole between any two statements.
+    // The map is consistent between any two statements.
     CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What was opened. A directory can be searched as long as this lives.
+/// An open file or directory. A directory stays searchable while this value lives.
 #[derive(Debug)]
 pub struct Opened {
     fd: OwnedFd,
@@ -58,7 +59,7 @@ impl From<OwnedFd> for Opened {
     }
 }
 
-/// A mode that is changed back with this.
+/// Restores a mode when dropped.
 #[derive(Debug)]
 struct Wider {
     at: OwnedFd,
@@ -66,7 +67,7 @@ struct Wider {
 }
 
 impl Wider {
-    /// Gives the owner `bits`; `None` when it has them.
+    /// Gives the owner `bits`. `None` if it has them already.
     fn new(at: OwnedFd, bits: u32) -> Result<Option<Self>, Errno> {
         let mut changes = changes();
         let stat = fstat(&at)?;
@@ -93,27 +94,27 @@ impl Drop for Wider {
         if change.users > 0 {
             return;
         }
-        // One that its owner changed meanwhile is left as it is.
+        // A mode that the owner changed meanwhile stays.
         let now = fstat(&self.at).map(|stat| stat.st_mode & 0o7777);
         if now == Ok(change.set)
             && let Err(error) = change_mode(&self.at, change.meant)
         {
-            tracing::warn!(%error, "a file did not get its mode back");
+            tracing::warn!(%error, "the mode of a file was not restored");
         }
         changes.remove(&self.identity);
     }
 }
 
-/// By a descriptor that was opened with `O_PATH`, which fchmod(2) does not take.
+/// Uses /proc, because fchmod(2) does not accept `O_PATH` descriptors.
 fn change_mode(at: &OwnedFd, mode: u32) -> Result<(), Errno> {
     chmod(format!("/proc/self/fd/{}", at.as_raw_fd()), Mode::from_raw_mode(mode)).map_err(|errno| match errno {
-        // Another user's: the refusal to open it is the true reason.
+        // Another user's file: report the original refusal.
         Errno::PERM => Errno::ACCESS,
         errno => errno,
     })
 }
 
-/// The permission bits that a file is meant to have, also while this process has made them wider.
+/// The intended permission bits of a file, also while this process has widened them.
 pub fn mode_of(stat: &Stat) -> u32 {
     let mode = stat.st_mode & 0o7777;
     let changes = changes();
@@ -121,10 +122,10 @@ pub fn mode_of(stat: &Stat) -> u32 {
     known.filter(|change| change.set == mode).map_or(mode, |change| change.meant)
 }
 
-/// As openat2(2), with `resolve`. What its mode denies to its owner is opened all the same.
+/// As openat2(2) with `resolve`. Modes that deny access to the owner are overridden.
 ///
 /// # Errors
-/// As openat2(2); `EACCES` for what belongs to another user and may not be opened.
+/// As for openat2(2); `EACCES` for a file of another user without permission.
 pub fn open(dir: impl AsFd, path: &Path, flags: OFlags, mode: Mode, resolve: ResolveFlags) -> Result<Opened, Errno> {
     let dir = dir.as_fd();
     let flags = flags | OFlags::CLOEXEC;
@@ -136,7 +137,7 @@ pub fn open(dir: impl AsFd, path: &Path, flags: OFlags, mode: Mode, resolve: Res
     let mut above: Vec<Opened> = Vec::new();
     let mut parts = path.components().filter(|part| *part != Component::CurDir).peekable();
     if parts.peek().is_none() {
-        // The directory itself: not even its `.` can be looked up before it is opened to its owner.
+        // The directory itself: even `.` cannot be looked up without permission.
         let wider = Wider::new(dir.try_clone_to_owned().map_err(|_| Errno::MFILE)?, 0o700)?;
         return Ok(Opened { fd: openat2_again(dir, Path::new("."), flags, mode, resolve)?, _wider: wider });
     }
@@ -152,10 +153,10 @@ pub fn open(dir: impl AsFd, path: &Path, flags: OFlags, mode: Mode, resolve: Res
     Err(Errno::ACCESS)
 }
 
-/// One component.
+/// Opens one component.
 fn last(dir: BorrowedFd<'_>, name: &Path, flags: OFlags, mode: Mode, resolve: ResolveFlags) -> Result<Opened, Errno> {
     match openat2_again(dir, name, flags, mode, resolve) {
-        // A directory that can be read, and not searched, opens and is of no use.
+        // A directory that is readable but not searchable opens, but cannot be used.
         Ok(fd) if flags.contains(OFlags::PATH) || !is_closed_directory(&fd) => return Ok(fd.into()),
         Ok(_) | Err(Errno::ACCESS) => {}
         Err(errno) => return Err(errno),
@@ -183,8 +184,8 @@ fn is_closed_directory(fd: &OwnedFd) -> bool {
     })
 }
 
-/// The kernel answers EAGAIN when something was renamed at that moment; a payload could keep that up, so the number of tries
-/// is bounded.
+/// The kernel returns EAGAIN if a rename happened at the same time. A payload could repeat that, so
+/// the number of attempts is limited.
 fn openat2_again(
     dir: BorrowedFd<'_>,
     path: &Path,
@@ -202,7 +203,7 @@ fn openat2_again(
 }
 
 impl Opened {
-    /// The descriptor alone, of a file: what is open stays readable.
+    /// The descriptor of a file. It stays readable after the mode is restored.
     pub fn into_fd(self) -> OwnedFd {
         self.fd
     }

@@ -6,7 +6,7 @@ use super::*;
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 const OTHER: u32 = 65_534;
 
-/// Runs `work` in a thread with the ids of another user and without capabilities, as ashd runs.
+/// Runs `work` in a thread as another user without capabilities, like ashd.
 fn unprivileged<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let run = scope.spawn(|| {
@@ -18,7 +18,7 @@ fn unprivileged<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// A tree of that user.
+/// A tree that belongs to that user.
 fn tree() -> (tempfile::TempDir, PathBuf) {
     let temp = tempfile::tempdir().unwrap();
     std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o755)).unwrap();

@@ -1,13 +1,14 @@
-//! Who is charged for what a user namespace uses.
+//! Sets the user that the kernel charges for the resources of a user namespace.
 //!
-//! The kernel counts inotify instances and watches, namespaces, queued signals, POSIX timers, bytes of message queues, locked shared
-//! memory and processes for each user *in each user namespace*, and once more for the **owner** of that namespace in the one above it:
-//! the effective uid of the process that made it (user_namespaces(7), `kernel/ucount.c`). Namespaces made by root all draw on root's own
-//! quota of the host. So a sandbox's namespace is made under a uid of its own.
+//! The kernel counts inotify instances and watches, namespaces, queued signals, POSIX timers, bytes
+//! of message queues, locked shared memory and processes for each user *in each user namespace*.
+//! It also charges the **owner** of the namespace in the parent namespace: the effective uid of its
+//! creator (user_namespaces(7), `kernel/ucount.c`). Namespaces created by root would all use root's
+//! quota of the host. So each sandbox's namespace is created under its own uid.
 //!
 //! ```text
-//!   sandbox A: uid 1000 --+                           sandbox B: uid 1000 --+
-//!              uid  999 --+-> owner: init's uid of A             uid  999 --+-> owner: init's uid of B      root: its own processes alone
+//!   sandbox A: uids 1000, 999 --> owner: init's uid of A
+//!   sandbox B: uids 1000, 999 --> owner: init's uid of B        root: its own processes only
 //! ```
 
 use std::io;
@@ -22,17 +23,18 @@ use super::clone::Side;
 const KEEP: Uid = Uid::from_raw(u32::MAX);
 const ROOT: Uid = Uid::from_raw(0);
 
-/// Calls `clone` with `owner` as the effective uid. Everything else stays: the real and the saved uid (so no process of that uid can
-/// signal this one), the uid that file permissions are checked with, and the capabilities in effect.
+/// Calls `clone` with `owner` as the effective uid. The real and saved uid (so that no process of
+/// `owner` can signal this one), the uid for file permissions and the effective capabilities stay.
 ///
-/// The child starts with `owner` as its effective uid and without a dump, so that its files in /proc belong to root until it has
-/// given up what it does not need.
+/// The child starts with `owner` as its effective uid and not dumpable, so that its files in /proc
+/// belong to root until it has dropped its privileges.
 ///
 /// # Errors
-/// Those of `clone`, and `EPERM` without `CAP_SETUID`. This process is as it was before.
+/// As for `clone`, and `EPERM` without `CAP_SETUID`. This process is then unchanged.
 ///
 /// # Panics
-/// When root's effective uid, or the capabilities, cannot be taken back: no request may be served in that state.
+/// Root's effective uid or the capabilities cannot be restored. No request may be served in that
+/// state.
 pub fn clone_as(owner: u32, clone: impl FnOnce() -> io::Result<Side>) -> io::Result<Side> {
     let before = capabilities(None)?;
     let dumpable = dumpable_behavior()?;
@@ -46,13 +48,15 @@ pub fn clone_as(owner: u32, clone: impl FnOnce() -> io::Result<Side>) -> io::Res
 
 fn become_owner(owner: Uid, before: CapabilitySets) -> io::Result<()> {
     setresuid(KEEP, owner, KEEP)?;
-    // setresuid(2) changes it as well. The group's directory and the new process's maps are root's.
+    // setresuid(2) changes it as well. The group's directory and the new process's maps belong to
+    // root.
     setfsuid(ROOT);
-    // setfsuid(2) tells failure by the old value alone.
+    // setfsuid(2) reports failure only by the old value.
     if setfsuid(KEEP) != ROOT {
         return Err(io::Error::from_raw_os_error(libc::EPERM));
     }
-    // Leaving uid 0 takes all capabilities out of effect, and coming back puts all permitted ones into it (capabilities(7)).
+    // Leaving uid 0 clears the effective capabilities, and returning makes all permitted ones
+    // effective (capabilities(7)).
     Ok(set_capabilities(None, before)?)
 }
 
@@ -62,10 +66,11 @@ fn restore(before: CapabilitySets, dumpable: DumpableBehavior) -> io::Result<()>
     Ok(set_dumpable_behavior(dumpable)?)
 }
 
-/// The owner of this process's user namespace, as its own ids see it (ioctl_ns(2)); 65534 for one that has no id in it, root included.
+/// The owner of this process's user namespace as seen inside it (ioctl_ns(2)). 65534 if the owner,
+/// such as root, has no id inside.
 ///
 /// # Errors
-/// What opening `/proc/self/ns/user` and the ioctl answer.
+/// As for opening `/proc/self/ns/user` and the ioctl.
 pub fn of_this_namespace() -> io::Result<u32> {
     /// `_IO(0xb7, 4)`.
     const NS_GET_OWNER_UID: u64 = 0xb704;

@@ -1,4 +1,4 @@
-//! Children by descriptor: a signal or a wait that cannot hit a later process of the same id.
+//! Processes by descriptor: signals and waits cannot hit a later process with the same pid.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use rustix::process::{Signal, WaitIdOptions, pidfd_send_signal};
 
-/// Sends SIGKILL. One that is gone already is no error.
+/// Sends SIGKILL. A process that has ended is no error.
 pub fn kill(pidfd: BorrowedFd<'_>) {
     pidfd_send_signal(pidfd, Signal::KILL).ok();
 }
 
-/// [`kill`], and, as its parent, waits for it.
+/// [`kill`] for a child, and waits for it.
 pub fn kill_and_reap(pidfd: BorrowedFd<'_>) {
     kill(pidfd);
     while let Err(rustix::io::Errno::INTR) =
@@ -19,7 +19,7 @@ pub fn kill_and_reap(pidfd: BorrowedFd<'_>) {
     {}
 }
 
-/// Waits until the descriptor can be read (a pidfd: until the process ended), at most this long.
+/// Waits until the descriptor is readable (a pidfd: until the process has ended), at most `within`.
 ///
 /// # Errors
 /// `TimedOut`.

@@ -1,13 +1,13 @@
-//! How short of memory the host is, in the kernel's own words.
+//! The memory pressure of the host, as reported by the kernel.
 
 use std::fs;
 
-/// The host's memory at this moment. What the kernel does not tell counts as plenty.
+/// The host's memory. Unknown values count as plenty.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Memory {
-    /// Bytes that can be had without swapping (`MemAvailable`, proc_meminfo(5)).
+    /// Bytes available without swapping (`MemAvailable`, proc_meminfo(5)).
     pub available: u64,
-    /// Percent of the last 10 s in which every process that could have run waited for memory (`full avg10` of
+    /// Percent of the last 10 s in which all runnable processes waited for memory (`full avg10` of
     /// /proc/pressure/memory).
     pub stalled: f64,
 }
@@ -17,7 +17,7 @@ pub fn memory() -> Memory {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     Memory {
         available: available(&text("/proc/meminfo")).unwrap_or(u64::MAX),
-        // Absent where the kernel was built or started without PSI.
+        // Missing if the kernel has PSI disabled.
         stalled: stalled(&text("/proc/pressure/memory")).unwrap_or(0.0),
     }
 }

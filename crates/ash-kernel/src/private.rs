@@ -1,4 +1,4 @@
-//! Temporary directories and files that no other user can exchange.
+//! Temporary directories and files that no other user can replace.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -9,7 +9,8 @@ use rustix::fs::{Mode, OFlags, openat};
 
 use super::tree::Tree;
 
-/// A directory of this process's own, made in a directory that only root controls, and removed with this value.
+/// A directory of this process in a directory that only root controls. It is removed with this
+/// value.
 #[derive(Debug)]
 pub struct Private {
     above: Tree,
@@ -18,10 +19,10 @@ pub struct Private {
 }
 
 impl Private {
-    /// `<prefix>-<random>` in `above`, or in `$TMPDIR` (`/var/tmp` when that is not set).
+    /// Creates `<prefix>-<random>` in `above`, or in `$TMPDIR` (default `/var/tmp`).
     ///
     /// # Errors
-    /// [`Untrusted`] when the directory above is not root's, or what mkdir(2) answers.
+    /// [`Untrusted`] if the parent directory is not root's, or as for mkdir(2).
     pub fn new(above: Option<&Path>, prefix: &str, mode: u32) -> io::Result<Self> {
         let above = match above {
             Some(above) => above.to_owned(),
@@ -46,15 +47,15 @@ impl Private {
 impl Drop for Private {
     fn drop(&mut self) {
         if let Err(error) = self.above.remove(&self.name) {
-            tracing::warn!(%error, path = %self.path().display(), "a temporary directory was left behind; remove it");
+            tracing::warn!(%error, path = %self.path().display(), "a temporary directory was not removed: remove it");
         }
     }
 }
 
-/// A file without a name in `$TMPDIR` (`/var/tmp` when that is not set), gone when it is closed.
+/// A file without a name in `$TMPDIR` (default `/var/tmp`), which is gone when it is closed.
 ///
 /// # Errors
-/// As [`Private::new`].
+/// As for [`Private::new`].
 pub fn nameless() -> io::Result<File> {
     let private = Private::new(None, "ashd-nameless", 0o700)?;
     private.tree().create_file("file")?;

@@ -1,13 +1,13 @@
-//! What a sandbox is, measured from within: facts the kernel tells, and attempts of which some must fail and some must
-//! work.
+//! Measures the confinement of a sandbox from inside: facts from the kernel, and attempts that must
+//! fail or must work.
 //!
 //! ```text
 //!   ashd --Spawn /opt/ashd/ash-probe--> init --fork, confine, execve--> measure() --JSON--> ashd
 //!                                       (the same path as claude)
 //! ```
 //!
-//! Nothing here believes what the set-up intended. An attempt that is refused with another errno than the layer's own
-//! counts as not refused: the call got past the layer and failed of something else.
+//! The intentions of the setup are not trusted. A refusal with another errno than the layer's own
+//! counts as not refused: the call passed the layer and failed for another reason.
 
 mod attempts;
 mod calls;
@@ -21,13 +21,13 @@ use serde::{Deserialize, Serialize};
 use ash_model::Layer;
 pub use facts::{Capabilities, Mount};
 
-/// What [`measure`] found. Plain data: the same on both ends of the pipe, and in a session's report.
+/// The result of [`measure`]. Plain data, used on both ends of the pipe and in a session's report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "schema", schema(as = ConfinementMeasured))]
 pub struct Measured {
-    /// landlock's ABI as the kernel answers inside; 0 where there is none.
+    /// Landlock ABI as seen inside. 0: no landlock.
     pub landlock_abi: u32,
     pub uid: u32,
     pub gid: u32,
@@ -41,16 +41,16 @@ pub struct Measured {
     /// 0 none, 1 strict, 2 filter (proc(5)).
     pub seccomp_mode: u32,
     pub seccomp_filters: u32,
-    /// Inode number of each namespace of /proc/self/ns.
+    /// Inode number of each namespace in /proc/self/ns.
     pub namespaces: BTreeMap<String, u64>,
-    /// Lines of /proc/self/cgroup, as seen inside.
+    /// Lines of /proc/self/cgroup as seen inside.
     pub cgroups: Vec<String>,
     pub mounts: Vec<Mount>,
     pub interfaces: Vec<String>,
     /// Listening TCP addresses.
     pub listeners: Vec<String>,
     pub probes: Vec<Probe>,
-    /// Microseconds the measuring took, the start of the process not included.
+    /// Duration of the measurement in microseconds, without the start of the process.
     pub micros: u64,
 }
 
@@ -62,7 +62,7 @@ pub struct Measured {
 pub struct Probe {
     #[cfg_attr(feature = "schema", schema(example = "mount a tmpfs"))]
     pub name: String,
-    /// The layer that is asked; absent for what must work.
+    /// The tested layer. Absent if the attempt must work.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub layer: Option<Layer>,
     /// `works`, or the errnos that count as a refusal.
@@ -74,7 +74,7 @@ pub struct Probe {
     pub ok: bool,
 }
 
-/// Measures this process and tries everything on both lists.
+/// Measures this process and runs all attempts.
 pub fn measure() -> Measured {
     let began = Instant::now();
     let mut measured = facts::collect();

@@ -1,4 +1,4 @@
-//! A process's own attributes: descriptors, signals, limits, keyring; and what the kernel says of them afterwards.
+//! Attributes of this process: descriptors, signals, limits, keyring, and their verification.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -8,10 +8,10 @@ use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal};
 
 use super::single::Forked;
 
-/// Closes every descriptor from 3 on but these.
+/// Closes every descriptor from 3 on except `keep`.
 ///
-/// Owners in the parent's part of this memory do not notice: `_child` says that none of their code runs any more. What the child
-/// itself opened must be in `keep`, or forgotten.
+/// `_child` proves that no code of the parent runs any more, so owners in the copied memory do not
+/// notice. Descriptors opened by the child must be in `keep` or forgotten.
 pub fn close_all_but(_child: &Forked, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut keep: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
     keep.sort_unstable();
@@ -25,18 +25,20 @@ pub fn close_all_but(_child: &Forked, keep: &[BorrowedFd<'_>]) -> io::Result<()>
     close_range(first, u32::MAX, 0)
 }
 
-/// Marks every descriptor from 3 on to be closed by execve.
+/// Marks every descriptor from 3 on as close-on-exec.
 pub fn close_on_exec_from_3() -> io::Result<()> {
     close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
 }
 
 fn close_range(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
-    // SAFETY: numbers only. What is closed has no other user: `close_all_but` takes a proof of it, marking changes nothing now.
+    // SAFETY: numbers only. Closed descriptors have no other user: `close_all_but` requires a
+    // proof. Marking changes nothing now.
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Every signal to its default and none blocked. Rust ignores SIGPIPE, and both would be inherited through execve.
+/// Resets every signal to its default and unblocks all. Rust ignores SIGPIPE, and execve would
+/// inherit that.
 pub fn default_signals() -> io::Result<()> {
     for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
         // SAFETY: the default disposition runs no code of this process.
@@ -46,10 +48,11 @@ pub fn default_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Sets rlimits (getrlimit(2)), soft and hard, to these values, or to the hard limit where that is lower: nothing is raised.
+/// Sets soft and hard rlimits (getrlimit(2)) to these values, or to the hard limit if it is lower.
+/// Nothing is raised.
 ///
 /// # Errors
-/// What getrlimit(2) and setrlimit(2) answer.
+/// As for getrlimit(2) and setrlimit(2).
 pub fn limit(values: &[(Resource, u64)]) -> io::Result<()> {
     for (resource, value) in values {
         let (_, hard) = getrlimit(*resource)?;
@@ -59,27 +62,27 @@ pub fn limit(values: &[(Resource, u64)]) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps `/proc/<pid>/{mem,environ,fd}`, ptrace(2) and core files of this process from others of the same user (prctl(2)). A change
-/// of user resets it.
+/// Protects `/proc/<pid>/{mem,environ,fd}` of this process, and disables ptrace(2) and core files
+/// for others of the same user (prctl(2)). A change of the user resets it.
 ///
 /// # Errors
-/// Also when the kernel says afterwards that it is not so.
+/// Also if the kernel then still reports the process as dumpable.
 pub fn not_dumpable() -> io::Result<()> {
     nix::sys::prctl::set_dumpable(false)?;
     if nix::sys::prctl::get_dumpable()? { Err(io::Error::other("the process is still dumpable")) } else { Ok(()) }
 }
 
-/// No core files, of this process and of what it starts.
+/// Disables core files for this process and its children.
 pub fn no_cores() -> io::Result<()> {
-    // Under systemd it is so already, and its filter refuses to set it.
+    // systemd has already set this, and its filter refuses to set it.
     if getrlimit(Resource::RLIMIT_CORE)? != (0, 0) {
         setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     }
     Ok(())
 }
 
-/// No priority above the ordinary: a launcher that an admin favours (`Nice=-5` in a drop-in, renice) must not hand its
-/// favour on to what agents run. A lowered priority is kept.
+/// Resets a raised priority: a higher priority of the launcher (`Nice=-5` in a drop-in, renice)
+/// must not apply to agents. A lowered priority is kept.
 pub fn ordinary_priority() -> io::Result<()> {
     if rustix::process::getpriority_process(None)? < 0 {
         rustix::process::setpriority_process(None, 0)?;
@@ -87,20 +90,21 @@ pub fn ordinary_priority() -> io::Result<()> {
     Ok(())
 }
 
-/// A session keyring of its own in place of the inherited one (session-keyring(7)).
+/// Replaces the inherited session keyring with a new one (session-keyring(7)).
 pub fn new_session_keyring() -> io::Result<()> {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
-    // SAFETY: a null name asks for an anonymous keyring.
+    // SAFETY: a null name requests an anonymous keyring.
     let id = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
     let error = io::Error::last_os_error();
     // A kernel without keys has none to inherit.
     if id >= 0 || error.raw_os_error() == Some(libc::ENOSYS) { Ok(()) } else { Err(error) }
 }
 
-/// Whether `status` (the text of /proc/self/status) is that of a fully confined payload of this uid and gid.
+/// Whether `status` (the text of /proc/self/status) shows a fully confined payload with this uid
+/// and gid.
 ///
 /// # Errors
-/// The first line that is not as it must be.
+/// The first line with a wrong value.
 pub fn check_confined(status: &str, id: u32) -> Result<(), String> {
     let ids = format!("{id} {id} {id} {id}");
     let none = "0000000000000000";

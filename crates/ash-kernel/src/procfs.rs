@@ -1,4 +1,4 @@
-//! The little that is read from /proc.
+//! Facts read from /proc.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// Start time of a process in clock ticks since boot, from the text of `/proc/<pid>/stat`: field 22 (proc_pid_stat(5)).
-/// Counted behind the last `)`, because the program's name may hold anything.
+/// Start time of a process in clock ticks since boot, from the text of `/proc/<pid>/stat`: field 22
+/// (proc_pid_stat(5)). Counted after the last `)`, because the program's name can contain anything.
 pub fn parse_start_time(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(19)?.parse().ok()
@@ -19,10 +19,10 @@ fn parse_parent(stat: &str) -> Option<i32> {
     fields.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The children of this process, which has one thread, at this moment.
+/// The current children of this process, which must have one thread.
 ///
 /// # Errors
-/// When /proc cannot be read.
+/// /proc cannot be read.
 pub fn children() -> io::Result<Vec<i32>> {
     let numbers = |text: &str| text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     match std::fs::read_to_string("/proc/thread-self/children") {
@@ -38,7 +38,7 @@ fn children_by_scan() -> io::Result<Vec<i32>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // One that ended meanwhile has no file.
+        // A process that has ended has no file.
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         if parse_parent(&stat) == Some(own) {
             found.push(pid);
@@ -47,22 +47,25 @@ fn children_by_scan() -> io::Result<Vec<i32>> {
     Ok(found)
 }
 
-/// The uids of a process (real, effective, saved, of files), from the text of `/proc/<pid>/status`.
+/// The uids of a process (real, effective, saved, file system), from the text of
+/// `/proc/<pid>/status`.
 pub fn parse_uids(status: &str) -> Vec<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
     line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
-/// The uids of one process; none when it has ended.
+/// The uids of one process. Empty if it has ended.
 pub fn uids_of(pid: i32) -> Vec<u32> {
-    // The owner of /proc/<pid> is root where a process is not dumpable, as a sandbox's init is.
+    // The owner of /proc/<pid> is root for processes that are not dumpable, such as a sandbox's
+    // init.
     parse_uids(&std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default())
 }
 
-/// The uids from `first` on, `count` of them, that processes have at this moment. About 20 microseconds for each process of the host.
+/// The uids in use by processes, among `count` uids from `first`. Takes about 20 microseconds per
+/// process of the host.
 ///
 /// # Errors
-/// When /proc cannot be read.
+/// /proc cannot be read.
 pub fn uids_in_use(first: u32, count: u32) -> io::Result<std::collections::BTreeSet<u32>> {
     let mut found = std::collections::BTreeSet::new();
     for entry in std::fs::read_dir("/proc")? {
@@ -76,16 +79,17 @@ pub fn uids_in_use(first: u32, count: u32) -> io::Result<std::collections::BTree
 /// Start time of a running process.
 ///
 /// # Errors
-/// `NotFound` when there is none of that id.
+/// `NotFound` if no process has this pid.
 pub fn start_time(pid: i32) -> io::Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     parse_start_time(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
 }
 
-/// A pidfd of the process that has this id *and* started then; `None` when that one has ended, whoever has the id now.
+/// A pidfd of the process with this pid *and* start time. `None` if it has ended, even if the pid
+/// is in use again.
 ///
 /// # Errors
-/// What pidfd_open(2) answers for other causes.
+/// As for pidfd_open(2), for other causes.
 pub fn open_process(pid: i32, started: u64) -> io::Result<Option<OwnedFd>> {
     let Some(id) = Pid::from_raw(pid) else { return Ok(None) };
     let pidfd = match pidfd_open(id, PidfdFlags::NONBLOCK) {
@@ -93,12 +97,12 @@ pub fn open_process(pid: i32, started: u64) -> io::Result<Option<OwnedFd>> {
         Err(rustix::io::Errno::SRCH) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    // A zombie nobody has reaped yet still has its id. A pidfd can be read once its process has ended.
+    // A zombie keeps its pid until it is reaped. A pidfd is readable once its process has ended.
     let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
     if poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0 {
         return Ok(None);
     }
-    // Read after opening: from here on the descriptor holds the id, so the file is of the same process.
+    // Read after opening: the descriptor now holds the pid, so the file is of the same process.
     Ok(start_time(pid).ok().filter(|found| *found == started).map(|_| pidfd))
 }
 
@@ -118,7 +122,8 @@ mod tests {
     fn both_ways_to_find_children_find_them() {
         let mut child = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        // A test is a thread of many, and a child belongs to the thread that made it.
+        // The test runs in one of several threads, and a child belongs to the thread that created
+        // it.
         let (listed, scanned) = (children().unwrap(), children_by_scan().unwrap());
         child.kill().unwrap();
         child.wait().unwrap();

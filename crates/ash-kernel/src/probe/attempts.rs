@@ -1,4 +1,4 @@
-//! Both lists, as data: what must be refused and by which layer, and what must work.
+//! All attempts as data: those that a layer must refuse, and those that must work.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -13,7 +13,7 @@ use super::Probe;
 use super::calls::{make_code, mount, raw};
 use ash_model::Layer;
 
-/// One attempt. `errnos` empty: it must work.
+/// One attempt. Without `errnos` it must work.
 pub struct Attempt {
     name: &'static str,
     layer: Option<Layer>,
@@ -61,7 +61,7 @@ fn open_to_write(path: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path).map(drop)
 }
 
-/// A file without a name: neither the directory nor anybody who watches it notices.
+/// A file without a name, which is not visible in the directory or to watchers.
 fn store(dir: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().read(true).write(true).custom_flags(sys::O_TMPFILE).open(dir)?;
     file.write_all(b"ash")
@@ -73,10 +73,11 @@ const NOSYS: &[Errno] = &[Errno::ENOSYS];
 const GONE: &[Errno] = &[Errno::ENOENT];
 const FAR: &[Errno] = &[Errno::ENETUNREACH];
 const FORBIDDEN: &[Errno] = &[Errno::EACCES, Errno::EPERM, Errno::EROFS];
-/// A kernel built without it has no such file.
+/// `ENOENT`: a kernel without this feature has no such file.
 const COVERED: &[Errno] = &[Errno::EACCES, Errno::EPERM, Errno::EROFS, Errno::ENOENT];
 const HIDDEN: &[Errno] = &[Errno::EACCES, Errno::EPERM, Errno::ENOENT];
-/// A descriptor that is never open: a call that gets through says EBADF, which no list has.
+/// A descriptor that is never open. A call that passes the layer returns EBADF, which is in no
+/// list.
 const BAD: i64 = -1;
 
 #[rustfmt::skip]
@@ -153,20 +154,20 @@ static ATTEMPTS: &[Attempt] = &[
     works("unix sockets", || UnixStream::pair().map(drop)),
     works("a pseudo-terminal", pty),
     works("anonymous files", || Ok(rustix::fs::memfd_create("probe", rustix::fs::MemfdFlags::CLOEXEC).map(drop)?)),
-    // With a descriptor that is never open: made, it would answer EBADF.
+    // With a descriptor that is never open: a real call would return EBADF.
     works("syncfs, which is not made", || call(sys::SYS_syncfs, &[BAD])),
     works("watching files", || Ok(rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).map(drop)?)),
     works("an epoll loop", || Ok(rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).map(drop)?)),
 ];
 
-/// ESRCH: hidden by a pid namespace of its own is refused as well.
+/// `ESRCH`: a process hidden by the pid namespace is refused as well.
 const PERM_OR_SRCH: &[Errno] = &[Errno::EPERM, Errno::ESRCH];
 
 pub fn all() -> &'static [Attempt] {
     ATTEMPTS
 }
 
-/// A datagram socket: connecting it asks for a route and sends nothing.
+/// A datagram socket: connecting it only looks up a route and sends nothing.
 fn udp(to: &str) -> io::Result<()> {
     UdpSocket::bind("0.0.0.0:0")?.connect(to)
 }
@@ -175,7 +176,7 @@ fn udp6(to: &str) -> io::Result<()> {
     UdpSocket::bind("[::]:0")?.connect(to)
 }
 
-/// Success: the kernel charges somebody who is not of this sandbox.
+/// Success: the kernel charges a user outside of this sandbox.
 fn another_owner() -> io::Result<()> {
     match crate::owner::of_this_namespace()? {
         OVERFLOW => Ok(()),
@@ -183,7 +184,7 @@ fn another_owner() -> io::Result<()> {
     }
 }
 
-/// What ids without a place in the namespace look like (user_namespaces(7)).
+/// The id shown for ids without a mapping in the namespace (user_namespaces(7)).
 const OVERFLOW: u32 = 65_534;
 
 /// Success: the limit can be raised, or there is none.
@@ -192,7 +193,7 @@ fn raise(resource: nix::sys::resource::Resource) -> io::Result<()> {
     Ok(nix::sys::resource::setrlimit(resource, soft, hard.saturating_add(1))?)
 }
 
-/// An empty file tells nothing: ENODATA.
+/// Reports an empty file as ENODATA.
 fn told(path: &str) -> io::Result<()> {
     match File::open(path)?.read(&mut [0; 1])? {
         0 => Err(Errno::ENODATA.into()),
@@ -201,7 +202,7 @@ fn told(path: &str) -> io::Result<()> {
 }
 
 fn realtime() -> io::Result<()> {
-    // The parameter lies in readable memory of this program; SCHED_FIFO with priority 1.
+    // The parameter is in readable memory of this program: SCHED_FIFO with priority 1.
     static PRIORITY: i32 = 1;
     call(sys::SYS_sched_setscheduler, &[0, i64::from(sys::SCHED_FIFO), &raw const PRIORITY as i64])
 }
@@ -254,7 +255,8 @@ mod tests {
         assert_eq!(names.len(), ATTEMPTS.len());
         assert!(ATTEMPTS.iter().filter(|attempt| attempt.errnos.is_empty()).count() >= 12);
         assert!(ATTEMPTS.iter().filter(|attempt| attempt.layer.is_some()).count() >= 40);
-        // Must work and names a layer, or must fail and names none: a mistake in the table.
+        // Finds mistakes in the table: an attempt that must work has no layer, one that must fail
+        // has one.
         assert!(ATTEMPTS.iter().all(|attempt| attempt.errnos.is_empty() == attempt.layer.is_none()));
     }
 

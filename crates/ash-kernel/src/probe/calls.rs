@@ -1,12 +1,13 @@
-//! Raw system calls for attempts: numbers and null pointers, by which the kernel can be asked without a library in between.
+//! Raw system calls for the attempts, with numbers and null pointers as arguments.
 
 use std::ffi::CStr;
 use std::io;
 
-/// Calls with up to six numbers. A result below zero is the errno.
+/// Calls with up to six numbers. A negative result is the errno.
 pub fn raw(number: i64, args: &[i64]) -> io::Result<i64> {
     let arg = |index: usize| args.get(index).copied().unwrap_or(0);
-    // SAFETY: callers pass numbers and null pointers only (see `attempts`), so the kernel has no memory to write to.
+    // SAFETY: callers pass only numbers and null pointers (see `attempts`), so the kernel has no
+    // memory to write to.
     let result = unsafe { libc::syscall(number, arg(0), arg(1), arg(2), arg(3), arg(4), arg(5)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -18,10 +19,10 @@ pub fn mount(kind: &CStr, path: &CStr) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A page that is written first and executable afterwards, as a JIT compiler makes it.
+/// A page that is written first and then executable, as in a JIT compiler.
 pub fn make_code() -> io::Result<()> {
     const LENGTH: usize = 4096;
-    // SAFETY: a new anonymous mapping, used by nobody else, written within its bounds, and removed here.
+    // SAFETY: a new private anonymous mapping, written within its bounds, and removed here.
     unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let page = libc::mmap(std::ptr::null_mut(), LENGTH, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);

@@ -1,4 +1,4 @@
-//! What the kernel tells about a process in /proc: read, parsed, not judged.
+//! Reads and parses facts about a process from /proc, without a judgement.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Measured;
 
-/// The five sets, as the 16 digits of /proc/self/status.
+/// The five sets, as 16 hexadecimal digits of /proc/self/status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "schema", schema(as = ConfinementCapabilities))]
@@ -20,7 +20,7 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Whether no set has a bit.
+    /// Whether all sets are empty.
     pub fn none(&self) -> bool {
         [&self.inheritable, &self.permitted, &self.effective, &self.bounding, &self.ambient]
             .iter()
@@ -47,7 +47,8 @@ impl Mount {
     }
 }
 
-/// Everything but the attempts. What cannot be read is empty, which no judge takes for confinement.
+/// Collects everything except the attempts. Unreadable values are empty, which never counts as
+/// confinement.
 pub fn collect() -> Measured {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let status = read("/proc/self/status");
@@ -80,12 +81,13 @@ pub fn collect() -> Measured {
     }
 }
 
-/// Reading a table costs the kernel 1.6 ms (24 GB of memory), also an empty one; the count of its sockets costs nothing.
+/// Reading a table costs 1.6 ms even if it is empty (24 GB of memory). The socket count costs
+/// nothing.
 fn all_listeners() -> Vec<String> {
     let tables = [("/proc/net/sockstat", "TCP", "/proc/net/tcp"), ("/proc/net/sockstat6", "TCP6", "/proc/net/tcp6")];
     let mut all = Vec::new();
     for (counts, protocol, table) in tables {
-        // Where the count cannot be read, the table is.
+        // If the count is unreadable, the table is read.
         if in_use(&fs::read_to_string(counts).unwrap_or_default(), protocol) != Some(0) {
             all.extend(listeners(&at_once(table)));
         }
@@ -99,7 +101,7 @@ fn in_use(counts: &str, protocol: &str) -> Option<u64> {
     line.split(' ').next()?.parse().ok()
 }
 
-/// Each read of these files walks the kernel's whole table of connections: one large read instead of many small ones.
+/// Each read of these files walks the kernel's whole connection table, so one large read is used.
 fn at_once(path: &str) -> String {
     use std::io::Read;
     let mut buffer = vec![0; 256 << 10];
@@ -131,7 +133,8 @@ fn interfaces(text: &str) -> Vec<String> {
     text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect()
 }
 
-/// Addresses in state LISTEN (0A) of /proc/net/tcp and tcp6, whose words are in the host's byte order.
+/// Addresses in state LISTEN (0A) of /proc/net/tcp and tcp6. Their words are in the host's byte
+/// order.
 fn listeners(text: &str) -> Vec<String> {
     let line = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();

@@ -40,7 +40,7 @@ fn a_directory_that_ashd_could_exchange_is_refused() {
     };
     // Above it: ashd may rename it and put a link there.
     chown(top.path(), Some(CLIENT), Some(CLIENT)).expect("chown");
-    says("in ashd's directory", "who could exchange it");
+    says("in ashd's directory", "who could replace it");
     assert!(!run.exists(), "nothing was made");
     chown(top.path(), Some(0), Some(0)).expect("chown");
     // Itself: as the launcher before this one made it.

@@ -1,4 +1,4 @@
-//! Pushing the memory of a frozen cgroup out to swap or zram.
+//! Moves the memory of a frozen cgroup to swap or zram.
 //!
 //! ```text
 //!   frozen 1? --yes--> one step of at most 2 MiB --> frozen 1? --yes--> ... --> done
@@ -7,14 +7,14 @@
 //!   thawed: stop                                     thawed: stop
 //! ```
 //!
-//! The group itself says whether to go on, so a thaw by anybody ends the work within one step (about 5 ms), and nobody has
-//! to be told. Nothing is written to `cgroup.freeze` here: a freeze cannot be broken by it.
+//! The state of the group is read before each step, so any thaw ends the work within one step
+//! (about 5 ms). Nothing is written to `cgroup.freeze` here.
 //!
-//! Two ways: `memory.reclaim` where the memory controller is on cgroup v2 (Linux 5.19), and process_madvise(2) with
-//! `MADV_PAGEOUT` over the mappings of each process elsewhere (Linux 5.10; measured on the hybrid layout: 207 MiB of claude
-//! to 26 MiB and less). Pages that other processes share are left where they are, and so are those of files: claude has 75 MiB
-//! of its program in memory, which the kernel drops by itself where it needs the room, and which would have to be read from the
-//! disk again before the first word of the next turn.
+//! Two methods: `memory.reclaim` if the memory controller is on cgroup v2 (Linux 5.19), otherwise
+//! process_madvise(2) with `MADV_PAGEOUT` for the mappings of each process (Linux 5.10; measured on
+//! the hybrid layout: 207 MiB of claude to at most 26 MiB). Pages shared with other processes stay,
+//! and so do file pages: claude has 75 MiB of its program in memory. The kernel drops these by
+//! itself if needed, and the next turn would have to read them from disk first.
 
 use std::io;
 use std::ops::Range;
@@ -26,58 +26,58 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::cgroup::Leaf;
 use super::freeze;
 
-/// Bytes of one step: with zram about 5 ms of a core.
+/// Bytes per step: about 5 ms of a core with zram.
 const STEP: usize = 2 << 20;
-/// The whole work of one group. 200 MiB take 0.7 s on a quiet machine.
+/// The time limit for one group. 200 MiB take 0.7 s on a quiet machine.
 pub const WITHIN: Duration = Duration::from_secs(60);
 
-/// By what the memory is pushed out.
+/// The method of reclaim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// The kernel's own file of the group, cgroup v2.
+    /// The group's own file in cgroup v2.
     MemoryReclaim,
-    /// process_madvise(2), a mapping at a time.
+    /// process_madvise(2), one mapping at a time.
     ProcessMadvise,
 }
 
-/// How it ended.
+/// The outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Everything that could go has gone.
+    /// All reclaimable memory was moved.
     Done,
-    /// The group runs again, or is gone.
+    /// The group was thawed or removed.
     Thawed,
-    /// [`WITHIN`] is over.
+    /// [`WITHIN`] has passed.
     TookTooLong,
 }
 
-/// What was done, for the journal.
+/// The result, for the journal.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
     pub end: End,
     pub way: Way,
-    /// Resident bytes of all processes, shared ones counted in each, before and after.
+    /// Resident bytes of all processes before and after. Shared pages count in each process.
     pub before: u64,
     pub after: u64,
     pub took: Duration,
 }
 
-/// Whether there is somewhere to put memory, from the text of `/proc/meminfo`: free swap in bytes (zram is swap too).
+/// Free swap in bytes (including zram), from the text of `/proc/meminfo`.
 pub fn parse_swap_free(meminfo: &str) -> u64 {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("SwapFree:"));
     let kib = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
 
-/// Free swap of the host in bytes; 0 when it cannot be read.
+/// Free swap of the host in bytes. 0 if it cannot be read.
 pub fn swap_free() -> u64 {
     std::fs::read_to_string("/proc/meminfo").map_or(0, |text| parse_swap_free(&text))
 }
 
-/// Reclaims what it can. Blocks for up to [`WITHIN`]; may be killed at any moment.
+/// Reclaims as much as possible. Blocks for up to [`WITHIN`]. May be killed at any time.
 ///
 /// # Errors
-/// `EPERM` without CAP_SYS_NICE; `ENOSYS` on kernels before 5.10; what reading the group answers.
+/// `EPERM` without CAP_SYS_NICE; `ENOSYS` before Linux 5.10; errors of reading the group.
 pub fn page_out(leaf: &Leaf) -> io::Result<Report> {
     let start = Instant::now();
     let events = leaf.events_file()?;
@@ -98,7 +98,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Why to stop now, if there is a reason.
+    /// The reason to stop now, if any.
     fn over(&self) -> Option<End> {
         match freeze::read_events(self.events) {
             Ok(events) if events.frozen => (Instant::now() >= self.until).then_some(End::TookTooLong),
@@ -107,7 +107,7 @@ impl Work<'_> {
     }
 
     fn by_group(&self, file: BorrowedFd<'_>) -> io::Result<End> {
-        // Memory rather than files, which kernels before 6.9 cannot be told.
+        // Prefers anonymous memory to file pages. Kernels before 6.9 do not support it.
         let mut wish = format!("{STEP} swappiness=200");
         loop {
             if let Some(end) = self.over() {
@@ -116,7 +116,7 @@ impl Work<'_> {
             match rustix::io::pwrite(file, wish.as_bytes(), 0) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::INVAL) if wish.contains(' ') => wish = STEP.to_string(),
-                // Less than a step could be reclaimed: that was all.
+                // Less than a step could be reclaimed: nothing is left.
                 Err(rustix::io::Errno::AGAIN) => return Ok(End::Done),
                 Err(error) => return Err(error.into()),
             }
@@ -127,7 +127,7 @@ impl Work<'_> {
         for pid in pids {
             let Some(id) = Pid::from_raw(*pid) else { continue };
             let Ok(pidfd) = pidfd_open(id, PidfdFlags::empty()) else { continue };
-            // One that ended meanwhile has none.
+            // A process that has ended has no maps.
             let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
             for range in parse_maps(&maps) {
                 for from in range.clone().step_by(STEP) {
@@ -137,7 +137,8 @@ impl Work<'_> {
                     match advise(pidfd.as_fd(), from..range.end.min(from + STEP)) {
                         Ok(()) => {}
                         Err(error) => match error.raw_os_error() {
-                            // Locked or special memory, a hole, or one busy page: the next step may do better.
+                            // Locked or special memory, a hole, or one busy page: continue with the
+                            // next step.
                             Some(libc::EINVAL | libc::ENOMEM | libc::EAGAIN | libc::EBADF | libc::EIO) => {}
                             Some(libc::ESRCH) => break,
                             _ => return Err(error),
@@ -150,8 +151,8 @@ impl Work<'_> {
     }
 }
 
-/// The mappings of `/proc/<pid>/maps` (proc_pid_maps(5)) that may hold memory: not those nobody may read (they hold none;
-/// claude reserves 5 GB of such), not the kernel's own, and not those of files.
+/// The mappings of `/proc/<pid>/maps` (proc_pid_maps(5)) that can hold memory. Excludes unreadable
+/// ones (claude reserves 5 GB of them), those of the kernel, and those of files.
 fn parse_maps(text: &str) -> Vec<Range<usize>> {
     let parse = |line: &str| {
         let mut fields = line.split_ascii_whitespace();
@@ -174,8 +175,8 @@ fn parse_maps(text: &str) -> Vec<Range<usize>> {
 fn advise(pidfd: BorrowedFd<'_>, range: Range<usize>) -> io::Result<()> {
     let part = libc::iovec { iov_base: range.start as *mut libc::c_void, iov_len: range.len() };
     let (fd, advice) = (pidfd.as_raw_fd(), libc::MADV_PAGEOUT);
-    // SAFETY: the address is of the other process; nothing of this one is read or written but `part`, which outlives the call.
-    // Paging memory out does not change what its owner sees in it.
+    // SAFETY: the address belongs to the other process. Of this process only `part` is read, which
+    // outlives the call. Paging out does not change the content of memory.
     let done = unsafe { libc::syscall(libc::SYS_process_madvise, fd, &raw const part, 1_usize, advice, 0_u32) };
     if done >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

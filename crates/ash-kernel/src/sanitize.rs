@@ -1,4 +1,4 @@
-//! What a privileged process does before it reads anything: nothing inherited stays by accident.
+//! Removes inherited state at the start of a privileged process.
 
 use std::ffi::OsStr;
 use std::io;
@@ -6,51 +6,51 @@ use std::io;
 use super::inherited;
 use super::single::{SingleThreaded, require_single_thread};
 
-/// How many sockets systemd passed to this process: 0 unless `LISTEN_PID` is its own id.
+/// The number of sockets passed by systemd: 0 unless `LISTEN_PID` is this process.
 pub fn passed_sockets(listen_pid: Option<&str>, listen_fds: Option<&str>, own_pid: u32) -> u32 {
     let for_us = listen_pid.and_then(|pid| pid.parse().ok()) == Some(own_pid);
     listen_fds.filter(|_| for_us).and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
-/// Closes what this process was started with besides stdin, stdout, stderr and the first `passed` descriptors after them, which are
-/// systemd's sockets. An unprivileged process must not keep what root's shell or container had open; what this process opened itself,
-/// and what was [claimed](super::inherited::claim), stays.
+/// Closes all inherited descriptors except stdin, stdout, stderr and the next `passed` ones, which
+/// are systemd's sockets. An unprivileged process must not keep descriptors of root's shell or
+/// container. Descriptors opened by this process or [claimed](super::inherited::claim) stay.
 ///
 /// # Errors
-/// When this process has several threads already, or /proc cannot tell what is open.
+/// This process has several threads, or /proc cannot be read.
 pub fn close_inherited(passed: u32) -> io::Result<()> {
     let first = i32::try_from(passed).ok().and_then(|passed| passed.checked_add(3));
     let first = first.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "LISTEN_FDS"))?;
     inherited::close_strays(&require_single_thread()?, first)
 }
 
-/// How many sockets systemd passed to this process, by its environment.
+/// The number of sockets passed by systemd, from the environment.
 pub fn passed_here() -> u32 {
     let variable = |name| std::env::var(name).ok();
     passed_sockets(variable("LISTEN_PID").as_deref(), variable("LISTEN_FDS").as_deref(), std::process::id())
 }
 
-/// Removes every variable from the environment but these.
+/// Removes every variable from the environment except `keep`.
 ///
 /// # Errors
-/// When this process has several threads by now; nothing was removed then.
+/// This process has several threads. Nothing was removed then.
 pub fn clear_environment(one: &SingleThreaded, keep: &[&str]) -> io::Result<()> {
     one.check()?;
     let gone = std::env::vars_os().map(|(name, _)| name).filter(|name| !keep.iter().any(|k| OsStr::new(k) == name));
     for name in gone.collect::<Vec<_>>() {
-        // SAFETY: this process has one thread, so nobody reads the environment at the same time.
+        // SAFETY: this process has one thread, so nothing reads the environment concurrently.
         unsafe { std::env::remove_var(name) };
     }
     Ok(())
 }
 
-/// Sets a variable of this process's own environment.
+/// Sets a variable in this process's environment.
 ///
 /// # Errors
-/// When this process has several threads by now; nothing was set then.
+/// This process has several threads. Nothing was set then.
 pub fn set_variable(one: &SingleThreaded, name: &str, value: impl AsRef<OsStr>) -> io::Result<()> {
     one.check()?;
-    // SAFETY: this process has one thread, so nobody reads the environment at the same time.
+    // SAFETY: this process has one thread, so nothing reads the environment concurrently.
     unsafe { std::env::set_var(name, value) };
     Ok(())
 }

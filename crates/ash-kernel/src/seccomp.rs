@@ -1,8 +1,9 @@
 //! Seccomp filters (seccomp(2)): compiled once in the launcher, installed in every sandbox.
 //!
-//! Two filters are stacked. The outer one is the allow-list: whatever is not on it answers `ENOSYS`, as on a kernel that
-//! lacks it, so that programs take their fallback. The inner one refuses with `EPERM` what an administrator would
-//! expect to be *refused*, and checks arguments. Where both refuse, the one installed last (`EPERM`) wins.
+//! Two filters are stacked. The outer one is the allow-list: other calls return `ENOSYS`, as on a
+//! kernel without them, so that programs use their fallback. The inner one returns `EPERM` for
+//! operations that an administrator expects to be *refused*, and checks arguments. If both refuse,
+//! the filter installed last (`EPERM`) wins.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +18,8 @@ const AUDIT_ARCH: u32 = 0xC000_003E;
 #[cfg(target_arch = "aarch64")]
 const AUDIT_ARCH: u32 = 0xC000_00B7;
 
-/// A comparison of one argument, by its low 32 bits: the kernel itself looks at no more of those compared here.
+/// A comparison of the low 32 bits of one argument. The kernel uses no more of the compared
+/// arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arg {
     /// Argument `.0` is `.1`.
@@ -30,10 +32,10 @@ pub enum Arg {
     Masked(u8, u32, u32),
 }
 
-/// A refusal: the system call, and the comparisons that must all hold (none: always).
+/// A refusal: the system call, and comparisons that must all match (none: always).
 pub type Refusal<'a> = (i64, &'a [Arg]);
 
-/// A call that is answered with an errno without being made; 0 is success.
+/// A call that returns an errno without being executed. 0 is success.
 pub type Answer = (i64, u16);
 
 /// Both filters, ready to install.
@@ -44,10 +46,11 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// `answered` calls must not be among the `refused`; whether they are `allowed` says nothing once both filters are installed.
+    /// `answered` calls must not be among the `refused` ones. Whether they are `allowed` has no
+    /// effect with both filters installed.
     ///
     /// # Errors
-    /// When the filters cannot be built, as on a machine that seccompiler does not know.
+    /// The filters cannot be built, such as on an architecture unknown to seccompiler.
     pub fn compile(
         allowed: &[i64],
         answered: &[Answer],
@@ -68,38 +71,39 @@ impl Filters {
         Ok(Self { allow: allow_list(allowed), refuse: only_for(&calls, answered, refuse.try_into()?) })
     }
 
-    /// Puts both in force for this process and all it starts. Sets `no_new_privs` as well.
+    /// Installs both for this process and all its children. Also sets `no_new_privs`.
     pub fn install(&self) -> io::Result<()> {
         seccompiler::apply_filter(&self.allow).map_err(io::Error::other)?;
         seccompiler::apply_filter(&self.refuse).map_err(io::Error::other)
     }
 
-    /// Instructions of both filters together; the kernel takes at most 4096 for each.
+    /// Instructions of both filters together. The kernel accepts at most 4096 for each.
     pub fn instructions(&self) -> usize {
         self.allow.len() + self.refuse.len()
     }
 }
 
-/// The first argument of a prctl(2) that no kernel knows. The filter of a daemon answers it with its mark.
+/// A first argument of prctl(2) that no kernel knows. A daemon's filter answers it with its mark.
 const MARK: u32 = 0x4153_4831;
 
-/// The mark of the filter that was installed last, if it is one of [`OwnFilter`].
+/// The mark of the filter installed last, if it is an [`OwnFilter`].
 pub fn marked() -> Option<u16> {
-    // SAFETY: numbers only; without such a filter the kernel answers EINVAL.
+    // SAFETY: numbers only. Without such a filter the kernel returns EINVAL.
     let done = unsafe { libc::prctl(MARK as libc::c_int, 0, 0, 0, 0) };
     let errno = io::Error::last_os_error().raw_os_error();
     errno.filter(|errno| done == -1 && (3000..4000).contains(errno)).and_then(|errno| u16::try_from(errno).ok())
 }
 
-/// The filter of a daemon, which it puts on itself.
+/// The filter that a daemon applies to itself.
 #[derive(Clone, Debug)]
 pub struct OwnFilter(Vec<BpfProgram>);
 
 impl OwnFilter {
-    /// What is not allowed answers `ENOSYS`, what is refused `EPERM`. `mark`: 3000 to 3999, see [`marked`].
+    /// Other calls than `allowed` return `ENOSYS`, `refused` ones `EPERM`. `mark`: 3000 to 3999,
+    /// see [`marked`].
     ///
     /// # Errors
-    /// When the filters cannot be built, as on a machine that seccompiler does not know.
+    /// The filters cannot be built, such as on an architecture unknown to seccompiler.
     pub fn only(allowed: &[i64], refused: &[Refusal<'_>], mark: u16) -> io::Result<Self> {
         let filters = Filters::compile(allowed, &[], refused).map_err(io::Error::other)?;
         let list = search(
@@ -109,7 +113,8 @@ impl OwnFilter {
         Ok(Self(vec![filters.refuse, marking(mark, list)]))
     }
 
-    /// What is refused answers `EPERM`, everything else is allowed. 32-bit calls and x32 ones answer `ENOSYS`.
+    /// `refused` calls return `EPERM`, all others are allowed. 32-bit and x32 calls return
+    /// `ENOSYS`.
     pub fn all_but(refused: &[i64], mark: u16) -> Self {
         let list = search(
             &ranges(refused, &answer(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32)),
@@ -118,18 +123,18 @@ impl OwnFilter {
         Self(vec![marking(mark, list)])
     }
 
-    /// Puts it in force for all threads of this process and all it starts. Needs `no_new_privs`.
+    /// Installs it for all threads of this process and all its children. Needs `no_new_privs`.
     ///
     /// # Errors
-    /// What seccomp(2) answers; also when one thread could not be brought under it.
+    /// As for seccomp(2); also if one thread could not be synchronized.
     pub fn install(&self) -> io::Result<()> {
         self.0.iter().try_for_each(|program| seccompiler::apply_filter_all_threads(program).map_err(io::Error::other))
     }
 }
 
-/// A program for a number that is loaded, behind the check of the machine and the answer to [`MARK`].
+/// A program for a loaded number, after the check of the architecture and the answer to [`MARK`].
 fn marking(mark: u16, list: BpfProgram) -> BpfProgram {
-    /// Numbers of the x32 interface.
+    /// The bit of x32 call numbers.
     const X32: u32 = 0x4000_0000;
     let mut program = vec![
         load(ARCH),
@@ -148,17 +153,19 @@ fn marking(mark: u16, list: BpfProgram) -> BpfProgram {
     program
 }
 
-/// The answer to 32-bit calls. Not a kill: the kernel writes a record of each into the host's audit log, which a payload could fill.
+/// The answer to 32-bit calls. Not a kill: each would create a record in the host's audit log,
+/// which a payload could fill.
 fn foreign() -> sock_filter {
     answer(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32)
 }
 
-/// The allow-list as a program: a search of the ranges of numbers that are on it.
+/// The allow-list as a program: a binary search in the ranges of allowed numbers.
 ///
-/// seccompiler would compare call by call, and the kernel runs a filter once for every call when it is installed
-/// (seccomp_cache_prepare): with it both filters took 1.05 ms of each sandbox's start, with the ranges one after the other 0.36 ms.
+/// seccompiler would compare call by call, and the kernel runs a filter once per call number at
+/// installation (seccomp_cache_prepare). That took 1.05 ms of each start with both filters, and
+/// 0.36 ms with a linear search of the ranges.
 fn allow_list(allowed: &[i64]) -> BpfProgram {
-    // AUDIT_ARCH differs for 32-bit calls, which have other numbers. The x32 interface has bit 30 set in all of its own.
+    // AUDIT_ARCH differs for 32-bit calls, which have other numbers. All x32 calls have bit 30 set.
     let mut program = vec![load(ARCH), jump(libc::BPF_JEQ, AUDIT_ARCH, 1, 0), foreign()];
     program.push(load(NUMBER));
     let absent = answer(libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32);
@@ -166,7 +173,7 @@ fn allow_list(allowed: &[i64]) -> BpfProgram {
     program
 }
 
-/// A program for the calls it says something of, behind a search that answers some others and lets the rest pass.
+/// A program for `calls`, after a search that handles `answered` calls and lets all others pass.
 fn only_for(calls: &[i64], answered: &[Answer], program: BpfProgram) -> BpfProgram {
     let found = jump(libc::BPF_JA, 0, 0, 0);
     let mut whole = vec![load(ARCH), jump(libc::BPF_JEQ, AUDIT_ARCH, 1, 0), foreign(), load(NUMBER)];
@@ -183,10 +190,10 @@ fn only_for(calls: &[i64], answered: &[Answer], program: BpfProgram) -> BpfProgr
     whole
 }
 
-/// Halves the ranges (ascending) until the number that is loaded is in one or in none.
+/// A binary search for the loaded number in ascending ranges.
 ///
 /// ```text
-///   below first? --> [ those before ]      beyond last? --> [ those behind ]      else: what is found there
+///   below first? --> [ lower ranges ]      beyond last? --> [ higher ranges ]      else: found
 /// ```
 fn search(ranges: &[Range], none: &sock_filter) -> BpfProgram {
     let half = ranges.len() / 2;
@@ -204,14 +211,14 @@ fn search(ranges: &[Range], none: &sock_filter) -> BpfProgram {
 /// Offsets in struct seccomp_data (seccomp(2)).
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
-/// Its low half: both machines are little-endian.
+/// The low half: both architectures are little-endian.
 const FIRST_ARGUMENT: u32 = 16;
 
 fn load(offset: u32) -> sock_filter {
     sock_filter { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: offset }
 }
 
-/// Skips `jt` instructions where the test holds and `jf` where it does not; `BPF_JA` skips `k`.
+/// Skips `jt` instructions if the test matches, else `jf`. `BPF_JA` skips `k`.
 fn jump(test: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code: (libc::BPF_JMP | test | libc::BPF_K) as u16, jt, jf, k }
 }
@@ -220,10 +227,10 @@ fn answer(action: u32) -> sock_filter {
     sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: action }
 }
 
-/// First and last number, and the instruction for all of them.
+/// First and last number, and the instruction for the range.
 type Range = (u32, u32, sock_filter);
 
-/// The runs of successive numbers, ascending.
+/// The runs of consecutive numbers, ascending.
 fn ranges(numbers: &[i64], found: &sock_filter) -> Vec<Range> {
     let mut sorted: Vec<u32> = numbers.iter().filter_map(|number| u32::try_from(*number).ok()).collect();
     sorted.sort_unstable();
@@ -251,7 +258,7 @@ fn condition(arg: &Arg) -> Result<SeccompCondition, seccompiler::BackendError> {
 mod tests {
     use super::*;
 
-    /// What a program of these instructions answers, and after how many.
+    /// The result of a program, and the number of executed instructions.
     fn run(program: &[sock_filter], arch: u32, number: u32) -> (u32, usize) {
         let (mut at, mut loaded, mut steps) = (0, 0, 0);
         loop {

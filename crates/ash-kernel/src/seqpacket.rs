@@ -1,12 +1,12 @@
 //! Packets with descriptors: `SOCK_SEQPACKET` unix sockets and sealed memfds.
 //!
 //! ```text
-//!   ashd  --launcher.sock-->  launcher        one packet = one JSON message (+ up to 8 descriptors)
-//!   ashd  --init.sock------>  init (PID 1)    a packet that does not fit the buffer is refused, never cut
+//!   ashd  --launcher.sock-->  launcher      one packet = one JSON message (+ up to 8 descriptors)
+//!   ashd  --init.sock------>  init (PID 1)  packets too large for the buffer are refused, never cut
 //! ```
 //!
-//! Everything here is synchronous and works on a [`BorrowedFd`]; on a non-blocking socket the calls answer
-//! [`io::ErrorKind::WouldBlock`], so a poll loop and tokio's `AsyncFd` use the same functions.
+//! All functions are synchronous and use a [`BorrowedFd`]. On a non-blocking socket they return
+//! [`io::ErrorKind::WouldBlock`], so poll loops and tokio's `AsyncFd` use the same functions.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -20,38 +20,39 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
-/// The most descriptors one packet carries; more are refused on both sides.
+/// Most descriptors of one packet. More are refused on both sides.
 pub const MAX_FDS: usize = 8;
 
-/// Connections the kernel holds before `accept`; further ones see `EAGAIN` (non-blocking) or wait.
+/// Connections waiting for `accept`. Further ones get `EAGAIN` (non-blocking) or wait.
 const BACKLOG: i32 = 64;
 
 /// `sun_path` is 108 bytes with its final zero (unix(7)).
 const MAX_PATH: usize = 107;
 
-/// One packet as it came.
+/// A received packet.
 #[derive(Debug)]
 pub struct Packet {
-    /// Bytes of the caller's buffer that are filled. 0 means that the other side closed the connection.
+    /// Filled bytes of the caller's buffer. 0: the other side closed the connection.
     pub len: usize,
-    /// Descriptors that came with it, close-on-exec, in the sender's order.
+    /// The received descriptors, close-on-exec, in the sender's order.
     pub fds: Vec<OwnedFd>,
 }
 
-/// Who is at the other end, as the kernel recorded it when the connection was made (`SO_PEERCRED`).
+/// The peer, as recorded by the kernel when the connection was made (`SO_PEERCRED`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Process id in the caller's pid namespace; 0 where it has none there.
+    /// Process id in the caller's pid namespace. 0 if it has none.
     pub pid: i32,
-    /// uid in the caller's user namespace; 65534 where it has none there.
+    /// uid in the caller's user namespace. 65534 if it has none.
     pub uid: u32,
     pub gid: u32,
 }
 
-/// A non-blocking, close-on-exec socket that listens at `path`. The path must not exist yet; the caller removes it.
+/// Creates a non-blocking, close-on-exec socket that listens at `path`. The path must not exist.
+/// The caller removes it.
 ///
 /// # Errors
-/// `InvalidInput` for a path of more than 107 bytes; what bind(2) and listen(2) answer otherwise.
+/// `InvalidInput` for a path of more than 107 bytes; otherwise as for bind(2) and listen(2).
 pub fn listen(path: &Path) -> io::Result<OwnedFd> {
     let socket = socket(true)?;
     net::bind(&socket, &address(path)?)?;
@@ -59,7 +60,7 @@ pub fn listen(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Who may use a socket in the file system.
+/// Access to a socket in the file system.
 #[derive(Clone, Copy, Debug)]
 pub struct Access {
     pub mode: u32,
@@ -67,19 +68,19 @@ pub struct Access {
     pub gid: Option<u32>,
 }
 
-/// A socket as of [`listen`] at `name` in a directory, with exactly this mode, owner and group before anyone can connect. The name
-/// must not exist yet; on an error it does not.
+/// A [`listen`] socket at `name` in a directory, with this mode, owner and group before any client
+/// can connect. The name must not exist. After an error it does not exist.
 ///
-/// The mode and the owner are set by a descriptor of the node that was bound, and of nothing that was put in its place: whoever can
-/// write the directory gains no other file by it.
+/// Mode and owner are set on a descriptor of the bound node, never on a replacement: write access
+/// to the directory gives no access to other files.
 ///
 /// # Errors
-/// `PermissionDenied` when the name stands for something else by now; what bind(2), chmod(2), chown(2) and listen(2) answer
-/// otherwise.
+/// `PermissionDenied` if the name was replaced; otherwise as for bind(2), chmod(2), chown(2) and
+/// listen(2).
 pub fn listen_in(directory: BorrowedFd<'_>, name: &str, access: Access) -> io::Result<OwnedFd> {
     use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
     let socket = socket(true)?;
-    // By descriptor and so short, whatever the length of the directory's own name.
+    // By descriptor: the path is short, whatever the directory's name.
     net::bind(&socket, &address(Path::new(&format!("/proc/self/fd/{}/{name}", directory.as_raw_fd())))?)?;
     let prepare = || -> io::Result<()> {
         let node =
@@ -87,10 +88,10 @@ pub fn listen_in(directory: BorrowedFd<'_>, name: &str, access: Access) -> io::R
         let found = rustix::fs::fstat(&node)?;
         let own = rustix::process::geteuid().as_raw();
         if !FileType::from_raw_mode(found.st_mode).is_socket() || found.st_uid != own || found.st_nlink != 1 {
-            let why = format!("{name} was exchanged for something else while it was made");
+            let why = format!("{name} was replaced while it was created");
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
-        // chmod(2) has no form for a descriptor of O_PATH but this one.
+        // The only form of chmod(2) for an `O_PATH` descriptor.
         rustix::fs::chmodat(
             CWD,
             format!("/proc/self/fd/{}", node.as_raw_fd()),
@@ -104,28 +105,29 @@ pub fn listen_in(directory: BorrowedFd<'_>, name: &str, access: Access) -> io::R
     match prepare() {
         Ok(()) => Ok(socket),
         Err(error) => {
-            // Also what stands there instead: no name may be left by a failure.
+            // Also removes a replacement: a failure must not leave the name.
             rustix::fs::unlinkat(directory, name, AtFlags::empty()).ok();
             Err(error)
         }
     }
 }
 
-/// Connects to a socket made by [`listen`]. The connection is close-on-exec, and non-blocking when asked for.
+/// Connects to a socket of [`listen`]. The connection is close-on-exec, and non-blocking if
+/// requested.
 ///
 /// # Errors
-/// `InvalidInput` for a path of more than 107 bytes; what connect(2) answers otherwise (`WouldBlock` when the
-/// listener's queue is full and the socket is non-blocking).
+/// `InvalidInput` for a path of more than 107 bytes; otherwise as for connect(2) (`WouldBlock` if
+/// the listener's queue is full and the socket is non-blocking).
 pub fn connect(path: &Path, nonblocking: bool) -> io::Result<OwnedFd> {
     let socket = socket(nonblocking)?;
     net::connect(&socket, &address(path)?)?;
     Ok(socket)
 }
 
-/// The next connection of a listener: close-on-exec and non-blocking.
+/// Accepts the next connection: close-on-exec and non-blocking.
 ///
 /// # Errors
-/// `WouldBlock` when there is none.
+/// `WouldBlock` if there is none.
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
 }
@@ -135,20 +137,22 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Sends one packet, whole or not at all. A closed connection is an error (`BrokenPipe`), never a signal.
+/// Sends one packet completely or not at all. A closed connection is an error (`BrokenPipe`), never
+/// a signal.
 ///
 /// # Errors
-/// `InvalidInput` for an empty packet (the other side could not tell it from a closed connection) or more than
-/// [`MAX_FDS`] descriptors; `WouldBlock` when the socket's buffer is full; `EMSGSIZE` for a packet that can never fit.
+/// `InvalidInput` for an empty packet (which looks like a closed connection) or more than
+/// [`MAX_FDS`] descriptors; `WouldBlock` if the socket's buffer is full; `EMSGSIZE` for a packet
+/// that can never fit.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     if bytes.is_empty() || fds.len() > MAX_FDS {
-        let why = format!("a packet has 1 byte or more and at most {MAX_FDS} descriptors");
+        let why = format!("a packet must have at least 1 byte and at most {MAX_FDS} descriptors");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::other("descriptors do not fit the control buffer"));
+        return Err(io::Error::other("descriptors do not fit into the control buffer"));
     }
     loop {
         match net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
@@ -162,8 +166,9 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io:
 /// Receives one packet into `buffer`.
 ///
 /// # Errors
-/// `WouldBlock` when there is none. `InvalidData` when the packet is longer than the buffer or carries more than
-/// [`MAX_FDS`] descriptors: it is consumed, its descriptors are closed, and the connection should be closed too.
+/// `WouldBlock` if there is none. `InvalidData` if the packet is longer than the buffer or has more
+/// than [`MAX_FDS`] descriptors. It is then consumed, its descriptors are closed, and the caller
+/// should close the connection.
 pub fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -181,27 +186,30 @@ pub fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
         }
     }
     if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        // The kernel fills the control buffer with what fits; `fds` closes those here.
+        // The kernel fills the control buffer as far as possible. `fds` closes those descriptors
+        // here.
         let why = format!("a packet longer than {} bytes or with more than {MAX_FDS} descriptors", buffer.len());
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     Ok(Packet { len: got.bytes, fds })
 }
 
-/// Whether the other end is closed; what it sent before can still be read.
+/// Whether the other end is closed. Data sent before can still be read.
 pub fn hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
-    // Nothing is waited for. A poll that fails tells nothing; the next use of the socket does.
+    // Does not wait. A failed poll is ignored, because the next use of the socket reports the
+    // error.
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
-/// Who connected.
+/// The peer of a connection.
 pub fn peer(socket: BorrowedFd<'_>) -> io::Result<Peer> {
     let cred = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
     Ok(Peer { pid: cred.pid(), uid: cred.uid(), gid: cred.gid() })
 }
 
-/// An anonymous file with these contents, at offset 0, sealed against every change: what a receiver checked stays.
+/// An anonymous file with these contents, at offset 0, sealed against changes after the receiver's
+/// check.
 pub fn sealed_memfd(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
     let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut rest = contents;
@@ -218,7 +226,7 @@ pub fn sealed_memfd(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
 /// The whole contents of a file, read from offset 0 without moving its position.
 ///
 /// # Errors
-/// `InvalidData` when there are more than `max` bytes.
+/// `InvalidData` for more than `max` bytes.
 pub fn read_all(file: BorrowedFd<'_>, max: usize) -> io::Result<Vec<u8>> {
     let size = usize::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(usize::MAX);
     let too_long = || io::Error::new(io::ErrorKind::InvalidData, format!("longer than {max} bytes"));
@@ -252,7 +260,7 @@ fn socket(nonblocking: bool) -> io::Result<OwnedFd> {
 fn address(path: &Path) -> io::Result<SocketAddrUnix> {
     let length = path.as_os_str().len();
     if length > MAX_PATH {
-        let why = format!("the socket path {} has {length} bytes, the kernel takes {MAX_PATH}", path.display());
+        let why = format!("the socket path {} has {length} bytes: at most {MAX_PATH} are allowed", path.display());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     }
     Ok(SocketAddrUnix::new(path)?)
@@ -295,7 +303,7 @@ mod tests {
         assert_eq!(recv(b.as_fd(), &mut buffer).unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert!(send(a.as_fd(), b"x", &[a.as_fd(); MAX_FDS + 1]).is_err());
         assert!(send(a.as_fd(), b"", &[]).is_err());
-        // A sender that does not use this module: 20 descriptors at once.
+        // A sender without this module: 20 descriptors at once.
         let raw = [a.as_raw_fd(); 20];
         let control = [nix::sys::socket::ControlMessage::ScmRights(&raw)];
         let flags = nix::sys::socket::MsgFlags::empty();

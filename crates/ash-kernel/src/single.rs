@@ -1,26 +1,27 @@
-//! What holds of a process, as types: that it has one thread, and that it is the child of a fork.
+//! Proofs about a process as types: it has one thread, or it is the child of a fork.
 //!
 //! ```text
-//!   require_single_thread() --> SingleThreaded --> clone_into, fork, clear_environment, close_strays
-//!                                                       |
-//!                                                       +--> in the child: Forked --> close_all_but
+//!   require_single_thread() -> SingleThreaded -> clone_into, fork, clear_environment, close_strays
+//!                                                    |
+//!                                                    +-> in the child: Forked -> close_all_but
 //! ```
 //!
-//! A fork of a process with several threads copies locks that another thread held; the environment cannot be changed while another
-//! thread reads it. A function with such a precondition takes a proof of it as an argument, and
-//! asks the kernel once more when it is used: a thread that was started after the proof was made is found.
+//! A fork copies locks held by other threads, and the environment must not change while another
+//! thread reads it. Functions with such a precondition take a proof as an argument and check it
+//! again with the kernel, which detects threads started later.
 
 use std::io;
 use std::marker::PhantomData;
 
 use super::clone::exit_now;
 
-/// Exit status of a fork's child that left its own code by a return or a panic. Rust programs end with it after a panic.
+/// Exit status of a forked child that returned or panicked. Rust uses the same status after a
+/// panic.
 const LEFT: i32 = 101;
 
 /// Proof that this process had one thread when [`require_single_thread`] looked.
 ///
-/// It stays in the thread it was made in, and cannot be made otherwise:
+/// It stays in its thread and cannot be created otherwise:
 ///
 /// ```compile_fail
 /// let forged = ash_kernel::single::SingleThreaded(std::marker::PhantomData);
@@ -38,7 +39,7 @@ const LEFT: i32 = 101;
 pub struct SingleThreaded(PhantomData<*const ()>);
 
 /// # Errors
-/// When this process has more than one thread, or /proc is not there to say so.
+/// This process has more than one thread, or /proc is missing.
 pub fn require_single_thread() -> io::Result<SingleThreaded> {
     let one = SingleThreaded(PhantomData);
     one.check()?;
@@ -46,20 +47,18 @@ pub fn require_single_thread() -> io::Result<SingleThreaded> {
 }
 
 impl SingleThreaded {
-    /// Asks the kernel again: a directory of /proc, about 5 microseconds.
+    /// Checks again with the kernel: one directory of /proc, about 5 microseconds.
     ///
     /// # Errors
-    /// As [`require_single_thread`].
+    /// As for [`require_single_thread`].
     pub fn check(&self) -> io::Result<()> {
         let threads = std::fs::read_dir("/proc/self/task")?.count();
         if threads == 1 { Ok(()) } else { Err(io::Error::other(format!("{threads} threads where only one is sound"))) }
     }
 }
 
-/// Proof that this process is the child of a fork: all its memory is a copy, and what else lives in it never runs again.
-///
-/// So its child's code ends here: dropped (by a return or a panic) it ends the process at once. No code of the parent, which the
-/// child has a copy of, runs in the child.
+/// Proof that this process is the child of a fork, whose memory is a copy. Dropping it (by a return
+/// or a panic) ends the process at once, so copied code of the parent never runs in the child.
 #[derive(Debug)]
 pub struct Forked(PhantomData<*const ()>);
 
@@ -68,7 +67,7 @@ impl Forked {
         Self(PhantomData)
     }
 
-    /// The child of a fork has the one thread that called it.
+    /// The child of a fork has only the thread that called it.
     pub fn single(&self) -> SingleThreaded {
         SingleThreaded(PhantomData)
     }
@@ -84,7 +83,7 @@ impl Drop for Forked {
 mod tests {
     use super::*;
 
-    /// The test runner itself has two threads at least.
+    /// The test runner has at least two threads.
     #[test]
     fn a_process_with_threads_gets_no_proof() {
         let (tell, wait) = std::sync::mpsc::channel::<()>();
@@ -95,7 +94,7 @@ mod tests {
         assert!(other.join().unwrap().is_err());
     }
 
-    /// One that was made before the thread was started is of no use afterwards.
+    /// A proof from before the thread started is useless afterwards.
     #[test]
     fn a_proof_is_checked_again_where_it_is_used() {
         let stale = SingleThreaded(PhantomData);

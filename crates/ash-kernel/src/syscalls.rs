@@ -1,5 +1,6 @@
-//! System calls and comparisons of arguments that more than one policy names: of the sandboxes (`launcher::policy`) and of the
-//! daemons (`confine`). Each policy adds what its programs need beyond [`BASE`], and refuses what leads out of it.
+//! System calls and argument checks shared by the policies of the sandboxes (`launcher::policy`)
+//! and the daemons (`confine`). Each policy adds the calls of its programs to [`BASE`] and refuses
+//! escapes.
 
 use libc as sys;
 
@@ -17,7 +18,8 @@ pub fn of(groups: &[&[Group]]) -> Vec<i64> {
     groups.iter().flat_map(|groups| groups.iter()).flat_map(|group| group.calls).copied().collect()
 }
 
-/// What any program needs that uses threads, files, sockets and timers. Without capabilities each of these is harmless.
+/// The calls of any program with threads, files, sockets and timers. All are harmless without
+/// capabilities.
 #[rustfmt::skip]
 pub const BASE: &[Group] = &[
     Group { why: "files: everything that reads or writes; landlock restricts the paths", calls: &[
@@ -78,8 +80,8 @@ pub const BASE: &[Group] = &[
         sys::SYS_signalfd, sys::SYS_inotify_init, sys::SYS_getpgrp, sys::SYS_time, sys::SYS_arch_prctl] },
 ];
 
-/// `CLONE_NEW*` in the flags of clone(2): a namespace of its own gives a process capabilities over it, and with them kernel code that
-/// no process without capabilities reaches.
+/// `CLONE_NEW*` in the flags of clone(2). In a namespace of its own a process has capabilities, and
+/// reaches kernel code that is otherwise unreachable.
 pub const NAMESPACES: &[&[Arg]] = &[
     &[Arg::Has(0, libc::CLONE_NEWUSER as u32)],
     &[Arg::Has(0, libc::CLONE_NEWNS as u32)],
@@ -89,14 +91,14 @@ pub const NAMESPACES: &[&[Arg]] = &[
     &[Arg::Has(0, libc::CLONE_NEWUTS as u32)],
     &[Arg::Has(0, libc::CLONE_NEWCGROUP as u32)],
 ];
-/// Terminals: typing into one on behalf of another process (TIOCSTI, TIOCLINUX), and line disciplines (TIOCSETD), each of which is a
-/// driver that the kernel loads by its number.
+/// Terminals: input on behalf of another process (TIOCSTI, TIOCLINUX), and line disciplines
+/// (TIOCSETD), each of which is a driver that the kernel loads by its number.
 pub const TERMINALS: &[&[Arg]] =
     &[&[Arg::Is(1, libc::TIOCSTI as u32)], &[Arg::Is(1, libc::TIOCLINUX as u32)], &[Arg::Is(1, libc::TIOCSETD as u32)]];
-/// Sockets beside unix sockets.
+/// Sockets except unix sockets.
 pub const BESIDE_UNIX: &[&[Arg]] = &[&[Arg::Not(0, libc::AF_UNIX as u32)]];
-/// Socket families beside UNIX, INET, INET6 and NETLINK, and netlink protocols beside ROUTE (0), which getifaddrs(3) and the C library's
-/// resolver ask for addresses.
+/// Socket families except UNIX, INET, INET6 and NETLINK, and netlink protocols except ROUTE (0),
+/// which getifaddrs(3) and the C library's resolver use.
 pub const BESIDE_INTERNET: &[&[Arg]] = &[
     &[
         Arg::Not(0, libc::AF_UNIX as u32),
@@ -107,7 +109,7 @@ pub const BESIDE_INTERNET: &[&[Arg]] = &[
     &[Arg::Is(0, libc::AF_NETLINK as u32), Arg::Not(2, libc::NETLINK_ROUTE as u32)],
 ];
 
-/// The machine itself.
+/// Control of the machine.
 pub const MACHINE: &[i64] = &[
     sys::SYS_reboot,
     sys::SYS_kexec_load,
@@ -129,7 +131,7 @@ pub const MACHINE: &[i64] = &[
     sys::SYS_quotactl_fd,
     sys::SYS_setdomainname,
 ];
-/// Files by handle, which pass by the mount namespace and by what was opened beneath a root.
+/// Files by handle, which bypass the mount namespace and roots of path lookups.
 pub const HANDLES: &[i64] =
     &[sys::SYS_name_to_handle_at, sys::SYS_open_by_handle_at, sys::SYS_fanotify_init, sys::SYS_fanotify_mark];
 #[cfg(target_arch = "x86_64")]

@@ -1,19 +1,19 @@
-//! What the kernel keeps for a TCP connection (tcp(7)).
+//! Socket options of TCP connections (tcp(7)).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-/// Seconds without a sign of life from the other end until the kernel asks for one, and between two such questions.
+/// Seconds of silence before the kernel probes the other end, and between probes.
 const PROBE_AFTER_S: u32 = 60;
 const PROBE_EVERY_S: u32 = 15;
 
-/// Bounds what waits to be sent (`TCP_NOTSENT_LOWAT`), and has dead peers noticed. Connections that are accepted from a
-/// listener inherit both.
+/// Limits the unsent data (`TCP_NOTSENT_LOWAT`) and detects dead peers. Accepted connections
+/// inherit both from the listener.
 ///
 /// # Errors
-/// When it is no TCP socket.
+/// The descriptor is not a TCP socket.
 pub fn bound_queue(listener: BorrowedFd<'_>, unsent: u32) -> io::Result<()> {
     let value = libc::c_int::try_from(unsent).unwrap_or(libc::c_int::MAX);
     let length = size_of::<libc::c_int>() as libc::socklen_t;
@@ -53,7 +53,7 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         assert!(getsockopt(&accepted, sockopt::KeepAlive).unwrap());
         assert_eq!(getsockopt(&accepted, sockopt::TcpKeepIdle).unwrap(), PROBE_AFTER_S);
-        // A client that does not read: without the bound the kernel takes megabytes.
+        // A client that does not read: without the limit the kernel accepts megabytes.
         accepted.set_nonblocking(true).unwrap();
         let mut taken = 0;
         while let Ok(length) = std::io::Write::write(&mut (&accepted), &[0; 65_536]) {

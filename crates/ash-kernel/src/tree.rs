@@ -1,14 +1,15 @@
-//! Root at work in a directory tree that another user owns.
+//! Operations by root in a directory tree of another user.
 //!
 //! ```text
-//!   Tree::open(path)   every directory above it is root's (kernel::trusted); the tree itself may be anybody's
+//!   Tree::open(path)   only root owns directories above it (kernel::trusted)
 //!        |
-//!        +-- read, open, make_dir, create_file, symlink, rename, remove ...   (kernel::beneath: openat2, no link followed)
+//!        +-- read, open, make_dir, create_file, symlink, rename, remove ...
+//!            (kernel::beneath: openat2, no link followed)
 //! ```
 //!
-//! The owner of the tree may put links, pipes and other files at any name and exchange them at any time. So no operation
-//! takes a path of the host: each is relative to a descriptor, owner and mode are changed on the descriptor of what was
-//! just made, and a new file never replaces one that is there.
+//! The owner of the tree can create and replace links, pipes and files at any time. So no operation
+//! uses a path of the host: each is relative to a descriptor, owner and mode are changed on the
+//! descriptor of the created file, and a new file never replaces an existing one.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -26,14 +27,14 @@ use rustix::io::Errno;
 use super::beneath::{self, Refused};
 use super::trusted::{self, Untrusted};
 
-/// User and group that something is given to.
+/// The user and group for a chown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     pub uid: u32,
     pub gid: u32,
 }
 
-/// A directory that is held open, and the path it had, for messages.
+/// An open directory, and its path for messages.
 #[derive(Debug)]
 pub struct Tree {
     dir: OwnedFd,
@@ -42,40 +43,41 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// The directory at `path`, whose owner may be anybody; as root, all that leads to it must be root's.
+    /// Opens the directory at `path`, which can have any owner. For root, everything above it must
+    /// be root's.
     ///
     /// # Errors
-    /// [`Untrusted`] names the component at fault.
+    /// [`Untrusted`] names the component.
     pub fn open(path: &Path) -> Result<Self, Untrusted> {
         let path = absolute(path)?;
         let (dir, stat) = trusted::any_directory(&path)?;
         Ok(Self { dir, path, owner: Owner { uid: stat.st_uid, gid: stat.st_gid } })
     }
 
-    /// The directory at `path`, which only root may change.
+    /// Opens the directory at `path`, which only root can change.
     ///
     /// # Errors
-    /// [`Untrusted`] names the component at fault.
+    /// [`Untrusted`] names the component.
     pub fn open_trusted(path: &Path) -> Result<Self, Untrusted> {
         let path = absolute(path)?;
         let dir = trusted::directory(&path)?;
         Self::held(dir, path.clone()).map_err(|source| Untrusted::Io { path, source })
     }
 
-    /// As [`Tree::open_trusted`]; what is missing of the path is made, mode 0755.
+    /// As [`Tree::open_trusted`]. Creates missing directories with mode 0755.
     ///
     /// # Errors
-    /// [`Untrusted`] names the component at fault.
+    /// [`Untrusted`] names the component.
     pub fn make_trusted(path: &Path) -> Result<Self, Untrusted> {
         let path = absolute(path)?;
         let dir = trusted::make_directory(&path)?;
         Self::held(dir, path.clone()).map_err(|source| Untrusted::Io { path, source })
     }
 
-    /// As [`Tree::make_trusted`]; a sticky directory, such as `/tmp`, will do.
+    /// As [`Tree::make_trusted`], and also accepts a sticky directory, such as `/tmp`.
     ///
     /// # Errors
-    /// [`Untrusted`] names the component at fault.
+    /// [`Untrusted`] names the component.
     pub fn make_within(path: &Path) -> Result<Self, Untrusted> {
         let path = absolute(path)?;
         match trusted::sticky_directory(&path) {
@@ -84,11 +86,11 @@ impl Tree {
         }
     }
 
-    /// A directory that the caller of a command named for its own output. Its path may lead anywhere; what is made in it never
-    /// replaces a file and never follows a link.
+    /// A directory for the output of a command, named by its caller. The path is not checked. Files
+    /// created in it never replace a file and never follow a link.
     ///
     /// # Errors
-    /// What open(2) answers.
+    /// As for open(2).
     pub fn of_caller(path: &Path) -> io::Result<Self> {
         let dir = beneath::root(path)?;
         Self::held(dir, std::path::absolute(path)?)
@@ -99,7 +101,7 @@ impl Tree {
         Ok(Self { dir, path, owner: Owner { uid: stat.st_uid, gid: stat.st_gid } })
     }
 
-    /// Who owned the directory when it was opened.
+    /// The owner at the time of opening.
     pub fn owner(&self) -> Owner {
         self.owner
     }
@@ -108,15 +110,15 @@ impl Tree {
         &self.path
     }
 
-    /// A path that leads to the held directory within this process, whatever its name is by now.
+    /// A path to the held directory in this process, independent of its current name.
     pub fn own_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()))
     }
 
-    /// Mode, owner and type of what is at `at`; a link is not followed.
+    /// Mode, owner and type of `at`. Does not follow a link.
     ///
     /// # Errors
-    /// [`Refused`] names what is there instead.
+    /// [`Refused`] names the cause.
     pub fn stat(&self, at: impl AsRef<Path>) -> Result<Stat, Refused> {
         let (dir, name) = self.parent(at.as_ref())?;
         Ok(statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?)
@@ -126,29 +128,30 @@ impl Tree {
         self.stat(at).is_ok()
     }
 
-    /// A directory below.
+    /// Opens a directory below.
     ///
     /// # Errors
-    /// [`Refused`] names what is there instead.
+    /// [`Refused`] names the cause.
     pub fn directory(&self, at: impl AsRef<Path>) -> Result<Self, Refused> {
         let dir = beneath::directory(&self.dir, at.as_ref())?;
         Self::held(dir, self.path.join(at)).map_err(Refused::Io)
     }
 
-    /// A regular file for reading; a pipe or device is not opened.
+    /// Opens a regular file for reading. Pipes and devices are not opened.
     ///
     /// # Errors
-    /// [`Refused`] names what is there instead.
+    /// [`Refused`] names the cause.
     pub fn open_file(&self, at: impl AsRef<Path>) -> Result<File, Refused> {
         let file = beneath::open(&self.dir, at.as_ref(), OFlags::RDONLY | OFlags::NONBLOCK)?;
         beneath::regular(&file)?;
         Ok(File::from(file))
     }
 
-    /// The contents of a regular file that belongs to the tree's owner: a hard link to a file of somebody else is refused.
+    /// The contents of a regular file that belongs to the tree's owner. A hard link to another
+    /// user's file is refused.
     ///
     /// # Errors
-    /// [`Refused`]; also when it has more than `most` bytes.
+    /// [`Refused`]; also for more than `most` bytes.
     pub fn read(&self, at: impl AsRef<Path>, most: u64) -> Result<Vec<u8>, Refused> {
         let file = self.open_file(at)?;
         beneath::owned_by(&file, self.owner.uid)?;
@@ -160,7 +163,7 @@ impl Tree {
         Ok(text)
     }
 
-    /// Names in the directory, sorted.
+    /// The names in the directory, sorted.
     ///
     /// # Errors
     /// [`Refused::Io`].
@@ -178,10 +181,10 @@ impl Tree {
         Ok(names)
     }
 
-    /// Makes a directory, with exactly this mode, and gives it to `owner`.
+    /// Creates a directory with exactly this mode, and changes its owner.
     ///
     /// # Errors
-    /// [`Refused`]; [`Refused::Exchanged`] when the name led to another directory just after.
+    /// [`Refused`]; [`Refused::Exchanged`] if the directory was replaced at once.
     pub fn make_dir(&self, at: impl AsRef<Path>, mode: u32, owner: Option<Owner>) -> Result<Self, Refused> {
         let (dir, name) = self.parent(at.as_ref())?;
         mkdirat(&dir, name, Mode::RWXU)?;
@@ -199,10 +202,10 @@ impl Tree {
         Self::held(made.dir, made.path).map_err(Refused::Io)
     }
 
-    /// Gives the directory itself to `owner`.
+    /// Changes the owner of the directory itself.
     ///
     /// # Errors
-    /// As fchown(2).
+    /// As for fchown(2).
     pub fn give_to(&self, owner: Owner) -> Result<(), Refused> {
         give(beneath::open(&self.dir, Path::new("."), OFlags::RDONLY | OFlags::DIRECTORY)?, owner)
     }
@@ -210,13 +213,13 @@ impl Tree {
     /// Sets the mode of a directory below.
     ///
     /// # Errors
-    /// [`Refused`] names what is there instead.
+    /// [`Refused`] names the cause.
     pub fn set_mode(&self, at: impl AsRef<Path>, mode: u32) -> Result<(), Refused> {
         let dir = beneath::open(&self.dir, at.as_ref(), OFlags::RDONLY | OFlags::DIRECTORY)?;
         Ok(fchmod(&dir, Mode::from_raw_mode(mode))?)
     }
 
-    /// Makes a regular file, mode 0600, open for writing. One that is there is never opened.
+    /// Creates a regular file with mode 0600, open for writing. An existing file is never opened.
     ///
     /// # Errors
     /// [`Refused`].
@@ -226,10 +229,11 @@ impl Tree {
         Ok(File::from(openat(&dir, name, flags, Mode::RUSR | Mode::WUSR)?))
     }
 
-    /// A regular file open for writing; one that is missing is made, mode 0600, and given to the tree's owner.
+    /// Opens a regular file for writing. A missing file is created with mode 0600 for the tree's
+    /// owner.
     ///
     /// # Errors
-    /// [`Refused`] names what is there instead.
+    /// [`Refused`] names the cause.
     pub fn open_or_create(&self, at: impl AsRef<Path>) -> Result<File, Refused> {
         match beneath::open(&self.dir, at.as_ref(), OFlags::RDWR | OFlags::NONBLOCK) {
             Ok(file) => {
@@ -245,7 +249,7 @@ impl Tree {
         }
     }
 
-    /// Makes a symbolic link, and gives it to `owner`.
+    /// Creates a symbolic link, and changes its owner.
     ///
     /// # Errors
     /// [`Refused`].
@@ -261,7 +265,7 @@ impl Tree {
         Ok(rustix::fs::chownat(&link, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
     }
 
-    /// Gives a file below another name.
+    /// Creates a hard link.
     ///
     /// # Errors
     /// [`Refused`].
@@ -270,29 +274,29 @@ impl Tree {
         Ok(linkat(&above, old, &dir, name, AtFlags::empty())?)
     }
 
-    /// Sets the times of what is at `at`; of a link its own.
+    /// Sets the times of `at`, of a link itself.
     ///
     /// # Errors
-    /// [`Refused`] names what is there instead.
+    /// [`Refused`] names the cause.
     pub fn set_times(&self, at: impl AsRef<Path>, times: &Timestamps) -> Result<(), Refused> {
         let (dir, name) = self.parent(at.as_ref())?;
         Ok(utimensat(&dir, name, times, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    /// Moves an entry of this directory into `to`; what is there already is not replaced.
+    /// Moves an entry of this directory to `to`. Never replaces an entry.
     ///
     /// # Errors
     /// [`Refused`].
     pub fn rename(&self, from: impl AsRef<OsStr>, to: &Self, name: impl AsRef<OsStr>) -> Result<(), Refused> {
         let (from, name) = (from.as_ref(), name.as_ref());
         match renameat_with(&self.dir, from, &to.dir, name, RenameFlags::NOREPLACE) {
-            // A file system that does not know the flag.
+            // The file system does not support the flag.
             Err(Errno::INVAL) if !to.has(name) => Ok(rustix::fs::renameat(&self.dir, from, &to.dir, name)?),
             other => Ok(other?),
         }
     }
 
-    /// Gives an entry of this directory another name, in place of what has that name.
+    /// Renames an entry of this directory, and replaces an existing entry.
     ///
     /// # Errors
     /// [`Refused`].
@@ -303,16 +307,16 @@ impl Tree {
     /// Exchanges two entries.
     ///
     /// # Errors
-    /// [`Refused`]; some file systems cannot.
+    /// [`Refused`]; not supported by some file systems.
     pub fn exchange(&self, from: impl AsRef<OsStr>, to: &Self, name: impl AsRef<OsStr>) -> Result<(), Refused> {
         Ok(renameat_with(&self.dir, from.as_ref(), &to.dir, name.as_ref(), RenameFlags::EXCHANGE)?)
     }
 
-    /// Removes an entry of this directory with all that is below; a link goes, and not what it leads to. What is gone
-    /// already is no error.
+    /// Removes an entry of this directory with everything below. A link is removed, not its target.
+    /// A missing entry is no error.
     ///
     /// # Errors
-    /// What could not be removed.
+    /// The entry that could not be removed.
     pub fn remove(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         let path = self.own_path().join(name.as_ref());
         let gone = match std::fs::symlink_metadata(&path) {
@@ -329,12 +333,12 @@ impl Tree {
     /// Removes an empty directory.
     ///
     /// # Errors
-    /// As rmdir(2).
+    /// As for rmdir(2).
     pub fn remove_dir(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         Ok(rustix::fs::unlinkat(&self.dir, name.as_ref(), AtFlags::REMOVEDIR)?)
     }
 
-    /// The directory that holds the last name of `at`, and that name.
+    /// The directory of the last component of `at`, and that component.
     fn parent<'a>(&self, at: &'a Path) -> Result<(OwnedFd, &'a OsStr), Refused> {
         let name = at.file_name().ok_or(Refused::Outside)?;
         let above = at.parent().filter(|above| !above.as_os_str().is_empty());
@@ -348,10 +352,10 @@ impl AsFd for Tree {
     }
 }
 
-/// Changes the owner of what is open.
+/// Changes the owner of an open file.
 ///
 /// # Errors
-/// As fchown(2).
+/// As for fchown(2).
 pub fn give(fd: impl AsFd, owner: Owner) -> Result<(), Refused> {
     let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     if own == (owner.uid, owner.gid) {

@@ -6,7 +6,7 @@ use crate::private::Private;
 
 const OTHER: Owner = Owner { uid: 65_534, gid: 65_534 };
 
-/// A directory of another user with links of every kind, and a directory of root that they lead to.
+/// A directory of another user with links of every kind, and a directory of root as their target.
 fn planted() -> (tempfile::TempDir, PathBuf, PathBuf) {
     let top = tempfile::tempdir().unwrap();
     let (theirs, secret) = (top.path().join("theirs"), top.path().join("roots"));
@@ -73,7 +73,7 @@ fn what_is_made_has_its_owner_and_mode_and_replaces_nothing() {
     assert!(!tree.has("made"));
 }
 
-/// The owner of the tree exchanges a new directory for a link, or for another directory, as fast as possible.
+/// The owner of the tree constantly exchanges a new directory with a link or another directory.
 #[test]
 fn an_exchange_just_after_mkdir_changes_nothing_elsewhere() {
     let (_top, theirs, secret) = planted();
@@ -82,7 +82,7 @@ fn an_exchange_just_after_mkdir_changes_nothing_elsewhere() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                // Each of them fails when the other side was faster.
+                // Each of them fails if the other side was faster.
                 let _ = std::fs::rename(theirs.join("fresh"), theirs.join("away"));
                 let _ = symlink(&secret, theirs.join("fresh"));
                 let _ = std::fs::remove_file(theirs.join("fresh"));

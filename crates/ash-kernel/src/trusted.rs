@@ -1,11 +1,11 @@
-//! Paths that no user but root can change, resolved one component at a time.
+//! Resolves paths that only root can change, one component at a time.
 //!
-//! Root uses a path only when every directory and every link on it belongs to root and no other user may write there. In a
-//! sticky directory such as `/tmp` other users may create entries but cannot exchange those of root, so it is passed
-//! through; it is refused as the end of a path. The descriptor that is answered is the one that was judged: nothing is
-//! looked up a second time.
+//! Root uses a path only if every directory and link in it belongs to root and no other user can
+//! write there. A sticky directory such as `/tmp` is accepted within a path, because other users
+//! cannot replace entries of root, but not as its end. The returned descriptor is the checked one:
+//! nothing is looked up twice.
 //!
-//! A process without root's privileges has nothing to lose to the owner of a path, so only root judges.
+//! Processes without root's privileges are not at risk, so only root checks.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -16,18 +16,18 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, readlinkat};
 
-/// Symbolic links on one path, as in the kernel.
+/// Most symbolic links in one path, as in the kernel.
 const MAX_LINKS: usize = 40;
-/// Bits of a mode that let group and others write.
+/// Mode bits that allow group and others to write.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
-/// Why root does not use a path.
+/// Why root refuses a path.
 #[derive(Debug, thiserror::Error)]
 pub enum Untrusted {
-    #[error("{} belongs to uid {uid}, who could exchange it; root uses only what root owns", .path.display())]
+    #[error("{} belongs to uid {uid}, who could replace it: root uses only files and directories that belong to root", .path.display())]
     Owner { path: PathBuf, uid: u32 },
-    #[error("{} has mode {mode:o}, so other users could change it; root uses only what root alone can write", .path.display())]
+    #[error("{} has mode {mode:o}, so other users could change it: root uses only files and directories that root alone can write", .path.display())]
     Writable { path: PathBuf, mode: u32 },
     #[error("{} is not a {wanted}", .path.display())]
     Kind { path: PathBuf, wanted: &'static str },
@@ -40,12 +40,12 @@ pub enum Untrusted {
 }
 
 impl Untrusted {
-    /// Whether there is nothing at the path.
+    /// Whether the path does not exist.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
-    /// The command that makes the path one that root uses, where there is one.
+    /// The command that makes the path acceptable, if there is one.
     pub fn remedy(&self) -> Option<String> {
         match self {
             Self::Owner { path, .. } => Some(format!("chown root: {}", path.display())),
@@ -67,7 +67,7 @@ impl From<Untrusted> for io::Error {
 /// A regular file at `path`, as an `O_PATH` descriptor.
 ///
 /// # Errors
-/// [`Untrusted`] names the component at fault.
+/// [`Untrusted`] names the component.
 pub fn file(path: &Path) -> Result<OwnedFd, Untrusted> {
     let (found, stat) = walk(path, None)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
@@ -78,14 +78,14 @@ pub fn file(path: &Path) -> Result<OwnedFd, Untrusted> {
     Ok(found)
 }
 
-/// The contents of a regular file, at most `most` bytes.
+/// Reads a regular file of at most `most` bytes.
 ///
 /// # Errors
-/// [`Untrusted`] names the component at fault; also for a longer file.
+/// [`Untrusted`] names the component; also for a longer file.
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>, Untrusted> {
     let fault = |source: io::Error| Untrusted::Io { path: path.to_owned(), source };
     let found = file(path)?;
-    // The judged file itself, whatever its name leads to by now.
+    // The checked file itself, independent of its current name.
     let file = std::fs::File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(fault)?;
     let mut text = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(file, most + 1), &mut text).map_err(fault)?;
@@ -98,27 +98,28 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>, Untrusted> {
 /// A directory at `path`, as an `O_PATH` descriptor.
 ///
 /// # Errors
-/// [`Untrusted`] names the component at fault.
+/// [`Untrusted`] names the component.
 pub fn directory(path: &Path) -> Result<OwnedFd, Untrusted> {
     let (found, stat) = any_directory(path)?;
     judge(path, &stat, false)?;
     Ok(found)
 }
 
-/// As [`directory`]; a sticky one, such as `/tmp`, will do: what root makes in it stays root's.
+/// As [`directory`], and also accepts a sticky one, such as `/tmp`: root's entries in it stay
+/// root's.
 ///
 /// # Errors
-/// [`Untrusted`] names the component at fault.
+/// [`Untrusted`] names the component.
 pub fn sticky_directory(path: &Path) -> Result<OwnedFd, Untrusted> {
     let (found, stat) = any_directory(path)?;
     judge(path, &stat, true)?;
     Ok(found)
 }
 
-/// As [`directory`]; components that are missing are made, mode 0755.
+/// As [`directory`]. Creates missing components with mode 0755.
 ///
 /// # Errors
-/// [`Untrusted`] names the component at fault.
+/// [`Untrusted`] names the component.
 pub fn make_directory(path: &Path) -> Result<OwnedFd, Untrusted> {
     let (found, stat) = walk(path, Some(Mode::from_raw_mode(0o755)))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
@@ -128,10 +129,10 @@ pub fn make_directory(path: &Path) -> Result<OwnedFd, Untrusted> {
     Ok(found)
 }
 
-/// A directory whose owner may be anybody, while all that leads to it is judged: where another user's tree begins.
+/// A directory with any owner, below checked components: the beginning of another user's tree.
 ///
 /// # Errors
-/// [`Untrusted`] names the component at fault.
+/// [`Untrusted`] names the component.
 pub fn any_directory(path: &Path) -> Result<(OwnedFd, Stat), Untrusted> {
     let (found, stat) = walk(path, None)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
@@ -140,7 +141,7 @@ pub fn any_directory(path: &Path) -> Result<(OwnedFd, Stat), Untrusted> {
     Ok((found, stat))
 }
 
-/// Everything on the path but its end is judged.
+/// Checks every component except the last.
 fn walk(path: &Path, make: Option<Mode>) -> Result<(OwnedFd, Stat), Untrusted> {
     if !path.is_absolute() {
         return Err(Untrusted::Relative(path.to_owned()));
@@ -176,7 +177,7 @@ fn walk(path: &Path, make: Option<Mode>) -> Result<(OwnedFd, Stat), Untrusted> {
             if links > MAX_LINKS {
                 return Err(Untrusted::Links(path.to_owned()));
             }
-            // The mode of a link says nothing; its owner does.
+            // A link's mode has no meaning; its owner is checked.
             if stat.st_uid != 0 && judges() {
                 return Err(Untrusted::Owner { path: below, uid: stat.st_uid });
             }
@@ -199,11 +200,11 @@ fn walk(path: &Path, make: Option<Mode>) -> Result<(OwnedFd, Stat), Untrusted> {
     Ok((end, stat))
 }
 
-/// A directory with exactly this mode, whatever the umask.
+/// Creates a directory with exactly this mode, independent of the umask.
 fn made(here: impl AsFd, name: &OsStr, mode: Mode) -> rustix::io::Result<()> {
     match mkdirat(&here, name, mode) {
         Ok(()) => {}
-        // Somebody else was faster; it is judged like any other.
+        // Created by another process; it is checked like any other.
         Err(rustix::io::Errno::EXIST) => return Ok(()),
         Err(error) => return Err(error),
     }

@@ -1,8 +1,9 @@
-//! Programs that root starts without its privileges.
+//! Runs programs without root's privileges.
 //!
-//! What was downloaded, and what opens files of another user by path (SQLite), runs with that user's ids or with ids
-//! without an account, never with root's: in a session of its own, so that it cannot type into root's terminal
-//! (TIOCSTI), with `no_new_privs`, and with an environment that the caller fills.
+//! Downloaded programs, and programs that open another user's files by path (SQLite), run with that
+//! user's ids or with ids without an account, never as root. They run in their own session, so that
+//! they cannot type into root's terminal (TIOCSTI), with `no_new_privs` and an environment from the
+//! caller.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -14,32 +15,34 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::tree::Owner;
 
-/// Ids without an account and without files, below those that ashd and gateway have where there are no accounts of theirs
-/// (systemd documents 1879048192 to 2147483647 as unused).
+/// Ids without an account and files, below the fallback ids of ashd and the gateway (systemd
+/// documents 1879048192 to 2147483647 as unused).
 pub const NO_ACCOUNT: Owner = Owner { uid: 1_899_999_996, gid: 1_899_999_996 };
 
-/// A command that runs as `owner` when this process is root, and as this process's user otherwise. Nothing on its stdin,
-/// an empty environment.
+/// A command that runs as `owner` if this process is root, otherwise as this process's user. Stdin
+/// and environment are empty.
 pub fn command(program: impl AsRef<OsStr>, owner: Owner) -> Command {
     let mut command = Command::new(program);
     command.env_clear().stdin(Stdio::null()).current_dir("/");
     if rustix::process::geteuid().is_root() {
-        // `uid` also drops the supplementary groups; the kernel clears every capability with the last uid of 0.
+        // `uid` also drops the supplementary groups. The kernel clears every capability with the
+        // last uid of 0.
         command.gid(owner.gid).uid(owner.uid);
     }
     let renounce = || {
         rustix::process::setsid()?;
         rustix::thread::set_no_new_privs(true)?;
-        // Ctrl-C reaches this process alone; it takes the other one along.
+        // Ctrl-C reaches only this process, whose end kills the child.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         Ok(())
     };
-    // SAFETY: runs between fork and exec; all three are plain system calls, which allocate nothing and take no lock.
+    // SAFETY: runs between fork and exec. All three are plain system calls, without allocation or
+    // locks.
     unsafe { command.pre_exec(renounce) };
     command
 }
 
-/// How a command ended, and the first bytes it wrote.
+/// The exit status of a command and the first bytes of its output.
 #[derive(Debug)]
 pub struct Answer {
     pub status: ExitStatus,
@@ -47,11 +50,11 @@ pub struct Answer {
     pub stderr: Vec<u8>,
 }
 
-/// Runs it to its end, at most for `within`; of each output the first `most` bytes are kept. All that it started in its
-/// session is killed with it.
+/// Runs a command to its end, at most `within`. Keeps the first `most` bytes of each output.
+/// Everything it started in its session is killed with it.
 ///
 /// # Errors
-/// It cannot be started, or [`io::ErrorKind::TimedOut`].
+/// The command cannot be started, or [`io::ErrorKind::TimedOut`].
 pub fn answer(command: &mut Command, within: Duration, most: usize) -> io::Result<Answer> {
     let mut child = Session(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
     let deadline = Instant::now() + within;
@@ -71,14 +74,14 @@ pub fn answer(command: &mut Command, within: Duration, most: usize) -> io::Resul
     }
 }
 
-/// A child whose session ends with this value.
+/// A child whose session is killed with this value.
 struct Session(Child);
 
 impl Drop for Session {
     fn drop(&mut self) {
         use nix::sys::signal::{Signal, killpg};
         if let Ok(pid) = i32::try_from(self.0.id()) {
-            // The group is gone when nothing of it is left.
+            // Fails if the group has already ended.
             let _ = killpg(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
         }
         let _ = self.0.wait();
@@ -87,10 +90,10 @@ impl Drop for Session {
 
 fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(io::Error::new(io::ErrorKind::TimedOut, "did not end in time")) } else { Ok(left) }
+    if left.is_zero() { Err(io::Error::new(io::ErrorKind::TimedOut, "did not exit in time")) } else { Ok(left) }
 }
 
-/// Until one of them has something to read.
+/// Waits until one of them is readable.
 fn wait_for(
     out: &Option<std::process::ChildStdout>,
     err: &Option<std::process::ChildStderr>,
@@ -106,7 +109,7 @@ fn wait_for(
     }
 }
 
-/// Reads once if that does not wait; `None` at the end.
+/// Reads once without blocking. `None` at the end.
 fn drain<R: Read + std::os::fd::AsFd>(from: &mut Option<R>, to: &mut Vec<u8>, most: usize) -> io::Result<()> {
     let Some(reader) = from else { return Ok(()) };
     let mut ready = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
@@ -139,7 +142,7 @@ mod tests {
             assert!(text.starts_with("1899999996\n1899999996\n"), "{text}");
         }
         assert!(text.contains("0000000000000000") && text.contains("NoNewPrivs:\t1"), "{text}");
-        // The first field after the name and the state: parent, group, session.
+        // The first field after name and state: parent, group, session.
         let script = "s=$(sed 's/.*) //' /proc/$$/stat); set -- $s; [ $4 = $$ ] && echo own";
         assert_eq!(said(script, Duration::from_secs(20)).unwrap().stdout, b"own\n");
     }

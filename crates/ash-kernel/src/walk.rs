@@ -1,8 +1,9 @@
-//! Walks a directory tree that a hostile program may be changing, for whoever copies or packs it.
+//! Walks a directory tree that an untrusted program may change meanwhile, for copies and archives.
 //!
-//! The walk holds a descriptor of each directory on the way to where it is, and nothing else of the tree: a directory may have any
-//! number of entries. Each name is opened relative to its directory, through no link, and judged by what was opened. What this
-//! process owns is read whatever its mode is ([`super::owned`]).
+//! The walk holds only the descriptors of the current directory and those above it: a directory can
+//! have any number of entries. Each name is opened relative to its directory, without following
+//! links, and the opened file is checked. Files of this process's user are read whatever their mode
+//! ([`super::owned`]).
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr, OsString};
@@ -17,35 +18,35 @@ use rustix::io::Errno;
 
 use super::owned::{self, Opened};
 
-/// Directories below one another.
+/// Most nested directories.
 pub const MAX_DEPTH: usize = 128;
-/// Bytes that are held to find the second names of files.
+/// Most bytes of memory to find hard links.
 const MAX_NAMES: usize = 16 << 20;
 
 pub const RESOLVE: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
-/// Where the walk is.
+/// The current entry.
 #[derive(Debug)]
 pub struct Entry<'a> {
-    /// Relative to the tree.
+    /// Relative to the root of the walk.
     pub path: &'a Path,
     pub name: &'a OsStr,
     pub stat: Stat,
-    /// Permission bits as they are meant to be, setuid, setgid and sticky included.
+    /// The intended permission bits, including setuid, setgid and sticky.
     pub mode: u32,
 }
 
-/// Why something was not handed over.
+/// Why an entry was skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     Socket,
     Fifo,
     Device,
-    /// It belongs to another user, who does not let this process read it.
+    /// It belongs to another user and is not readable.
     Unreadable,
     TooDeep,
-    /// It is there, as a file of its own.
+    /// Included, as a separate file.
     LinkAsCopy,
 }
 
@@ -55,60 +56,61 @@ impl Why {
             Self::Socket => "a socket",
             Self::Fifo => "a named pipe",
             Self::Device => "a device",
-            Self::Unreadable => "ashd may not read it: it belongs to another user",
+            Self::Unreadable => "not readable by ashd: it belongs to another user",
             Self::TooDeep => "more than 128 directories deep",
-            Self::LinkAsCopy => "a hard link, kept as a file of its own: the tree has too many",
+            Self::LinkAsCopy => "a hard link, kept as a separate file: the tree has too many hard links",
         }
     }
 }
 
-/// What is done with a tree. Each file is met once by its first name; its other names follow as hard links.
+/// The visitor of a walk. Each file is visited once by its first name; other names follow as hard
+/// links.
 pub trait Visit {
     type Error: From<io::Error>;
 
-    /// Whether files are opened; otherwise it is only asked whether they could be.
+    /// Whether files are opened. Otherwise the walk only checks whether they can be.
     fn reads(&self) -> bool {
         true
     }
 
-    /// Before what is in it. `false`: it is left out.
+    /// Called before the entries of a directory. `false`: skip it.
     ///
     /// # Errors
-    /// The walk ends with them.
+    /// Ends the walk.
     fn directory(&mut self, entry: &Entry<'_>) -> Result<bool, Self::Error>;
 
-    /// After what is in it.
+    /// Called after the entries of a directory.
     ///
     /// # Errors
-    /// The walk ends with them.
+    /// Ends the walk.
     fn leave(&mut self, entry: &Entry<'_>) -> Result<(), Self::Error>;
 
-    /// A regular file, open for reading if [`Visit::reads`] says so. `false`: it is left out, and its other names are files of their
-    /// own.
+    /// A regular file, open for reading if [`Visit::reads`] is true. `false`: it is omitted, and
+    /// its other names are visited as files.
     ///
     /// # Errors
-    /// The walk ends with them.
+    /// Ends the walk.
     fn file(&mut self, entry: &Entry<'_>, file: Option<File>) -> Result<bool, Self::Error>;
 
     /// Another name of the file at `first`.
     ///
     /// # Errors
-    /// The walk ends with them.
+    /// Ends the walk.
     fn hard_link(&mut self, entry: &Entry<'_>, first: &Path) -> Result<(), Self::Error>;
 
     /// # Errors
-    /// The walk ends with them.
+    /// Ends the walk.
     fn symlink(&mut self, entry: &Entry<'_>, target: &OsStr) -> Result<(), Self::Error>;
 
     /// # Errors
-    /// The walk ends with them.
+    /// Ends the walk.
     fn skipped(&mut self, path: &Path, why: Why) -> Result<(), Self::Error>;
 }
 
-/// A file, if it was opened, and what it is.
+/// An opened file, if any, and its metadata.
 type Found = (Option<File>, Stat);
 
-/// A directory on the way.
+/// An open directory of the walk.
 struct Level {
     entries: Dir,
     open: Opened,
@@ -117,10 +119,10 @@ struct Level {
     mode: u32,
 }
 
-/// Walks what is below `root`, in the order of its directories. What vanishes meanwhile is not handed over.
+/// Walks everything below `root`, in directory order. Entries that vanish meanwhile are ignored.
 ///
 /// # Errors
-/// Those of `visit`, and what the disk answers.
+/// Errors of `visit` and I/O errors.
 pub fn walk<V: Visit>(root: BorrowedFd<'_>, visit: &mut V) -> Result<(), V::Error> {
     let mut walk = Walk { visit, path: PathBuf::new(), names: HashMap::new(), held: 0 };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
@@ -158,13 +160,13 @@ impl Level {
 struct Walk<'a, V> {
     visit: &'a mut V,
     path: PathBuf,
-    /// Files with several names: where the first one is, and how many are still to come.
+    /// Files with several names: the first name, and the number of names still to come.
     names: HashMap<(u64, u64), (PathBuf, u64)>,
     held: usize,
 }
 
 impl<V: Visit> Walk<'_, V> {
-    /// One name. A directory that is to be walked next is returned, and is the end of `self.path` then.
+    /// Handles one name. Returns a directory to walk next, with `self.path` pointing to it.
     fn entry(&mut self, level: &Level, name: &CStr, depth: usize) -> Result<Option<Level>, V::Error> {
         let at = level.open.as_fd();
         let Ok(stat) = rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) else { return Ok(None) };
@@ -200,7 +202,7 @@ impl<V: Visit> Walk<'_, V> {
         let open = match owned::open(at, Path::new(name), flags, Mode::empty(), RESOLVE) {
             Ok(open) => open,
             Err(Errno::ACCESS) => return self.skip(Why::Unreadable),
-            // Removed, or exchanged for a link or a file, since it was seen.
+            // Removed or replaced since it was listed.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             Err(errno) => return Err(io::Error::from(errno).into()),
         };
@@ -234,7 +236,7 @@ impl<V: Visit> Walk<'_, V> {
         Ok(())
     }
 
-    /// Keeps the first name of a file for as many others as are still to come.
+    /// Remembers the first name of a file until its other names are found.
     fn remember(&mut self, stat: &Stat, first: PathBuf, left: u64) {
         if left > 0 {
             self.held += cost(&first);
@@ -248,7 +250,7 @@ impl<V: Visit> Walk<'_, V> {
         if denied { self.skip(Why::Unreadable).map(|_| None) } else { Ok(Some((None, *seen))) }
     }
 
-    /// `NONBLOCK`: a pipe that was put there since must not hold us.
+    /// `NONBLOCK`: a pipe in its place must not block the walk.
     fn open(&mut self, at: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Found>, V::Error> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = match owned::open(at, Path::new(name), flags, Mode::empty(), RESOLVE) {
@@ -263,12 +265,12 @@ impl<V: Visit> Walk<'_, V> {
     }
 }
 
-/// Bytes that a name costs.
+/// The memory use of a name in bytes.
 fn cost(name: &Path) -> usize {
     name.as_os_str().len() + 64
 }
 
-/// Whether a link at `at` (relative to a tree) leads to a place in the tree, by its words alone.
+/// Whether the text of a link at `at` (relative to a tree) leads to a target in the tree.
 pub fn stays_inside(at: &Path, target: &OsStr) -> bool {
     let mut depth = at.components().count().saturating_sub(1);
     for part in target.as_bytes().split(|byte| *byte == b'/').enumerate() {
@@ -285,10 +287,10 @@ pub fn stays_inside(at: &Path, target: &OsStr) -> bool {
     true
 }
 
-/// The pieces of a file that are not holes, in order: offset and length, within `size` bytes.
+/// The data pieces of a file, in order: offset and length, within `size` bytes.
 ///
 /// # Errors
-/// As lseek(2). A file system that knows no holes says that the file is one piece.
+/// As for lseek(2). A file system without holes reports one piece.
 pub fn next_piece(file: &File, from: u64, size: u64) -> io::Result<Option<(u64, u64)>> {
     use rustix::fs::SeekFrom;
     if from >= size {
@@ -296,7 +298,7 @@ pub fn next_piece(file: &File, from: u64, size: u64) -> io::Result<Option<(u64, 
     }
     let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
         Ok(start) if start < size => start,
-        // Nothing but a hole is left, or the file became shorter.
+        // Only a hole is left, or the file became shorter.
         Ok(_) | Err(Errno::NXIO) => return Ok(None),
         Err(Errno::INVAL) => return Ok(Some((from, size - from))),
         Err(errno) => return Err(errno.into()),
@@ -309,7 +311,7 @@ pub fn next_piece(file: &File, from: u64, size: u64) -> io::Result<Option<(u64, 
     Ok((end > start).then_some((start, end - start)))
 }
 
-/// A path of bytes.
+/// A path from bytes.
 pub fn path_of(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }

@@ -1,5 +1,6 @@
-//! Lines that a process of the payload prints in claude's name, each of which costs ashd work: turns that nobody asked for, questions,
-//! refusals. The session that prints them is ended with the cause; its owner, other tenants and the log notice little.
+//! A payload process prints lines in claude's name that cost ashd work: unrequested turns,
+//! questions, refusals. Its session ends with the cause; its tenant, other tenants and the log are
+//! hardly affected.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -17,7 +18,7 @@ const QUESTION: &str =
     r#"{"type":"control_request","request_id":"r","request":{"subtype":"can_use_tool","tool_name":"Bash","input":{}}}"#;
 const REFUSAL: &str = r#"{"type":"control_response","response":{"subtype":"error","request_id":"?","error":"?"}}"#;
 
-/// A message whose turn prints the lines so often.
+/// A message whose turn prints the lines this many times.
 fn flood(lines: &str, times: usize) -> String {
     format!("@flood {times} {lines}\n@text end")
 }
@@ -46,9 +47,9 @@ async fn status_is(api: &Api, id: &str, wanted: &str) -> serde_json::Value {
 async fn a_flood_of_turns_or_questions_ends_its_session_alone_with_the_cause() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
     let (other, theirs) = other(&api).await;
-    for (lines, cause) in [(TURN, "began turns that nobody asked for"), (QUESTION, "asked for permissions")] {
+    for (lines, cause) in [(TURN, "began unasked turns"), (QUESTION, "requested permissions")] {
         let id = api.session("a").await;
-        // Without a bound 400,000 lines are the work of hours.
+        // Without a limit, 400,000 lines would take hours.
         let ((), frames) = tokio::join!(
             async {
                 let _ = api.send(&id, json!({"content": flood(lines, 400_000)})).await.rest().await;
@@ -65,7 +66,7 @@ async fn a_flood_of_turns_or_questions_ends_its_session_alone_with_the_cause() {
         let info = status_is(&api, &id, "error").await;
         let error = info["error"].as_str().unwrap();
         assert!(error.contains(cause) && error.contains("Resume"), "{error}");
-        // What was printed and not read is skipped: the session can be used again.
+        // Unread output is skipped: the session can be used again.
         assert_eq!(api.verb(&id, "resume").await, "active");
         let frames = api.turn(&id, "@text again").await;
         assert_eq!((text(&frames), names(&frames).last().map(String::as_str)), ("again".to_owned(), Some("done")));
@@ -83,7 +84,7 @@ async fn stop_deletion_and_the_tenants_end_do_not_wait_for_a_flood() {
     for way in ["stop", "delete", "tenant"] {
         let id = if way == "tenant" { theirs.clone() } else { api.session("a").await };
         let owner = if way == "tenant" { &other } else { &api };
-        // The request comes while it is read.
+        // The request arrives while the output is read.
         let stdout = daemon.data().join("sessions").join(&id).join("stdout");
         let size = || std::fs::metadata(&stdout).map_or(0, |file| file.len());
         let before = size();
@@ -91,7 +92,7 @@ async fn stop_deletion_and_the_tenants_end_do_not_wait_for_a_flood() {
         assert!(comes(Duration::from_secs(20), || size() > before + 100_000).await, "no flood");
         let start = Instant::now();
         match way {
-            // 400 when the flood has ended the session already.
+            // 400 if the flood has already ended the session.
             "stop" => {
                 let answer = api.call("POST", &format!("/api/sessions/{id}/stop"), None).await;
                 assert!(matches!(answer.status, 200 | 400), "{}", answer.text);
@@ -104,7 +105,8 @@ async fn stop_deletion_and_the_tenants_end_do_not_wait_for_a_flood() {
     }
 }
 
-/// Lines that are two rows of the history each, with nothing that limits their number: results that no turn waits for, calls of tools.
+/// Lines that are two rows of the history each, in unlimited number: unexpected results, tool
+/// calls.
 #[tokio::test]
 async fn a_flood_of_rows_holds_up_neither_its_own_stop_nor_other_tenants_nor_memory() {
     const RESULT: &str = r#"{"type":"result"}"#;

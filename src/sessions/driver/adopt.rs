@@ -1,12 +1,12 @@
-//! The start of the daemon: sessions whose sandboxes outlived the last one go on, the others are told what happened.
+//! Daemon start: sessions whose sandboxes survived continue; the others record what happened.
 //!
-//! Three witnesses, none trusted alone: the rows (what should be), the launcher (what lives), and each sandbox's init
-//! (what its claude has received and whether it still runs).
+//! Three sources, none trusted alone: the rows (what should be), the launcher (what lives), and
+//! each sandbox's init (what its claude has received, and whether it still runs).
 //!
 //! | row | sandbox | becomes |
 //! |---|---|---|
-//! | active, paused | alive | taken over; a running turn goes on |
-//! | starting | any | destroyed; paused, reason restart (nobody was told that it exists) |
+//! | active, paused | alive | adopted; a running turn continues |
+//! | starting | any | destroyed; paused, reason restart (no client knows of it) |
 //! | active | gone | paused, reason restart; an open turn ends with an error |
 //! | paused | gone | the same, and resumes cold |
 //! | stopped, ended, error, none | alive | destroyed |
@@ -32,11 +32,11 @@ use crate::store::Session;
 use ash_model::SessionStatus;
 use ash_protocol::init::{Exit, Listener};
 
-/// Sessions that are looked at in parallel.
+/// Sessions examined in parallel.
 const AT_ONCE: usize = 32;
 
-/// Puts rows and sandboxes in agreement. Sessions that go on are handed to their tasks, which finish the work. Of the others
-/// nothing is read but their number: there may be very many.
+/// Reconciles rows and sandboxes. Adopted sessions are handed to their tasks, which finish the
+/// work. The others are only counted, because there may be very many.
 pub async fn adopt(shared: &Arc<Shared>) -> Result<(), SessionError> {
     let alive = shared.launcher.list().await.map_err(|e| launcher_error(&e))?;
     let alive: HashSet<_> = alive.into_iter().map(|info| info.id).collect();
@@ -57,7 +57,7 @@ pub async fn adopt(shared: &Arc<Shared>) -> Result<(), SessionError> {
     let starting = unsettled.iter().filter(|(_, _, status)| *status == SessionStatus::Starting).map(|(id, _, _)| *id);
     orphans.extend(starting.filter(|id| alive.contains(id)));
     for id in &orphans {
-        tracing::warn!(ASH_SESSION = %id, ASH_EVENT = "orphan", "a sandbox that no session claims is destroyed");
+        tracing::warn!(ASH_SESSION = %id, ASH_EVENT = "orphan", "destroying a sandbox without a session");
     }
     let orphaned: HashSet<_> = orphans.iter().copied().collect();
     futures_util::stream::iter(orphans).for_each_concurrent(AT_ONCE, |id| shared.remove_sandbox(id)).await;
@@ -83,17 +83,17 @@ pub async fn adopt(shared: &Arc<Shared>) -> Result<(), SessionError> {
     Ok(())
 }
 
-/// A sandbox that is taken over.
+/// An adopted sandbox.
 #[derive(Debug)]
 pub struct Attached {
     pub live: Live,
     /// Number of the newest message that init has for claude.
     pub accepted: Option<u64>,
-    /// How claude ended while no ashd looked; `None` while it runs.
+    /// How claude ended while no ashd ran; `None` while it runs.
     pub exited: Option<Exit>,
 }
 
-/// A handle of the session's sandbox with claude's output followed from where the database ends.
+/// A handle of the session's sandbox, following claude's output from where the database ends.
 pub async fn attach(
     shared: &Shared,
     session: &Session,
@@ -103,7 +103,7 @@ pub async fn attach(
     slot: Slot,
 ) -> Result<Attached, String> {
     let sandbox = shared.launcher.attach(session.id).await.map_err(|e| e.to_string())?;
-    // Frozen, it could not answer: its init stands still too.
+    // A frozen init cannot answer.
     sandbox.thaw().await.map_err(|e| e.to_string())?;
     let events = sandbox.take_events().ok_or("its events are taken")?;
     let record = ProcessRecord::read(dir).map_err(|e| format!("process.json: {e}"))?.ok_or("it never had a process")?;
@@ -111,19 +111,19 @@ pub async fn attach(
     let newest_claude = children.iter().filter(|c| c.child < FIRST_EXEC_CHILD).max_by_key(|c| c.child);
     let claude = newest_claude.filter(|c| c.child == record.child).ok_or("its claude was never started")?;
     let accepted = claude.accepted;
-    // Nothing was written to it: it was killed off between two steps of a start.
+    // No message was written to it: ashd was killed between two steps of a start.
     if accepted.is_none() && claude.exited.is_none() {
         return Err("its claude was not ready yet".to_owned());
     }
     let exited = claude.exited;
-    // Before it is registered: what goes on must not find its window closed.
+    // Before the registration, so that running work does not find its window closed.
     let mut background = Background::default();
     let longest = std::time::Duration::from_millis(session.limits.turn_ms);
     background.set(record.background, longest, || shared.gateway.hold_open(session.id));
     let listener = sandbox.listener(Listener::Model).await.map_err(|e| e.to_string())?;
     if let Err(e) = shared.register(session, &listener, &record.token, options).await {
-        // No reason to end what runs: when the gateway is back, every session is registered again.
-        tracing::warn!(ASH_SESSION = %session.id, "not served by the gateway yet: {e}");
+        // Not fatal: when the gateway is back, every session is registered again.
+        tracing::warn!(ASH_SESSION = %session.id, "cannot register the session at the gateway yet: {e}");
     }
     let tail = Tail::open(dir.root(), session.stdout_offset, &shared.hub).map_err(|e| e.to_string())?;
     let mut live = Live::new(sandbox, events, slot, listener, record);

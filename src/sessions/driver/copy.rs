@@ -14,7 +14,7 @@ use ash_kernel::copy::{Bounds, CopyError, Links, copy_tree, directory, everythin
 use ash_model::Skipped;
 
 impl Driver {
-    /// Copies what makes the session to the directory of another one. The sandbox is frozen meanwhile.
+    /// Copies the session's files to another session's directory. The sandbox is frozen meanwhile.
     pub(super) async fn copy_to(&mut self, to: Uuid) -> Result<(Session, Skipped), SessionError> {
         self.ledger.commit(self.ledger.blank()).await?;
         if self.live.is_none() && !self.dir.is_whole() {
@@ -33,7 +33,7 @@ impl Driver {
         let old = self.session.conversation;
         let limits = &self.session.limits;
         let bounds = Bounds { bytes: limits.disk_bytes, entries: limits.disk_files };
-        // Busy: this task gives up no sandbox meanwhile.
+        // Busy, so that the pool does not evict it meanwhile.
         if let Some(live) = &self.live {
             live.place(true, false);
         }
@@ -68,7 +68,7 @@ fn copy_session(
         let source = directory(&from).map_err(|e| fail(what, &e))?;
         let copied = copy_tree(source.as_fd(), &to, bounds, Links::All, everything).map_err(|e| match e {
             CopyError::TooLarge(_) | CopyError::TooMany(_) => SessionError::Invalid(format!(
-                "The session's {what} cannot be copied: {e}, its limit. Delete files, or raise diskBytes or diskFiles"
+                "The session's {what} cannot be copied: {e}. Delete files, or raise diskBytes or diskFiles"
             )),
             e => fail(what, &e),
         })?;
@@ -76,8 +76,8 @@ fn copy_session(
     }
     let renamed = transcript::rename(&to.home(), old, new).map_err(|e| fail("conversation", &e))?;
     if had_turns && !renamed {
-        // A conversation whose turns all failed before claude wrote anything is a blank one, truly.
-        tracing::warn!(ASH_SESSION = %new, "the session forked from the conversation {old} has no conversation to continue");
+        // Normal if all turns failed before claude wrote anything.
+        tracing::warn!(ASH_SESSION = %new, "the fork starts without a conversation: {old} has no record");
     }
     Ok(skipped)
 }

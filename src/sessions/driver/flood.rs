@@ -1,10 +1,10 @@
-//! What a process may announce without being asked, and its end when it announces more.
+//! Bounds the unsolicited work of a process, and ends it above the bound.
 //!
 //! ```text
-//!   line that begins a turn nobody asked for --+
-//!   line that asks a question -----------------+--> within the allowance --> done
-//!                                              +--> beyond it --> rest of the batch unread --> sandbox ended,
-//!                                                                 output so far skipped, session in `error` (or parked)
+//!   line that begins an unasked turn --+
+//!   line that asks for permission -----+--> within the allowance --> done
+//!                                      +--> above it --> rest of the batch unread --> sandbox ended,
+//!                                                   output so far skipped, session in `error` (or parked)
 //! ```
 
 use std::fs::File;
@@ -17,15 +17,15 @@ use crate::sandbox::LauncherError;
 use crate::sessions::launch::running::IN_MEMORY;
 use crate::sessions::policy::allowance::Allowance;
 
-/// Turns that nobody asked for. claude begins one when a background task ends, and answers it before the next.
+/// Unasked turns. claude begins one when a background task ends, and answers it before the next.
 const TURNS: (u32, f64) = (60, 1.0);
-/// Questions for a permission. claude asks a few at a time and waits for the answers.
+/// Permission requests. claude makes a few at a time and waits for the answers.
 const QUESTIONS: (u32, f64) = (200, 20.0);
 /// Refusals of ashd's own requests that are logged.
 const REFUSALS: (u32, f64) = (20, 0.1);
-/// Bytes of a text of the payload in one entry of the log.
+/// Bytes of a payload's text in one log entry.
 const LOGGED: usize = 128;
-/// Bytes at the end of the output in which the end of its last line is looked for.
+/// Bytes at the end of the output that are searched for the last line end.
 const LAST_LINE: u64 = 4 << 20;
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(super) struct Allowances {
     turns: Allowance,
     questions: Allowance,
     refusals: Allowance,
-    /// Why the process is ended; what it printed is not read any further.
+    /// Why the process is ended; its further output is not read.
     over: Option<String>,
 }
 
@@ -45,17 +45,17 @@ impl Default for Allowances {
 }
 
 impl Allowances {
-    /// A turn begins that nobody asked for.
+    /// An unasked turn begins.
     pub fn turn(&mut self) {
         if !self.turns.take(Instant::now()) {
-            self.exceeded("began turns that nobody asked for", TURNS);
+            self.exceeded("began unasked turns", TURNS);
         }
     }
 
-    /// A question is to be answered.
+    /// A permission request must be answered.
     pub fn question(&mut self) {
         if !self.questions.take(Instant::now()) {
-            self.exceeded("asked for permissions", QUESTIONS);
+            self.exceeded("requested permissions", QUESTIONS);
         }
     }
 
@@ -70,20 +70,21 @@ impl Allowances {
 
     fn exceeded(&mut self, what: &str, (burst, per_second): (u32, f64)) {
         let why = format!(
-            "a process in the sandbox {what} more often than {burst} times at once and {per_second} times a second after that; the \
-             sandbox was ended. Resume the session to continue"
+            "a process in the sandbox {what} too often (limit: {burst} at once, then {per_second} per second); the sandbox was \
+             ended. Resume the session to continue"
         );
         self.over.get_or_insert(why);
     }
 }
 
-/// A text of the payload as it is logged.
+/// A payload's text as it is logged.
 pub(super) fn logged(text: &str) -> &str {
     &text[..text.floor_char_boundary(LOGGED)]
 }
 
 impl Driver {
-    /// Ends a process that announced too much. What it printed and was not read is skipped, so that no later process is charged for it.
+    /// Ends a process above its allowance. Skips its unread output, so that no later process is
+    /// charged for it.
     pub(super) async fn end_flood(&mut self) {
         let Some(why) = self.allowances.over.take() else { return };
         self.allowances = Allowances::default();
@@ -95,13 +96,13 @@ impl Driver {
                 }
                 self.ledger.saw(end);
             }
-            Err(e) => tracing::warn!(ASH_SESSION = %self.session.id, "the end of the output is not known: {e}"),
+            Err(e) => tracing::warn!(ASH_SESSION = %self.session.id, "cannot find the end of the output: {e}"),
         }
         self.fell(why, "output").await;
     }
 
-    /// Answers claude's questions, in order, up to the first that cannot be answered: init waits for none of them, so the next would
-    /// only wait as long.
+    /// Answers claude's requests in order, up to the first failure: init waits for none of them, so
+    /// the next would only wait as long.
     pub(super) async fn answer_questions(&mut self, answers: Vec<Vec<u8>>) {
         let Some(live) = &mut self.live else { return };
         for line in answers {
@@ -113,11 +114,11 @@ impl Driver {
             } else {
                 match on_disk(&self.dir, line).await {
                     Ok(file) => live.deliver_file(file).await,
-                    Err(e) => Err(LauncherError::Protocol(format!("the answer cannot be written: {e}"))),
+                    Err(e) => Err(LauncherError::Protocol(format!("cannot write the answer: {e}"))),
                 }
             };
             if let Err(e) = answered {
-                tracing::warn!(ASH_SESSION = %self.session.id, "claude's question could not be answered: {e}");
+                tracing::warn!(ASH_SESSION = %self.session.id, "cannot answer a request of claude: {e}");
                 return;
             }
         }
@@ -131,7 +132,7 @@ async fn on_disk(dir: &crate::sessions::workspace::layout::SessionDir, line: Vec
     written.unwrap_or_else(|e| Err(io::Error::other(e)))
 }
 
-/// Where the last whole line of a file ends; the end of the file, when no line ends in its last 4 MiB.
+/// End of the last whole line of a file; the end of the file, when no line ends in its last 4 MiB.
 fn end_of_lines(path: &std::path::Path) -> io::Result<u64> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -153,7 +154,7 @@ mod tests {
         assert!(!allowances.is_over());
         (0..5).for_each(|_| allowances.turn());
         (0..1000).for_each(|_| allowances.question());
-        assert!(allowances.over.as_ref().is_some_and(|why| why.contains("60 times at once")), "{:?}", allowances.over);
+        assert!(allowances.over.as_ref().is_some_and(|why| why.contains("60 at once")), "{:?}", allowances.over);
         assert_eq!((0..100).filter(|_| allowances.refusal()).count(), 20);
     }
 

@@ -1,5 +1,5 @@
-//! A turn that claude begins by itself when a message is on its way already (a background task ended, a timer fired): it is a turn
-//! of its own, behind that of the message by its number and before it in the output.
+//! An unasked turn that claude begins when a message is already on its way (a background task
+//! ended, a timer fired). Its number is after the message's turn, its output before it.
 //!
 //! ```text
 //!   stdout   ...| queued |  init ... result  | started, init ... result |
@@ -8,8 +8,8 @@
 //!               turn N began here when the message was sent
 //! ```
 //!
-//! Readers of turn N wait at the beginning of N+1 (the watermark does), and continue at the new beginning of N. N+1 is
-//! published when N is over.
+//! Readers of turn N wait at the beginning of N+1 (as does the watermark), and continue at the new
+//! beginning of N. N+1 is published when N is over.
 
 use super::{Driver, Running};
 use crate::sessions::claude;
@@ -18,17 +18,17 @@ use crate::sessions::claude::turn_tracker::{Turns, error_of};
 use crate::store::{Commit, Turn};
 use ash_model::now_ms;
 
-/// What a restarted ashd finds without an end.
+/// Turns that a restarted ashd finds without an end.
 #[derive(Debug)]
 pub(super) struct OpenTurns {
-    /// The turn that runs.
+    /// The running turn.
     pub turn: Turn,
-    /// The one of claude's own, behind which the message waits.
+    /// The unasked turn that the message waits for.
     foreign: Option<Turn>,
 }
 
 impl Driver {
-    /// How far readers of the turn that runs may read.
+    /// How far readers of the running turn may read.
     pub(super) fn readable(&self, read: u64) -> u64 {
         self.foreign.as_ref().map_or(read, |foreign| foreign.turn.start.min(read))
     }
@@ -36,7 +36,7 @@ impl Driver {
     pub(super) fn foreign_began(&mut self, note: &mut Commit, offset: u64) {
         let turn = self.unasked_turn(offset);
         tracing::info!(ASH_EVENT = "turn-begin", ASH_SESSION = %self.session.id, ASH_TURN = turn.number,
-            "claude begins a turn by itself before the one that was asked for");
+            "an unasked turn begins before the turn of the message");
         // The message keeps the turn's window open.
         self.foreign = Some(self.running(turn.clone()));
         note.stdout_offset = Some(offset);
@@ -44,7 +44,7 @@ impl Driver {
         note.turn = Some(turn);
     }
 
-    /// `end` is one past its last byte. Without a result: the rest of it is the message's own turn.
+    /// `end` is one past its last byte. Without a result, the rest of it is the message's own turn.
     pub(super) fn foreign_ended(&mut self, note: &mut Commit, end: u64, result: Option<&TurnResult>) {
         let Some(foreign) = self.foreign.take() else { return };
         self.close_foreign(foreign, note, end, result.and_then(|result| error_of(result, false)));
@@ -58,8 +58,8 @@ impl Driver {
         self.flush(note);
     }
 
-    /// The result names the message, although claude never reported that it began with it: what seemed to be a turn of claude's own
-    /// was the message's.
+    /// The result names the message, although claude never reported its start: the supposed unasked
+    /// turn was the message's.
     pub(super) fn foreign_was_ours(&mut self, note: &mut Commit) {
         let Some(foreign) = self.foreign.take() else { return };
         let start = foreign.turn.start;
@@ -79,14 +79,14 @@ impl Driver {
         turn.ended_at = Some(now_ms());
         turn.error = error;
         tracing::info!(ASH_EVENT = "turn-end", ASH_SESSION = %self.session.id, ASH_TURN = turn.number,
-            ms = since.elapsed().as_millis(), error = turn.error, "the turn of claude's own is over");
+            ms = since.elapsed().as_millis(), error = turn.error, "the unasked turn is over");
         note.of_turn = Some(turn.number);
         note.stdout_offset = turn.end;
         note.turn = Some(turn);
         note.touch = true;
     }
 
-    /// claude's own turn breaks off together with the one that was asked for, which then has no output at all.
+    /// The unasked turn is aborted together with the message's turn, which then has no output.
     pub(super) fn break_foreign(&mut self, asked: &mut Turn, why: &str) {
         let Some(foreign) = self.foreign.take() else { return };
         let end = self.read_to();
@@ -96,7 +96,7 @@ impl Driver {
         asked.start = asked.start.max(end);
     }
 
-    /// An interrupt that ended a turn of claude's own is repeated for the one that was meant, when claude begins with it.
+    /// An interrupt that ended an unasked turn is repeated when claude begins the intended one.
     pub(super) fn interrupt_behind_foreign(&mut self) -> Option<Vec<u8>> {
         if self.foreign.is_some() {
             return None;
@@ -116,7 +116,8 @@ impl Driver {
         Ok(Some(OpenTurns { turn, foreign: open.next().filter(|turn| turn.unasked) }))
     }
 
-    /// The turns that another ashd began are this one's now. `reports`: whether the process reports on its messages.
+    /// Continues the turns that another ashd began. `reports`: whether the process reports on its
+    /// messages.
     pub(super) fn goes_on(&mut self, open: OpenTurns, reports: bool) {
         let OpenTurns { turn, foreign } = open;
         self.turns = match &foreign {

@@ -1,4 +1,5 @@
-//! What lines add to the history, bounded ([`crate::sessions::quota::history_cap`]) and counted for the tenant.
+//! What lines add to the history: bounded ([`crate::sessions::quota::history_cap`]) and accounted
+//! to the tenant.
 
 use serde_json::json;
 
@@ -10,7 +11,7 @@ use crate::sessions::quota::history_cap::{HistoryCap, Kept};
 /// One batch of lines.
 #[derive(Debug)]
 pub(super) struct Batched {
-    /// Why the tenant may store nothing more, as of the beginning of the batch.
+    /// Why the tenant's storage was full at the beginning of the batch.
     full: Option<String>,
     added: u64,
     stopped: bool,
@@ -33,7 +34,7 @@ impl Driver {
         Batched { full, added: 0, stopped: false }
     }
 
-    /// A batch was taken in. A turn that continues although its tenant may store nothing more is interrupted.
+    /// After a batch: interrupts a turn that continues although its tenant's storage is full.
     pub(super) async fn history_over(&mut self, batch: &Batched) {
         if batch.added > 0 {
             self.shared.storage.add(&self.session.tenant, batch.added);

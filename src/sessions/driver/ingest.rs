@@ -1,4 +1,4 @@
-//! Lines that claude printed: what they mean to the turns, the history and the readers.
+//! Processes claude's lines for the turns, the history and the readers.
 
 use std::time::{Duration, Instant};
 
@@ -12,19 +12,19 @@ use crate::sessions::stream::tail::Batch;
 use crate::store::{Commit, Turn};
 use ash_model::now_ms;
 
-/// Lines after which other tasks have their turn.
+/// Lines after which other tasks may run.
 const YIELD: usize = 64;
-/// Bytes of lines without a message after which the offset is written all the same.
+/// Bytes of lines without a message after which the offset is written anyway.
 const UNWRITTEN: u64 = 1 << 20;
 
 impl Driver {
-    /// Readers may see the lines at once, the database follows.
+    /// Readers see the lines at once; the database follows.
     pub(super) async fn ingest(&mut self, batch: &Batch) {
         let mut note = self.note_of_turn();
         let mut answers = Vec::new();
         let in_turn = self.turn.is_some();
         let mut history = self.history();
-        // For what a process left that is gone.
+        // For the rest of a process that is gone.
         let mut spare = Classifier::default();
         let mut read = batch.end();
         for (n, (offset, end, line)) in batch.lines().enumerate() {
@@ -33,7 +33,7 @@ impl Driver {
                 break;
             }
             if n % YIELD == YIELD - 1 {
-                // Tasks that this one woke, of other sessions, must not wait for the whole of it.
+                // Woken tasks of other sessions must not wait for the whole batch.
                 tokio::task::yield_now().await;
             }
             #[cfg(test)]
@@ -89,14 +89,14 @@ impl Driver {
                 self.flush(&mut note);
             }
         }
-        // What it says as it starts is no conversation.
+        // Lines of its start are no conversation.
         if let Some(live) = self.live.as_mut().filter(|_| in_turn || self.turn.is_some()) {
             live.unsaved_since.get_or_insert_with(Instant::now);
         }
         self.history_over(&history).await;
         self.ledger.saw(self.readable(read));
         self.ledger.trim(&self.dir.stdout());
-        // Deltas alone are not worth a transaction: after a restart they are just read again.
+        // Deltas alone are not worth a transaction: after a restart they are read again.
         let behind = read.saturating_sub(self.session.stdout_offset);
         let worth = !note.messages.is_empty() || !note.events.is_empty() || note.usage.is_some() || note.turn.is_some();
         if worth || behind > UNWRITTEN || note.conversation.is_some() {
@@ -109,20 +109,20 @@ impl Driver {
         }
     }
 
-    /// A change whose rows belong to the turn that claude is in.
+    /// A change whose rows belong to claude's current turn.
     fn note_of_turn(&self) -> Commit {
         let mut note = self.ledger.blank();
         note.of_turn = self.foreign.as_ref().or(self.turn.as_ref()).map(|running| running.turn.number);
         note
     }
 
-    /// Passes on what was collected. What follows is of the turn that claude is in now.
+    /// Writes what was collected. What follows belongs to claude's current turn.
     pub(super) fn flush(&mut self, note: &mut Commit) {
         let next = self.note_of_turn();
         self.ledger.note(std::mem::replace(note, next));
     }
 
-    /// The row of a turn that claude begins by itself at this place.
+    /// The row of an unasked turn that begins here.
     pub(super) fn unasked_turn(&mut self, offset: u64) -> Turn {
         self.allowances.turn();
         self.cap.reset();
@@ -145,7 +145,7 @@ impl Driver {
     fn turn_began(&mut self, note: &mut Commit, offset: u64) {
         let turn = self.unasked_turn(offset);
         self.turn = Some(self.running(turn.clone()));
-        // What came before belongs to no turn; a commit holds one turn.
+        // Earlier rows belong to no turn; a commit holds one turn.
         note.stdout_offset = Some(offset);
         self.flush(note);
         note.turn = Some(turn);
@@ -160,7 +160,7 @@ impl Driver {
         self.turn_over(interrupted).await;
     }
 
-    /// claude did not begin with the message, and says so at once; nothing else of the turn will come.
+    /// claude reports at once that it did not begin with the message; the turn has no other output.
     async fn not_begun(&mut self, note: &mut Commit, end: u64) {
         let why =
             "claude did not begin this turn: it cannot read the message. Check its content blocks and send it again";
@@ -188,14 +188,14 @@ impl Driver {
         interrupted
     }
 
-    /// The turn is over: its interrupters are answered, a pause that was lifted for it is back in force.
+    /// The turn is over: answers its interrupters, and restores a pause that was lifted for it.
     async fn turn_over(&mut self, interrupted: Option<Interrupted>) {
         if let Some(live) = &mut self.live {
             live.idle_since = Instant::now();
             if self.session.status == ash_model::SessionStatus::Paused
                 && let Err(e) = live.freeze().await
             {
-                tracing::error!(ASH_SESSION = %self.session.id, "a paused session could not be frozen again: {e}");
+                tracing::error!(ASH_SESSION = %self.session.id, "cannot freeze the paused session again: {e}");
             }
         }
         self.place();
@@ -204,7 +204,7 @@ impl Driver {
         }
     }
 
-    /// claude says which conversation it is in: another one after `/clear`. The next process, a fork and a copy to the disk take
+    /// claude names its conversation: a new one after `/clear`. The next process, fork and sync use
     /// that one.
     fn follow_conversation(&mut self, kind: &Kind, note: &mut Commit) {
         let said = match kind {
@@ -216,13 +216,13 @@ impl Driver {
             (self.session.conversation, self.session.conversation_turn) = (id, self.newest);
             note.conversation = Some((id, self.newest));
             if let Some(live) = &mut self.live {
-                // Its record is a file that was never brought to the disk.
+                // Its record is a file that was never synced.
                 live.saved = false;
             }
         }
     }
 
-    /// claude says whether agents of it work in the background. A restarted ashd reads it in the record.
+    /// claude reports whether its agents work in the background. Recorded for a restarted ashd.
     fn in_background(&mut self, works: bool) {
         let Some(live) = self.live.as_mut().filter(|live| live.background.said() != works) else { return };
         let (shared, id) = (&self.shared, self.session.id);
@@ -234,7 +234,7 @@ impl Driver {
         }
     }
 
-    /// The process reports on its messages. A restarted ashd reads it in the record.
+    /// The process reports on its messages. Recorded for a restarted ashd.
     fn note_reports(&mut self) {
         let Some(live) = self.live.as_mut().filter(|live| !live.record.reports) else { return };
         live.record.reports = true;

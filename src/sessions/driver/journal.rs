@@ -1,16 +1,16 @@
-//! The session's bookkeeping: what was read goes to the database beside the reading, in order, and nobody waits for it
-//! but those who must.
+//! The session's ledger: writes what was read to the database, in order and beside the reading.
+//! Only those wait who must.
 //!
 //! ```text
 //!   note() -->  [ queue of commits ] --landed()--> database --> disk --> published turn (its end, only now)
 //!   commit() -- waits for the queue, then for its own ------> disk --> answer to the client
 //! ```
 //!
-//! What claude says in mid-turn is passed on before the disk has it. The end of a turn (`done`) and a change of state wait
-//! for the disk, and it then has everything before them too.
+//! claude's output during a turn is passed on before it is on the disk. The end of a turn (`done`)
+//! and a change of state wait for the disk, which then has everything before them too.
 //!
-//! The queue is bounded by [`Ledger::has_room`]: while the database is slow or the disk full, the task stops reading
-//! stdout, and the file is the buffer.
+//! [`Ledger::has_room`] bounds the queue: while the database is slow or the disk full, the task
+//! stops reading stdout, and the file is the buffer.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -27,17 +27,18 @@ use crate::sessions::stream::trim;
 use crate::store::{Commit, Committed, OnDisk, Session, Store, StoreError, Turn, Usage};
 use ash_observe::events::{self, event};
 
-/// Bytes of messages and events that may wait for the database, as they are in memory. Past it nothing more is read.
+/// Bytes in memory of messages and events that wait for the database. Above it nothing more is
+/// read.
 const ROOM: usize = 8 << 20;
-/// Rows after which a commit takes no more changes: the writer serves all sessions, and those of others wait for one commit.
+/// Rows after which a commit takes no more changes: the writer serves all sessions in turn.
 const ROWS: usize = 1024;
-/// What claude says waits so long for more of it. Its last words and the `result` come within a few milliseconds: one commit for both
-/// is done sooner than the second of two.
+/// Time to wait for more output before a commit. The last words and the `result` come within a few
+/// milliseconds: one commit for both is faster than two.
 const LINGER: Duration = Duration::from_millis(10);
-/// Between two tries of a commit that failed (a full disk is freed by somebody, a lock goes away).
+/// Delay before a failed commit is retried (full disk, lock).
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Longest time a request waits for the disk to confirm what was noted before it.
+/// Longest time a request waits for earlier changes to be on the disk.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 type Landing = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
@@ -46,16 +47,16 @@ pub struct Ledger {
     store: Store,
     blank: Commit,
     published: watch::Sender<Published>,
-    /// Bytes of stdout that were understood.
+    /// Bytes of stdout that were processed.
     seen: u64,
-    /// The front one is in flight when `landing` is there.
+    /// The front one is in flight when `landing` is set.
     queue: VecDeque<Commit>,
     bytes: usize,
     /// When the oldest of the queue was noted.
     noted: Instant,
     landing: Option<Landing>,
     failing: bool,
-    /// Turns that are published when the one that runs is over.
+    /// Turns that are published when the running one is over.
     behind: Vec<Turn>,
 }
 
@@ -81,7 +82,7 @@ impl Ledger {
         }
     }
 
-    /// Gives the published state to a successor. What is still queued is dropped.
+    /// Gives the published state to a successor. Drops what is still queued.
     pub fn into_published(self) -> watch::Sender<Published> {
         self.published
     }
@@ -99,8 +100,8 @@ impl Ledger {
         self.queue.is_empty()
     }
 
-    /// Readers may go as far as this byte, but not past the end of a turn that is not published yet: what lies behind it
-    /// is no part of that turn.
+    /// Readers may go as far as this byte, but not past the end of a turn that is not published
+    /// yet.
     pub fn saw(&mut self, watermark: u64) {
         self.seen = self.seen.max(watermark);
         let end = self.queue.iter().find_map(|change| change.turn.as_ref()?.end);
@@ -112,7 +113,7 @@ impl Ledger {
         });
     }
 
-    /// What befell the session, for whoever listens now.
+    /// Sends an event of the session to current listeners.
     pub fn tell(&self, data: &str) {
         self.published.send_modify(|p| p.notices.push(data));
     }
@@ -122,22 +123,22 @@ impl Ledger {
         self.published.send_modify(|p| p.floor = p.floor.max(floor));
     }
 
-    /// What was read long ago goes back to the disk.
+    /// Gives back what was read long ago.
     pub fn trim(&self, stdout: &Path) {
         if let Err(e) = trim::trim(stdout, &self.published, trim::WINDOW_BYTES) {
-            tracing::warn!(ASH_SESSION = %self.blank.session, "old output stays on the disk: {e}");
+            tracing::warn!(ASH_SESSION = %self.blank.session, "cannot give old output back to the disk: {e}");
         }
     }
 
-    /// Whether somebody follows the session's stream (one receiver is the registry's own).
+    /// Whether the session's stream has readers (one receiver is the registry's).
     pub fn has_readers(&self) -> bool {
         self.published.receiver_count() > 1
     }
 
     /// Publishes a turn whose row is in the database.
     ///
-    /// One behind the turn that runs (claude began it by itself before it began with the message) waits until that is over: what
-    /// is published is the newest, and all before it are over.
+    /// An unasked turn that precedes the running one in the output waits until that is over: the
+    /// newest turn is published when all before it are over.
     pub fn publish(&mut self, turn: Turn) {
         let now = self.published.borrow().turn.clone();
         if now.is_some_and(|runs| runs.end.is_none() && runs.number < turn.number) {
@@ -160,17 +161,17 @@ impl Ledger {
         });
     }
 
-    /// What is published is true from now on.
+    /// The published state is complete from now on.
     pub fn loaded(&self) {
         self.published.send_modify(|p| p.loading = false);
     }
 
-    /// Nothing comes any more; `None` takes it back.
+    /// Nothing comes any more; `None` reverts it.
     pub fn close(&self, why: Option<String>) {
         self.published.send_modify(|p| p.closed = why);
     }
 
-    /// Writes this later, in order.
+    /// Queues a change, in order.
     pub fn note(&mut self, change: Commit) {
         self.bytes += weight(&change);
         if self.queue.is_empty() {
@@ -184,8 +185,8 @@ impl Ledger {
         }
     }
 
-    /// Resolves when one more commit is made (or was tried in vain); pends while there is nothing to write.
-    /// Dropping the future loses nothing.
+    /// Resolves when one more commit succeeded or failed; pends while there is nothing to write.
+    /// Cancel safe.
     pub async fn landed(&mut self) {
         if self.landing.is_none() && !self.queue.iter().any(is_awaited) {
             tokio::time::sleep_until(self.noted + LINGER).await;
@@ -204,7 +205,8 @@ impl Ledger {
         }
     }
 
-    /// Writes everything noted before, then this; returns when it is on the disk. On an error this change is not made.
+    /// Writes everything queued, then this; returns when it is on the disk. On an error this change
+    /// is not made.
     pub async fn commit(&mut self, change: Commit) -> Result<Committed, StoreError> {
         self.settle().await?;
         let turn = change.turn.clone();
@@ -215,7 +217,8 @@ impl Ledger {
         Ok(committed)
     }
 
-    /// The same, returned when it survives the end of ashd; the disk has it a little later.
+    /// The same, but returns when the change survives the end of ashd; the disk has it a little
+    /// later.
     pub async fn commit_early(&mut self, change: Commit) -> Result<OnDisk, StoreError> {
         self.settle().await?;
         let turn = change.turn.clone();
@@ -226,7 +229,8 @@ impl Ledger {
         Ok(on_disk)
     }
 
-    /// Gives up what is noted and not written: a full disk must not keep a session from its end. The output itself stays.
+    /// Drops queued changes: a full disk must not keep a session from its end. The output itself
+    /// stays.
     pub fn give_up(&mut self) {
         self.landing = None;
         self.bytes = 0;
@@ -235,7 +239,7 @@ impl Ledger {
         }
     }
 
-    /// Writes everything noted before. While the disk does not confirm it, nothing new is promised.
+    /// Writes everything queued. While the disk does not confirm it, no new change is accepted.
     async fn settle(&mut self) -> Result<(), StoreError> {
         while let Some(landing) = self.flight() {
             let Ok(result) = tokio::time::timeout(PATIENCE, landing.as_mut()).await else {
@@ -281,28 +285,28 @@ impl Ledger {
         if !self.failing {
             self.failing = true;
             event!(&events::STORE_FAILED, ASH_SESSION = %self.blank.session,
-                "messages wait to be written (tried again every {} ms): {error}", RETRY.as_millis());
+                "cannot write to the database (retried every {} ms): {error}", RETRY.as_millis());
         }
     }
 }
 
-/// Whether somebody is told when it is on the disk.
+/// Whether a client waits until it is on the disk.
 fn is_awaited(change: &Commit) -> bool {
     change.status.is_some() || change.turn.as_ref().is_some_and(|turn| turn.end.is_some())
 }
 
-/// Whether two changes can be one: a commit holds one turn, and one status.
+/// Whether two changes fit into one commit, which holds one turn and one status.
 fn fits(last: &Commit, change: &Commit) -> bool {
     let same_turn = match (&last.turn, &change.turn) {
         (Some(a), Some(b)) => a.number == b.number,
         _ => true,
     };
-    // Rows of different turns are of different commits.
+    // Rows of different turns need different commits.
     let same_rows = last.of_turn == change.of_turn || !has_rows(last) || !has_rows(change);
     same_turn && same_rows && last.status.is_none() && change.status.is_none() && !is_large(last)
 }
 
-/// Whether a change is a commit of its own, however much comes behind it.
+/// Whether a change is a commit of its own.
 pub(super) fn is_large(change: &Commit) -> bool {
     change.messages.len() + change.events.len() >= ROWS
 }
@@ -329,7 +333,7 @@ fn merge(into: &mut Commit, change: Commit) {
     into.touch |= change.touch;
 }
 
-/// Counts of several lines together.
+/// Sums the usage of several lines.
 pub fn sum(a: &Usage, b: &Usage) -> Usage {
     Usage {
         input_tokens: a.input_tokens.saturating_add(b.input_tokens),
@@ -342,9 +346,10 @@ pub fn sum(a: &Usage, b: &Usage) -> Usage {
     }
 }
 
-/// Bytes of a change in memory, those of the statement that writes it included.
+/// Bytes of a change in memory, including those of the statement that writes it.
 fn weight(change: &Commit) -> usize {
-    /// Beside its text, a row has an id, the session's, the tenant's, a word, and a place in the statement.
+    /// Per row beside its text: an id, the session's, the tenant's, a word, and its part of the
+    /// statement.
     const ROW: usize = 768;
     let texts = change.messages.iter().map(|(_, text)| ROW + text.len()).sum::<usize>();
     let events = change.events.iter().map(|(_, data)| ROW + data.len()).sum::<usize>();

@@ -39,15 +39,15 @@ async fn nobody_reads_past_the_end_of_a_turn_before_it_is_published() {
     drop(ledger.commit_early(turn(&ledger, 1, 0, None)).await.unwrap());
     ledger.saw(60);
     assert_eq!(published.borrow().watermark, 60);
-    // Of what comes in one piece, the turn ends at 100, a next one nobody asked for begins behind it, and ends too.
+    // In one batch: the turn ends at 100, an unasked one begins after it, and ends too.
     ledger.note(turn(&ledger, 1, 0, Some(100)));
     ledger.note(turn(&ledger, 2, 130, None));
     ledger.note(turn(&ledger, 2, 130, Some(180)));
     ledger.saw(200);
-    assert_eq!(published.borrow().watermark, 100, "a line behind the result is in no turn");
+    assert_eq!(published.borrow().watermark, 100, "a line after the result is in no turn");
     ledger.landed().await;
     assert_eq!(published.borrow().turn.as_ref().unwrap().end, Some(100));
-    assert_eq!(published.borrow().watermark, 180, "so far goes the next one");
+    assert_eq!(published.borrow().watermark, 180, "up to the end of the next one");
     while !ledger.is_settled() {
         ledger.landed().await;
     }
@@ -86,7 +86,7 @@ async fn the_last_words_and_the_end_of_a_turn_are_one_commit() {
     assert_eq!(ledger.queue.len(), 1);
     ledger.landed().await;
     assert!(ledger.is_settled() && published.borrow().turn.as_ref().unwrap().end == Some(100));
-    // And what nobody waits for goes by itself.
+    // A change that no client waits for is written as well.
     let mut words = ledger.blank();
     words.messages.push((Role::Assistant, "more".into()));
     ledger.note(words);

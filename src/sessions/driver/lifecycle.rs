@@ -1,4 +1,4 @@
-//! How things end without being asked to: deaths, alarms, and what a restarted ashd finds.
+//! Unrequested transitions: deaths, alarms, and what a restarted ashd finds.
 
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -26,11 +26,11 @@ use crate::store::{Commit, Store, Turn};
 use ash_model::{SessionStatus, now_ms};
 use ash_protocol::init::Exit;
 
-/// What claude calls itself.
+/// claude's process name.
 const NAME: &str = "claude";
-/// Longest time for the output that is there when a session's process ends.
+/// Longest time to read the remaining output of an ended process.
 const CATCH_UP: Duration = Duration::from_secs(5);
-/// Longest time from the kernel's choice of a process to its end: gigabytes are given back meanwhile.
+/// Longest time from the kernel's choice of a victim to its end: gigabytes may be released.
 const DYING: Duration = Duration::from_secs(5);
 
 impl Driver {
@@ -47,7 +47,7 @@ impl Driver {
         self.died(status).await;
     }
 
-    /// claude (with its status) or the whole sandbox is gone.
+    /// claude (with its status) or the whole sandbox has ended.
     pub(super) async fn died(&mut self, status: Option<Exit>) {
         self.catch_up().await;
         let Some(live) = &mut self.live else { return };
@@ -68,7 +68,7 @@ impl Driver {
         if oom.is_none()
             && let Some(refused) = usage.pids.refused.filter(|refused| *refused > 0)
         {
-            why.push_str(&format!(" (before, {refused} forks were refused: the limit is {} pids)", limits.pids));
+            why.push_str(&format!(" (before that, {refused} forks were refused by the limit of {} pids)", limits.pids));
         }
         let reason = exit_cause::reason(oom.is_some(), status);
         if let Some(data) = exit_cause::killed(oom.as_ref(), status, usage.memory.peak_bytes).filter(|_| !told_already)
@@ -79,7 +79,7 @@ impl Driver {
         self.fell(why, reason).await;
     }
 
-    /// The session cannot go on: its readers and the database are told first, then what is left is cleared away.
+    /// The session failed: informs readers and database first, then removes the rest.
     pub(super) async fn fell(&mut self, why: String, reason: &'static str) {
         tracing::warn!(ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant, ASH_EVENT = "fell", reason, "{why}");
         // A paused session stays paused: its next resume starts a new process.
@@ -101,13 +101,13 @@ impl Driver {
         self.answer_interrupted(interrupted, Err(why));
     }
 
-    /// A change of state that is true already, whatever the database says of it.
+    /// A change of state that has already happened, whether or not the database accepts it.
     pub(super) async fn enter_or_note(&mut self, change: Commit) {
         let turn = change.turn.clone();
         let retry = change.clone();
         if let Err(e) = self.enter(change).await {
-            // Readers must not hang on a full disk; the row follows when it can.
-            tracing::error!(ASH_SESSION = %self.session.id, "its state is not in the database yet: {e}");
+            // Readers must not hang on a full disk; the row follows when possible.
+            tracing::error!(ASH_SESSION = %self.session.id, "cannot write the session's state to the database yet: {e}");
             turn.into_iter().for_each(|turn| self.ledger.publish(turn));
             if let Some((to, error)) = retry.status.clone() {
                 self.shared.moved(Some(self.session.status), to, self.live.is_some());
@@ -122,7 +122,7 @@ impl Driver {
         let Running { mut turn, interrupted, since, .. } = self.turn.take()?;
         self.break_foreign(&mut turn, why);
         tracing::info!(ASH_EVENT = "turn-end", ASH_SESSION = %self.session.id, ASH_TURN = turn.number,
-            ms = since.elapsed().as_millis(), error = why, "the turn broke off");
+            ms = since.elapsed().as_millis(), error = why, "the turn was aborted");
         self.turns.broke();
         turn.end = Some(self.read_to().max(turn.start));
         turn.ended_at = Some(now_ms());
@@ -142,8 +142,8 @@ impl Driver {
         }
     }
 
-    /// Reads what is there now. Bounded in bytes, memory and time, since a hostile payload may write faster than the database takes it;
-    /// what is left is read when the session is resumed.
+    /// Reads the available output. Bounded in bytes, memory and time, because a hostile payload may
+    /// write faster than the database. The rest is read when the session is resumed.
     pub(super) async fn catch_up(&mut self) {
         const BATCHES: usize = 64;
         let until = tokio::time::Instant::now() + CATCH_UP;
@@ -164,19 +164,19 @@ impl Driver {
                 Ok(Some(batch)) => self.ingest(&batch).await,
                 Ok(None) => return,
                 Err(e) => {
-                    tracing::warn!(ASH_SESSION = %self.session.id, "the last lines cannot be read: {e}");
+                    tracing::warn!(ASH_SESSION = %self.session.id, "cannot read the last lines: {e}");
                     return;
                 }
             }
         }
     }
 
-    /// The payload spoilt its own output.
+    /// The payload damaged its own output.
     pub(super) async fn unreadable(&mut self, error: &TailError) {
         self.fell(error.to_string(), "output").await;
     }
 
-    /// Destroys the sandbox and gives its place back.
+    /// Destroys the sandbox and gives its slot back.
     pub(super) async fn tear_down(&mut self) {
         if let Some(live) = self.live.take() {
             self.session.stdout_offset = live.read_to;
@@ -185,8 +185,8 @@ impl Driver {
         }
     }
 
-    /// What claude wrote of its conversation, and its output, to the disk behind everybody's back: a power cut then costs
-    /// seconds of a conversation, and not all of it or the half minute that the kernel may keep files in memory.
+    /// Syncs claude's conversation and output in the background. A power cut then costs seconds of
+    /// a conversation, not all of it or the half minute that the kernel may keep files in memory.
     pub(super) fn save(&mut self) {
         let Some(live) = self.live.as_mut() else { return };
         if live.unsaved_since.take().is_none() {
@@ -196,20 +196,20 @@ impl Driver {
         let (dir, id) = (self.dir.clone(), self.session.conversation);
         tokio::task::spawn_blocking(move || {
             let output = File::open(dir.stdout()).and_then(|file| file.sync_data());
-            // One that has no conversation yet has nothing to lose.
+            // Without a conversation there is nothing to lose.
             if let Err(e) = output.and_then(|()| transcript::sync(&dir.home(), id, first)) {
-                tracing::debug!(conversation = %id, "its files are not on the disk yet: {e}");
+                tracing::debug!(conversation = %id, "cannot sync the session's files yet: {e}");
             }
         });
     }
 
-    /// To cold: the process goes, the session can be resumed.
+    /// Makes the session cold: ends the process; the session can be resumed.
     pub(super) async fn park(&mut self, reason: &'static str) {
         if self.session.status == SessionStatus::Active {
             let change =
                 self.change(SessionStatus::Paused, None, "paused", json!({ "reason": reason, "path": "cold" }));
             if let Err(e) = self.enter(change).await {
-                tracing::error!(ASH_SESSION = %self.session.id, "not parked: {e}");
+                tracing::error!(ASH_SESSION = %self.session.id, "cannot park the session: {e}");
                 if let Some(live) = &mut self.live {
                     live.idle_since = Instant::now();
                 }
@@ -231,10 +231,10 @@ impl Driver {
             Alarm::Freeze => {
                 let Some(live) = &mut self.live else { return };
                 if live.has_company() {
-                    // What the agent left running is activity.
+                    // Processes that the agent left running are activity.
                     live.idle_since = Instant::now();
                 } else if let Err(e) = live.freeze().await {
-                    tracing::warn!(ASH_SESSION = %self.session.id, "an idle session could not be frozen: {e}");
+                    tracing::warn!(ASH_SESSION = %self.session.id, "cannot freeze an idle session: {e}");
                     live.idle_since = Instant::now();
                 } else {
                     self.save();
@@ -247,7 +247,7 @@ impl Driver {
                 tokio::spawn(async move { shared.reclaim(id).await });
             }
             Alarm::Park => match &mut self.live {
-                // A paused session's own background work stands still anyway.
+                // Background work of a paused session is frozen anyway.
                 Some(live) if live.has_guests() || (!live.frozen && live.has_company()) => {
                     live.idle_since = Instant::now();
                 }
@@ -255,7 +255,7 @@ impl Driver {
             },
             Alarm::PausedInTurn => {
                 let why = format!(
-                    "the turn was ended because the session stayed paused for more than {} ms in the middle of it \
+                    "the turn was ended because the session stayed paused for more than {} ms during it \
                      (pause.max_in_turn_ms)",
                     self.shared.config.now().pause.max_in_turn_ms
                 );
@@ -282,7 +282,7 @@ impl Driver {
         }
     }
 
-    /// A sandbox of this session was found alive: whatever happened while nobody looked is taken in order.
+    /// A sandbox of this session was found alive: processes in order what happened without ashd.
     pub(super) async fn adopt(&mut self, slot: Slot) {
         match self.attach(slot).await {
             Ok(exited) => {
@@ -293,7 +293,7 @@ impl Driver {
             Err(why) => {
                 self.shared.remove_sandbox(self.session.id).await;
                 self.shared.went_cold(self.session.status);
-                self.found_cold(&format!("the sandbox could not be taken over by the restarted ashd: {why}")).await;
+                self.found_cold(&format!("the restarted ashd could not adopt the sandbox: {why}")).await;
             }
         }
     }
@@ -303,7 +303,7 @@ impl Driver {
             return Err(why.clone());
         }
         let (shared, dir) = (self.shared.clone(), self.dir.clone());
-        // Before the session is registered: the turn goes on, and must not find its window closed.
+        // Before the registration, so that the running turn does not find its window closed.
         let _window = match self.open_turns_of_before().await? {
             Some(_) => Some(shared.gateway.hold_open(self.session.id)),
             None => None,
@@ -328,7 +328,7 @@ impl Driver {
             live.freeze().await.map_err(|e| e.to_string())?;
             self.paused_since = Some(Instant::now());
             if self.is_held() {
-                // A limit broke its turn off, and claude is in it still.
+                // A limit aborted its turn, and claude is still in it.
                 let last = shared.store.last_turn(self.session.id).await.map_err(|e| e.to_string())?;
                 live.unfinished = last.filter(|turn| turn.error.is_some()).map(|turn| turn.number);
             }
@@ -341,11 +341,11 @@ impl Driver {
         Ok(exited)
     }
 
-    /// The session's processes did not survive. What they said while nobody looked is taken down; then it is paused,
-    /// and says why.
+    /// The session's processes did not survive. Records their last output, and pauses the session
+    /// with the reason.
     pub(super) async fn found_cold(&mut self, why: &str) {
         if let Err(e) = self.take_down(why).await {
-            tracing::error!(ASH_SESSION = %self.session.id, "its state could not be recorded: {e}");
+            tracing::error!(ASH_SESSION = %self.session.id, "cannot record the session's state: {e}");
         }
     }
 
@@ -353,18 +353,18 @@ impl Driver {
         if let Some(open) = self.open_turns_of_before().await.map_err(SessionError::Failed)? {
             self.goes_on(open, false);
         }
-        // A session that never came to a process has no file.
+        // A session that never had a process has no file.
         if let Ok(mut tail) = Tail::open(self.dir.root(), self.session.stdout_offset, &self.shared.hub) {
             loop {
                 match tail.drain() {
                     Ok(Some(batch)) => self.ingest(&batch).await,
                     Ok(None) => break,
                     Err(e) => {
-                        tracing::warn!(ASH_SESSION = %self.session.id, "its last lines cannot be read: {e}");
+                        tracing::warn!(ASH_SESSION = %self.session.id, "cannot read the last lines: {e}");
                         break;
                     }
                 }
-                // Piece by piece: the database is the bound of what is held here.
+                // Piece by piece: the database bounds the memory used here.
                 self.ledger.commit(self.ledger.blank()).await?;
             }
         }

@@ -1,9 +1,10 @@
-//! The session's limits in its task: put in force, checked against what is used, and what happens when one is reached.
+//! The session's limits in its task: applied, checked against the use, and what happens when one is
+//! reached.
 //!
 //! ```text
-//!   more on the disk than allowed:  freeze -> tell the turn's readers -> paused, with the reason as its error
-//!        raised, or files deleted:  measure -> thaw, interrupt what was left of the turn -> active
-//!        POST .../resume:           measure -> 507 while it is still so
+//!   disk limit exceeded:             freeze -> inform the turn's readers -> paused, with the reason as its error
+//!      raised, or files deleted:     measure -> thaw, interrupt the aborted turn -> active
+//!      POST .../resume:              measure -> 507 while it is still exceeded
 //! ```
 
 use std::time::{Duration, Instant};
@@ -29,17 +30,17 @@ use ash_protocol::launcher::CgroupPaths;
 /// Longest wait for init, while the task has other things to do.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
-/// How a session stands, for whoever only looks.
+/// A session's condition, for reads.
 #[derive(Clone, Debug, Default)]
 pub struct Looked {
     /// Of its sandbox, when it has one.
     pub cgroup: Option<CgroupPaths>,
     pub frozen: bool,
-    /// What the newest walk found.
+    /// The newest walk.
     pub disk: Option<Seen>,
-    /// What is in force.
+    /// Limits in force.
     pub limits: Limits,
-    /// Number of the turn that runs, and for how long it does.
+    /// Number and duration of the running turn.
     pub turn: Option<(i64, std::time::Duration)>,
 }
 
@@ -62,7 +63,7 @@ impl Driver {
         live.watch = Some(watch);
     }
 
-    /// `PATCH .../limits`: nothing is changed unless all of it can be.
+    /// `PATCH .../limits`: changes everything or nothing.
     pub(super) async fn change_limits(&mut self, change: &Change, admin: bool) -> Result<Session, SessionError> {
         let mut levels = self.shared.levels(&self.session).await?;
         let said = levels.changed(Level::Session, change, admin).map_err(SessionError::Invalid)?;
@@ -86,7 +87,7 @@ impl Driver {
         Ok(self.session.clone())
     }
 
-    /// Checks, applies and records; on an error the old limits are in force.
+    /// Checks, applies and records; on an error the old limits stay in force.
     async fn put_in_force(&mut self, new: Limits) -> Result<(), SessionError> {
         let old = self.session.limits;
         if new == old {
@@ -95,7 +96,7 @@ impl Driver {
         fits(&old, &new, &self.in_use(&old, &new).await?).map_err(SessionError::Invalid)?;
         if self.live.is_some() {
             self.shared.launcher.set_limits(self.session.id, new).await.map_err(|e| match e {
-                // The launcher's own ceiling, or a kernel that cannot go below what is in use.
+                // The launcher's own ceiling, or a kernel limit below the current use.
                 LauncherError::Failed(failure) => SessionError::Invalid(failure.to_string()),
                 other => launcher_error(&other),
             })?;
@@ -119,7 +120,7 @@ impl Driver {
         Ok(())
     }
 
-    /// A sandbox that was taken over has the limits of then (`found`); now those of the session hold.
+    /// An adopted sandbox has the limits of its start (`found`); applies the session's.
     pub(super) async fn put_in_force_again(&mut self, found: Limits) {
         let wanted = self.session.limits;
         if found == wanted {
@@ -127,11 +128,11 @@ impl Driver {
         }
         self.session.limits = found;
         if let Err(e) = self.put_in_force(wanted).await {
-            tracing::error!(ASH_SESSION = %self.session.id, "its limits are not in force, those of before are: {e}");
+            tracing::error!(ASH_SESSION = %self.session.id, "cannot apply the session's limits, the previous ones stay in force: {e}");
         }
     }
 
-    /// What is used of the limits that are lowered.
+    /// Current use of the limits that are lowered.
     async fn in_use(&mut self, old: &Limits, new: &Limits) -> Result<InUse, SessionError> {
         let mut used = InUse::default();
         if let Some(live) = &self.live {
@@ -149,31 +150,32 @@ impl Driver {
     async fn measure(&mut self, limits: Limits, held: bool) -> Result<DiskUse, SessionError> {
         let holder = self.live.as_ref().filter(|_| held).map(|_| self.session.id);
         let measured = self.shared.warden.measure_all(holder, self.dir.root(), bound(&limits)).await;
-        measured.map_err(|e| SessionError::Failed(format!("the session's directory could not be measured: {e}")))
+        measured.map_err(|e| SessionError::Failed(format!("cannot measure the session's directory: {e}")))
     }
 
-    /// Whether it stands still because it has too much on the disk: the only pause with an error.
+    /// Whether it is paused because of a storage limit: the only pause with an error.
     pub(super) fn is_held(&self) -> bool {
         self.session.status == SessionStatus::Paused && self.session.error.is_some()
     }
 
-    /// Before a session that was paused by a limit of storage continues.
+    /// Before a session that was paused by a storage limit continues.
     ///
     /// # Errors
-    /// `Full` while it has more on the disk than allowed, or its tenant stores more than allowed.
+    /// `Full` while its disk use or its tenant's storage exceeds the limit.
     pub(super) async fn check_held(&mut self) -> Result<(), SessionError> {
         self.check_disk().await?;
         if self.is_held() { self.shared.check_write(&self.session.tenant, 0).await } else { Ok(()) }
     }
 
     /// # Errors
-    /// `Full` while it has more on the disk than allowed.
+    /// `Full` while its disk use exceeds the limit.
     pub(super) async fn check_disk(&mut self) -> Result<(), SessionError> {
-        // A session that never started has no directory, and nothing in it.
+        // A session that never started has no directory.
         if !self.dir.root().exists() {
             return Ok(());
         }
-        // Not what has no name: it goes with its processes, and those of a broken turn are interrupted when it goes on.
+        // Without deleted files: they vanish with their processes, and an aborted turn is
+        // interrupted when the session continues.
         let used = self.measure(self.session.limits, false).await?;
         if used.is_over(bound(&self.session.limits)) {
             return Err(SessionError::Full(over(&used, &self.session.limits)));
@@ -181,13 +183,13 @@ impl Driver {
         Ok(())
     }
 
-    /// Lets a held session go on, if there is room again.
+    /// Continues a held session, if its storage permits.
     pub(super) async fn release(&mut self) {
         if !self.is_held() || self.live.is_none() || self.check_held().await.is_err() {
             return;
         }
         if let Err(e) = self.resume_warm().await {
-            tracing::error!(ASH_SESSION = %self.session.id, "there is room again, but the session does not continue: {e}");
+            tracing::error!(ASH_SESSION = %self.session.id, "storage is available again, but the session cannot continue: {e}");
         }
     }
 
@@ -206,8 +208,8 @@ impl Driver {
             Finding::CommandsFull(share) => {
                 let pids = self.session.limits.pids;
                 let why = format!(
-                    "commands and tools had no room for another process: they may start more up to {share} processes and threads, \
-                     the rest of the limit of {pids} is claude's. End some, or raise pids"
+                    "process limit of commands and tools reached: {share} of {pids} processes and threads, the rest is reserved \
+                     for claude. End processes, or raise `pids`"
                 );
                 self.shared.tally.count("pids");
                 self.cause("limited", "pids", json!({ "limit": Limit::Pids, "value": pids, "commands": share }), &why);
@@ -215,18 +217,18 @@ impl Driver {
         }
     }
 
-    /// The kernel killed something, and claude lives on (or its own end is told next).
+    /// The kernel killed a process, and claude still runs (or its end is reported next).
     async fn oom_killed(&mut self, processes: u64) {
         let Some(live) = &mut self.live else { return };
         let claude = live.record.child;
-        // A sandbox short of memory may be slow to answer; then it lives.
+        // A sandbox short of memory may answer slowly; then it runs.
         let lives = match tokio::time::timeout(ANSWER_WITHIN, live.sandbox.stat()).await {
             Ok(Ok(children)) => children.iter().any(|child| child.child == claude && child.exited.is_none()),
             Ok(Err(_)) => false,
             Err(_) => true,
         };
         if !lives {
-            // claude was the one, or all of it: its end, which is told next, has the cause.
+            // claude or the sandbox was the victim: its end is reported next, with the cause.
             return;
         }
         let cgroup = &live.sandbox.info.cgroup;
@@ -251,19 +253,19 @@ impl Driver {
         self.cause("limited", "turn-time", json!({ "limit": Limit::TurnMs, "value": value }), why);
     }
 
-    /// claude ended its turn because a budget of its message was used up: an end that the client asked for.
+    /// claude ended its turn because it reached a budget of its message, as the client requested.
     pub(super) fn spent(&mut self, limit: &'static str, result: &TurnResult) {
         let flags = self.live.as_ref().map(|live| live.record.flags.clone()).unwrap_or_default();
         let (value, used) = match limit {
             "maxTurns" => (json!(flags.max_turns), json!(result.num_turns)),
             _ => (json!(flags.max_budget_usd), json!(result.total_cost_usd)),
         };
-        let why = format!("the turn was ended because its {limit} of {value} was used up");
+        let why = format!("the turn was ended because it reached its {limit} of {value}");
         self.shared.tally.count("budget");
         self.cause("limited", "budget", json!({ "limit": limit, "value": value, "used": used }), &why);
     }
 
-    /// One cause, for the timeline and the journal.
+    /// Records a cause in the timeline and the journal.
     pub(super) fn cause(&mut self, action: &'static str, reason: &'static str, data: Value, why: &str) {
         event!(events::of_reason(reason), ASH_SESSION = %self.session.id, ASH_TENANT = %self.session.tenant,
             ASH_AGENT = %self.session.agent_name, ASH_TURN = self.turn.as_ref().map(|running| running.turn.number),
@@ -290,8 +292,8 @@ impl Driver {
         let again = std::mem::replace(&mut live.nameless, nameless) && nameless;
         let why = over(&used, &limits);
         if let Err(e) = live.freeze().await {
-            // What cannot be stopped is ended: nothing else bounds it.
-            return self.fell(format!("{why}; and it could not be frozen: {e}"), "disk").await;
+            // Without a freeze nothing else bounds it, so the sandbox is ended.
+            return self.fell(format!("{why} The sandbox was ended because it could not be frozen: {e}"), "disk").await;
         }
         self.catch_up().await;
         self.shared.tally.count("disk");
@@ -303,20 +305,21 @@ impl Driver {
         let data = json!({ "limit": limit, "value": limits.get(limit), "used": number });
         self.cause("limited", "disk", data, &why);
         if again {
-            // It went on once, and what holds the files was not interrupted with its turn: nothing else gives the room back.
-            return self.fell(format!("{why}; and it did so again, so its processes were ended"), "disk").await;
+            // It was resumed once, and the interrupted turn did not release the files: only the end
+            // of the processes does.
+            return self.fell(format!("{why} The limit was exceeded again, so the session's processes were ended."), "disk").await;
         }
         self.hold("disk", why).await;
     }
 
-    /// The tenant stores more than it may, and this session writes on.
+    /// The tenant's storage is full, and this session continues to write.
     async fn tenant_is_full(&mut self) {
-        // Deleted meanwhile, as far as is known.
+        // Files may have been deleted meanwhile.
         let Some(SessionError::Full(why)) = self.shared.is_storage_full(&self.session.tenant) else { return };
         let Some(live) = self.live.as_mut().filter(|live| !live.frozen) else { return };
-        let why = format!("the session is paused: {why}");
+        let why = format!("Session paused: {why}");
         if let Err(e) = live.freeze().await {
-            return self.fell(format!("{why} It could not be frozen: {e}"), "storage").await;
+            return self.fell(format!("{why} The sandbox was ended because it could not be frozen: {e}"), "storage").await;
         }
         self.catch_up().await;
         let storage = &self.shared.storage;
@@ -344,12 +347,12 @@ impl Driver {
     }
 }
 
-/// A limit for the timeline; `None` bounds nothing.
+/// A limit for the timeline; `None` when unlimited.
 fn number(limits: &Limits, limit: Limit) -> Option<u64> {
     Some(limits.get(limit)).filter(|value| *value != UNLIMITED)
 }
 
-/// The words for a session that has too much on the disk.
+/// Text for a session above a disk limit.
 fn over(used: &DiskUse, limits: &Limits) -> String {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let what = if used.held_hidden {
@@ -370,7 +373,7 @@ fn over(used: &DiskUse, limits: &Limits) -> String {
         "Session paused: {what}. Delete files (DELETE .../files/*) or raise the limit (`diskBytes`, `diskFiles`; PATCH .../limits) to \
          continue{}",
         if used.held_bytes > 0 || used.held_hidden {
-            ". Deleted files are released with the processes that hold them: when the session continues, its turn is interrupted"
+            ". Deleted files are released with the processes that hold them: when the session continues, its turn is interrupted."
         } else {
             "."
         }

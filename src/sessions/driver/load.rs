@@ -1,4 +1,4 @@
-//! A session's task as it begins: what the database says of the session.
+//! Start of a session's task: reads the session from the database.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +22,7 @@ impl Driver {
     pub(super) async fn load(shared: &Arc<Shared>, id: Uuid, ends: Ends) -> Result<Self, (String, Ends)> {
         let read = async {
             let session = shared.store.session_of_any_tenant(id).await.map_err(|e| e.to_string())?;
-            let session = session.ok_or("its row is gone")?;
+            let session = session.ok_or("its row is missing")?;
             let options = serde_json::from_str(session.launch.get()).map_err(|e| e.to_string());
             let last = shared.store.last_turn(id).await.map_err(|e| e.to_string())?;
             let open = shared.store.open_turns(id).await.map_err(|e| e.to_string())?;
@@ -48,7 +48,7 @@ impl Driver {
         // A session that never had a process has no file.
         ledger.floor(trim::found_floor(&SessionDir::new(&shared.config.now().data_dir, id).stdout()).unwrap_or(0));
         let newest = last.as_ref().map_or(0, |turn| turn.number);
-        // The oldest that runs comes first: what is behind it is read when it is over.
+        // The oldest running turn comes first; those behind it are read when it is over.
         if let Some(turn) = open.into_iter().next().or_else(|| last.clone()) {
             ledger.publish(turn);
         }

@@ -1,4 +1,4 @@
-//! Requests, decided by [`queue`](crate::sessions::policy::acceptance) and carried out here.
+//! Executes requests as decided by [`queue`](crate::sessions::policy::acceptance).
 
 use std::time::Instant;
 
@@ -85,19 +85,19 @@ impl Driver {
                 if spare && self.turn.is_none() && self.start.is_none() {
                     self.park("evicted").await;
                 } else {
-                    // Asked again when its time has come again.
+                    // Asks again at its next alarm.
                     self.place();
                 }
                 let _ = reply.send(());
             }
-            // The start that is under way may have registered with the gateway that went.
+            // The running start may have registered with the previous gateway process.
             Request::RegisterAgain if self.start.is_some() => self.waiting.push(request),
             Request::RegisterAgain => {
                 if let Some(live) = &self.live
                     && let Err(e) =
                         self.shared.register(&self.session, &live.listener, &live.record.token, &self.options).await
                 {
-                    tracing::error!(ASH_SESSION = %self.session.id, "the gateway does not serve this session: {e}");
+                    tracing::error!(ASH_SESSION = %self.session.id, "cannot register the session at the gateway: {e}");
                 }
             }
             Request::LimitsMoved { .. } if self.start.is_some() => self.waiting.push(request),
@@ -110,7 +110,7 @@ impl Driver {
         }
     }
 
-    /// Only the place: the command itself runs outside of this task, which goes on with its turn.
+    /// Only the place: the command runs outside of this task, beside its turn.
     async fn place_for_command(&mut self) -> Result<Place, SessionError> {
         let Some(live) = &mut self.live else { return Err(SessionError::NotActive(self.session.status)) };
         live.thaw().await.map_err(|e| launcher_error(&e))?;
@@ -120,7 +120,7 @@ impl Driver {
         Ok(Place { sandbox: live.sandbox.clone(), env, guest: live.guest(), window })
     }
 
-    /// Freezes, then says so; when it cannot be said, thaws again.
+    /// Freezes, then records it; if that fails, thaws again.
     async fn pause(&mut self) -> Result<Session, SessionError> {
         if let Some(live) = &mut self.live {
             live.freeze().await.map_err(|e| launcher_error(&e))?;
@@ -159,7 +159,8 @@ impl Driver {
         match self.shared.pool.admit(&self.session.tenant, self.session.id) {
             Admission::Granted(slot) => self.start_cold(Room::Empty(slot), Purpose::Resume(reply)),
             Admission::Full(why) => answer(reply, Err(self.shared.full(why))),
-            // Room must be made, by another session's task: not waited for here, or two full ones wait for each other.
+            // Another session's task must free a slot. Not awaited: two full ones would wait for
+            // each other.
             Admission::MakeRoom(victim) => {
                 let (shared, id, tenant) = (self.shared.clone(), self.session.id, self.session.tenant.clone());
                 tokio::spawn(async move {
@@ -190,15 +191,15 @@ impl Driver {
         Ok(self.session.clone())
     }
 
-    /// Stop and end: nothing of the session runs any more, its directory is kept.
+    /// Stop and end: ends everything of the session but its directory.
     async fn finish(&mut self, to: SessionStatus, action: &'static str, why: &str) -> Result<Session, SessionError> {
         if self.session.status == to {
             return Ok(self.session.clone());
         }
         if let Some(live) = &mut self.live {
-            // What was said up to now is kept; what would be said later is not.
+            // Keeps the output so far, and none after it.
             if let Err(e) = live.freeze().await {
-                tracing::warn!(ASH_SESSION = %self.session.id, "not frozen before its end: {e}");
+                tracing::warn!(ASH_SESSION = %self.session.id, "cannot freeze the sandbox before its end: {e}");
             }
         }
         self.catch_up().await;
@@ -208,7 +209,7 @@ impl Driver {
             if !matches!(e, SessionError::Store(StoreError::Full)) {
                 return Err(e);
             }
-            // An end is written there, when nothing has to be written before it.
+            // An end can be written when nothing must be written before it.
             self.ledger.give_up();
             self.enter(change).await?;
         }
@@ -220,7 +221,7 @@ impl Driver {
         Ok(self.session.clone())
     }
 
-    /// The undo of this task. Out of the registry before anybody is told.
+    /// Ends this task. It leaves the registry before clients get an answer.
     async fn retire(&mut self) -> Result<(), SessionError> {
         self.overtake().await;
         self.finish(SessionStatus::Ended, "ended", "the session was ended").await?;
@@ -228,7 +229,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Requests that came behind the one that had this task leave: their session is about to be removed.
+    /// Refuses requests behind the one that retired this task: their session is about to be
+    /// removed.
     pub(super) fn refuse_rest(&mut self) {
         self.requests.close();
         for request in std::mem::take(&mut self.waiting) {
@@ -239,8 +241,8 @@ impl Driver {
         }
     }
 
-    /// Ends the running turn cleanly; without one there is nothing to do. `why` is for the turn's readers when it was
-    /// not the client who asked.
+    /// Ends the running turn cleanly; without one there is nothing to do. `why` informs the turn's
+    /// readers when no client asked.
     pub(super) async fn interrupt(&mut self, why: Option<String>, reply: Option<Reply<Session>>) {
         let hit_foreign = self.foreign.is_some();
         let Some(running) = &mut self.turn else {
@@ -250,7 +252,7 @@ impl Driver {
         let at = Instant::now();
         let first = running.interrupted.is_none();
         let interrupted = running.interrupted.get_or_insert(Interrupted { at, why, replies: Vec::new(), hit_foreign });
-        // Answered when the turn has ended, in its undisturbed or its forced way.
+        // Answered when the turn has ended, cleanly or by force.
         interrupted.replies.extend(reply);
         if !first {
             return;
@@ -281,7 +283,7 @@ impl Driver {
         if body.model.is_some() {
             self.session.model = body.model;
         }
-        // All but the model are flags: the process that runs does not have them.
+        // All but the model are flags, which the running process lacks.
         let flags_differ = {
             let mut same = options.clone();
             same.model = self.options.model.clone();
@@ -298,7 +300,7 @@ impl Driver {
 }
 
 fn answer<T>(reply: Reply<T>, result: Result<T, SessionError>) {
-    // Whoever asked may have gone; the work is done all the same.
+    // The client may have gone; the work is done.
     let _ = reply.send(result);
 }
 
@@ -318,7 +320,7 @@ fn refuse(request: Request, refusal: SessionError) {
         | Request::Claim { reply, .. }
         | Request::Create { reply, .. } => answer(reply, Err(refusal)),
         Request::Retire { reply } => answer(reply, Err(refusal)),
-        // No client is told of the others.
+        // No client waits for the others.
         Request::Adopt { .. }
         | Request::FoundCold
         | Request::Park { .. }

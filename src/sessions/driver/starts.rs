@@ -1,4 +1,4 @@
-//! Starts of a process: they run beside the task, so that an end can overtake them.
+//! Starts of a process. They run beside the task, so that an end can overtake them.
 
 use std::fmt;
 use std::future::{Future, pending, ready};
@@ -19,7 +19,7 @@ use ash_observe::events::{self, event};
 
 type Starting = Pin<Box<dyn Future<Output = Result<Live, SessionError>> + Send>>;
 
-/// A start that is under way.
+/// A running start.
 pub struct Start {
     future: Starting,
     cancel: CancellationToken,
@@ -31,7 +31,7 @@ pub struct Start {
 pub enum Purpose {
     Create(Reply<Session>),
     Resume(Reply<Session>),
-    /// The running turn asked for options that only a new process can have.
+    /// The running turn needs options that only a new process can have.
     Turn(super::turn::Outgoing),
 }
 
@@ -41,7 +41,7 @@ impl fmt::Debug for Start {
     }
 }
 
-/// Resolves when the start is over. Dropping the future loses nothing.
+/// Resolves when the start is over. Cancel safe.
 pub async fn done(start: &mut Option<Start>) -> Result<Live, SessionError> {
     match start {
         Some(start) => start.future.as_mut().await,
@@ -57,14 +57,14 @@ impl Driver {
             dir: self.dir.clone(),
             options: self.options.clone(),
             flags,
-            // In mid-turn the turn's own message is still to be sent.
+            // During a turn, its message is still to be sent.
             turn: self.newest - i64::from(self.turn.is_some()),
             offset: self.read_to(),
             cancel,
         }
     }
 
-    /// A new process, in a new sandbox or in one that was parked.
+    /// A new process, in a new or a parked sandbox.
     pub(super) fn start_cold(&mut self, room: Room, purpose: Purpose) {
         self.shared.went_live(self.session.status);
         let cancel = CancellationToken::new();
@@ -75,7 +75,7 @@ impl Driver {
         self.start = Some(Start { future, cancel, purpose });
     }
 
-    /// A new process in the sandbox that is there.
+    /// A new process in the existing sandbox.
     pub(super) fn start_again(&mut self, live: Live, flags: ProcessFlags, outgoing: super::turn::Outgoing) {
         let cancel = CancellationToken::new();
         let plan = self.plan(flags, cancel.clone());
@@ -113,12 +113,12 @@ impl Driver {
                     json!({ "reason": "start", "error": why }),
                 );
                 if let Err(e) = self.enter(change).await {
-                    tracing::error!(ASH_SESSION = %self.session.id, "a failed start could not be recorded: {e}");
+                    tracing::error!(ASH_SESSION = %self.session.id, "cannot record a failed start: {e}");
                 }
                 let _ = reply.send(Err(e));
             }
             (Err(e), Purpose::Resume(reply)) => {
-                // The state stays what it was: whatever made the start fail, the session can be resumed again.
+                // The state stays as it was: the session can be resumed again after any failure.
                 let mut change = self.ledger.blank();
                 let data = super::lifecycle("resume-failed", json!({ "error": e.to_string() }));
                 change.events.push(("lifecycle", data.into()));
@@ -131,7 +131,7 @@ impl Driver {
         }
     }
 
-    /// Once a start is over, or was abandoned: requests that waited for it are decided anew.
+    /// After a start is over or abandoned: decides again on waiting requests.
     pub(super) async fn after_start(&mut self) {
         if self.start.is_none() {
             for request in std::mem::take(&mut self.waiting) {
@@ -140,7 +140,7 @@ impl Driver {
         }
     }
 
-    /// The new session took over a warm sandbox. It stays frozen until it has something to do.
+    /// The new session took over a warm sandbox, which stays frozen until needed.
     pub(super) async fn claimed(&mut self, mut live: Live, reply: Reply<Session>) {
         live.idle_since = Instant::now();
         let data = json!({ "agent": self.session.agent_name, "path": "prewarm" });
@@ -177,13 +177,13 @@ impl Driver {
     async fn answer_start(&mut self, change: crate::store::Commit, reply: Reply<Session>) {
         let entered = self.enter(change).await;
         if entered.is_err() {
-            // A sandbox that no row claims would live unseen.
+            // Otherwise a sandbox without a row would live unseen.
             self.tear_down().await;
         }
         let _ = reply.send(entered.map(|()| self.session.clone()));
     }
 
-    /// Abandons the start that is under way, and undoes it.
+    /// Abandons the running start, and undoes it.
     pub(super) async fn overtake(&mut self) {
         let Some(start) = self.start.take() else { return };
         start.cancel.cancel();
@@ -196,7 +196,7 @@ impl Driver {
         }
         match start.purpose {
             Purpose::Create(reply) | Purpose::Resume(reply) => drop(reply.send(Err(cancelled()))),
-            // Its turn is closed by the request that overtook it.
+            // The overtaking request closes its turn.
             Purpose::Turn(_) => {}
         }
     }

@@ -1,4 +1,4 @@
-//! A panic in a session's task ends that task, and nothing else.
+//! A panic in a session's task ends that task only.
 //!
 //! ```text
 //!            +------------------ ends (inbox, published state) ------------------+
@@ -8,9 +8,10 @@
 //!                                           +--rests--> the task ends
 //! ```
 //!
-//! The inbox outlives the panic, so requests that wait in it are answered by the next driver. The request in progress is
-//! answered with the cause. The session goes to `error`: its running turn ends with the cause, its sandbox is destroyed,
-//! and its output counts as read to the end, so that the same line cannot cause a second panic. It can be resumed.
+//! The inbox outlives the panic: the next driver answers requests in it. The request in progress
+//! gets the cause as its answer. The session goes to `error`: its running turn ends with the cause,
+//! its sandbox is destroyed, and its output counts as read, so that the same line cannot cause a
+//! second panic. It can be resumed.
 
 use std::any::Any;
 use std::fs;
@@ -28,24 +29,25 @@ use crate::sessions::driver::registry::Ends;
 use ash_model::SessionStatus;
 use ash_observe::events::{self, event};
 
-/// Panics without a completed recovery between them, after which the task ends. The next request starts a new one.
+/// Panics without a completed recovery between them, after which the task ends. The next request
+/// starts a new one.
 const MAX_FAILED_RECOVERIES: usize = 3;
-/// Longest time to write what the broken driver had read, and to undo a start that was in progress.
+/// Longest time to write what the broken driver had read, and to undo a start in progress.
 const GIVE_UP_WITHIN: Duration = Duration::from_secs(10);
-/// Bytes of a panic's message that are repeated to clients. The journal has all of it.
+/// Bytes of a panic's message that clients see. The journal has all of it.
 const MESSAGE_BYTES: usize = 200;
 
 /// What is left of a driver that panicked.
 struct Broken {
     why: String,
-    /// The state that the daemon's counters have for the session.
+    /// The session's state in the daemon's counters.
     status: SessionStatus,
     /// Requests that waited for a start to complete.
     waiting: Vec<Request>,
 }
 
 impl Driver {
-    /// Runs until the session rests. The row is read here, so that it is never older than the task.
+    /// Runs until the session rests. Reads the row here, so that it is never older than the task.
     pub async fn run(shared: Arc<Shared>, id: Uuid, mut ends: Ends) {
         let mut broken: Option<Broken> = None;
         let mut failures = 0;
@@ -77,7 +79,7 @@ impl Driver {
         }
     }
 
-    /// Ends the sandbox and writes what was read, as far as the state that the panic left allows.
+    /// Ends the sandbox and writes what was read, as far as the state after the panic allows.
     async fn give_up(mut self, why: String) -> (Broken, Ends) {
         let rescue = async {
             self.overtake().await;
@@ -85,7 +87,7 @@ impl Driver {
         };
         let rescued = AssertUnwindSafe(tokio::time::timeout(GIVE_UP_WITHIN, rescue)).catch_unwind().await;
         if !matches!(rescued, Ok(Ok(Ok(_)))) {
-            tracing::warn!(ASH_SESSION = %self.session.id, "what was read before the panic may be missing in the history");
+            tracing::warn!(ASH_SESSION = %self.session.id, "output read before the panic may be missing in the history");
         }
         let had_sandbox = self.live.take().is_some();
         self.shared.remove_sandbox(self.session.id).await;
@@ -97,16 +99,16 @@ impl Driver {
         (broken, Ends { requests: self.requests, published, pulse: self.pulse })
     }
 
-    /// The first act of the driver that replaces a broken one.
+    /// First step of the driver that replaces a broken one.
     async fn recover(&mut self, broken: Broken) {
         let Broken { why, status, waiting } = broken;
         let length = fs::metadata(self.dir.stdout()).map_or(0, |meta| meta.len());
         self.session.stdout_offset = self.session.stdout_offset.max(length);
         match self.open_turns_of_before().await {
             Ok(open) => open.into_iter().for_each(|turn| self.goes_on(turn, false)),
-            Err(e) => tracing::error!(ASH_SESSION = %self.session.id, "its open turn cannot be read: {e}"),
+            Err(e) => tracing::error!(ASH_SESSION = %self.session.id, "cannot read the open turn: {e}"),
         }
-        // The counters have the state that the broken driver had; the row may be one change ahead or behind.
+        // The counters have the broken driver's state; the row may be one change ahead or behind.
         self.session.status = status;
         let mut change = if matches!(status, SessionStatus::Ended | SessionStatus::Stopped) {
             self.ledger.blank()
@@ -128,7 +130,7 @@ impl Driver {
     }
 }
 
-/// Ends the task without a driver. Requests in the inbox are answered by the drop of their replies.
+/// Ends the task without a driver. Dropped replies answer the requests in the inbox.
 async fn leave_unanswered(shared: &Shared, id: Uuid, mut ends: Ends) {
     shared.registry.remove_if(id, || true);
     ends.requests.close();
@@ -142,7 +144,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
     text[..text.floor_char_boundary(MESSAGE_BYTES)].to_owned()
 }
 
-/// A word in the output on which the driver panics, in the tests of this module alone.
+/// The driver panics on this word in the output; for the tests of this module only.
 #[cfg(test)]
 pub(super) const POISON: &str = "poison-of-the-supervision-tests";
 

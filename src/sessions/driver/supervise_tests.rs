@@ -1,4 +1,5 @@
-//! A session's task that panics, on a real store, with a launcher and a gateway that answer everything with one reply.
+//! A session's task that panics, on a real store, with a launcher and a gateway that send one fixed
+//! reply.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -58,7 +59,8 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// An active session with a running turn, whose output holds one line that panics and one behind it.
+    /// An active session with a running turn, whose output holds one line that panics and one after
+    /// it.
     async fn new() -> Self {
         let data = tempfile::tempdir().unwrap();
         let run_dir = data.path().join("run");
@@ -100,7 +102,7 @@ impl Fixture {
         Own::from(self.session.clone())
     }
 
-    /// Has the task read the output, which panics.
+    /// Makes the task read the output, which panics.
     async fn trip(&self) {
         let shared = &self.sessions.shared;
         shared.pass_on(self.session.tenant.clone(), self.session.id, Request::FoundCold).await;
@@ -129,7 +131,7 @@ async fn a_panic_ends_the_turn_with_its_cause_and_the_session_still_ends() {
     let length = std::fs::metadata(fixture.sessions.shared.dir(row.id).stdout()).unwrap().len();
     assert_eq!(row.stdout_offset, length);
     let census = &fixture.sessions.shared.census;
-    // The rows come first: what counts them follows at once, in the task that wrote them.
+    // The rows come first; the task that wrote them updates the counters at once.
     let counts = || (census.of(SessionStatus::Active), census.of(SessionStatus::Error));
     let counted = async {
         while counts() != (0, 1) {
@@ -147,7 +149,7 @@ async fn requests_that_wait_behind_a_panic_are_answered() {
     let fixture = Fixture::new().await;
     let shared = &fixture.sessions.shared;
     fixture.trip().await;
-    // In the inbox while the task panics: none of them is dropped.
+    // In the inbox during the panic: none of them is dropped.
     let mut answers = Vec::new();
     for _ in 0..8 {
         let (reply, answer) = oneshot::channel();

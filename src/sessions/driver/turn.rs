@@ -25,7 +25,7 @@ use ash_model::now_ms;
 #[derive(Debug)]
 pub struct Outgoing {
     number: i64,
-    /// At its beginning.
+    /// Positioned at its beginning.
     file: File,
     options: TurnOptions,
 }
@@ -34,10 +34,10 @@ pub struct Outgoing {
 const ENDING: Duration = Duration::from_secs(1);
 
 impl Driver {
-    /// A message: first it survives the end of ashd, then it is on its way. The client is told when the disk has it, which
-    /// takes less time than claude's first word.
+    /// Sends a message. It first survives the end of ashd, then goes to claude. The client gets its
+    /// answer when the disk has it, which takes less time than claude's first output.
     pub(super) async fn send(&mut self, id: Uuid, message: NewMessage, reply: Reply<Turn>) {
-        // Lines that came a moment ago may be a turn that nobody asked for.
+        // Lines that just came may be an unasked turn.
         self.catch_up().await;
         if let Accept::Refuse(refusal) = self.accept(Verb::Send) {
             return drop(reply.send(Err(refusal)));
@@ -48,7 +48,7 @@ impl Driver {
                 let turn = self.turn.as_ref().expect("open_turn has just set it").turn.clone();
                 tokio::spawn(async move {
                     let told = on_disk.wait_once().await.map(|()| turn).map_err(SessionError::from);
-                    // Whoever asked may have gone; the turn goes on.
+                    // The client may have gone; the turn continues.
                     let _ = reply.send(told);
                 });
                 self.route(outgoing).await;
@@ -100,13 +100,13 @@ impl Driver {
         Ok((Outgoing { number, file, options }, on_disk))
     }
 
-    /// A turn that runs from now on. The gateway hears of it while the message is on its way.
+    /// A turn that runs from now on. The gateway opens its window while the message is on its way.
     pub(super) fn running(&self, turn: Turn) -> Running {
         let window = self.shared.gateway.hold_open(self.session.id);
         Running { turn, since: Instant::now(), interrupted: None, _window: window }
     }
 
-    /// To the process that runs, or to a new one when the options need it.
+    /// Routes to the running process, or to a new one when the options need it.
     async fn route(&mut self, outgoing: Outgoing) {
         let Some(live) = self
             .live
@@ -121,17 +121,17 @@ impl Driver {
         self.start_again(live, flags, outgoing);
     }
 
-    /// Hands the message to claude's stdin.
+    /// Writes the message to claude's stdin.
     pub(super) async fn dispatch(&mut self, outgoing: Outgoing) {
         if let Err(e) = self.hand_over(outgoing).await {
-            // Mostly because it is ending just now, and then its end is the better reason.
+            // Usually claude is ending, and its exit status is the better reason.
             let ended = match &mut self.live {
                 Some(live) => tokio::time::timeout(ENDING, live.ended()).await.ok(),
                 None => None,
             };
             match ended {
                 Some(status) => self.died(status).await,
-                None => self.fell(format!("the message could not be given to claude: {e}"), "deliver").await,
+                None => self.fell(format!("cannot deliver the message to claude: {e}"), "deliver").await,
             }
         }
     }
@@ -166,7 +166,7 @@ fn needs_fresh(outgoing: &Outgoing) -> bool {
     outgoing.options.flags.max_budget_usd.is_some()
 }
 
-/// The message as a file without a name, for init to read. An ashd that starts again makes it anew from the database.
+/// The message as an unnamed file for init. A restarted ashd creates it again from the database.
 pub(super) async fn message_file(dir: &SessionDir, line: UserLine) -> Result<File, SessionError> {
     let file = if line.len() <= IN_MEMORY {
         let mut bytes = Vec::new();
@@ -178,8 +178,8 @@ pub(super) async fn message_file(dir: &SessionDir, line: UserLine) -> Result<Fil
     };
     file.map_err(|e| match e.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            SessionError::Full("the disk that holds the sessions is full; the message was not accepted".to_owned())
+            SessionError::Full("the disk of the sessions is full; the message was not accepted".to_owned())
         }
-        _ => SessionError::Failed(format!("the message could not be written: {e}")),
+        _ => SessionError::Failed(format!("cannot write the message: {e}")),
     })
 }

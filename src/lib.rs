@@ -24,8 +24,9 @@
 //!     +------------------------+
 //! ```
 //!
-//! Dependencies have one direction: `http -> sessions -> {store, pool, sandbox, gateway, vault} -> config`, and below them the
-//! crates of `crates/`. `tests/layers` holds the complete table. `boot` puts everything together.
+//! Dependencies have one direction: `http -> sessions -> {store, pool, sandbox, gateway, vault} ->
+//! config`, and below them the crates of `crates/`. `tests/layers` has the complete table. `boot`
+//! assembles everything.
 
 pub mod boot;
 pub mod config;

@@ -19,11 +19,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve in the foreground (what `ashd` does without a command).
+    /// Serve in the foreground (default command).
     Serve(File),
-    /// Read the configuration as `serve` would; print OK, or every error with file, line and key.
+    /// Check the configuration; print OK, or every error with file, line and key.
     CheckConfig(File),
-    /// End a daemon that was started by hand: ashd, its sandboxes, launcher and gateway.
+    /// Stop a manually started daemon: ashd, its sandboxes, launcher and gateway.
     Stop(File),
     #[command(name = keeper::UNPRIVILEGED, hide = true)]
     ServeUnprivileged,
@@ -37,31 +37,31 @@ enum Command {
 
 #[derive(Args, Debug, Default)]
 struct File {
-    /// Instead of /etc/ashd/ashd.toml; its drop-ins are FILE.d/*.toml.
+    /// Configuration file instead of /etc/ashd/ashd.toml; its drop-ins are FILE.d/*.toml.
     #[arg(long = "config", value_name = "FILE")]
     path: Option<PathBuf>,
 }
 
 const HELP: &str = "\
-A first try, as root, without systemd and without a model key (the offline model answers):
+Quick start, as root, without systemd and without a model key (the offline model answers):
   ASH_DATA_DIR=/var/lib/ashd ashd          serves on port 4100; the API key is in <data dir>/initial-api-key
   ashctl health                            in another terminal
   ashd stop                                ends ashd and everything it started
 
-Started as root, ashd starts ash-launcher and ash-gateway, then gives up all privileges. Both outlive it: ashd may be
-restarted at any moment, sandboxes go on, and the next ashd finds them. As another user it needs both to run already
-(systemd starts them so).
+Started as root, ashd starts ash-launcher and ash-gateway, then drops all privileges. Both outlive it: ashd can be
+restarted at any time, sandboxes continue, and the next ashd finds them. As another user, ashd needs both to be
+running (systemd starts them this way).
 
-Configuration, later wins: defaults, /etc/ashd/ashd.toml, /etc/ashd/ashd.toml.d/*.toml, environment:
+Configuration (later overrides earlier): defaults, /etc/ashd/ashd.toml, /etc/ashd/ashd.toml.d/*.toml, environment:
   ASH_PORT ASH_HOST ASH_API_KEY ASH_DATA_DIR ASH_RUN_DIR ASH_MAX_SANDBOXES ASH_IDLE_TIMEOUT_MS ASH_CLAUDE_BIN
   ASH_CREDENTIAL_KEY ASH_MAX_ATTACHMENT_SIZE ASH_UPSTREAM (offline, or a URL)
-  ANTHROPIC_API_KEY ANTHROPIC_BASE_URL ANTHROPIC_CUSTOM_HEADERS (for the gateway alone)
-ASH_LOG (log.level) sets the log's level: error warn info debug trace, or module=level.
+  ANTHROPIC_API_KEY ANTHROPIC_BASE_URL ANTHROPIC_CUSTOM_HEADERS (only for the gateway)
+ASH_LOG (log.level) sets the log level: error warn info debug trace, or module=level.
 
-Signals: SIGTERM and SIGINT end ashd within a second; sandboxes go on. SIGHUP reads the configuration again.
-Exit status: 0 ended as asked, 1 an error, which is on stderr, 2 wrong usage.";
+Signals: SIGTERM and SIGINT end ashd within a second; sandboxes continue. SIGHUP reads the configuration again.
+Exit status: 0 success, 1 an error, written to stderr, 2 wrong usage.";
 
-/// To whoever still reads: `ashd stop | head` ends sandboxes as well when nobody does.
+/// Ignores a closed pipe: `ashd stop | head` must still end the sandboxes.
 fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }

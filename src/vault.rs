@@ -1,14 +1,15 @@
-//! Sealing: what tenants entrust to ashd is kept encrypted in its database, with a key that is not in it.
+//! Seals secrets of tenants in the database, with a key that is outside it.
 //!
 //! ```text
-//!   ASH_CREDENTIAL_KEY (auth.credential_key)  >  $CREDENTIALS_DIRECTORY/credential_key  >  <data dir>/credential-key (0600)
-//!                    |                                      |                                      |
-//!                    +---- the first there is seals; all there are open ---------------------------+
+//!   ASH_CREDENTIAL_KEY       >  $CREDENTIALS_DIRECTORY/     >  <data dir>/credential-key (0600)
+//!   (auth.credential_key)       credential_key
+//!            |                         |                                 |
+//!            +---- the first key seals; every existing key can unseal ---+
 //! ```
 //!
-//! So a key is changed by putting the new one first and leaving the old one where it is. The cipher is
-//! XChaCha20-Poly1305 (a random nonce of 192 bits never repeats); what is sealed is bound to its tenant and id, so a row
-//! copied to another one does not open.
+//! To change the key, put the new one first and keep the old one. The cipher is XChaCha20-Poly1305
+//! (a random nonce of 192 bits never repeats). A sealed value is bound to its tenant and id, so a
+//! row copied to another one does not open.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -25,7 +26,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use ash_model::TenantId;
 
-/// First byte of everything sealed, so that another cipher can follow.
+/// First byte of every sealed value, for a later change of cipher.
 const VERSION: u8 = 1;
 const NONCE: usize = 24;
 /// The generated key, below the data directory.
@@ -35,20 +36,20 @@ const SYSTEMD: &str = "credential_key";
 
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
-    #[error("the credential key {path}: {source}")]
+    #[error("cannot use the credential key {path}: {source}")]
     File { path: PathBuf, source: io::Error },
     #[error("the credential key {0} is shorter than 32 characters")]
     Short(PathBuf),
-    #[error("the kernel gave no random bytes")]
+    #[error("cannot get random bytes from the kernel")]
     Random,
-    /// Never says more: a wrong key and a changed row look the same.
+    /// Gives no details: a wrong key and a changed row look the same.
     #[error(
         "it was sealed with a credential key that ashd no longer has (ASH_CREDENTIAL_KEY, or {FILE} in the data directory)"
     )]
     Sealed,
 }
 
-/// Seals and opens. Holds keys: never shown.
+/// Seals and unseals. Holds keys: never shown.
 #[derive(Clone)]
 pub struct Vault {
     ciphers: Vec<XChaCha20Poly1305>,
@@ -61,10 +62,10 @@ impl std::fmt::Debug for Vault {
 }
 
 impl Vault {
-    /// Finds the keys, and makes one where there is none.
+    /// Finds the keys, and generates one if there is none.
     ///
     /// # Errors
-    /// When a key is there and cannot be read, or none can be made.
+    /// An existing key cannot be read, or none can be generated.
     pub fn open(config: &Config) -> Result<Self, VaultError> {
         let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| Path::new(&dir).join(SYSTEMD));
         let file = config.data_dir.join(FILE);
@@ -78,7 +79,7 @@ impl Vault {
         Ok(Self::of(&secrets))
     }
 
-    /// Of these secrets, the one that seals first. Each has the strength it was made with: hashing adds none.
+    /// From these secrets; the first one seals. Hashing does not strengthen a secret.
     fn of(secrets: &[String]) -> Self {
         let cipher = |secret: &String| {
             let key = Sha256::new().chain_update(b"ashd credential key\0").chain_update(secret).finalize();
@@ -101,7 +102,7 @@ impl Vault {
     }
 
     /// # Errors
-    /// `Sealed` with another key, for another tenant or id, or changed since.
+    /// `Sealed` with another key, for another tenant or id, or a changed value.
     pub fn unseal(&self, tenant: &TenantId, id: Uuid, sealed: &[u8]) -> Result<String, VaultError> {
         let (head, text) = sealed.split_at_checked(1 + NONCE).ok_or(VaultError::Sealed)?;
         let [VERSION, nonce @ ..] = head else { return Err(VaultError::Sealed) };
@@ -115,13 +116,13 @@ impl Vault {
 }
 
 fn bound(tenant: &TenantId, id: Uuid) -> Vec<u8> {
-    // The id has a fixed length, so no other pair makes the same bytes.
+    // The id has a fixed length, so no other pair gives the same bytes.
     [id.as_bytes().as_slice(), tenant.as_str().as_bytes()].concat()
 }
 
 fn read(path: &Path) -> Result<Option<String>, VaultError> {
     match std::fs::read_to_string(path) {
-        // What `SetCredential=` of the unit says where the admin has not made one.
+        // Value of the unit's `SetCredential=` without an admin's key.
         Ok(text) if text.trim() == "none" => Ok(None),
         Ok(text) if text.trim().len() < 32 => Err(VaultError::Short(path.to_owned())),
         Ok(text) => Ok(Some(text.trim().to_owned())),
@@ -130,7 +131,7 @@ fn read(path: &Path) -> Result<Option<String>, VaultError> {
     }
 }
 
-/// Whole and on the disk before anything is sealed with it.
+/// Complete and on the disk before anything is sealed with it.
 fn generate(data_dir: &Path, path: &Path) -> Result<String, VaultError> {
     let mut random = [0; 32];
     getrandom::fill(&mut random).map_err(|_| VaultError::Random)?;
@@ -172,7 +173,7 @@ mod tests {
         let (tenant, id) = (TenantId::default_tenant(), Uuid::new_v4());
         let sealed = vault.seal(&tenant, id, "sk-ant-secret").unwrap();
         assert!(memchr::memmem::find(&sealed, b"secret").is_none());
-        assert_ne!(sealed, vault.seal(&tenant, id, "sk-ant-secret").unwrap(), "a nonce of its own each time");
+        assert_ne!(sealed, vault.seal(&tenant, id, "sk-ant-secret").unwrap(), "a new nonce each time");
         assert_eq!(vault.unseal(&tenant, id, &sealed).unwrap(), "sk-ant-secret");
         assert!(vault.unseal(&"acme".parse().unwrap(), id, &sealed).is_err());
         assert!(vault.unseal(&tenant, Uuid::new_v4(), &sealed).is_err());
@@ -199,7 +200,7 @@ mod tests {
         assert_eq!(both.unseal(&tenant, id, &new).unwrap(), "two");
         std::fs::remove_file(dir.path().join(FILE)).unwrap();
         let one = Vault::open(&config(dir.path(), Some(&key))).unwrap();
-        assert!(!dir.path().join(FILE).exists(), "no key is made where one is given");
+        assert!(!dir.path().join(FILE).exists(), "no key is generated if one is given");
         assert_eq!(one.unseal(&tenant, id, &new).unwrap(), "two");
         let error = one.unseal(&tenant, id, &old).unwrap_err().to_string();
         assert!(error.contains("ASH_CREDENTIAL_KEY"), "{error}");

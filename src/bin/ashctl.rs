@@ -1,4 +1,4 @@
-//! ashctl: the command line of ashd. What it does is in `ash_ctl`.
+//! ashctl: the command line of ashd, implemented in `ash_ctl`.
 
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ async fn main() -> ExitCode {
     }
     let Err(error) = ash_ctl::run(cli).await else { return ExitCode::SUCCESS };
     if !error.is_silent() {
-        // ashd, an agent's file names and npm have their words in it.
+        // The text may contain words of ashd, npm or an agent's file names.
         eprintln!("ashctl: {}", printable(&error.to_string()));
         if let Some(hint) = error.hint() {
             eprintln!("        {hint}");

@@ -1,9 +1,8 @@
 //! Notifies systemd's watchdog only when all parts of the daemon make progress.
 //!
 //! ```text
-//!   every half of WatchdogSec=:  the store's writer --> a task, the sessions' tasks --> the main
-//! loop
-//!                                --> WATCHDOG=1
+//!   every half of WatchdogSec=:  the store's writer --> a task, the sessions' tasks
+//!                                --> the main loop --> WATCHDOG=1
 //!                                any of them hangs: no notification, and systemd restarts ashd
 //! ```
 //!

@@ -187,8 +187,7 @@ pub struct PauseConfig {
     /// Milliseconds without a turn after which an idle session is frozen, default 2000; 0: never.
     pub freeze_after_ms: u64,
     /// Milliseconds a turn may stay frozen before it is interrupted, default 150000. 180 s is safe;
-    /// at
-    /// 330 s claude repeats its request to the model, and the owner pays twice (measured).
+    /// at 330 s claude repeats its request to the model, and the owner pays twice (measured).
     pub max_in_turn_ms: u64,
     /// Milliseconds after a pause until its memory is reclaimed to swap, default 2000, so that an
     /// immediate resume finds it in place.
@@ -234,8 +233,7 @@ impl Default for TenantsConfig {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DiskConfig {
     /// Free bytes of the data directory's file system below which new work is refused (507).
-    /// Default:
-    /// 1 GiB, or 5 % of the file system if that is less.
+    /// Default: 1 GiB, or 5 % of the file system if that is less.
     pub reserve_bytes: Option<u64>,
 }
 

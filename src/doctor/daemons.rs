@@ -1,4 +1,4 @@
-//! Whether the daemons that run confine themselves, seen from outside.
+//! Checks from outside whether the running daemons confine themselves.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -9,14 +9,14 @@ use crate::config::Config;
 use ash_kernel::confine::{facts_of, missing};
 use ash_kernel::seqpacket;
 
-/// Check, program, socket of the run directory, unit below ash.slice.
+/// Check, program, socket in the run directory, unit below ash.slice.
 const DAEMONS: [(&str, &str, &str, &str); 3] = [
     ("ashd confines itself", "ashd", "ashd.sock", "ashd.service"),
     ("launcher confines itself", "ash-launcher", "launcher.sock", "ash-launcher.service"),
     ("gateway confines itself", "ash-gateway", "gateway.sock", "ash-gateway.service"),
 ];
 
-/// Nothing of a daemon that does not run: that is told by another check.
+/// Reports nothing for a daemon that does not run: another check does.
 pub fn examine(config: &Config) -> Vec<Finding> {
     DAEMONS.iter().flat_map(|daemon| one(&config.run_dir, daemon)).collect()
 }
@@ -45,7 +45,6 @@ fn judge(check: &'static str, program: &str, pid: u32) -> Finding {
     )
 }
 
-/// The processes of a unit on a host with systemd.
 fn processes_of(unit: &str) -> Vec<u32> {
     let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"];
     let texts =
@@ -53,11 +52,11 @@ fn processes_of(unit: &str) -> Vec<u32> {
     texts.take(1).flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
-/// Who listens at a socket, where it made it itself.
+/// The listener of a socket, if that process created it.
 fn owner(socket: &Path) -> Option<u32> {
     let peer = match std::os::unix::net::UnixStream::connect(socket) {
         Ok(stream) => seqpacket::peer(stream.as_fd()).ok(),
-        // Of the other kind.
+        // The other socket type.
         Err(_) => seqpacket::connect(socket, true).ok().and_then(|fd| seqpacket::peer(fd.as_fd()).ok()),
     };
     peer.and_then(|peer| u32::try_from(peer.pid).ok()).filter(|pid| *pid > 0)

@@ -1,4 +1,4 @@
-//! The host itself. Each judge is pure: texts of /proc in, a finding out.
+//! Checks of the host. Each check is pure: texts of /proc in, a finding out.
 
 use std::fs;
 
@@ -9,9 +9,9 @@ use crate::config::Config;
 use ash_kernel::cgroup::layout::{Layout, detect};
 use ash_model::{Layer, now_ms};
 
-/// Each sandbox holds a handful of descriptors in ashd, and one in the launcher.
+/// Each sandbox uses several descriptors in ashd, and one in the launcher.
 const DESCRIPTORS_PER_SANDBOX: u64 = 8;
-/// Start of 2026: a clock before it breaks TLS to the model.
+/// Start of 2026: an earlier clock breaks TLS to the model.
 const EARLIEST: i64 = 1_767_225_600_000;
 
 pub fn examine(config: &Config) -> Vec<Finding> {
@@ -45,9 +45,11 @@ fn kernel(release: &str) -> Finding {
         (5, 19..) | (6, 0) => {
             warning("kernel", format!("Linux {release}; 6.1 or newer is tested"), "boot a newer kernel")
         }
-        _ => {
-            failure("kernel", format!("Linux {release}; 5.19 is the least"), "boot a newer kernel (Debian 12 has 6.1)")
-        }
+        _ => failure(
+            "kernel",
+            format!("Linux {release}; 5.19 or newer is required"),
+            "boot a newer kernel (Debian 12 has 6.1)",
+        ),
     }
 }
 
@@ -62,8 +64,8 @@ fn landlock(abi: u32, config: &Config) -> Finding {
     let (floor, required) = (config.confinement.landlock_abi, config.confinement.floor.contains(&Layer::Landlock));
     let mend = "add landlock to lsm= in GRUB_CMDLINE_LINUX of /etc/default/grub, then: update-grub && reboot";
     match abi {
-        0 if required => failure("kernel's landlock", "this kernel has none, or it is switched off", mend),
-        0 => warning("kernel's landlock", "none; the floor allows that", mend),
+        0 if required => failure("kernel's landlock", "not supported by this kernel, or disabled", mend),
+        0 => warning("kernel's landlock", "not available; the floor allows that", mend),
         found if found < floor => failure(
             "kernel's landlock",
             format!("ABI {found}, the floor is {floor}"),
@@ -71,7 +73,7 @@ fn landlock(abi: u32, config: &Config) -> Finding {
         ),
         found if found < 6 => warning(
             "kernel's landlock",
-            format!("ABI {found}: signals and abstract sockets are not scoped (other layers hold them)"),
+            format!("ABI {found}: signals and abstract sockets are not scoped (other layers confine them)"),
             "boot Linux 6.12 or newer",
         ),
         found => ok("kernel's landlock", format!("ABI {found}")),
@@ -131,7 +133,11 @@ fn swap(swaps: &str) -> Finding {
 fn clock(now: i64) -> Finding {
     if now < EARLIEST {
         let at = ash_model::iso(now);
-        return failure("clock", format!("it says {at}; certificates will be refused"), "timedatectl set-ntp true");
+        return failure(
+            "clock",
+            format!("the time is {at}; TLS certificates will be refused"),
+            "timedatectl set-ntp true",
+        );
     }
     ok("clock", ash_model::iso(now))
 }
@@ -149,18 +155,20 @@ fn descriptors(hard: u64, sandboxes: u64) -> Finding {
     )
 }
 
-/// How many there may be of each kind, and whether the host forbids them.
+/// Maximum number of each kind, and whether the host forbids them.
 fn namespaces(sandboxes: u64, sysctl: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let kinds = ["user", "mnt", "pid", "ipc", "uts", "net", "cgroup"];
     let number =
         |kind: &str| sysctl(&format!("user.max_{kind}_namespaces")).and_then(|text| text.trim().parse::<u64>().ok());
-    // One more user namespace while files are mapped.
+    // Mapping files uses one more user namespace for a short time.
     let least = kinds.iter().filter_map(|kind| Some((number(kind)?, *kind))).min();
     findings.push(match least {
-        None => {
-            failure("namespaces", "this kernel has none", "boot a kernel with CONFIG_NAMESPACES and CONFIG_USER_NS")
-        }
+        None => failure(
+            "namespaces",
+            "not supported by this kernel",
+            "boot a kernel with CONFIG_NAMESPACES and CONFIG_USER_NS",
+        ),
         Some((0, kind)) => failure(
             "namespaces",
             format!("user.max_{kind}_namespaces is 0"),
@@ -175,7 +183,7 @@ fn namespaces(sandboxes: u64, sysctl: impl Fn(&str) -> Option<String>) -> Vec<Fi
     });
     let restricted = sysctl("kernel.apparmor_restrict_unprivileged_userns").is_some_and(|text| text.trim() == "1");
     findings.push(if restricted {
-        ok("apparmor", "unprivileged user namespaces are restricted; ash-launcher makes them as root and is not")
+        ok("apparmor", "restricts unprivileged user namespaces; ash-launcher creates them as root")
     } else {
         ok("apparmor", "does not restrict user namespaces")
     });
@@ -198,8 +206,8 @@ fn processes(sandboxes: u64, sysctl: impl Fn(&str) -> Option<String>) -> Finding
     )
 }
 
-/// An open file is 209 bytes of a sandbox's memory limit, and one of `fs.file-max` of the whole host: the memory must come to its end
-/// first, or a sandbox takes all files.
+/// An open file uses 209 bytes of a sandbox's memory limit, and one of the host's `fs.file-max`.
+/// The memory must run out first; otherwise one sandbox could use up all files.
 fn open_files(meminfo: &str, sysctl: impl Fn(&str) -> Option<String>) -> Finding {
     const BYTES: u64 = 209;
     let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());

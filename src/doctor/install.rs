@@ -1,4 +1,5 @@
-//! What was installed and configured: users, directories, programs, claude, the way to the model, the services.
+//! Checks of installation and configuration: users, directories, programs, claude, the connection
+//! to the model, services.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -9,9 +10,9 @@ use super::{Finding, failure, ok, warning};
 use crate::config::{Config, Upstream};
 use ash_kernel::trusted;
 
-/// How long the model's host may take to answer a connection.
+/// Timeout for connecting to the model's host.
 const UPSTREAM_WITHIN: Duration = Duration::from_secs(5);
-/// Bytes below which sessions soon meet a full disk.
+/// Free bytes below which the disk is low.
 const LOW_DISK: u64 = 5 << 30;
 const NO_DISK: u64 = 256 << 20;
 
@@ -30,10 +31,10 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
 fn user(check: &'static str, name: &str) -> Finding {
     match nix::unistd::User::from_name(name) {
         Ok(Some(user)) => ok(check, format!("{name}, uid {}", user.uid)),
-        // ashd started by hand uses ids that are nobody's instead.
+        // An ashd without systemd uses unassigned ids instead.
         _ => warning(
             check,
-            format!("there is no user {name}"),
+            format!("user {name} does not exist"),
             format!("adduser --system --group --no-create-home {name}"),
         ),
     }
@@ -44,8 +45,8 @@ fn data_dir(dir: &Path) -> Vec<Finding> {
     let Ok(meta) = fs::metadata(dir) else {
         return vec![warning(
             "data directory",
-            format!("{shown} is not there yet"),
-            "systemctl start ashd, which makes it",
+            format!("{shown} does not exist yet"),
+            "systemctl start ashd, which creates it",
         )];
     };
     let mode = meta.permissions().mode() & 0o777;
@@ -54,7 +55,7 @@ fn data_dir(dir: &Path) -> Vec<Finding> {
     } else {
         warning(
             "data directory",
-            format!("{shown} has mode {mode:o}: others can look in"),
+            format!("{shown} has mode {mode:o}: other users can read it"),
             format!("chmod o-rwx {shown}"),
         )
     }];
@@ -62,7 +63,7 @@ fn data_dir(dir: &Path) -> Vec<Finding> {
         findings.push(setuid(stat.f_flag.contains(rustix::fs::StatVfsMountFlags::NOSUID), mode, dir));
         let (free, inodes) = (stat.f_bavail * stat.f_frsize, stat.f_favail);
         let found = format!("{} MiB and {inodes} inodes free on {shown}", free >> 20);
-        let mend = "make room, or move it: data_dir in /etc/ashd/ashd.toml";
+        let mend = "free disk space, or move the data directory (data_dir in /etc/ashd/ashd.toml)";
         findings.push(match free {
             // File systems without a table of inodes report 0 of 0.
             _ if stat.f_files > 0 && inodes < 10_000 => failure("disk", found, mend),
@@ -74,7 +75,7 @@ fn data_dir(dir: &Path) -> Vec<Finding> {
     findings
 }
 
-/// A payload may give its files setuid bits, and on the disk they belong to ashd.
+/// Setuid bits of a payload's files: on the host, these files belong to ashd.
 fn setuid(nosuid: bool, mode: u32, dir: &Path) -> Finding {
     let shown = dir.display();
     if nosuid {
@@ -86,12 +87,14 @@ fn setuid(nosuid: bool, mode: u32, dir: &Path) -> Finding {
     }
     warning(
         "setuid files",
-        format!("{found}, and mode {mode:o} lets others in: only the directory of the sessions guards them"),
+        format!(
+            "{found}, and mode {mode:o} admits other users: only the mode of the sessions directory keeps them out"
+        ),
         format!("chmod o-rwx {shown}, or mount it nosuid (docs/operations.md)"),
     )
 }
 
-/// Where ashd looks for its other programs.
+/// Where ashd searches for its other programs.
 pub fn find(name: &str) -> Option<PathBuf> {
     let own = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -102,11 +105,7 @@ pub fn find(name: &str) -> Option<PathBuf> {
 fn program(name: &'static str) -> Finding {
     match find(name) {
         Some(path) => ok(name, path.display().to_string()),
-        None => failure(
-            name,
-            "neither beside ashctl, nor in /usr/lib/ashd, nor on the PATH",
-            "apt install --reinstall ashd",
-        ),
+        None => failure(name, "not found beside ashctl, in /usr/lib/ashd or in PATH", "apt install --reinstall ashd"),
     }
 }
 
@@ -118,7 +117,7 @@ fn claude(config: &Config) -> Finding {
         Ok(Ok(stat)) if stat.st_mode & 0o005 == 0o005 => warning(
             "claude",
             format!(
-                "{} can be read by every user, so a command in a sandbox can trace the claude that started it",
+                "{} is readable by every user, so a command in a sandbox can trace the claude that started it",
                 path.display()
             ),
             format!("chmod 0711 {}", path.display()),
@@ -126,7 +125,7 @@ fn claude(config: &Config) -> Finding {
         Ok(Ok(stat)) if stat.st_mode & 0o001 != 0 => {
             ok("claude", format!("{}, {} MiB", path.display(), stat.st_size >> 20))
         }
-        Ok(Ok(_)) => failure("claude", format!("{} is not a program that everybody may run", path.display()), mend()),
+        Ok(Ok(_)) => failure("claude", format!("{} is not executable for all users", path.display()), mend()),
         Ok(Err(error)) => failure("claude", format!("{}: {error}", path.display()), mend()),
         // The launcher refuses it too.
         Err(why) => failure("claude", why.to_string(), why.remedy().unwrap_or_else(mend)),
@@ -135,26 +134,30 @@ fn claude(config: &Config) -> Finding {
 
 async fn upstream(upstream: &Upstream) -> Finding {
     let url = match upstream {
-        Upstream::Offline => return ok("model", "offline: scripted answers, no key is needed"),
+        Upstream::Offline => return ok("model", "offline: scripted answers, no key needed"),
         Upstream::Url(url) => url,
     };
     let Some(address) = address(url) else {
-        return failure("model", format!("{url} is no address"), "set gateway.upstream in /etc/ashd/ashd.toml");
+        return failure(
+            "model",
+            format!("{url} is not a valid address"),
+            "set gateway.upstream in /etc/ashd/ashd.toml",
+        );
     };
     match tokio::time::timeout(UPSTREAM_WITHIN, tokio::net::TcpStream::connect(&address)).await {
         Ok(Ok(_)) => ok("model", format!("{address} answers")),
         Ok(Err(error)) => {
-            failure("model", format!("{address}: {error}"), format!("curl -v {url}, then correct DNS or the firewall"))
+            failure("model", format!("{address}: {error}"), format!("run curl -v {url}, then fix DNS or the firewall"))
         }
         Err(_) => failure(
             "model",
-            format!("{address}: no answer in 5 s"),
-            format!("curl -v {url}, then correct the firewall"),
+            format!("{address}: no answer within 5 s"),
+            format!("run curl -v {url}, then fix the firewall"),
         ),
     }
 }
 
-/// An upstream that was allowed although the key travels in clear.
+/// An upstream that receives the model key in clear, as configured.
 fn in_clear(config: &Config) -> Option<Finding> {
     let Upstream::Url(url) = &config.gateway.upstream else { return None };
     ash_model::sends_in_clear(url).then(|| {
@@ -166,7 +169,6 @@ fn in_clear(config: &Config) -> Option<Finding> {
     })
 }
 
-/// Host and port of a URL.
 fn address(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let host = rest.split(['/', '?']).next().filter(|host| !host.is_empty())?;
@@ -190,7 +192,7 @@ async fn services(config: &Config) -> Vec<Finding> {
         }
     };
     let mut findings = vec![socket("launcher", "ash-launcher"), socket("gateway", "ash-gateway")];
-    // 0.0.0.0 and 0 stand for "any": the port that was chosen is in the run directory.
+    // 0.0.0.0 and 0 stand for "any": the chosen port is in the run directory.
     let chosen = fs::read_to_string(config.run_dir.join("port")).ok().and_then(|text| text.trim().parse().ok());
     let port: u16 = chosen.unwrap_or(config.server.port);
     let ip = if config.server.host.is_unspecified() { [127, 0, 0, 1].into() } else { config.server.host };

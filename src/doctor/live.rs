@@ -1,8 +1,8 @@
-//! A throw-away sandbox: set up by the real launcher, measured from within, and gone again.
+//! A temporary sandbox: created by the real launcher, measured from within, and removed.
 //!
 //! ```text
 //!   launcher answers ----> used as it is (its cgroup is the one systemd delegates)
-//!   none runs -----------> one of our own: directories of root's own, /bin/true for claude, ended afterwards
+//!   none runs -----------> a temporary one: root's directories, /bin/true as claude
 //! ```
 
 use std::fs;
@@ -25,14 +25,14 @@ use ash_protocol::init::Exit;
 use ash_protocol::launcher::{ClaudeBinary, Create};
 
 const CHECK: &str = "sandbox";
-/// How long a launcher of our own may take until it answers, and to end.
+/// Time limit for a temporary launcher to answer, and to end.
 const LAUNCHER_WITHIN: Duration = Duration::from_secs(10);
 /// `claude --version` takes a second on a slow disk.
 const CLAUDE_WITHIN: Duration = Duration::from_secs(30);
 
 pub async fn examine(config: &Config) -> Vec<Finding> {
     if !nix::unistd::geteuid().is_root() {
-        return vec![warning(CHECK, "not tried: a sandbox is set up by root", "sudo ashctl doctor")];
+        return vec![warning(CHECK, "not checked: only root can create a sandbox", "sudo ashctl doctor")];
     }
     let has_claude = trusted::file(&config.claude.program()).is_ok();
     let running = if has_claude { Launcher::connect(&config.run_dir).await.ok() } else { None };
@@ -51,13 +51,13 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
         }
         Err(why) => vec![failure(
             CHECK,
-            format!("no launcher runs, and none can be started: {why}"),
+            format!("no launcher is running, and a temporary one failed to start: {why}"),
             "systemctl status ash-launcher",
         )],
     }
 }
 
-/// Makes the sandbox, measures it, and leaves nothing.
+/// Creates the sandbox, measures it, and removes everything.
 async fn throw_away(config: &Config, launcher: &Launcher, data: &Path, claude: ClaudeBinary) -> Vec<Finding> {
     let id = Uuid::new_v4();
     let dir = match SessionDir::make(data, id) {
@@ -66,7 +66,7 @@ async fn throw_away(config: &Config, launcher: &Launcher, data: &Path, claude: C
             return vec![failure(
                 CHECK,
                 format!("{}: {error}", data.display()),
-                "systemctl start ashd, which makes it",
+                "systemctl start ashd, which creates it",
             )];
         }
     };
@@ -77,7 +77,7 @@ async fn throw_away(config: &Config, launcher: &Launcher, data: &Path, claude: C
         Ok(sandbox) => measured(config, &sandbox, began.elapsed()).await,
         Err(LauncherError::Failed(why)) => {
             let mend = why.hint.clone().unwrap_or_else(|| "see docs/sandbox.md for this step".to_owned());
-            vec![failure(CHECK, format!("cannot be set up: {why}"), mend)]
+            vec![failure(CHECK, format!("cannot create a sandbox: {why}"), mend)]
         }
         Err(error) => vec![failure(CHECK, error.to_string(), "systemctl restart ash-launcher")],
     };
@@ -91,9 +91,9 @@ async fn throw_away(config: &Config, launcher: &Launcher, data: &Path, claude: C
 }
 
 async fn measured(config: &Config, sandbox: &Sandbox, set_up: Duration) -> Vec<Finding> {
-    let mut findings = vec![ok(CHECK, format!("set up in {:.1} ms", set_up.as_secs_f64() * 1000.0))];
+    let mut findings = vec![ok(CHECK, format!("created in {:.1} ms", set_up.as_secs_f64() * 1000.0))];
     let Some(mut events) = sandbox.take_events() else {
-        return vec![failure(CHECK, "its events were taken", "run it again")];
+        return vec![failure(CHECK, "the events of the sandbox are not available", "run it again")];
     };
     let began = Instant::now();
     let inside = match measure::measure(sandbox, &mut events, 1).await {
@@ -125,13 +125,13 @@ async fn measured(config: &Config, sandbox: &Sandbox, set_up: Duration) -> Vec<F
     findings.push(if broken.is_empty() {
         ok("workloads", "processes, threads, code made at run time, loopback, terminals, files")
     } else {
-        failure("workloads", broken.join("; "), "these should work in a sandbox: see docs/sandbox.md, then report it")
+        failure("workloads", broken.join("; "), "these must work in a sandbox: see docs/sandbox.md, then report a bug")
     });
     findings.push(claude_starts(sandbox, &mut events).await);
     findings
 }
 
-/// The binary of the sandbox says its version. A launcher of our own has /bin/true in its place, which says another one.
+/// Runs the sandbox's binary with `--version`. A temporary launcher has /bin/true in its place.
 async fn claude_starts(
     sandbox: &Sandbox,
     events: &mut tokio::sync::mpsc::UnboundedReceiver<crate::sandbox::SandboxEvent>,
@@ -151,20 +151,20 @@ async fn claude_starts(
     }
 }
 
-/// `<data>/sessions/<id>` as ashd would make it; removed with the guard.
+/// `<data>/sessions/<id>` as ashd creates it; removed with the guard.
 struct SessionDir {
     data: Tree,
     sessions: Tree,
     name: String,
-    /// `<data>/sessions` was made for this.
+    /// This check created `<data>/sessions`.
     fresh: bool,
 }
 
 impl SessionDir {
-    /// ashd owns the directories above and may exchange them meanwhile, so all is relative to descriptors.
+    /// Uses only paths relative to descriptors: ashd owns the parents and could exchange them.
     fn make(data: &Path, id: Uuid) -> std::io::Result<Self> {
         let data = Tree::open(data)?;
-        // ashd makes it with its first session, as its own like everything there.
+        // ashd creates it with its first session, as its own.
         let fresh = !data.has(SESSIONS);
         let sessions =
             if fresh { data.make_dir(SESSIONS, 0o700, Some(data.owner())) } else { data.directory(SESSIONS) };
@@ -172,7 +172,7 @@ impl SessionDir {
         let owner = Some(sessions.owner());
         let name = id.to_string();
         let made = Self { data, sessions, name, fresh };
-        // Given away last: its new owner may exchange what is in it.
+        // Given away last, because the new owner can exchange the contents.
         let own = made.sessions.make_dir(&made.name, 0o700, None)?;
         own.make_dir("workspace", 0o700, owner)?;
         own.make_dir("home", 0o700, owner)?;
@@ -184,7 +184,7 @@ impl SessionDir {
 impl Drop for SessionDir {
     fn drop(&mut self) {
         self.sessions.remove(&self.name).ok();
-        // Not when a session was made there meanwhile: then it is not empty.
+        // Fails if a session was created there meanwhile: it is then not empty.
         if self.fresh {
             self.data.remove_dir(SESSIONS).ok();
         }
@@ -193,7 +193,7 @@ impl Drop for SessionDir {
 
 const SESSIONS: &str = "sessions";
 
-/// A launcher that lives as long as this.
+/// A launcher that ends with this value.
 struct OwnLauncher {
     dir: Private,
     run: Private,
@@ -203,10 +203,11 @@ struct OwnLauncher {
 impl OwnLauncher {
     async fn start(config: &Config) -> Result<(Self, Launcher), String> {
         let program = install::find("ash-launcher").ok_or("ash-launcher is not installed")?;
-        // Below the range of the sandboxes; the two just below it stand for ashd and the gateway where these have no user.
+        // Below the sandboxes' range, whose two preceding ids are for ashd and the gateway without
+        // users.
         let client = config.launcher.uid_base - 3;
         let owner = Owner { uid: client, gid: client };
-        let shown = |error: std::io::Error| format!("a directory for the trial: {error}");
+        let shown = |error: std::io::Error| format!("cannot create a temporary directory: {error}");
         let dir = trial_directory(&config.data_dir).map_err(shown)?;
         let made = || -> Result<fs::File, Refused> {
             dir.tree().make_dir("data", 0o755, None)?.make_dir(SESSIONS, 0o700, Some(owner))?;
@@ -215,7 +216,7 @@ impl OwnLauncher {
         let log = made().map_err(|refused| shown(refused.into()))?;
         let binary = config.claude.program();
         let claude = if trusted::file(&binary).is_ok() { binary } else { PathBuf::from("/bin/true") };
-        // The socket's path must be short, and the launcher's clients are found by it.
+        // A socket's path must be short, and the launcher's clients are found by it.
         let run = Private::new(Some(Path::new("/run")), "ash-doctor", 0o755).map_err(shown)?;
         let process = Command::new(program)
             .arg("--run-dir")
@@ -225,11 +226,12 @@ impl OwnLauncher {
             .arg("--claude-binary")
             .arg(claude)
             .args(["--client-user", &client.to_string()])
-            // The range of the installed launcher: each leaves alone what the other has taken.
+            // The same range as the installed launcher's: each leaves ids alone that the other
+            // uses.
             .args(["--uid-base", &config.launcher.uid_base.to_string()])
             .args(["--uid-count", &config.launcher.uid_count.to_string()])
             .args(["--cgroup", &format!("ashd-doctor-{}", std::process::id())])
-            // Should this process be killed, its end of the pipe closes, and the launcher ends too.
+            // If this process is killed, its end of the pipe closes and the launcher ends too.
             .arg("--while-stdin-is-open")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -255,7 +257,7 @@ impl OwnLauncher {
 
 impl Drop for OwnLauncher {
     fn drop(&mut self) {
-        // SIGTERM: it ends its sandboxes, removes its cgroups and its run directory's socket.
+        // SIGTERM: it ends its sandboxes, and removes its cgroups and its socket.
         if let Ok(pid) = i32::try_from(self.process.id()) {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).ok();
         }
@@ -269,8 +271,9 @@ impl Drop for OwnLauncher {
     }
 }
 
-/// A directory of root's own, beside the data directory where that is on the same file system: its mounts are those that
-/// matter. Elsewhere (the data directory is a mount of its own, or others may write beside it): `/run`.
+/// A directory of root, beside the data directory if that is on the same file system, so that the
+/// same mount options apply. Otherwise (a separate mount, or a parent that others can write):
+/// `/run`.
 fn trial_directory(data_dir: &Path) -> std::io::Result<Private> {
     let beside = || {
         let data = Tree::open(data_dir).ok()?;

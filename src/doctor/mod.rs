@@ -1,10 +1,10 @@
-//! `ashctl doctor`: what this host lacks, and the command that mends it.
+//! `ashctl doctor`: checks host and installation, and shows how to fix what is wrong.
 //!
 //! ```text
-//!   host     kernel, namespaces, landlock, seccomp, cgroups, swap, clock, limits     judged from texts (pure)
+//!   host     kernel, namespaces, landlock, seccomp, cgroups, swap, clock, limits (pure: texts in)
 //!   install  configuration, users, directories, programs, claude, upstream, services
-//!   daemons  what runs: whether each confines itself
-//!   live     a throw-away sandbox: every layer measured from within, claude started
+//!   daemons  running daemons: whether each confines itself
+//!   live     a temporary sandbox: every layer measured from within, claude started
 //!                    |
 //!                    v
 //!   findings -> table or JSON -> exit 0 all well, 1 warnings, 2 failures
@@ -25,19 +25,18 @@ use crate::config::Config;
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     Ok,
-    /// Works, with less than it could have.
+    /// Works, but with limitations.
     Warning,
-    /// Sessions do not start, or are not what they should be.
+    /// Sessions do not start, or lack protection.
     Failure,
 }
 
-/// The outcome of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub check: &'static str,
     pub status: Status,
     pub found: String,
-    /// The command, or the setting, that mends it.
+    /// The command or setting that fixes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mend: Option<String>,
 }
@@ -57,7 +56,7 @@ fn failure(check: &'static str, found: impl Into<String>, mend: impl Into<String
 /// Everything that was checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Diagnosis {
-    /// The worst of them.
+    /// The worst status of all findings.
     pub status: Status,
     pub findings: Vec<Finding>,
 }
@@ -73,7 +72,7 @@ impl Diagnosis {
         self.status as u8
     }
 
-    /// One line a finding, and below it what mends it.
+    /// One line per finding, and below it the fix.
     pub fn text(&self) -> String {
         let width = self.findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
         let mut text = String::new();
@@ -99,7 +98,7 @@ impl Diagnosis {
     }
 }
 
-/// Checks everything. `config` is another file than the usual one.
+/// Runs all checks. `config` is a file to use instead of the default one.
 pub async fn examine(config: Option<&Path>) -> Diagnosis {
     let mut findings = Vec::new();
     let config = match Config::load(config) {
@@ -109,7 +108,7 @@ pub async fn examine(config: Option<&Path>) -> Diagnosis {
         }
         Err(errors) => {
             let text = errors.to_string();
-            findings.push(failure("configuration", text, "correct it, then: ashd check-config"));
+            findings.push(failure("configuration", text, "fix it, then run: ashd check-config"));
             Config::default()
         }
     };

@@ -1,20 +1,23 @@
-//! The pool: how many sandboxes may live, and whose turn it is to make room.
+//! The pool: how many sandboxes may live, and which one is evicted for another.
 //!
 //! ```text
-//!         admit_spare [ warming ] --> [ warm ] --- claimed ---+      (a parked one: to [ warming ], its claude is to start)
-//!                                                             v
+//!         admit_spare [ warming ] --> [ warm ] --- claimed ---+   (a parked one: to [ warming ],
+//!                                                             v    claude must start)
 //!            admit                    ready                       turn begins
 //!   (cold) ---------> [ warming ] ----------------------> [ waiting ] <------> [ running ]
 //!      ^                  |                                |      ^    turn ends     |
 //!      |                  |                          pause |      | resume           |
-//!      +------------------+---- drop ----------------- [ parkable ] <----------------+  (paused in mid-turn: not parkable)
+//!      +------------------+---- drop ----------------- [ parkable ] <----------------+
+//!                                                      (paused in mid-turn: not parkable)
 //! ```
 //!
-//! Who gets a place, and whose sandbox is given up for it, is decided in [`victim`]: the tenant that holds most gives way first.
+//! [`victim`] decides who gets a slot and which sandbox is evicted for it: the tenant with the most
+//! sandboxes gives way first.
 //!
-//! A [`Slot`] is the right to one live sandbox, and exists before the sandbox does: the bound (`ASH_MAX_SANDBOXES`) holds
-//! at every moment, also while many sessions start at once. Its undo is its drop, after the sandbox is destroyed.
-//! Nothing here does I/O: the layer above destroys what [`Admission::MakeRoom`] names.
+//! A [`Slot`] is the right to one live sandbox, and exists before the sandbox: the limit
+//! (`ASH_MAX_SANDBOXES`) holds at every moment, also during concurrent starts. Drop the slot after
+//! the sandbox is destroyed. This module does no I/O: the caller destroys what
+//! [`Admission::MakeRoom`] names.
 
 mod victim;
 
@@ -32,11 +35,11 @@ use ash_model::{SandboxState, TenantId};
 use victim::{Decision, Promises, Rules};
 pub use victim::{Occupant, Spare};
 
-/// How long a place that comes free is kept for a tenant that was refused one: its client comes again after `Retry-After`
-/// (5 s), and may be late.
+/// How long a free slot is reserved for a tenant that was refused: its client retries after
+/// `Retry-After` (5 s), possibly late.
 const PROMISE: Duration = Duration::from_secs(15);
 
-/// Cheap to clone; all clones count together.
+/// Cheap to clone; all clones share the counts.
 #[derive(Clone, Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -45,12 +48,12 @@ pub struct Pool {
 #[derive(Debug)]
 struct Shared {
     rules: Mutex<Rules>,
-    /// [`Rules::max`] once more, for `/health`.
+    /// Copy of [`Rules::max`] for `/health`.
     max: AtomicUsize,
     taken: Mutex<Taken>,
-    /// A sandbox was given up, or came into another state.
+    /// A sandbox was destroyed or changed its state.
     changed: Notify,
-    /// One gauge per state, so that `/health` and `/metrics` read numbers and compute nothing.
+    /// One gauge per state, so that `/health` and `/metrics` only read numbers.
     warming: AtomicI64,
     warm: AtomicI64,
     waiting: AtomicI64,
@@ -69,27 +72,26 @@ struct Taken {
     promises: Promises,
 }
 
-/// What a request for a slot comes to.
+/// The outcome of a request for a slot.
 #[derive(Debug)]
 pub enum Admission {
     Granted(Slot),
-    /// Full, but this sandbox without a session, or of an idle session, may be given up: do that and ask again.
+    /// Full, but this sandbox, of no session or an idle one, can be evicted: evict it and retry.
     MakeRoom(Uuid),
-    /// Full, and nothing may go.
+    /// Full, and no sandbox can be evicted.
     Full(Full),
 }
 
-/// Why there is no slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
-    /// All places are taken or promised. `owed`: another tenant holds at least two more, and the next place that comes free is
-    /// kept for this tenant.
+    /// All slots are taken or promised. `owed`: another tenant holds at least two more, and the
+    /// next free slot is reserved for this tenant.
     Host { owed: bool },
-    /// The tenant has as many as one tenant may have.
+    /// The tenant has reached its maximum.
     Tenant { most: usize },
 }
 
-/// The pool in numbers.
+/// Counters of the pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Census {
     pub cold: usize,
@@ -100,16 +102,16 @@ pub struct Census {
     pub max: usize,
     pub resumed_warm: u64,
     pub resumed_cold: u64,
-    /// Sessions that were created from a warm sandbox.
+    /// Sessions created from a warm sandbox.
     pub pre_warmed: u64,
-    /// ... from a parked one, and from nothing.
+    /// Sessions created from a parked sandbox, and from nothing.
     pub created_parked: u64,
     pub created_cold: u64,
 }
 
 impl Pool {
-    /// `max` live sandboxes at most (`ASH_MAX_SANDBOXES`), `per_tenant` of one tenant. When they are there, active sessions that
-    /// had no turn for `evict_after` make room behind the paused ones.
+    /// At most `max` live sandboxes (`ASH_MAX_SANDBOXES`), and `per_tenant` of one tenant. At the
+    /// limit, paused sessions are evicted first, then active ones without a turn for `evict_after`.
     pub fn new(max: usize, per_tenant: Option<usize>, evict_after: Duration) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -131,7 +133,7 @@ impl Pool {
         }
     }
 
-    /// Other bounds from now on. What lives above a lower maximum is counted, not killed.
+    /// Changes the limits. Sandboxes above a lower maximum are counted, not killed.
     pub fn resize(&self, max: usize, per_tenant: Option<usize>, evict_after: Duration) {
         self.shared.max.store(max, Ordering::Relaxed);
         *self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner) = Rules { max, per_tenant, evict_after };
@@ -145,7 +147,7 @@ impl Pool {
         *self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A slot for the sandbox of this tenant's session, if there is room.
+    /// A slot for the sandbox of this tenant's session, if one is free.
     pub fn admit(&self, tenant: &TenantId, session: Uuid) -> Admission {
         let (rules, now) = (self.rules(), Instant::now());
         let mut taken = self.shared.taken();
@@ -156,7 +158,7 @@ impl Pool {
                 Admission::Granted(self.occupy(&mut taken.slots, tenant, session, SandboxState::Warming, None))
             }
             Decision::MakeRoom(id) => {
-                // Named once: two requests at the same moment must not wait for the same room.
+                // Named once: two concurrent requests must not wait for the same slot.
                 if let Some(occupant) = taken.slots.get_mut(&id) {
                     occupant.leaving = true;
                 }
@@ -172,8 +174,7 @@ impl Pool {
         }
     }
 
-    /// A slot for a sandbox without a session: only where there is room that no session waits for, and the first to be given up
-    /// again.
+    /// A slot for a sandbox without a session: only if no session waits for it, and evicted first.
     pub fn admit_spare(&self, tenant: &TenantId, id: Uuid, kind: Spare) -> Option<Slot> {
         let (rules, now) = (self.rules(), Instant::now());
         let mut taken = self.shared.taken();
@@ -183,8 +184,8 @@ impl Pool {
         fits.then(|| self.occupy(&mut taken.slots, tenant, id, SandboxState::Warming, Some(kind)))
     }
 
-    /// A slot for a sandbox that lives already (found at the start of the daemon). Given even above the maximum, which
-    /// may have been lowered meanwhile: what lives is counted, not killed.
+    /// A slot for a sandbox that already lives (found at the start of the daemon). Granted even
+    /// above a maximum that was lowered meanwhile: live sandboxes are counted, not killed.
     pub fn adopt(&self, tenant: &TenantId, session: Uuid) -> Slot {
         let mut taken = self.shared.taken();
         self.occupy(&mut taken.slots, tenant, session, SandboxState::Waiting, None)
@@ -204,35 +205,35 @@ impl Pool {
         Slot { shared: Arc::clone(&self.shared), session }
     }
 
-    /// Sandboxes that this tenant has, those without a session included, and the most it may have.
+    /// Sandboxes of this tenant, including those without a session, and its maximum.
     pub fn of_tenant(&self, tenant: &TenantId) -> (usize, Option<usize>) {
         let own = self.shared.taken().slots.values().filter(|occupant| occupant.tenant == *tenant).count();
         (own, self.rules().per_tenant)
     }
 
-    /// Waits until a sandbox was given up or came into another state, and no longer than `most`.
+    /// Waits until a sandbox was destroyed or changed its state, at most for `most`.
     pub async fn changed(&self, most: Duration) {
-        // Too late for a change is no harm: it is asked again then.
+        // A missed change is harmless: the caller asks again.
         let _ = tokio::time::timeout(most, self.shared.changed.notified()).await;
     }
 
-    /// Sessions without a process changed by this many (they are rows, which the pool does not count).
+    /// Changes the number of sessions without a process (rows, which the pool does not count).
     pub fn cold_changed(&self, by: i64) {
         self.shared.cold.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// A session was resumed from a frozen sandbox (`warm`) or by a new process.
+    /// Counts a session resumed from a frozen sandbox (`warm`) or by a new process.
     pub fn resumed(&self, warm: bool) {
         let counter = if warm { &self.shared.resumed_warm } else { &self.shared.resumed_cold };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A session was created from a warm sandbox.
+    /// Counts a session created from a warm sandbox.
     pub fn pre_warmed(&self) {
         self.shared.pre_warmed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A session was created from a parked sandbox, or from nothing.
+    /// Counts a session created from a parked sandbox, or from nothing.
     pub fn created(&self, parked: bool) {
         let counter = if parked { &self.shared.created_parked } else { &self.shared.created_cold };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -260,7 +261,8 @@ impl Pool {
 
 impl Shared {
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        // The map is whole between any two statements, so a panic elsewhere cannot have spoilt it.
+        // The map is consistent between any two statements, so a panic elsewhere cannot have
+        // damaged it.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -276,7 +278,7 @@ impl Shared {
     }
 }
 
-/// The right to one live sandbox. Dropped when the sandbox is gone.
+/// The right to one live sandbox. Drop it when the sandbox is destroyed.
 #[derive(Debug)]
 pub struct Slot {
     shared: Arc<Shared>,
@@ -284,8 +286,8 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// `parkable`: the sandbox may be destroyed to make room for another session's (a paused session between turns). In any
-    /// state but `Warm` it is a session's.
+    /// `parkable`: the sandbox may be evicted for another session (a paused session between turns).
+    /// In any state but `Warm` it belongs to a session.
     pub fn set(&self, state: SandboxState, parkable: bool) {
         let mut taken = self.shared.taken();
         if let Some(occupant) = taken.slots.get_mut(&self.session) {

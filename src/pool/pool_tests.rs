@@ -42,7 +42,7 @@ fn a_paused_session_makes_room_once() {
     assert!(matches!(pool.admit(&own(), Uuid::new_v4()), Admission::Full(_)));
     slot.set(SandboxState::Waiting, true);
     assert!(matches!(pool.admit(&own(), Uuid::new_v4()), Admission::MakeRoom(id) if id == slot.session));
-    assert!(matches!(pool.admit(&own(), Uuid::new_v4()), Admission::Full(_)), "it is leaving already");
+    assert!(matches!(pool.admit(&own(), Uuid::new_v4()), Admission::Full(_)), "it is already leaving");
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn warm_ones_take_no_room_from_sessions_and_go_first() {
     let paused = granted(&pool);
     paused.set(SandboxState::Waiting, true);
     let warm = pool.admit_spare(&own(), Uuid::new_v4(), Spare::Warm).expect("there is room");
-    assert!(pool.admit_spare(&own(), Uuid::new_v4(), Spare::Parked).is_none(), "never at the cost of another");
+    assert!(pool.admit_spare(&own(), Uuid::new_v4(), Spare::Parked).is_none(), "evicts no other sandbox");
     assert!(
         matches!(pool.admit(&own(), Uuid::new_v4()), Admission::MakeRoom(id) if id == warm.session),
         "while it is made"

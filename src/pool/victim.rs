@@ -1,16 +1,19 @@
-//! Who gets a place for one more sandbox, and which sandbox is given up for it. Pure.
+//! Decides who gets a slot for one more sandbox, and which sandbox is evicted for it. Pure.
 //!
 //! ```text
-//!   the tenant has its maximum      -> one of its own idle sandboxes, else refused
-//!   a place is free                 -> granted, unless it is promised to a tenant that holds less
-//!   no place is free                -> 1. a sandbox without a session: parked, then warm
-//!                                      2. of the tenant that holds most: its paused sessions, then its idle ones
-//!                                         (idle for `evict_after`, or for `IDLE` when that tenant holds two more than the asker)
-//!                                      3. the same of the tenant that holds less
-//!                                      else refused; what comes free is promised to whoever holds least
+//!   the tenant has its maximum -> one of its own idle sandboxes, else refused
+//!   a slot is free             -> granted, unless it is promised to a tenant with fewer sandboxes
+//!   no slot is free            -> 1. a sandbox without a session: parked, then warm
+//!                                 2. of the tenant with the most sandboxes: its paused sessions,
+//!                                    then its idle ones (idle for `evict_after`, or for `IDLE` if
+//!                                    that tenant holds two more than the asking one)
+//!                                 3. the same of the tenant with fewer
+//!                                 else refused; the next free slot is promised to the tenant with
+//!                                 the fewest
 //! ```
 //!
-//! A sandbox in a turn is never chosen. Commands and background processes are looked at by the session itself, when it is asked.
+//! A sandbox in a turn is never chosen. The session itself checks for commands and background
+//! processes when it is asked.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -20,11 +23,12 @@ use uuid::Uuid;
 
 use ash_model::{SandboxState, TenantId};
 
-/// Time without a turn after which a session of the largest holder is idle for a tenant that holds less. As long as an idle
-/// sandbox takes to be frozen by default, so that a client that sends one message after the other keeps its sandbox.
+/// Time without a turn after which a session of the largest holder counts as idle for a tenant with
+/// fewer. Equals the default time until an idle sandbox is frozen, so that a client that sends one
+/// message after the other keeps its sandbox.
 pub const IDLE: Duration = Duration::from_secs(2);
 
-/// A sandbox that has no session yet, the cheapest to make anew first.
+/// A sandbox without a session; ordered by the cost of creating it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Spare {
     /// Empty: no files, no claude.
@@ -33,49 +37,49 @@ pub enum Spare {
     Warm,
 }
 
-/// One slot that is taken.
+/// A taken slot.
 #[derive(Clone, Debug)]
 pub struct Occupant {
     pub tenant: TenantId,
     pub state: SandboxState,
-    /// Without a session, ready or being made; `None` for a session's.
+    /// Kind of a sandbox without a session, ready or in creation; `None` for a session's.
     pub spare: Option<Spare>,
-    /// Its session is paused, between turns, and resumes from its directory.
+    /// Its session is paused, between turns, and can resume from its directory.
     pub parkable: bool,
-    /// Already asked to go.
+    /// Already asked to leave.
     pub leaving: bool,
-    /// When it came into this state.
+    /// When it entered this state.
     pub since: Instant,
 }
 
-/// What bounds the pool.
+/// Limits of the pool.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     pub max: usize,
-    /// Of one tenant; `None`: as many as there are places.
+    /// Per tenant; `None`: unlimited.
     pub per_tenant: Option<usize>,
     /// Time without a turn after which an active session's sandbox may be evicted for any tenant.
     pub evict_after: Duration,
 }
 
-/// What an asker is told.
+/// The decision for an asking tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     Grant,
-    /// This one may be given up for it.
+    /// This sandbox may be evicted for it.
     MakeRoom(Uuid),
-    /// The tenant has its own maximum, and none of its sandboxes may go.
+    /// The tenant has its maximum, and none of its sandboxes can be evicted.
     TenantFull,
-    /// `owed`: another tenant holds at least two more, so the next place is this tenant's.
+    /// `owed`: another tenant holds at least two more, so the next slot is this tenant's.
     Full {
         owed: bool,
     },
 }
 
-/// Places that are kept for tenants that were refused, and until when.
+/// Slots reserved for tenants that were refused, with the end of the reservation.
 pub type Promises = HashMap<TenantId, Instant>;
 
-/// How many sessions each tenant has a sandbox for.
+/// The number of sandboxes per tenant.
 fn held(slots: &HashMap<Uuid, Occupant>) -> HashMap<&TenantId, usize> {
     let mut held = HashMap::new();
     for occupant in slots.values().filter(|occupant| occupant.spare.is_none()) {
@@ -84,7 +88,7 @@ fn held(slots: &HashMap<Uuid, Occupant>) -> HashMap<&TenantId, usize> {
     held
 }
 
-/// What a tenant that asks for one more sandbox is told.
+/// Decides on one more sandbox for a tenant.
 pub fn decide(
     slots: &HashMap<Uuid, Occupant>,
     promises: &Promises,
@@ -111,7 +115,7 @@ pub fn decide(
     }
 }
 
-/// The sandbox that is given up for one more of this tenant, if any may be.
+/// The sandbox to evict for this tenant, if any.
 fn choose(
     slots: &HashMap<Uuid, Occupant>,
     evict_after: Duration,

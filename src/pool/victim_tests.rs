@@ -1,13 +1,13 @@
 use super::*;
 
-/// Slots as a table: tenant, state, age in seconds. The ids are those of the positions.
+/// Slots as a table: tenant, state, age in seconds. Ids are the positions.
 struct Table {
     slots: HashMap<Uuid, Occupant>,
     promises: Promises,
     now: Instant,
 }
 
-/// State, whether it may be paused, and which kind of spare it is.
+/// State, whether it is parkable, and its kind of spare.
 type Kind = (SandboxState, bool, Option<Spare>);
 
 const TURN: Kind = (SandboxState::Running, false, None);
@@ -43,13 +43,13 @@ impl Table {
         decide(&self.slots, &self.promises, rules, &tenant(asks), self.now)
     }
 
-    /// All that are given up one after the other, if nothing else happens.
+    /// All evictions in order, if nothing else happens.
     fn order(mut self, asks: &str) -> Vec<usize> {
         let mut order = Vec::new();
         while let Decision::MakeRoom(victim) = self.decide(asks, self.slots.len(), None) {
             order.push((0..100).find(|n| id(*n) == victim).unwrap());
             self.slots.remove(&victim);
-            // Somebody else's place: the number of sandboxes stays.
+            // Another tenant takes the slot: the number of sandboxes stays.
             let filler = Occupant {
                 tenant: tenant(asks),
                 state: SandboxState::Running,
@@ -75,7 +75,7 @@ fn one_tenant_alone_gives_up_what_has_no_session_then_paused_then_long_idle_ones
     let rows =
         [("a", TURN, 999), ("a", IDLING, 90), ("a", PAUSED, 5), ("a", PAUSED, 9), ("a", WARM, 1), ("a", PARKED, 1)];
     assert_eq!(table(&rows).order("a"), [5, 4, 3, 2, 1]);
-    // Idle for less than `evict_after`: it is its own tenant that asks.
+    // Idle for less than `evict_after`, and its own tenant asks.
     let rows = [("a", IDLING, 59), ("a", TURN, 99), ("a", STARTS, 99)];
     assert_eq!(table(&rows).decide("a", 3, None), Decision::Full { owed: false });
 }
@@ -83,12 +83,12 @@ fn one_tenant_alone_gives_up_what_has_no_session_then_paused_then_long_idle_ones
 #[test]
 fn the_largest_holder_gives_way_to_one_that_holds_two_less() {
     let rows = [("a", IDLING, 3), ("a", IDLING, 4), ("a", IDLING, 1)];
-    assert_eq!(table(&rows).decide("b", 3, None), Decision::MakeRoom(id(1)), "the one that is idle for longest");
+    assert_eq!(table(&rows).decide("b", 3, None), Decision::MakeRoom(id(1)), "the longest idle one");
     let rows = [("a", IDLING, 1), ("a", IDLING, 1), ("a", TURN, 99)];
     assert_eq!(table(&rows).decide("b", 3, None), Decision::Full { owed: true }, "not between two messages");
     let rows = [("a", TURN, 99), ("a", STARTS, 99), ("a", TURN, 99)];
     assert_eq!(table(&rows).decide("b", 3, None), Decision::Full { owed: true }, "never a turn or a start");
-    // One more is no reason: they would take it from each other for ever.
+    // One more is no reason: two tenants would evict each other endlessly.
     let rows = [("a", IDLING, 31), ("a", IDLING, 30), ("b", IDLING, 32)];
     assert_eq!(table(&rows).decide("b", 3, None), Decision::Full { owed: false });
     assert_eq!(table(&rows).decide("a", 3, None), Decision::Full { owed: false });
@@ -101,7 +101,7 @@ fn the_largest_holder_is_asked_before_the_others() {
     assert_eq!(
         table(&rows).order("b"),
         [4, 2, 0],
-        "what has no session, then the most of `a`, then any tenant's paused one"
+        "sandboxes without a session, then those of `a`, then any tenant's paused one"
     );
 }
 

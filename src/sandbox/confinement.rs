@@ -1,8 +1,8 @@
-//! The verdict on a sandbox: which layers are in force, by what was measured inside and outside of it. Pure.
+//! The verdict on a sandbox: which layers are in force, from measurements inside and outside. Pure.
 //!
 //! ```text
 //!   Measured (from within) --+
-//!   Outside (namespaces of   +--> judge --> one verdict a layer --> Report
+//!   Outside (namespaces of   +--> judge --> one verdict per layer --> Report
 //!     ashd, cgroup files) ---+                    |
 //!   Floor (configuration) ------------------------+--> missing: no session starts
 //! ```
@@ -41,7 +41,7 @@ pub struct Verdict {
     pub evidence: String,
 }
 
-/// The least that a session needs.
+/// The minimum confinement of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Floor {
     pub layers: Vec<Layer>,
@@ -71,7 +71,7 @@ impl Report {
         Self { confined, measured_at, took_micros, layers, outside, inside }
     }
 
-    /// What keeps the session from starting: each layer with the reason and the way out. `None`: nothing.
+    /// Why the session cannot start: each missing layer with its reason and the fix.
     pub fn missing(&self) -> Option<String> {
         let lacking = self.layers.iter().filter(|verdict| verdict.required && !verdict.in_force);
         let texts: Vec<String> =
@@ -84,14 +84,14 @@ impl Report {
         })
     }
 
-    /// What should work inside and does not.
+    /// Workloads that should work inside and do not.
     pub fn broken(&self) -> Vec<String> {
         let failed = self.inside.probes.iter().filter(|probe| probe.layer.is_none() && !probe.ok);
         failed.map(|probe| format!("{}: {}", probe.name, probe.observed)).collect()
     }
 }
 
-/// One verdict a layer: first the facts, then every probe that asks it.
+/// One verdict per layer: first the facts, then every probe of the layer.
 pub fn judge(inside: &Measured, outside: &Outside, floor: &Floor) -> Vec<Verdict> {
     let verdict = |layer: Layer| {
         let facts = fact(layer, inside, outside, floor);
@@ -99,7 +99,7 @@ pub fn judge(inside: &Measured, outside: &Outside, floor: &Floor) -> Vec<Verdict
         let (in_force, evidence) = match (facts, failed) {
             (Err(why), _) => (false, why),
             (Ok(_), Some(probe)) => {
-                (false, format!("\"{}\" should answer {} and answered {}", probe.name, probe.expected, probe.observed))
+                (false, format!("\"{}\": expected {}, got {}", probe.name, probe.expected, probe.observed))
             }
             (Ok(evidence), None) => (true, evidence),
         };

@@ -1,4 +1,4 @@
-//! Who waits for which reply of a sandbox's init, and the task that reads them.
+//! The callers that wait for replies of a sandbox's init, and the task that reads them.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -16,8 +16,8 @@ use super::handle::SandboxEvent;
 use ash_kernel::watch::watch;
 use ash_protocol::init::{Exit, FromInit, InitEvent, InitReply};
 
-/// Between the last word of an init and its end: as long as its processes take to die, milliseconds when none hangs in
-/// the kernel.
+/// Time between init's last message and its end: its processes need milliseconds to end if none
+/// hangs in the kernel.
 const DEAD_WITHIN: Duration = Duration::from_secs(5);
 
 /// A reply with its descriptors.
@@ -27,7 +27,7 @@ type Answer = (InitReply, Vec<OwnedFd>);
 struct State {
     next: u32,
     waiting: HashMap<u32, oneshot::Sender<Answer>>,
-    /// Children whose end somebody waits for himself.
+    /// Children whose end a caller awaits.
     watched: HashMap<u32, oneshot::Sender<Exit>>,
     over: bool,
 }
@@ -37,7 +37,8 @@ pub(super) struct Conversation {
     state: Mutex<State>,
 }
 
-/// The number of a request under way. Dropping it forgets who waits, so that an answer that comes too late goes nowhere.
+/// The number of a pending request. Dropping it removes the caller, so that a late answer is
+/// ignored.
 #[derive(Debug)]
 pub(super) struct Number {
     conversation: Arc<Conversation>,
@@ -56,8 +57,8 @@ impl Drop for Number {
     }
 }
 
-/// What is left of a child that somebody watches: its end. Dropping it leaves the child alone, and its end is an event
-/// like that of any other.
+/// The end of a watched child. Dropping it leaves the child alone; its end is then an ordinary
+/// event.
 #[derive(Debug)]
 pub struct Watched {
     conversation: Arc<Conversation>,
@@ -66,7 +67,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Waits for the child's end; `None` when the whole sandbox is gone.
+    /// Waits for the child's end; `None` when the whole sandbox has ended.
     pub async fn ended(&mut self) -> Option<Exit> {
         (&mut self.end).await.ok()
     }
@@ -83,7 +84,7 @@ impl Conversation {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers a caller. `None` when init is gone.
+    /// Registers a caller. `None` when init has ended.
     pub(super) fn expect_reply(self: &Arc<Self>, sender: oneshot::Sender<Answer>) -> Option<Number> {
         let mut state = self.lock();
         if state.over {
@@ -95,7 +96,7 @@ impl Conversation {
         Some(Number { conversation: Arc::clone(self), number })
     }
 
-    /// Registers who waits for the end of this child, before it is started. `None` when init is gone.
+    /// Registers a watcher of this child, before it starts. `None` when init has ended.
     pub(super) fn watch(self: &Arc<Self>, child: u32) -> Option<Watched> {
         let (sender, end) = oneshot::channel();
         let mut state = self.lock();
@@ -106,7 +107,7 @@ impl Conversation {
         Some(Watched { conversation: Arc::clone(self), child, end })
     }
 
-    /// `false`: nobody watches this child.
+    /// `false`: this child has no watcher.
     fn ended(&self, child: u32, status: Exit) -> bool {
         let watcher = self.lock().watched.remove(&child);
         watcher.is_some_and(|watcher| watcher.send(status).is_ok())
@@ -114,12 +115,12 @@ impl Conversation {
 
     fn resolve(&self, number: u32, answer: Answer) {
         if let Some(waiter) = self.lock().waiting.remove(&number) {
-            // The caller may have given up a moment ago.
+            // The caller may be gone.
             waiter.send(answer).ok();
         }
     }
 
-    /// Nobody is answered any more: dropping the senders wakes every caller with an error.
+    /// Drops the senders, which wakes every caller with an error.
     fn end(&self) {
         let mut state = self.lock();
         state.over = true;
@@ -128,7 +129,7 @@ impl Conversation {
     }
 }
 
-/// Reads until init is gone. The last event is [`SandboxEvent::Died`].
+/// Reads until init has ended. The last event is [`SandboxEvent::Died`].
 pub(super) async fn read(
     channel: Arc<Channel>,
     pidfd: OwnedFd,
@@ -136,14 +137,14 @@ pub(super) async fn read(
     events: mpsc::UnboundedSender<SandboxEvent>,
 ) {
     let pidfd = watch(pidfd, Interest::READABLE);
-    // A panic is an end like any other: whoever waits for an answer or an end gets it.
+    // A panic is an end like any other: every caller is notified.
     let listened = AssertUnwindSafe(listen(&channel, pidfd.as_ref().ok(), &conversation, &events)).catch_unwind().await;
     if listened.is_err() {
-        tracing::error!("the task that listens to a sandbox's init panicked; the sandbox counts as dead");
+        tracing::error!("the task that reads from a sandbox's init panicked; treating the sandbox as dead");
     }
     conversation.end();
-    // init closes its end before the kernel has ended the other processes, which may still print: whoever is told now
-    // that they are gone must find everything they said.
+    // init closes its socket before the kernel has ended the other processes, which may still
+    // write. Callers notified of the end must find all their output.
     if let Ok(pidfd) = &pidfd {
         drop(tokio::time::timeout(DEAD_WITHIN, pidfd.readable()).await);
     }
@@ -158,7 +159,7 @@ async fn listen(
 ) {
     loop {
         let packet = match pidfd {
-            // What init sent before it ended is read first.
+            // Read what init sent before it ended first.
             Some(pidfd) => tokio::select! {
                 biased;
                 packet = channel.recv() => packet,
@@ -175,11 +176,11 @@ async fn listen(
                     InitEvent::Exited { child, status } => SandboxEvent::Exited { child, status },
                     InitEvent::Delivered { child, message } => SandboxEvent::Delivered { child, message },
                 };
-                // Nobody listening is no error: the handle may be used for its requests alone.
+                // No receiver is fine: the handle may be used only for requests.
                 events.send(event).ok();
             }
             Err(error) => {
-                tracing::error!(%error, "a sandbox's init sent what is not understood");
+                tracing::error!(%error, "invalid message from a sandbox's init");
                 break;
             }
         }

@@ -1,4 +1,4 @@
-//! One running sandbox, as ashd holds it: descriptors from the launcher and a connection to its init.
+//! One running sandbox: descriptors from the launcher and a connection to its init.
 //! Dropping the handle leaves the sandbox running; [`super::Launcher::destroy`] ends it.
 //!
 //! ```text
@@ -7,7 +7,7 @@
 //!            |  reply with the number        +-----------+
 //!       waiting callers <---- reader task <--+  events --> take_events()
 //!                                  ^
-//!                                  +-- pidfd readable, or the socket closed: Died; every caller gets Gone
+//!                                  +-- pidfd readable, or socket closed: Died; callers get Gone
 //! ```
 
 use std::io;
@@ -29,7 +29,7 @@ use ash_protocol::launcher::{Failure, SANDBOX_FDS, SandboxInfo};
 /// init answers within a millisecond; only a frozen sandbox takes longer.
 const INIT_WITHIN: Duration = Duration::from_secs(30);
 
-/// What happens in a sandbox without being asked for.
+/// An unrequested event of a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SandboxEvent {
     Exited {
@@ -40,7 +40,7 @@ pub enum SandboxEvent {
         child: u32,
         message: u64,
     },
-    /// init itself is gone, and with it every process of the sandbox. The last event.
+    /// init has ended, and with it every process of the sandbox. The last event.
     Died,
 }
 
@@ -49,9 +49,10 @@ struct Inner {
     channel: Arc<Channel>,
     conversation: Arc<Conversation>,
     reader: tokio::task::JoinHandle<()>,
-    /// Bounded by what ashd itself asks for: one event for each child and each message.
+    /// Bounded by ashd's own requests: one event per child and message.
     events: Mutex<Option<mpsc::UnboundedReceiver<SandboxEvent>>>,
-    /// `cgroup.freeze` and `cgroup.events`. Held while waiting, since two waiters would take each other's notice.
+    /// `cgroup.freeze` and `cgroup.events`. Locked while waiting: two waiters would take each
+    /// other's notification.
     cgroup: tokio::sync::Mutex<Arc<(OwnedFd, OwnedFd)>>,
 }
 
@@ -97,10 +98,11 @@ impl Sandbox {
         self.info.id
     }
 
-    /// Starts a process as the payload (see [`SpawnSpec`]) with these descriptors as its stdout and stderr.
+    /// Starts a process as the payload (see [`SpawnSpec`]) with these descriptors as stdout and
+    /// stderr.
     ///
     /// # Errors
-    /// `Failed` with init's words (a program that does not exist, too many children); `Gone`; `TimedOut`.
+    /// `Failed` with init's error (a missing program, too many children); `Gone`; `TimedOut`.
     pub async fn spawn(
         &self,
         child: u32,
@@ -119,7 +121,7 @@ impl Sandbox {
         }
     }
 
-    /// The same, for one who waits for the process's end himself: it is told to him and is not among the events.
+    /// As [`Sandbox::spawn`], but the caller awaits the process's end, which is then not an event.
     ///
     /// # Errors
     /// As [`Sandbox::spawn`].
@@ -130,7 +132,7 @@ impl Sandbox {
         stdout: OwnedFd,
         stderr: OwnedFd,
     ) -> Result<Watched, LauncherError> {
-        // Registered first: a short command ends before the reply to its start is read.
+        // Registered first: a short command can end before the reply to its start is read.
         let watched = self.inner.conversation.watch(child).ok_or(LauncherError::Gone)?;
         self.spawn(child, spec, stdout, stderr).await?;
         Ok(watched)
@@ -142,7 +144,7 @@ impl Sandbox {
         self.done("signal", InitRequest::Signal { child, signal, group }, &[]).await
     }
 
-    /// Queues the whole file for the child's stdin; answered when queued. Asking again with the same number is safe.
+    /// Queues the whole file for the child's stdin; returns when queued. Idempotent per number.
     ///
     /// # Errors
     /// `Failed` when there is no such child or its queue is full; `Gone`; `TimedOut`.
@@ -150,7 +152,7 @@ impl Sandbox {
         self.done("deliver", InitRequest::Deliver { child, message }, &[file.as_fd()]).await
     }
 
-    /// Closes the child's stdin behind what is queued for it.
+    /// Closes the child's stdin after its queued files.
     ///
     /// # Errors
     /// `Failed` when there is no such child; `Gone`; `TimedOut`.
@@ -158,10 +160,10 @@ impl Sandbox {
         self.done("close stdin", InitRequest::CloseStdin { child }, &[]).await
     }
 
-    /// Hands over reading ends of pipes: init reads them to their end and throws away what comes.
+    /// Passes reading ends of pipes: init reads them to their end and discards the data.
     ///
     /// # Errors
-    /// `Failed` when it reads too many already; `Gone`; `TimedOut`.
+    /// `Failed` when init reads too many already; `Gone`; `TimedOut`.
     pub async fn discard(&self, pipes: &[OwnedFd]) -> Result<(), LauncherError> {
         let fds: Vec<BorrowedFd<'_>> = pipes.iter().map(AsFd::as_fd).collect();
         self.done("discard", InitRequest::Discard, &fds).await
@@ -184,24 +186,25 @@ impl Sandbox {
         match self.ask("listener", InitRequest::Listener { which }, &[]).await? {
             (InitReply::Listener, mut fds) if fds.len() == 1 => Ok(fds.remove(0)),
             (InitReply::Listener, fds) => {
-                Err(LauncherError::Protocol(format!("a listener came with {} descriptors", fds.len())))
+                Err(LauncherError::Protocol(format!("expected 1 descriptor of a listener, got {}", fds.len())))
             }
             (other, _) => Err(unexpected(&other)),
         }
     }
 
-    /// The one stream of events of this handle; `None` when it was already taken.
+    /// The event stream of this handle; `None` when it was already taken.
     pub fn take_events(&self) -> Option<mpsc::UnboundedReceiver<SandboxEvent>> {
         self.inner.events.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Freezes every process and waits, at most 5 s, until the kernel says so; thaws again when it does not.
+    /// Freezes every process and waits up to 5 s for the kernel's confirmation; otherwise thaws
+    /// again.
     ///
     /// # Errors
-    /// `Freeze` says why; the sandbox runs then (unless it is gone).
+    /// `Freeze` gives the reason; the sandbox then runs (unless it has ended).
     pub async fn freeze(&self) -> Result<(), LauncherError> {
         let files = self.inner.cgroup.lock().await;
-        // Undoes the freeze as well when this future is dropped between its start and its end.
+        // Also undoes the freeze when this future is dropped before its end.
         let mut undo = ThawOnDrop(Some(Arc::clone(&files)));
         let begun = freeze::begin(files.0.as_fd(), files.1.as_fd(), true);
         let reached = match begun {
@@ -217,7 +220,7 @@ impl Sandbox {
         Ok(freeze::settle(files.0.as_fd(), reached, freeze::FREEZE_WITHIN)?)
     }
 
-    /// Lets every process run again.
+    /// Lets every process continue.
     ///
     /// # Errors
     /// `Freeze` when the cgroup is gone.
@@ -226,7 +229,7 @@ impl Sandbox {
         Ok(freeze::thaw(files.0.as_fd()).map_err(freeze::FreezeError::Io)?)
     }
 
-    /// Whether every process stands still now, as the kernel tells it.
+    /// Whether the kernel reports every process as frozen.
     ///
     /// # Errors
     /// `Freeze` when the cgroup is gone.
@@ -254,7 +257,7 @@ impl Sandbox {
         fds: &[BorrowedFd<'_>],
     ) -> Result<(InitReply, Vec<OwnedFd>), LauncherError> {
         let (sender, answer) = oneshot::channel();
-        // Forgotten again when this future ends in any way.
+        // Removed when this future ends in any way.
         let number = self.inner.conversation.expect_reply(sender).ok_or(LauncherError::Gone)?;
         let request = serde_json::to_vec(&Numbered { n: number.get(), request });
         let request = request.map_err(|error| LauncherError::Protocol(error.to_string()))?;
@@ -270,7 +273,7 @@ impl Sandbox {
     }
 }
 
-/// The undo of a freeze that was begun.
+/// Undoes an unfinished freeze.
 struct ThawOnDrop(Option<Arc<(OwnedFd, OwnedFd)>>);
 
 impl Drop for ThawOnDrop {
@@ -282,5 +285,5 @@ impl Drop for ThawOnDrop {
 }
 
 fn unexpected(reply: &InitReply) -> LauncherError {
-    LauncherError::Protocol(format!("init answered {reply:?}"))
+    LauncherError::Protocol(format!("unexpected reply of init: {reply:?}"))
 }

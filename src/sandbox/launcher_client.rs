@@ -1,5 +1,5 @@
-//! Client of the launcher's socket. A connection carries one request at a time; they are kept and used again, and made
-//! anew when the launcher was restarted.
+//! Client of the launcher's socket. A connection carries one request at a time; connections are
+//! reused, and opened again after a restart of the launcher.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,17 +18,17 @@ use ash_model::Limits;
 use ash_observe::events::{self, event};
 use ash_protocol::launcher::{Create, Failure, PROTOCOL, Reply, Request, SANDBOX_FDS, SandboxInfo, Victim};
 
-/// Requests at the same time, each on a connection of its own: the launcher works on one at a time, but an end that
-/// waits for a process to die should not hold up the next start.
+/// Concurrent requests, each on its own connection: the launcher serves one at a time, but a
+/// destroy that waits for a process to end must not delay the next start.
 const PARALLEL: usize = 8;
-/// A set-up takes 5 to 20 ms; with many queued before it, still far less than this.
+/// Creating a sandbox takes 5 to 20 ms; even with many queued before it, far less than this.
 const CREATE_WITHIN: Duration = Duration::from_secs(30);
-/// The launcher itself gives up on an end after 10 s.
+/// The launcher itself gives up on a destroy after 10 s.
 const DESTROY_WITHIN: Duration = Duration::from_secs(20);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// For what is only looked up: a session's end is told without it rather than late.
+/// For optional information: a session's end is reported without it rather than late.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
-/// A launcher that crashed is back within a second; whatever can safely be asked again is, for this long.
+/// A crashed launcher is back within a second; idempotent requests are repeated for this time.
 const AWAY: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -40,16 +40,16 @@ pub enum LauncherError {
     /// The launcher refused, or a step of the set-up failed.
     #[error(transparent)]
     Failed(#[from] Failure),
-    #[error("the launcher and ashd do not speak the same protocol: {0}")]
+    #[error("launcher and ashd do not use the same protocol: {0}")]
     Protocol(String),
-    /// No answer in time. For a sandbox's init this is what a frozen sandbox looks like.
+    /// No answer in time. A frozen sandbox's init does not answer.
     #[error("no answer to {request} within {} s", .within.as_secs())]
     TimedOut { request: &'static str, within: Duration },
-    /// init is gone, and with it every process of the sandbox.
+    /// init has ended, and with it every process of the sandbox.
     #[error("the sandbox has ended")]
     Gone,
     /// The kernel did not freeze the sandbox; it was thawed again.
-    #[error("the sandbox could not be frozen: {0}")]
+    #[error("cannot freeze the sandbox: {0}")]
     Freeze(#[from] ash_kernel::freeze::FreezeError),
 }
 
@@ -58,11 +58,11 @@ struct Inner {
     run_dir: PathBuf,
     idle: Mutex<Vec<Channel>>,
     slots: Semaphore,
-    /// Said that it does not answer.
+    /// The loss was reported.
     lost: AtomicBool,
 }
 
-/// Cheap to clone: all clones share the connections.
+/// Cheap to clone; all clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Launcher {
     inner: Arc<Inner>,
@@ -76,23 +76,24 @@ impl Launcher {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Connects and says hello. `run_dir` holds `launcher.sock` and `sandboxes/`.
+    /// Connects and sends hello. `run_dir` contains `launcher.sock` and `sandboxes/`.
     ///
     /// # Errors
-    /// `Unreachable` without a launcher, `Failed` when it refuses this user, `Protocol` when it is of another version.
+    /// `Unreachable` without a launcher, `Failed` when it refuses this user, `Protocol` when its
+    /// version differs.
     pub async fn connect(run_dir: &Path) -> Result<Self, LauncherError> {
         let launcher = Self::at(run_dir);
         match launcher.ask("hello", &Request::Hello, ANSWER_WITHIN).await?.0 {
             Reply::Hello { protocol: PROTOCOL, .. } => Ok(launcher),
             Reply::Hello { protocol, version, .. } => {
-                let ours = format!("ours is {PROTOCOL}; restart the older of the two");
-                Err(LauncherError::Protocol(format!("launcher {version} speaks {protocol}, {ours}")))
+                let ours = format!("ashd uses {PROTOCOL}; restart the older of the two");
+                Err(LauncherError::Protocol(format!("launcher {version} uses {protocol}, {ours}")))
             }
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Sets up a sandbox and connects to its init. On an error nothing is left behind.
+    /// Creates a sandbox and connects to its init. An error leaves nothing behind.
     ///
     /// # Errors
     /// `Failed` names the step; `TimedOut` after 30 s.
@@ -101,18 +102,18 @@ impl Launcher {
         let request = Request::Create(create);
         let mut made = self.ask("create", &request, CREATE_WITHIN).await;
         if matches!(made, Err(LauncherError::Unreachable { .. })) {
-            // It may have made the sandbox before it went.
+            // It may have created the sandbox before it ended.
             self.destroy(id).await?;
             made = self.ask("create", &request, CREATE_WITHIN).await;
         }
         let opened = match made {
             Ok(answer) => self.open(answer).await,
-            // A refusal left nothing, and the sandbox of that id may be another's.
+            // A refusal left nothing, and the sandbox with that id may be another's.
             Err(error @ LauncherError::Failed(_)) => return Err(error),
             Err(error) => Err(error),
         };
         if opened.is_err() {
-            // It may have been made after we stopped waiting.
+            // It may have been created after the timeout.
             self.destroy(id).await.ok();
         }
         opened
@@ -128,7 +129,7 @@ impl Launcher {
     }
 
     /// # Errors
-    /// `Failed` names the limit; the old limits are in force then.
+    /// `Failed` names the limit; the old limits then stay in force.
     pub async fn set_limits(&self, id: Uuid, limits: Limits) -> Result<(), LauncherError> {
         match self.insist("set limits", &Request::SetLimits { id, limits }, ANSWER_WITHIN).await?.0 {
             Reply::Done => Ok(()),
@@ -136,7 +137,7 @@ impl Launcher {
         }
     }
 
-    /// Has the memory of a frozen sandbox pushed out to swap, in the background; a thaw ends that by itself.
+    /// Starts to reclaim a frozen sandbox's memory to swap, in the background; a thaw ends it.
     ///
     /// # Errors
     /// `Failed` when there is no such sandbox.
@@ -147,10 +148,10 @@ impl Launcher {
         }
     }
 
-    /// Who of it was killed for want of memory, oldest first; `None` where nobody can tell (the kernel's log cannot be read).
+    /// Its processes killed out of memory, oldest first; `None` if the kernel's log cannot be read.
     ///
     /// # Errors
-    /// `Failed` when there is no such sandbox, or the launcher is of a version that does not know.
+    /// `Failed` when there is no such sandbox, or the launcher's version does not support it.
     pub async fn victims(&self, id: Uuid) -> Result<Option<Vec<Victim>>, LauncherError> {
         match self.ask("victims", &Request::Victims { id }, LOOK_WITHIN).await?.0 {
             Reply::Victims { victims, readable } => Ok(readable.then_some(victims)),
@@ -158,7 +159,7 @@ impl Launcher {
         }
     }
 
-    /// What it holds on the disk without a name.
+    /// The disk space of its deleted but open files.
     ///
     /// # Errors
     /// As [`Launcher::victims`].
@@ -169,10 +170,10 @@ impl Launcher {
         }
     }
 
-    /// Kills and removes it; returns when it is gone. No such sandbox is no error.
+    /// Kills and removes it; returns when it is gone. A missing sandbox is no error.
     ///
     /// # Errors
-    /// `Failed` when a process outlives SIGKILL for 10 s; it may be asked again.
+    /// `Failed` when a process outlives SIGKILL for 10 s; the call may be repeated.
     pub async fn destroy(&self, id: Uuid) -> Result<(), LauncherError> {
         match self.insist("destroy", &Request::Destroy { id }, DESTROY_WITHIN).await?.0 {
             Reply::Done => Ok(()),
@@ -180,7 +181,7 @@ impl Launcher {
         }
     }
 
-    /// Every sandbox there is; `pid` is 0 in those whose init has ended.
+    /// All sandboxes; `pid` is 0 if init has ended.
     ///
     /// # Errors
     /// `Unreachable`, `TimedOut`.
@@ -212,7 +213,7 @@ impl Launcher {
         }
     }
 
-    /// For what may be asked twice: goes on asking while the launcher is away.
+    /// For idempotent requests: repeats while the launcher is away.
     async fn insist(
         &self,
         name: &'static str,
@@ -225,7 +226,7 @@ impl Launcher {
                 Err(LauncherError::Unreachable { .. }) if start.elapsed() < AWAY => {
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
-                // One that hangs is as lost as one that is gone.
+                // A hanging launcher is treated as a lost one.
                 Err(error @ (LauncherError::Unreachable { .. } | LauncherError::TimedOut { .. })) => {
                     if !self.inner.lost.swap(true, Ordering::Relaxed) {
                         let path = self.inner.run_dir.join("launcher.sock");
@@ -246,7 +247,7 @@ impl Launcher {
     async fn open(&self, (reply, fds): (Reply, Vec<OwnedFd>)) -> Result<Sandbox, LauncherError> {
         let Reply::Sandbox(info) = reply else { return Err(unexpected(&reply)) };
         let fds: [OwnedFd; SANDBOX_FDS] = fds.try_into().map_err(|fds: Vec<_>| {
-            LauncherError::Protocol(format!("a sandbox came with {} descriptors, not {SANDBOX_FDS}", fds.len()))
+            LauncherError::Protocol(format!("expected {SANDBOX_FDS} descriptors of a sandbox, got {}", fds.len()))
         })?;
         let directory = self.inner.run_dir.join("sandboxes").join(info.id.to_string());
         Sandbox::open(info, fds, &directory)
@@ -256,8 +257,8 @@ impl Launcher {
         LauncherError::Unreachable { path: self.inner.run_dir.join("launcher.sock").display().to_string(), source }
     }
 
-    /// One request and its reply. A kept connection may be of a launcher that is gone: then, and only then, the request
-    /// is sent again on a new one, since a closed socket took nothing.
+    /// One request and its reply. A reused connection may be of an ended launcher: only then is the
+    /// request sent again on a new one, since a closed socket delivered nothing.
     async fn ask(
         &self,
         name: &'static str,
@@ -277,7 +278,7 @@ impl Launcher {
                 None => {
                     let channel =
                         Channel::connect(&self.inner.run_dir, "launcher.sock").map_err(|e| self.unreachable(e))?;
-                    // A refusal is already waiting to be read when sending to it fails.
+                    // When sending fails, a refusal may be waiting to be read.
                     channel.send(&bytes, &[]).await.or_else(|error| match error.kind() {
                         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(()),
                         _ => Err(self.unreachable(error)),
@@ -285,11 +286,11 @@ impl Launcher {
                     channel
                 }
             };
-            let closed = || io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection");
+            let closed = || io::Error::new(io::ErrorKind::UnexpectedEof, "the launcher closed the connection");
             let (bytes, fds) =
                 channel.recv().await.and_then(|p| p.ok_or_else(closed)).map_err(|e| self.unreachable(e))?;
             let reply = serde_json::from_slice(&bytes).map_err(|e| LauncherError::Protocol(e.to_string()))?;
-            // Only a connection whose exchange is complete is used again.
+            // Only a connection with a complete exchange is reused.
             self.idle().push(channel);
             match reply {
                 Reply::Error(failure) => Err(LauncherError::Failed(failure)),

@@ -1,4 +1,4 @@
-//! Runs the probe in a sandbox, by the same path as claude, and reads what it found.
+//! Runs the probe in a sandbox, in the same way as claude, and reads its findings.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,29 +18,30 @@ use ash_protocol::launcher::SandboxInfo;
 
 /// Path of the probe inside every sandbox.
 const PROBE: &str = "/opt/ashd/ash-probe";
-/// It needs a few milliseconds; a sandbox that was frozen meanwhile would keep it for ever.
+/// The probe needs a few milliseconds; a sandbox frozen meanwhile would keep it forever.
 const WITHIN: Duration = Duration::from_secs(10);
-/// Bytes of its answer, at most.
+/// Maximum bytes of its answer.
 const MAX_ANSWER: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MeasureError {
-    #[error("it could not be started: {0}")]
+    #[error("cannot start: {0}")]
     Spawn(#[from] LauncherError),
     #[error("no answer within {} s", .0.as_secs())]
     Late(Duration),
-    #[error("it ended with {0:?}: {1}")]
+    #[error("ended with {0:?}: {1}")]
     Ended(Exit, String),
     #[error("the sandbox ended while it was measured")]
     Gone,
-    #[error("its answer cannot be read: {0}")]
+    #[error("cannot read the answer: {0}")]
     Answer(String),
 }
 
-/// Measures a sandbox from within. `events` are those of this handle; what they tell of other children is lost.
-/// `child` is a number that nobody else uses in this sandbox.
+/// Measures a sandbox from within. `events` are those of this handle; events of other children are
+/// lost. `child` is a number that is unused in this sandbox.
 ///
 /// # Errors
+/// Anything but a complete answer: what was not measured counts as missing.
 /// Anything but a whole answer: what was not measured is not believed.
 pub async fn measure(
     sandbox: &Sandbox,
@@ -53,7 +54,8 @@ pub async fn measure(
     }
 }
 
-/// Runs a short program as the payload; how it ended, and what it printed (on a failure: its standard error).
+/// Runs a short program as the payload; returns its exit and output (on failure its standard
+/// error).
 ///
 /// # Errors
 /// `Late` after `within`: the program may still run then. `Answer` for more than 1 MiB of output.
@@ -86,7 +88,7 @@ pub async fn run(
     Ok((status, seqpacket::read_all(said.as_fd(), MAX_ANSWER).map_err(|e| answer(&e))?))
 }
 
-/// What ashd itself sees of a sandbox. Wakes nothing.
+/// What ashd sees of a sandbox from outside. Wakes no process.
 pub fn outside(info: &SandboxInfo) -> Outside {
     let names = ["user", "mnt", "pid", "ipc", "uts", "net", "cgroup"];
     let inode = |name: &str| Some((name.to_owned(), std::fs::metadata(format!("/proc/self/ns/{name}")).ok()?.ino()));

@@ -1,4 +1,4 @@
-//! ashd's side of a sandbox: the client of the launcher and the handle of one running sandbox.
+//! ashd's side of a sandbox: the launcher's client and the handle of a running sandbox.
 
 mod channel;
 pub mod confinement;

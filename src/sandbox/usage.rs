@@ -1,6 +1,6 @@
-//! What a sandbox uses, as its cgroups tell it: files are read, nothing is asked of the sandbox, so a frozen one stays frozen.
+//! Resource usage of a sandbox, from its cgroup files. Reading them does not wake a frozen sandbox.
 //!
-//! The parsing is pure; where the files are and what they are called depends on the layout (see `docs/cgroups.md`).
+//! The parsing is pure; paths and names of the files depend on the layout (see `docs/cgroups.md`).
 
 use std::path::Path;
 
@@ -77,7 +77,7 @@ pub struct Pressure {
 }
 
 impl Usage {
-    /// Reads everything: about fifteen small files, no waiting.
+    /// Reads everything: about fifteen small files, without waiting.
     pub fn read(paths: &CgroupPaths) -> Self {
         Self {
             memory: MemoryUsage::read(paths),
@@ -146,12 +146,13 @@ impl PidsUsage {
     }
 }
 
-/// The limit of processes and threads that is in force; `None` where there is none.
+/// The effective limit of processes and threads; `None` if there is none.
 pub fn pids_limit(paths: &CgroupPaths) -> Option<u64> {
     number(&paths.pids.as_ref()?.join("pids.max"))
 }
 
-/// Whether this host enforces a limit on the sandbox with these cgroups. Disk and time of a turn are watched by ashd.
+/// Whether this host enforces a limit on the sandbox with these cgroups. ashd enforces disk and
+/// turn time itself.
 pub fn enforced(paths: &CgroupPaths, limit: Limit) -> bool {
     let swap = if paths.v1 { "memory.memsw.limit_in_bytes" } else { "memory.swap.max" };
     match limit {
@@ -166,8 +167,8 @@ pub fn enforced(paths: &CgroupPaths, limit: Limit) -> bool {
     }
 }
 
-/// The hierarchies a sandbox would be limited by, told without one: their mounts. What the launcher was not delegated
-/// shows only in a sandbox. `data_dir` is on the disk whose use would be limited.
+/// The mounts of the hierarchies that would limit a sandbox, without one. What the launcher was not
+/// delegated shows only in a sandbox. `data_dir` is on the disk whose use would be limited.
 pub fn host(data_dir: &Path) -> CgroupPaths {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let io_device = || disk_of(data_dir).ok();
@@ -177,7 +178,8 @@ pub fn host(data_dir: &Path) -> CgroupPaths {
         }
         Ok(Layout::Unified { mount, own }) => {
             let on = text(&mount.join("cgroup.controllers"));
-            // The root has no limit files; this process's own group has, where the controller is on.
+            // The root has no limit files; this process's group has them if the controller is
+            // enabled.
             let leg = |controller: &str| on.split_whitespace().any(|word| word == controller).then(|| own.clone());
             CgroupPaths {
                 memory: leg("memory"),
@@ -193,7 +195,7 @@ pub fn host(data_dir: &Path) -> CgroupPaths {
     }
 }
 
-/// A file that cannot be read (no such controller, the group is gone) tells nothing.
+/// Empty if the file cannot be read (no such controller, the group is gone).
 fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
@@ -202,7 +204,7 @@ fn number(path: &Path) -> Option<u64> {
     text(path).trim().parse().ok()
 }
 
-/// The number behind `name ` at the start of a line.
+/// The number after `name ` at the start of a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }

@@ -6,8 +6,8 @@
 //!  sandbox's 127.0.0.1 --listener's descriptor--> serve --> admit --> forward --> model: base URL,
 //!                                                              |                  or `offline`
 //!                                                          401, 404 ...              |
-//!                                                              |        relay (bounded buffer) +
-//! meter
+//!                                                              |           relay (bounded buffer)
+//!                                                              |                 + meter
 //!  sandbox  <--------------------------------------------------+---------------------+
 //! ```
 //!

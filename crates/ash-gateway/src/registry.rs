@@ -1,11 +1,11 @@
 //! The sessions that ashd registered: their tokens, listeners, connections and counters.
 //!
 //! ```text
-//!  register --> accepting --(register again: new token and listener; connections stay)-->
-//! accepting
-//!                   |
-//!                   +-- unregister --> connections closed, counters kept until read once --> gone
-//!                   +-- drain -------> accepting ends, connections finish their answer
+//!  register --> accepting --(register again: new token and listener, connections stay)--+
+//!                 |    ^                                                                |
+//!                 |    +----------------------------------------------------------------+
+//!                 +-- unregister --> connections closed, counters kept until read once --> gone
+//!                 +-- drain -------> accepting ends, connections finish their answer
 //! ```
 
 use std::collections::HashMap;

@@ -3,8 +3,7 @@
 //! ```text
 //!   SIGHUP -> starts the program at its own path, control socket on its stdin
 //!          -> the new one writes "ready" to its stdout --> MAINPID= to systemd
-//!          -> the old one stops accepting; ashd reconnects and registers all sessions with the new
-//! one
+//!          -> the old one stops accepting; ashd reconnects and registers all sessions again
 //!          -> the old one finishes its open answers and exits
 //! ```
 //!

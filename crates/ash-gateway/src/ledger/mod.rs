@@ -3,8 +3,7 @@
 //!
 //! ```text
 //!  relay --Charge--> writer (a thread) --write(2)--> <state dir>/<ledger>.jsonl
-//!                       |                                |        --fdatasync within 100 ms-->
-//! disk
+//!                       |                                |    --fdatasync within 100 ms--> disk
 //!                       +-- then the bytes continue      +--> collect: ashd reads, commits,
 //!                           to the sandbox                    acknowledges --> unlink
 //! ```

@@ -1,4 +1,4 @@
-//! What an ordinary key can do to the admin: nothing. And the admin cannot lock itself out.
+//! An ordinary key cannot affect the admin, and the admin cannot lock itself out.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -21,7 +21,7 @@ async fn an_ordinary_key_neither_sees_nor_revokes_the_admins() {
     let first = keys(&admin).await[0]["id"].as_str().unwrap().to_owned();
     let minted = admin.post("/api/api-keys", json!({"label": "ordinary"})).await.expect(201);
     let (user, own) = (admin.with_key(minted["key"].as_str()), minted["id"].as_str().unwrap());
-    // Of its own tenant it sees the ordinary ones only; the admin sees all, and which are the admins'.
+    // An ordinary key sees only ordinary keys; the admin sees all, and which of them are admins.
     assert_eq!(ids(&keys(&user).await), [own]);
     let all = keys(&admin).await;
     assert_eq!(ids(&all), [first.as_str(), own]);
@@ -33,7 +33,7 @@ async fn an_ordinary_key_neither_sees_nor_revokes_the_admins() {
         assert_eq!(error["error"], "API key not found");
     }
     admin.get("/api/agents").await.expect(200);
-    // Nor does it become one.
+    // It cannot become an admin.
     for body in [json!({"label": "x", "admin": true}), json!({"label": "x", "admin": true, "tenantId": "default"})] {
         for path in ["/api/api-keys", "/api/internal/api-keys"] {
             let error = user.post(path, body.clone()).await.expect(403);
@@ -62,7 +62,7 @@ async fn the_last_admin_key_stays() {
 
     let second = admin.post("/api/api-keys", json!({"label": "second", "admin": true})).await.expect(201);
     let other = admin.with_key(second["key"].as_str());
-    // Two that revoke each other at the same moment: one of them stays.
+    // Two admin keys that revoke each other at the same moment: one of them stays.
     let (a, b) = tokio::join!(
         async { admin.delete(&format!("/api/api-keys/{}", second["id"].as_str().unwrap())).await.status },
         async { other.delete(&format!("/api/api-keys/{first}")).await.status },
@@ -87,10 +87,10 @@ async fn an_answer_to_the_admin_is_not_replayed_to_an_ordinary_key() {
     assert_eq!(admin.post_once("/api/agents", body.clone(), "k").await.status, 201);
     let again = admin.post_once("/api/agents", body.clone(), "k").await;
     assert_eq!((again.status, again.headers.contains_key("idempotent-replayed")), (201, true));
-    // Judged for the key it came with, which may not name a directory.
+    // The rules of the key that sent the request apply: it may not name a directory.
     let refused = user.post_once("/api/agents", body, "k").await;
     assert_eq!((refused.status, refused.headers.contains_key("idempotent-replayed")), (400, false), "{}", refused.text);
-    // And what an ordinary key keeps under a name is in no way of the admin's.
+    // An idempotency key of an ordinary key does not collide with that of the admin.
     let mine = json!({"name": "b", "systemPrompt": "Be brief."});
     assert_eq!(user.post_once("/api/agents", mine.clone(), "l").await.status, 201);
     let other = json!({"name": "c", "systemPrompt": "Be brief."});

@@ -1,5 +1,6 @@
-//! Agents that are directories of the server: who may name one, and what is read of it later. The directory is judged at each use,
-//! so what it becomes after the deployment gives nobody a file of ashd.
+//! Agents that are directories of the server: who may name one, and what is read from it later. The
+//! directory is checked at each use, so a directory that changes after the deployment does not
+//! expose files of ashd.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -29,7 +30,7 @@ fn become_link(dir: &Path, target: &Path) {
     symlink(target, dir).unwrap();
 }
 
-/// Every way in which a client reads an agent's directory, and none of them shows `secrets`.
+/// Tries every way to read an agent's directory; none of them shows `secrets`.
 async fn shows_nothing(api: &Api, agent: &str, secrets: &[&str], why: &str) {
     let mut answers = vec![api.get(&format!("/api/agents/{agent}/files")).await];
     for file in ["initial-api-key", "credential-key", "ashd.toml", "CLAUDE.md", "port"] {
@@ -65,12 +66,13 @@ async fn without_roots_only_the_admin_names_a_directory() {
         let error = answer["error"].as_str().unwrap();
         assert!(error.contains("upload") && error.contains("[agents] roots"), "{error}");
         user.get("/api/agents/mine").await.expect(404);
-        // The same answer for a directory that is not there: the text does not tell what is on the host.
+        // A missing directory gets the same answer: the text does not reveal what exists on the
+        // host.
         let (status, other) = deploy(&user, "mine", Path::new("/nowhere/at/all")).await;
         assert_eq!((status, other["error"].as_str().unwrap()), (400, error));
     }
     assert_eq!(deploy(&admin, "mine", &dir).await.0, 201);
-    // What the admin named may be used by every key of the tenant.
+    // Every key of the tenant may use what the admin named.
     let user = ordinary(&admin, "default").await;
     user.get("/api/agents/mine/files/CLAUDE.md").await.expect(200);
     user.session("mine").await;
@@ -81,7 +83,7 @@ async fn a_directory_that_becomes_a_link_to_ashds_own_shows_nothing() {
     let daemon = Daemon::start(Options::default());
     let admin = daemon.api();
     let user = ordinary(&admin, "default").await;
-    // With a first session there is a directory of sessions.
+    // The first session creates the directory of sessions.
     admin.deploy("uploaded").await;
     admin.session("uploaded").await;
     let key = daemon.key.clone();
@@ -122,7 +124,7 @@ async fn roots_hold_at_each_use() {
     fs::remove_file(roots.join("current")).unwrap();
     symlink("v2", roots.join("current")).unwrap();
     assert_eq!(user.get("/api/agents/current/files/two").await.expect(200)["content"], "2");
-    // `..` is resolved by the kernel and then judged.
+    // The kernel resolves `..`, then the path is checked.
     assert_eq!(deploy(&user, "up", &roots.join("v1/../v2")).await.0, 201);
     let (status, answer) = deploy(&user, "out", Path::new("etc")).await;
     assert_eq!(status, 400, "{answer}");
@@ -135,7 +137,7 @@ async fn roots_hold_at_each_use() {
         assert_eq!(status, 400, "{answer}");
         assert!(answer["error"].as_str().unwrap().contains("agent roots"), "{answer}");
     }
-    // The admin is held by the roots as well.
+    // The roots apply to the admin too.
     assert_eq!(deploy(&admin, "out", &outside).await.0, 400);
 
     let swapped = agent("swapped");
@@ -145,7 +147,7 @@ async fn roots_hold_at_each_use() {
     fs::remove_file(&swapped).unwrap();
     symlink(daemon.data(), &swapped).unwrap();
     shows_nothing(&user, "swapped", &[&daemon.key], "agent roots").await;
-    // A directory above it that becomes a link is the same.
+    // The same for a parent directory that becomes a link.
     let deep = daemon.agent_dir("roots/deep/er/agent", &[CLAUDE_MD]);
     assert_eq!(deploy(&user, "deep", &deep).await.0, 201);
     daemon.agent_dir("outside/agent", &[CLAUDE_MD, ("secret", "a file outside")]);
@@ -155,7 +157,7 @@ async fn roots_hold_at_each_use() {
 
 fn with_roots() -> (Daemon, PathBuf) {
     let options = Options::default();
-    // The harness names the daemon's directory, so the roots are told by a reload.
+    // The harness chooses the daemon's directory, so the roots are set by a reload.
     let mut daemon = Daemon::start(options);
     let roots = daemon.dir.join("agents/roots");
     fs::create_dir_all(&roots).unwrap();
@@ -203,7 +205,8 @@ async fn what_lies_in_the_directory_leads_nowhere_and_holds_nobody_up() {
     rustix::fs::mknodat(CWD, dir.join("fifo"), FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
     let zero = rustix::fs::makedev(1, 5);
     rustix::fs::mknodat(CWD, dir.join("zero"), FileType::CharacterDevice, Mode::from_raw_mode(0o666), zero).unwrap();
-    // A second name of a file of ashd's, as a local user makes one where fs.protected_hardlinks is off.
+    // A hard link to a file of ashd, which a local user can create when fs.protected_hardlinks is
+    // off.
     fs::hard_link(daemon.data().join("initial-api-key"), dir.join("second-name")).unwrap();
     assert_eq!(deploy(&user, "a", &dir).await.0, 201);
 

@@ -1,4 +1,4 @@
-//! What answers cost while their clients do not read them, and what one tenant may occupy of what all share.
+//! The cost of answers that clients do not read, and each tenant's share of common resources.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -19,7 +19,7 @@ async fn other(api: &Api) -> Api {
     other
 }
 
-/// The status of an answer of which nothing more than its first bytes is read.
+/// The status of an answer of which only the first bytes are read.
 async fn status(socket: &TcpStream) -> String {
     let mut first = [0; 12];
     let read = async {
@@ -59,7 +59,7 @@ async fn answers_that_are_not_read_are_paid_by_their_tenant() {
     assert!(of("429") > 0 && of("200") as u64 * 2_000_000 <= SHARE, "{} were answered", of("200"));
     let grown = memory(&daemon, "VmHWM") - before;
     assert!(grown <= SHARE + 96 * MIB, "ashd grew by {} MiB", grown / MIB);
-    // Another tenant is served, and its owner when somebody has read.
+    // Another tenant is served; the tenant itself after one of its answers was read.
     other.get("/api/agents/b").await.expect(200);
     drop(sockets);
     let again = comes(Duration::from_secs(10), || memory(&daemon, "VmRSS") < before + 96 * MIB).await;
@@ -73,7 +73,7 @@ async fn downloads_and_commands_of_one_tenant_leave_some_to_others() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
     let other = other(&api).await;
     let (ids, theirs) = ([api.session("a").await, api.session("a").await], other.session("b").await);
-    // What cannot be packed smaller, and more than the sockets hold.
+    // Incompressible, and larger than the socket buffers.
     let command = "head -c 20000000 /dev/urandom > large";
     api.post(&format!("/api/sessions/{}/exec", ids[0]), json!({"command": command})).await.expect(200);
     let line = format!("GET /api/sessions/{}/workspace", ids[0]);
@@ -101,7 +101,7 @@ async fn downloads_and_commands_of_one_tenant_leave_some_to_others() {
         tokio::io::AsyncWriteExt::write_all(&mut socket, body.as_bytes()).await.unwrap();
         commands.push(socket);
     }
-    // Two of them are refused, and the others run.
+    // Two are refused, and the others run.
     let mut refused = Vec::new();
     let two = comes(Duration::from_secs(60), || {
         for socket in &commands {

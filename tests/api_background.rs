@@ -1,4 +1,4 @@
-//! What a command leaves in the background, and the processes that it may have.
+//! Background processes of commands, and the limit of processes.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -17,7 +17,7 @@ async fn out(api: &Api, id: &str, command: &str) -> String {
     exec(api, id, command).await["stdout"].as_str().unwrap().to_owned()
 }
 
-/// Report C1, gominimal/minimal#1342, PrimeIntellect-ai/prime-agent#1198, tinylibs/tinyexec#138.
+/// gominimal/minimal#1342, PrimeIntellect-ai/prime-agent#1198, tinylibs/tinyexec#138.
 #[tokio::test]
 async fn a_job_in_the_background_outlives_the_answer_and_prints_on() {
     let (mut daemon, api) = Daemon::deployed(Options::default()).await;
@@ -28,7 +28,7 @@ async fn a_job_in_the_background_outlives_the_answer_and_prints_on() {
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert_eq!(out(&api, &id, "until grep -q 5 ticks; do sleep 0.05; done; tr -d '\\n' < ticks").await, "12345");
 
-    // A server logs each request to stderr, and is asked by later commands, also of the next daemon.
+    // A server logs each request to stderr. Later commands call it, also those of the next daemon.
     out(&api, &id, "/usr/bin/python3 -m http.server 8123 & for i in $(seq 50); do sleep 0.1; curl -s -o /dev/null 127.0.0.1:8123 && break; done").await;
     let ask =
         "curl -s -o /dev/null -o /dev/null -w '%{http_code} ' http://127.0.0.1:8123/ http://127.0.0.1:8123/CLAUDE.md";
@@ -40,7 +40,7 @@ async fn a_job_in_the_background_outlives_the_answer_and_prints_on() {
         assert_eq!(out(&api, &id, ask).await, "200 200 ", "after a restart of ashd");
     }
 
-    // Endless output: the answers of others stay quick.
+    // Endless output does not slow down other answers.
     let printed = "(yes | tee >(head -c 100000000 >/dev/null; touch printed)) & echo begun";
     assert!(out(&api, &id, printed).await.contains("begun"));
     let began = Instant::now();
@@ -48,7 +48,7 @@ async fn a_job_in_the_background_outlives_the_answer_and_prints_on() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
-/// 256 outputs are read at the same time; what comes beyond is told.
+/// 256 outputs are read at the same time; further output is reported as lost.
 #[tokio::test]
 async fn there_is_a_bound_for_outputs_that_are_discarded() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
@@ -70,7 +70,7 @@ async fn there_is_a_bound_for_outputs_that_are_discarded() {
     assert_eq!(said["stderr"], "", "those that ended made room");
 }
 
-/// Report C4, docs/limits.md: at the limit `pids` a command fails by itself, and claude is safe.
+/// At the limit `pids` the command fails, and claude continues (docs/limits.md).
 #[tokio::test]
 async fn commands_leave_claude_its_share_of_the_processes() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
@@ -87,7 +87,7 @@ async fn commands_leave_claude_its_share_of_the_processes() {
     );
     let limited = api.cause(&id, "limited", "pids").await;
     assert_eq!((&limited["limit"], &limited["value"], &limited["commands"]), (&json!("pids"), &json!(64), &json!(48)));
-    // Full to the brim: a command that needs no other process still runs.
+    // At the limit, a command that needs no other process still runs.
     exec(&api, &id, "for i in $(seq 60); do sleep 300 & done 2>/dev/null; true").await;
     assert_eq!(out(&api, &id, "echo still here").await, "still here\n");
     assert!(common::api::text(&api.turn(&id, "@fork 3").await).contains("started 3"), "claude itself has room");

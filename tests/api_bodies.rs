@@ -1,4 +1,5 @@
-//! What requests cost the daemon in memory: bounded for a tenant, and paid by that tenant alone.
+//! Memory that request bodies cost the daemon: limited per tenant, and charged to that tenant
+//! alone.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -20,7 +21,7 @@ async fn other(api: &Api) -> Api {
     other
 }
 
-/// A body of an upload of so many bytes, in files of at most 50 MB, in base64.
+/// The body of an upload with this many bytes, in base64 and in files of at most 50 MB.
 fn upload(bytes: usize) -> Vec<u8> {
     let mut body = br#"{"files":["#.to_vec();
     let mut left = bytes;
@@ -39,7 +40,7 @@ fn upload(bytes: usize) -> Vec<u8> {
     body
 }
 
-/// Sends nearly all of a body as fast as it is taken, then a little now and then; what is answered meanwhile.
+/// Sends nearly all of a body at full speed, then a little at a time. Returns the answer.
 async fn slow(mut socket: TcpStream, bytes: usize) -> String {
     let (mut reading, mut writing) = socket.split();
     let send = async {
@@ -75,22 +76,22 @@ async fn slow_uploads_of_one_tenant_keep_no_other_out() {
         let socket = request(daemon.port, &line, Some(&daemon.key), Some(EACH + (16 << 20))).await;
         sending.spawn(slow(socket, EACH));
     }
-    // Of eight, two have a place: each counts twice.
+    // Two of eight fit: each counts twice.
     for _ in 0..6 {
         let said = tokio::time::timeout(patient(Duration::from_secs(30)), sending.join_next()).await;
         let said = said.expect("more than two are taken").unwrap().unwrap();
         assert!(said.starts_with("HTTP/1.1 429") && said.to_ascii_lowercase().contains("retry-after: "), "{said}");
         assert!(said.contains("384 MiB") && said.contains("server.request_memory_per_tenant"), "{said}");
     }
-    // Another tenant uploads as much as ever, and so does an administrator of this host without a key.
+    // Another tenant can upload, and so can an administrator of this host without a key.
     let path = format!("/api/sessions/{theirs}/files");
     let done = other.call_raw("POST", &path, Some(("application/json", upload(40 * MIB as usize)))).await;
     assert_eq!(done.status, 200, "{}", done.text);
-    // What is small is served for the tenant itself.
+    // Small requests of the tenant itself are served.
     assert_eq!(api.info(&id).await["status"], "active");
     assert_eq!(sending.len(), 2);
     drop(sending);
-    // And large ones again, as soon as the slow ones are gone.
+    // Large ones fit again when the slow ones are gone.
     let start = Instant::now();
     loop {
         let path = format!("/api/sessions/{id}/files");
@@ -111,7 +112,7 @@ async fn a_body_that_hardly_arrives_is_given_up() {
     let line = format!("POST /api/sessions/{id}/files");
     let mut socket = request(daemon.port, &line, Some(&daemon.key), Some(MIB as usize)).await;
     let (mut reading, mut writing) = socket.split();
-    // Never silent for long, and at this rate it would take twelve days.
+    // Never silent for long, but at this rate it would take twelve days.
     let drip = async {
         while writing.write_all(b" ").await.is_ok() {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -139,7 +140,7 @@ async fn a_body_without_a_key_is_not_read() {
     for _ in 0..16 {
         let mut socket = request(daemon.port, "POST /api/agents", Some("ash_wrong"), Some(100 * MIB as usize)).await;
         let body = vec![b' '; 8 * MIB as usize];
-        // The daemon closes when it has answered: the rest is not taken.
+        // The daemon closes after its answer and does not read the rest.
         let _ = tokio::time::timeout(Duration::from_secs(1), socket.write_all(&body)).await;
         sockets.push(socket);
     }
@@ -189,7 +190,7 @@ async fn memory_goes_back_after_a_load() {
         let body = Some(("application/json", upload(bytes)));
         assert_eq!(api.call_raw("POST", &path, body).await.status, 200);
     };
-    // Each part of the program was used once: its pages are the file's, and stay in any case.
+    // Run each code path once first, so that its pages of the program file are loaded.
     send(MIB as usize).await;
     api.turn(&id, "@text first").await;
     api.get(&format!("/api/sessions/{id}/messages")).await.expect(200);

@@ -1,4 +1,5 @@
-//! Sessions that come and go leave nothing. The long form, of 500, is `scripts/perf churn`.
+//! Created and ended sessions leave nothing behind. `scripts/perf churn` is the long form with 500
+//! sessions.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -13,7 +14,8 @@ async fn fifty_sessions_leave_nothing_and_nothing_grows() {
     let grown = churn(&daemon, 25, 50).await;
     println!("{grown:?}");
     assert_eq!((Growth::descriptors(grown.ashd), Growth::descriptors(grown.launcher)), (0, 0), "{grown:?}");
-    // An unoptimised build: what allocators keep is larger. A leak of 100 kB a session would be 5 MB.
+    // The bound suits unoptimised builds, whose allocators keep more. A leak of 100 kB per session
+    // would be 5 MB.
     assert!(Growth::bytes(grown.ashd) < 3_000_000 && Growth::bytes(grown.launcher) < 1_000_000, "{grown:?}");
     daemon.stop();
 }

@@ -1,5 +1,5 @@
-//! The wall clock jumps, a day ahead and two days back, and nobody is hurt: turns, time-outs, the queue and what is kept go by what
-//! really passed.
+//! The wall clock jumps a day ahead and two days back. Turns, time-outs, the queue and retention
+//! follow the real elapsed time.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -52,7 +52,7 @@ async fn a_jump_of_the_clock_ends_nothing_and_delays_nothing() {
     assert_eq!(text(&api.turn(&idle, "@recall").await), "remember me");
     assert!(day(&api, &idle).await > today);
 
-    // An item of the queue that was put back by a clock ahead of its time is not due for a day then.
+    // An item that was put back while the clock was ahead would be due only a day later.
     let busy = json!({"agentName": "a", "prompt": "@text asked", "sessionId": id});
     let mut stream = api.send(&id, json!({"content": "@text begun\n@wait 2s", "includePartialMessages": true})).await;
     stream.until("text_delta").await;
@@ -67,12 +67,12 @@ async fn a_jump_of_the_clock_ends_nothing_and_delays_nothing() {
             assert_eq!(item["result"], "asked");
             break;
         }
-        // A look for what is due comes once a minute at least.
+        // Due items are looked for at least once a minute.
         assert!(start.elapsed() < Duration::from_secs(70), "{item}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 
-    // What the clock says at a start matters as little.
+    // The clock at a start does not matter either.
     daemon.kill9();
     daemon.skew.as_ref().unwrap().set(-2 * DAY_MS);
     daemon.restart();

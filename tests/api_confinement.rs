@@ -1,5 +1,5 @@
-//! The proof of confinement as clients see it: measured at each start, answered on demand, and a floor below which
-//! nothing starts.
+//! Confinement as clients see it: measured at each start, reported on demand, with a required
+//! minimum for a start.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -27,9 +27,9 @@ async fn a_session_tells_what_was_measured_of_it() {
     assert!(inside["probes"].as_array().unwrap().len() >= 60);
     assert_eq!(inside["uid"], 1000);
     assert_eq!(inside["interfaces"], json!(["lo"]));
-    // A port on which nobody accepts would hold whoever connects to it.
+    // A listener that never accepts would block its clients.
     assert_eq!(inside["listeners"], json!(["127.0.0.1:4180"]));
-    // Checked against the kernel's own word for the test's process: no namespace is the host's.
+    // Compared with the namespaces of the test's process: none is the host's.
     for (name, inode) in inside["namespaces"].as_object().unwrap() {
         let host = std::fs::metadata(format!("/proc/self/ns/{name}")).map(|m| std::os::unix::fs::MetadataExt::ino(&m));
         if name != "time" {
@@ -57,7 +57,7 @@ async fn a_session_tells_what_was_measured_of_it() {
         .expect("ashctl runs");
     let table = String::from_utf8_lossy(&ctl.stdout);
     assert!(ctl.status.success() && table.contains("landlock") && table.contains("ABI"), "{table}");
-    // 10 ms is the aim on a quiet machine; this bound only catches what is wrong by far.
+    // The target is 10 ms on a quiet machine; this bound catches only gross errors.
     assert!(report["tookMicros"].as_u64().unwrap() < 2_000_000, "{}", report["tookMicros"]);
     println!("the probe took {} us, {} us of it inside", report["tookMicros"], inside["micros"]);
 }
@@ -72,7 +72,7 @@ async fn an_awake_session_is_measured_again_and_not_at_every_call() {
     if asked.elapsed() < std::time::Duration::from_millis(500) {
         assert_eq!(first["measuredAt"], second["measuredAt"], "not twice within a second");
     }
-    // A command keeps it awake.
+    // A background command keeps it awake.
     api.turn(&id, r#"@tool Bash {"command": "setsid sleep 60 >/dev/null 2>&1 </dev/null &"}"#).await;
     tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
     let (id, all) = (&id, (0..8).map(|_| report(&api, &id)));
@@ -102,7 +102,7 @@ async fn asking_wakes_nothing_and_needs_no_process() {
     api.get("/api/sessions/00000000-0000-4000-8000-000000000000/confinement").await.expect(404);
 }
 
-/// A floor that no kernel of today reaches stands for a host that lacks a layer.
+/// No current kernel reaches this minimum: it stands for a host that lacks a layer.
 #[tokio::test]
 async fn below_the_floor_no_session_starts_and_the_reason_is_told() {
     let (daemon, api) = Daemon::deployed(Options::default().config("[confinement]\nlandlock_abi = 99")).await;

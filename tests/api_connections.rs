@@ -1,4 +1,4 @@
-//! Clients that open connections and ask nothing, ask half, or do not read: everybody else is served.
+//! Clients that send nothing, send half a request or do not read: all other clients are served.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -20,7 +20,7 @@ async fn other(api: &Api) -> Api {
     api.with_key(made["key"].as_str())
 }
 
-/// Half requests from many addresses, `most` of them open at a time as far as this end knows.
+/// Half requests from many addresses. At most `most` are open at a time, as far as this end knows.
 async fn flood(port: u16, most: usize, opened: tokio::sync::watch::Sender<usize>) {
     let mut crowd = std::collections::VecDeque::new();
     for n in 0.. {
@@ -29,7 +29,7 @@ async fn flood(port: u16, most: usize, opened: tokio::sync::watch::Sender<usize>
             crowd.push_back(socket);
         }
         if crowd.len() > most {
-            // From then on new ones in place of the oldest, so that whoever is served is served in the middle of it.
+            // From then on, replace the oldest, so that requests are measured during the flood.
             crowd.pop_front();
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -60,7 +60,8 @@ async fn fifteen_thousand_half_requests_leave_room_for_everybody_else() {
         times.push(start.elapsed());
     }
     times.sort();
-    // The promise is 50 ms, measured on a quiet machine (tests/perf); a client that waits for a place waits for seconds.
+    // The promise is 50 ms on a quiet machine (tests/perf); a client that waits for a place waits
+    // for seconds.
     assert!(times[197] < common::patience::patient(Duration::from_secs(1)), "{:?} {:?}", times[100], times[197]);
     let made = api.session("a").await;
     for session in [&id, &made] {
@@ -100,7 +101,7 @@ async fn who_asks_nothing_or_half_is_closed_after_the_time_that_is_set() {
     let said = answer(&mut half).await;
     assert!(said.starts_with("HTTP/1.1 408") && said.contains("head_timeout_ms"), "{said}");
     assert!(tokio::time::timeout(limit, drip).await.is_ok(), "a byte now and then keeps a connection open");
-    // Between two requests there is more time, and not for ever.
+    // Between two requests there is more time, but a limit too.
     let mut idle = request(daemon.port, "GET /health", None, None).await;
     assert!(answer(&mut idle).await.starts_with("HTTP/1.1 200"));
     let start = Instant::now();
@@ -115,7 +116,7 @@ async fn a_head_that_is_too_large_is_answered_431() {
     let long = format!("GET /health HTTP/1.1\r\nhost: raw\r\nx-long: {}\r\n\r\n", "x".repeat(20 << 10));
     let many = format!("GET /health HTTP/1.1\r\nhost: raw\r\n{}\r\n", "x-many: y\r\n".repeat(200));
     for (what, bytes) in [("long", long), ("many", many)] {
-        // As the first request of a connection, and as the second.
+        // As the first and as the second request of a connection.
         for second in [false, true] {
             let mut socket = connect(daemon.port, 1).await.unwrap();
             if second {
@@ -135,7 +136,7 @@ async fn a_client_that_does_not_read_is_given_up_and_a_stream_is_not() {
     let config = "[server]\nstall_timeout_ms = \"1s\"";
     let (daemon, api) = Daemon::deployed(Options::default().config(config)).await;
     let id = api.session("a").await;
-    // More than the sockets' buffers take: an answer after the other, of which none is read.
+    // Unread answers that exceed the socket buffers.
     let mut stalled = connect(daemon.port, 3).await.unwrap();
     let asked = raw::head("GET /docs/json", None, None).repeat(100);
     stalled.write_all(asked.as_bytes()).await.unwrap();
@@ -147,11 +148,11 @@ async fn a_client_that_does_not_read_is_given_up_and_a_stream_is_not() {
     )
     .await;
     assert!(answer(&mut stream).await.starts_with("HTTP/1.1 200"));
-    // A turn whose frames the stream's client does not read, for longer than the others have.
+    // A turn whose frames are not read, for longer than the limit of other answers.
     let frames = api.turn(&id, "@repeat 20000 many words that fill the buffers of a socket which is not read").await;
     assert_eq!(frames.last().unwrap().event, "done");
     tokio::time::sleep(Duration::from_secs(2)).await;
-    // What had been sent is still there; the rest of the answers, some 11 MB, never comes.
+    // The bytes already sent arrive; the rest of the answers, about 11 MB, never comes.
     let (mut answers, mut buffer) = (0, vec![0; 1 << 20]);
     let read = async {
         while let Ok(read @ 1..) = stalled.read(&mut buffer).await {
@@ -217,7 +218,7 @@ async fn streams_of_one_tenant_have_a_bound_and_others_have_theirs() {
 
 #[tokio::test]
 async fn when_every_connection_works_one_more_is_told() {
-    // Eight is the least number of connections there is.
+    // 8 is the minimum number of connections.
     let config = "[server]\nmax_connections = 8\n[pool]\nparked = 0";
     let (daemon, api) = Daemon::deployed(Options::default().config(config)).await;
     let id = api.session("a").await;
@@ -234,7 +235,7 @@ async fn when_every_connection_works_one_more_is_told() {
             refused = Some(said);
         }
     }
-    // A tenant has no more than what is left for others.
+    // One tenant leaves places for others.
     assert!((2..8).contains(&streams.len()), "{}", streams.len());
     assert!(refused.is_some_and(|said| said.contains("server.max_connections")));
     let mut health = request(daemon.port, "GET /health", None, None).await;

@@ -1,4 +1,4 @@
-//! `ashctl` as a person or a program uses it: against a daemon, by its exit codes, its text and its JSON.
+//! `ashctl` as users and programs call it, against a daemon: exit codes, text and JSON.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -35,7 +35,7 @@ fn run(args: &[&str], env: &[(&str, &str)]) -> Said {
     }
 }
 
-/// Runs it, expects success, and returns what it printed.
+/// Expects success. Returns the output.
 fn works(daemon: &Daemon, args: &[&str]) -> String {
     let said = ashctl(daemon, args);
     assert_eq!(said.code, 0, "{args:?}: {}{}", said.out, said.err);
@@ -121,7 +121,7 @@ fn each_kind_of_failure_has_its_exit_code_and_a_next_step() {
         assert_eq!(said.code, code, "{args:?}: {}", said.err);
         assert!(said.err.contains(text), "{args:?}: {}", said.err);
     }
-    // Without npm: what is missing, how to get it, and nothing left of the attempt.
+    // Without npm: the text names it and how to install it, and nothing is left behind.
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().display().to_string();
     let claude = dir.path().join("claude").display().to_string();
@@ -151,7 +151,7 @@ fn top_queue_credentials_and_logs() {
     assert!(line(&paused).contains("paused"), "{table}");
     assert!(table.lines().position(|l| l.contains(&id)) < table.lines().position(|l| l.contains(&paused)), "{table}");
     let row = json["sessions"].as_array().unwrap().iter().find(|row| row["id"] == id.as_str()).unwrap();
-    // A session that rests has less than 1; a busy one shares the cores with other tests.
+    // An idle session has less than 1; a busy one shares the cores with other tests.
     assert!(row["cpuPercent"].as_f64().unwrap() > 5.0 && row["turn"]["number"] == 1, "{row}");
     works(&daemon, &["session", "exec", &id, "true"]);
     assert_eq!(works(&daemon, &["session", "logs", &id]), "");
@@ -204,7 +204,7 @@ fn a_backup_is_made_while_ashd_runs_and_comes_back() {
     daemon.terminate();
     works(&daemon, &["restore", &file]);
     daemon.restart();
-    // As after any restart in which its processes were lost.
+    // As after a restart that lost its processes.
     works(&daemon, &["session", "resume", &id]);
     assert_eq!(works(&daemon, &["session", "cat", &id, "notes.txt"]), "kept");
     let messages = works(&daemon, &["session", "messages", &id]);
@@ -238,7 +238,7 @@ fn exec_is_the_command_itself_to_whoever_calls_it() {
     let said = ashctl(&daemon, &["session", "exec", &id, "echo out; echo err >&2; exit 5"]);
     assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (5, "out\n", "err\n"));
     assert!(works(&daemon, &["session", "exec", &id, "--", "ls", "-a"]).contains("CLAUDE.md"));
-    // As `docker exec`, `kubectl exec` and `incus exec` have it (review C; docker/cli#docker-exec): words stay apart.
+    // As `docker exec`, `kubectl exec` and `incus exec`: arguments are not joined.
     let echo = ["session", "exec", &id, "--", "bash", "-c", "echo \"$# $1\"; exit 3", "x", "a  b", "$HOME"];
     let said = ashctl(&daemon, &echo);
     assert_eq!((said.code, said.out.as_str()), (3, "2 a  b\n"), "{}", said.err);

@@ -1,4 +1,4 @@
-//! Runs of eval cases against the whole daemon: scores, versions, bounds, restarts and deletions.
+//! Runs of eval cases against the whole daemon: scores, versions, limits, restarts and deletions.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 const RUNS: &str = "/api/agents/a/eval-runs";
 
-/// Makes the cases; their ids.
+/// Creates the cases. Returns their ids.
 async fn cases(api: &Api, cases: &[Value]) -> Vec<String> {
     let mut ids = Vec::new();
     for case in cases {
@@ -34,7 +34,7 @@ async fn results(api: &Api, id: &str) -> Vec<Value> {
     api.get(&format!("{RUNS}/{id}/results")).await.expect(200)["results"].as_array().unwrap().clone()
 }
 
-/// Until the run is over; the run, and its results.
+/// Waits for the end of the run. Returns the run and its results.
 async fn over(api: &Api, id: &str) -> (Value, Vec<Value>) {
     let start = Instant::now();
     loop {
@@ -47,7 +47,7 @@ async fn over(api: &Api, id: &str) -> (Value, Vec<Value>) {
     }
 }
 
-/// Until so many cases are worked on.
+/// Waits until this many cases are running.
 async fn running(api: &Api, id: &str, count: usize) {
     let start = Instant::now();
     while results(api, id).await.iter().filter(|result| result["status"] == "running").count() != count {
@@ -60,7 +60,7 @@ async fn sessions(api: &Api) -> Vec<Value> {
     api.get("/api/sessions?limit=1000").await.expect(200)["sessions"].as_array().unwrap().clone()
 }
 
-/// The sessions of a run are gone a moment after its last case.
+/// The sessions of a run are removed shortly after its last case.
 async fn no_session_is_left(api: &Api) {
     let start = Instant::now();
     loop {
@@ -110,7 +110,7 @@ async fn answers_are_scored_and_the_run_is_summed_up() {
     );
     no_session_is_left(&api).await;
 
-    // Scored again, with other topics; a deleted case keeps its scores.
+    // Scored again with other topics; a deleted case keeps its scores.
     let patch = json!({"expectedTopics": ["use"]});
     api.call("PATCH", &format!("/api/agents/a/eval-cases/{}", ids[1]), Some(patch)).await.expect(200);
     api.delete(&format!("/api/agents/a/eval-cases/{}", ids[2])).await.expect(204);
@@ -120,7 +120,7 @@ async fn answers_are_scored_and_the_run_is_summed_up() {
     let again = self::run(&api, &id).await;
     assert!(close(&again["summary"]["passRate"], 0.75) && again["completedAt"] == run["completedAt"], "{again}");
 
-    // Side by side with a run of fewer cases.
+    // Compared with a run of fewer cases.
     let second = begin(&api, json!({})).await;
     over(&api, &second).await;
     let compared = api.get(&format!("{RUNS}/compare?runA={id}&runB={second}")).await.expect(200);
@@ -152,7 +152,7 @@ async fn the_earlier_conversation_is_the_cases_own_and_the_run_has_bounds() {
     let (run, results) = over(&api, &id).await;
     assert_eq!((&results[0]["agentResponse"], &run["summary"]["passRate"]), (&json!("My name is Ada."), &json!(1.0)));
 
-    // One that does not answer in time fails, and not more than three are worked on.
+    // A case without an answer in time fails, and at most three run at once.
     let slow: Vec<Value> =
         (0..4).map(|n| json!({"question": format!("@wait 60s\n@text {n}"), "category": "slow"})).collect();
     cases(&api, &slow).await;
@@ -193,7 +193,7 @@ async fn a_killed_daemon_loses_no_case_and_leaves_no_session() {
         .collect();
     cases(&api, &asked).await;
     let id = begin(&api, json!({})).await;
-    // At every stage of some case: three times, some hundred milliseconds apart.
+    // Three kills, some hundred milliseconds apart, at different stages of the cases.
     for wait in [400, 900, 2000] {
         running(&daemon.api(), &id, 4).await;
         tokio::time::sleep(Duration::from_millis(wait)).await;
@@ -203,7 +203,7 @@ async fn a_killed_daemon_loses_no_case_and_leaves_no_session() {
     let api = daemon.api();
     let (run, results) = over(&api, &id).await;
     for (n, result) in results.iter().enumerate() {
-        // A case may be asked anew once, and was begun in at most three of the kills.
+        // A case may be asked once more after a kill, for at most three kills.
         assert!(
             result["agentResponse"] == format!("answer {n}")
                 || result["error"].as_str().unwrap().contains("ashd was ended"),
@@ -228,7 +228,7 @@ async fn an_agent_deleted_in_mid_run_takes_its_run_and_the_sessions_with_it() {
     no_session_is_left(&api).await;
     api.deploy("a").await;
     assert_eq!(api.get(RUNS).await.expect(200)["runs"], json!([]));
-    // A case that is deleted before its turn fails by itself; the rest of the run continues.
+    // A case that is deleted before it was asked fails; the rest of the run continues.
     let ids = cases(
         &api,
         &[

@@ -1,5 +1,5 @@
-//! Commands of clients beside claude: `POST /api/sessions/:id/exec`, and the files API against a workspace that changes
-//! under it.
+//! Commands of clients beside claude (`POST /api/sessions/:id/exec`), and the files API on a
+//! changing workspace.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -20,7 +20,7 @@ async fn exec(api: &Api, id: &str, command: &str) -> Value {
     ask(api, id, json!({"command": command})).await.expect(200)
 }
 
-/// Processes whose command line holds this text.
+/// Processes whose command line contains this text.
 fn with_argument(mark: &str) -> usize {
     let holds = |entry: &std::fs::DirEntry| {
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
@@ -45,13 +45,14 @@ async fn a_command_answers_with_its_own_output_and_code() {
         ("echo x > /dev/stdout; echo y | tee /dev/stderr", 0, "x\ny\n"),
         ("printf 'a\\xffb'", 0, "a\u{fffd}b"),
         ("echo made > f.txt; cat CLAUDE.md f.txt", 0, "You are a test.\nmade\n"),
-        // claude's environment, the placeholder of the model's key included, and nothing of the daemon's.
+        // claude's environment with the placeholder of the model's key, and nothing of the
+        // daemon's.
         (
             "echo $ANTHROPIC_BASE_URL $HOME $ASH_WORKSPACE_DIR; env | grep -c '^ASH_'",
             0,
             "http://127.0.0.1:4180 /home/agent /workspace\n3\n",
         ),
-        // Answered when the command ends, not when the last holder of its output does.
+        // Answered when the command ends, even if another process still holds its output.
         ("sleep 5 & echo quick", 0, "quick\n"),
     ] {
         let began = Instant::now();
@@ -105,7 +106,7 @@ async fn a_timeout_ends_the_whole_tree_and_nothing_else() {
     let mut turn =
         api.send(&id, json!({"content": "@text begun\n@wait 3s\n@text done", "includePartialMessages": true})).await;
     turn.until("text_delta").await;
-    // A number that no other test's sleep has.
+    // A number that no other test's sleep uses.
     let nap = format!("9{}", std::process::id());
     let command = format!(
         "echo first; setsid sleep {nap} & setsid -f bash -c 'trap \"\" TERM; (setsid sleep {nap} &); sleep {nap}'; sleep {nap}"
@@ -185,7 +186,7 @@ async fn endless_and_large_outputs_are_cut_and_hurt_nobody() {
 async fn a_session_that_idles_or_is_paused_or_stopped_under_a_command() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
-    // Frozen for idleness after 2 s: a command wakes it, and one that runs keeps it awake.
+    // Frozen after 2 s of idleness: a command wakes the session, and keeps it awake.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     let began = Instant::now();
     assert_eq!(exec(&api, &id, "sleep 3; echo awake").await["stdout"], "awake\n");
@@ -195,7 +196,7 @@ async fn a_session_that_idles_or_is_paused_or_stopped_under_a_command() {
         let (api, id) = (api.clone(), id.clone());
         tokio::spawn(async move { ask(&api, &id, json!({"command": command})).await })
     };
-    // Paused: the command stands still and goes on with the session.
+    // Paused: the command is frozen, and continues with the session.
     let task = running("sleep 0.5; echo later");
     tokio::time::sleep(Duration::from_millis(200)).await;
     api.call("POST", &format!("/api/sessions/{id}/pause"), None).await.expect(200);
@@ -203,7 +204,7 @@ async fn a_session_that_idles_or_is_paused_or_stopped_under_a_command() {
     assert!(!task.is_finished());
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(200);
     assert_eq!(task.await.unwrap().expect(200)["stdout"], "later\n");
-    // Stopped: the command is gone with the sandbox, and its answer says so.
+    // Stopped: the command ends with the sandbox, and its answer says so.
     let task = running("sleep 20");
     tokio::time::sleep(Duration::from_millis(300)).await;
     api.call("POST", &format!("/api/sessions/{id}/stop"), None).await.expect(200);
@@ -219,7 +220,7 @@ async fn commands_go_on_counting_after_a_restart_of_the_daemon() {
         let (api, id) = (api.clone(), id.clone());
         let body = json!({"command": "sleep 3; echo survived > after.txt", "timeout": 20_000}).to_string().into_bytes();
         tokio::spawn(async move {
-            // Never answered: the daemon is killed under it.
+            // Never answered: the daemon is killed during the command.
             let path = format!("/api/sessions/{id}/exec");
             let _ =
                 tokio::time::timeout(Duration::from_secs(1), api.open("POST", &path, Some(("application/json", body))))
@@ -239,15 +240,15 @@ async fn commands_go_on_counting_after_a_restart_of_the_daemon() {
     }
 }
 
-/// The payload swaps what a path means, as fast as it can, while the daemon writes, reads and deletes below it. Whatever
-/// each call answers, nothing outside the workspace is read, written or deleted.
+/// The payload changes what a path refers to while the daemon writes, reads and deletes below it.
+/// Whatever each call answers, nothing outside the workspace is read, written or deleted.
 #[tokio::test]
 async fn the_files_api_cannot_be_led_out_of_a_workspace_that_changes_under_it() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let session = daemon.data().join("sessions").join(&id);
     assert!(session.is_dir(), "{}", session.display());
-    // What the daemon itself may write to, so that only the rules of the path protect it.
+    // The daemon itself may write there, so that only the path rules protect it.
     let outside = daemon.data().join("outside");
     std::fs::create_dir(&outside).unwrap();
     std::fs::write(outside.join("secret.txt"), "the host's own").unwrap();
@@ -311,7 +312,8 @@ print(n)
                             counts[0] += u32::from(said["files"][0]["written"] == true);
                         }
                         2 => {
-                            // Cut short when the file shrinks under the reader: the length was promised already.
+                            // Cut short when the file shrinks during the read: its length was
+                            // already sent.
                             let Some(read) = api.try_get(&format!("{base}/{path}")).await else { continue };
                             assert!(!read.text.contains("the host's own"), "{path} was read: {}", read.text);
                             counts[1] += u32::from(read.status == 200);
@@ -333,7 +335,7 @@ print(n)
     }
     eprintln!("written, read, deleted: {counts:?}; swaps: {ended}");
     assert_eq!(ended["exitCode"], 0, "{ended}");
-    // The race was one: calls of each kind met a moment at which they were right.
+    // The race took place: calls of each kind also succeeded.
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
     assert_eq!(std::fs::read_to_string(outside.join("secret.txt")).unwrap(), "the host's own");
     let names: Vec<_> = std::fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();

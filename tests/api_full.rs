@@ -1,4 +1,5 @@
-//! A process fills the disk and keeps trying. Sessions can be stopped, ended and removed all the same, and then there is room again.
+//! A process fills the disk and keeps trying. Sessions can still be stopped, ended and removed,
+//! which frees space.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -32,11 +33,11 @@ async fn a_full_disk_is_freed_by_those_who_filled_it() {
     let refused = other.post(&format!("/api/sessions/{theirs}/messages"), json!({"content": "@text lost"})).await;
     assert_eq!(refused.status, 507, "{}", refused.text);
 
-    // While the process takes whatever gets free.
+    // Meanwhile the process takes all space that becomes free.
     assert_eq!(api.verb(&first, "stop").await, "stopped");
     api.delete(&format!("/api/sessions/{second}")).await.expect(200);
     api.delete(&format!("/api/sessions/{second}?purge=true")).await.expect(200);
-    // What was written is there after a crash.
+    // The writes survive a crash.
     daemon.kill9();
     daemon.restart();
     let (api, other) = (api.at(daemon.port), other.at(daemon.port));
@@ -47,7 +48,7 @@ async fn a_full_disk_is_freed_by_those_who_filled_it() {
     assert!(start.elapsed() < patient(Duration::from_secs(10)), "{:?}", start.elapsed());
     assert!(comes(Duration::from_secs(10), || free(&daemon) > 48 << 20).await, "{} bytes are free", free(&daemon));
 
-    // The neighbour works again as soon as it is seen.
+    // The neighbour works again as soon as ashd notices the free space.
     let start = Instant::now();
     let path = format!("/api/sessions/{theirs}/messages");
     while other.post(&path, json!({"content": "@text again"})).await.status != 200 {

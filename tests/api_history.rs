@@ -1,4 +1,5 @@
-//! What is kept of a session: messages and timeline, page by page, gapless under load; and whose it is.
+//! The stored messages and timeline of a session: page by page, gapless under load, and only for
+//! its tenant.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -135,7 +136,7 @@ async fn another_tenants_objects_are_404_everywhere() {
     for key in &keys {
         other.delete(&format!("/api/api-keys/{}", key["id"].as_str().unwrap())).await.expect(404);
     }
-    // Agents of the same name do not touch each other.
+    // Agents of different tenants with the same name are independent.
     other.deploy("a").await;
     assert_eq!(other.get("/api/agents/a").await.expect(200)["agent"]["version"], 1);
     assert_eq!(admin.get(&format!("/api/sessions/{id}/files/secret.txt")).await.text, "mine");

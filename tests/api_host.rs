@@ -1,5 +1,6 @@
-//! The host fails, and ashd does not: a full disk, a read-only one, a locked database, no descriptors left. What was
-//! acknowledged is never lost, what cannot be done is refused with its reason, and it goes on without a restart.
+//! Failures of the host: a full disk, a read-only disk, a locked database, no file descriptors
+//! left. Acknowledged data is not lost, refusals have a reason, and ashd continues without a
+//! restart.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -15,7 +16,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Executor};
 use tokio::io::AsyncWriteExt;
 
-/// Writes until nothing fits any more.
+/// Writes until the disk is full.
 fn fill(path: &Path) {
     let mut file = std::fs::File::create(path).unwrap();
     for size in [1 << 20, 4096, 1] {
@@ -46,7 +47,7 @@ async fn back_to_active(api: &Api, id: &str) {
 
 #[tokio::test]
 async fn a_full_disk_refuses_and_loses_nothing() {
-    // With the reserve, and without: then it is the write itself that fails.
+    // With the reserve, and without it: then the write itself fails.
     for config in ["", "[disk]\nreserve_bytes = 0"] {
         let daemon = Daemon::start(Options::default().disk("48m").config(config));
         let api = daemon.api();
@@ -60,7 +61,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
 
         let filler = daemon.data().join("filler");
         fill(&filler);
-        // What the reserve depends on is measured once in a while.
+        // The reserve is measured at intervals.
         tokio::time::sleep(Duration::from_millis(1200)).await;
         let refused = api.post(&format!("/api/sessions/{id}/messages"), json!({"content": "@text lost"})).await;
         assert!(matches!(refused.status, 507 | 503), "{config}: {} {}", refused.status, refused.text);
@@ -68,7 +69,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         assert!(why.contains("disk") || why.contains("full"), "{config}: {why}");
         api.get("/health").await.expect(200);
         assert_eq!(users(&api, &id).await, ["@text first"], "{config}: not accepted, so not there");
-        // A turn that runs ends, with the reason if it could not go on.
+        // A running turn ends, with the reason if it could not continue.
         let rest = stream.rest().await;
         assert_eq!(rest.last().unwrap().event, "done", "{config}");
 
@@ -99,13 +100,13 @@ async fn a_read_only_disk_is_refused_at_the_start_and_nothing_is_lost() {
     assert_eq!(text(&api.turn(&id, "@recall").await), "@text first");
 }
 
-/// The disk breaks a moment after a client was told `done`: what it was told is on it, whatever else is not.
+/// The disk fails right after a client received `done`: everything the client received is on it.
 #[tokio::test]
 async fn a_disk_that_fails_in_mid_turn_is_said_and_keeps_what_was_told() {
     let (mut daemon, api) = Daemon::deployed(Options { breakable: Some("96m"), ..Options::default() }).await;
     let (id, running) = (api.session("a").await, api.session("a").await);
     assert_eq!(text(&api.turn(&id, "@text first").await), "first");
-    // Frozen by then, and claude's own record is saved.
+    // By then the session is frozen and claude's own record is saved.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let body = json!({"content": "@text begun\n@delay 30ms\n@repeat 100 word", "includePartialMessages": true});
     let mut stream = api.send(&running, body).await;
@@ -120,7 +121,7 @@ async fn a_disk_that_fails_in_mid_turn_is_said_and_keeps_what_was_told() {
     assert!(why.contains("ead-only") || why.contains("database"), "{why}");
     api.get("/health").await.expect(200);
     assert_eq!(users(&api, &id).await, ["@text first", "@text second"], "what is there can be read");
-    // The turn that runs ends with its claude, which cannot write any more.
+    // The running turn ends with its claude, which cannot write any more.
     let rest = stream.rest().await;
     assert_eq!(rest.last().unwrap().event, "done");
     assert!(rest.iter().any(|frame| frame.event == "error"), "{:?}", common::api::names(&rest));
@@ -148,7 +149,7 @@ async fn a_host_short_of_memory_starts_nothing_new_and_says_so() {
     let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     api.call("POST", &format!("/api/sessions/{id}/stop"), None).await.expect(200);
-    // The same host, for a daemon that asks more of it.
+    // A daemon that requires more free space on the same disk.
     let config = daemon.dir.join("ashd.toml");
     let before = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, format!("{before}\n[pool]\nmin_available_bytes = \"100TiB\"\n")).unwrap();
@@ -178,7 +179,7 @@ async fn a_locked_database_delays_and_loses_nothing() {
     let mut other = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(path)).await.unwrap();
     other.execute("BEGIN IMMEDIATE").await.unwrap();
     let start = Instant::now();
-    // The words go on; only the end of the turn waits until it is durable.
+    // The deltas continue; only the end of the turn waits until it is durable.
     while frames.iter().filter(|f| f.event == "text_delta").count() < 30 {
         frames.push(stream.next().await.unwrap());
     }
@@ -212,11 +213,12 @@ async fn with_few_descriptors_turns_go_on_and_some_are_kept() {
         socket.write_all(request.as_bytes()).await.unwrap();
         crowd.push(socket);
     }
-    // Two thirds of the descriptors are for the rest of the daemon: whoever is too many is refused or closed.
+    // Two thirds of the descriptors are reserved for other uses: excess connections are refused or
+    // closed.
     let left = || daemon.descriptors() < MOST as usize - 4;
     assert!(common::raw::comes(Duration::from_secs(5), left).await, "{} of {MOST} are in use", daemon.descriptors());
     api.get("/health").await.expect(200);
-    // The turn that runs is not disturbed by those who cannot get in.
+    // The running turn is not disturbed by them.
     let rest = stream.rest().await;
     assert_eq!(format!("{}{}", first.data["delta"].as_str().unwrap(), text(&rest)), "word ".repeat(60));
     assert!(!daemon.logs().contains("cannot be written"), "the database had no descriptor\n{}", daemon.logs());

@@ -1,5 +1,6 @@
-//! A workspace that changes while the files API works in it: the payload swaps directories, links, FIFOs and files, as
-//! fast as it can, in the hope that a path which was checked is another one when it is opened.
+//! A workspace that changes while the files API works in it: the payload exchanges directories,
+//! links, FIFOs and files as fast as it can, so that a checked path is another one when it is
+//! opened.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -10,12 +11,12 @@ use std::time::{Duration, Instant};
 use common::{Daemon, Options};
 use serde_json::json;
 
-/// What must not come out.
+/// Must not appear in any answer.
 const SECRET: &str = "SECRET-OF-THE-HOST-7261";
-/// How long each form of the API is tried.
+/// Time for each form of the API.
 const EACH: Duration = Duration::from_secs(3);
 
-/// Swaps what `race/f` and `leaf` are, with the target outside in its first argument. `seen` counts the rounds.
+/// Exchanges `race/f` and `leaf` for links to the first argument. `seen` counts the rounds.
 const RACER: &str = r#"
 import ctypes, os, sys
 out = sys.argv[1]
@@ -43,7 +44,7 @@ while True:
 async fn a_workspace_that_changes_under_the_files_api_leads_nowhere() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
-    // Everybody may read and write there: only the path stands in the way.
+    // Everyone may read and write there: only the path rules protect it.
     let outside = daemon.dir.join("outside");
     std::fs::create_dir(&outside).unwrap();
     for name in ["f", "x"] {
@@ -113,7 +114,7 @@ async fn a_workspace_that_changes_under_the_files_api_leads_nowhere() {
     assert_eq!(api.get("/health").await.expect(200)["status"], "ok");
 }
 
-/// Shapes that cost their maker nothing and others much: holes, depth, numbers, odd names.
+/// Shapes that are cheap to create and expensive for others: holes, depth, numbers, odd names.
 const SHAPES: &str = r#"
 import os
 os.chdir('/workspace')
@@ -150,8 +151,8 @@ async fn shapes_that_cost_nothing_do_not_stop_the_files_api() {
     }
     assert_eq!(api.get(&format!("{files}/{}", "d/".repeat(600))).await.status, 400);
     api.delete(&format!("{files}/many?recursive=true")).await.expect(200);
-    // More of them than there are places: the last one is served like the first. A hole of 10 TiB costs nothing, and what is
-    // nested too deep is named.
+    // More requests than concurrent downloads allowed: the last is served like the first. A hole of
+    // 10 TiB costs nothing, and entries nested too deep are listed.
     for _ in 0..10 {
         let answer = api.open("GET", &format!("/api/sessions/{id}/workspace"), None).await;
         assert_eq!(answer.status(), 200);

@@ -1,4 +1,4 @@
-//! `Idempotency-Key`: what comes twice is done once.
+//! `Idempotency-Key`: a repeated request is executed once.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -55,7 +55,7 @@ async fn a_creation_that_comes_again_is_answered_and_not_repeated() {
     assert_eq!(keyed.post("one", "/api/sessions", &body).await, (201, true, first.clone()));
     let (_, _, second) = keyed.post("two", "/api/sessions", &body).await;
     assert_ne!(second["session"]["id"], first["session"]["id"]);
-    // The same key for something else, a key that is none, and a request that failed.
+    // The same key for another request, an invalid key, and a request that failed.
     let (status, _, error) = keyed.post("one", "/api/sessions", &json!({"agent": "b"})).await;
     assert_eq!(status, 422, "{error}");
     let (status, _, _) = keyed.post("one", "/api/queue", &body).await;
@@ -69,7 +69,7 @@ async fn a_creation_that_comes_again_is_answered_and_not_repeated() {
         "nothing had been created"
     );
 
-    // Two at the same time: one is carried out.
+    // Two at the same time: one is executed.
     let agent = json!({"agent": "a"});
     let both = tokio::join!(keyed.post("four", "/api/sessions", &agent), keyed.post("four", "/api/sessions", &agent));
     let mut statuses = [both.0.0, both.1.0];
@@ -97,7 +97,8 @@ async fn a_message_that_comes_again_is_the_same_turn() {
     let again = Stream::of(again).await.rest().await;
     assert_eq!(again.iter().map(|f| &f.id).collect::<Vec<_>>(), first.iter().map(|f| &f.id).collect::<Vec<_>>());
 
-    // A client that lost its connection in mid-turn, and a daemon that was killed, find the turn again.
+    // A client that lost its connection during a turn finds the turn again, also after a kill of
+    // the daemon.
     let body = json!({"content": "@delay 50ms\n@repeat 60 word", "includePartialMessages": true});
     let mut stream = Stream::of(keyed.open("n", &path, &body).await).await;
     stream.until("text_delta").await;

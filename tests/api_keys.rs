@@ -1,4 +1,4 @@
-//! Whose key it is: the tenants' own for the model, and the admin's way in without one.
+//! Keys of tenants for the model, and the admin's access without a key.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use common::{Api, Daemon, Options};
 use serde_json::{Value, json};
 
-/// A model provider that tells which key each request came with.
+/// A model provider that reports the key of each request.
 fn provider() -> (u16, mpsc::Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -68,7 +68,7 @@ async fn a_session_uses_its_credential_and_never_sees_it() {
         (id.as_str(), &json!("anthropic"), &json!(true), &Value::Null)
     );
 
-    // Which key a session's requests arrive with, and what the sandbox knows of it.
+    // The key with which a session's requests arrive, and what the sandbox knows of it.
     let mut sessions = Vec::new();
     for (body, key) in [
         (json!({"agent": "plain"}), "the-daemons-own"),
@@ -100,7 +100,7 @@ async fn a_session_uses_its_credential_and_never_sees_it() {
         let error = api.post("/api/sessions", json!({"agent": "a", "credentialId": credential})).await.expect(400);
         assert!(error["error"].as_str().unwrap().contains(part), "{error}");
     }
-    // Another tenant has neither the credential nor its use.
+    // Another tenant neither has nor can use the credential.
     let minted = api.post("/api/api-keys", json!({"label": "b", "tenantId": "b"})).await.expect(201);
     let other = api.with_key(minted["key"].as_str());
     other.deploy("a").await;
@@ -108,7 +108,7 @@ async fn a_session_uses_its_credential_and_never_sees_it() {
     other.delete(&format!("/api/credentials/{id}")).await.expect(404);
     other.post("/api/sessions", json!({"agent": "a", "credentialId": id})).await.expect(400);
 
-    // Sealed at rest: nowhere below the data directory, in the sessions' rows neither.
+    // Sealed at rest: it is nowhere below the data directory, nor in the rows of sessions.
     daemon.kill9();
     for file in
         walkdir::WalkDir::new(daemon.data()).into_iter().filter_map(Result::ok).filter(|e| e.file_type().is_file())
@@ -118,7 +118,8 @@ async fn a_session_uses_its_credential_and_never_sees_it() {
     }
     daemon.restart();
     let api = daemon.api();
-    // A session that is resumed by another daemon gets its credential again; one whose credential is gone says so.
+    // A session that another daemon resumes gets its credential again. If the credential is gone,
+    // the error says so.
     let path = format!("/api/sessions/{}", sessions[2]);
     api.call("POST", &format!("{path}/stop"), None).await.expect(200);
     api.call("POST", &format!("{path}/resume"), None).await.expect(200);
@@ -152,11 +153,11 @@ async fn root_needs_no_key_on_the_unix_socket_and_makes_keys_for_tenants() {
     let acme = daemon.api().with_key(minted["key"].as_str());
     assert_eq!(acme.get("/api/agents").await.expect(200)["agents"], json!([]));
     assert_eq!(acme.get("/api/agents").await.status, 429, "one a minute");
-    // An admin gets through.
+    // An admin is not limited.
     for _ in 0..3 {
         assert_eq!(over_unix(&daemon, "GET /api/agents HTTP/1.0", "").0, 200);
     }
-    // A key that is shown is checked, there as everywhere; and the port asks everybody for one.
+    // A key that is sent is checked on the socket too; over TCP every request needs one.
     let (status, error) = over_unix(&daemon, "GET /api/agents HTTP/1.0\r\nauthorization: Bearer nonsense", "");
     assert_eq!((status, &error["error"]), (401, &json!("Invalid API key")));
     daemon.api().with_key(None).get("/api/agents").await.expect(401);

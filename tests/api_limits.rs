@@ -1,4 +1,5 @@
-//! Limits through the whole daemon: who decides, what the kernel is told, what is refused, and what a session uses.
+//! Limits through the whole daemon: which level decides, what the kernel gets, refusals, and the
+//! usage of a session.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -9,7 +10,7 @@ use common::api::{Api, text};
 use common::{Daemon, MIB, Options};
 use serde_json::{Value, json};
 
-/// What the kernel has in a file of the session's group, by its name of v1 and of v2.
+/// The kernel's value in a file of the session's group, by its name on v1 and v2.
 fn in_force(daemon: &Daemon, id: &str, controller: &str, [v1, v2]: [&str; 2]) -> String {
     let below = |mount: &str| Path::new(mount).join(&daemon.cgroup).join("tenants/default").join(id);
     let old: PathBuf = below(&format!("/sys/fs/cgroup/{controller}")).join(v1);
@@ -49,7 +50,7 @@ async fn a_change_is_in_force_at_once_and_says_who_decided() {
     let quota = in_force(&daemon, &id, "cpu", ["cpu.cfs_quota_us", "cpu.max"]);
     assert_eq!(quota.split(' ').next(), Some("50000"));
 
-    // The agent narrows it further; taking the agent's word back gives the session its own again.
+    // The agent lowers it further; unsetting the agent's limit restores the session's own.
     let answer = api.call("PATCH", "/api/agents/a/limits", Some(json!({"memoryBytes": 256 * MIB}))).await.expect(200);
     assert_eq!(answer["limits"]["memoryBytes"]["decidedBy"], "agent");
     assert!(answer.get("notFollowed").is_none(), "{answer}");
@@ -61,7 +62,7 @@ async fn a_change_is_in_force_at_once_and_says_who_decided() {
     assert_eq!(memory(&daemon, &id), 512 * MIB);
     patch(&api, "/api/tenants/default/limits", json!({"pids": null})).await;
     assert_eq!(pids(&daemon, &id), "100");
-    // claude was not restarted for any of it.
+    // None of it restarted claude.
     assert_eq!(text(&api.turn(&id, "@text still the first").await), "still the first");
     // A new session of the tenant has the defaults.
     let second = api.session("a").await;
@@ -73,7 +74,7 @@ async fn what_cannot_be_met_is_refused_and_changes_nothing() {
     let (daemon, api) = Daemon::deployed(Options::default().config("[launcher.ceiling]\nmemory_bytes = '4GiB'")).await;
     let id = api.session("a").await;
     let path = format!("/api/sessions/{id}/limits");
-    // 100 MiB held by a process that runs on.
+    // A process that continues to run holds 100 MiB.
     api.turn(&id, "@alloc 104857600\n@text held").await;
     for (body, fault) in [
         (json!({"memoryBytes": 0}), "memoryBytes: 0 is below the minimum"),
@@ -97,7 +98,7 @@ async fn what_cannot_be_met_is_refused_and_changes_nothing() {
     assert_eq!((memory(&daemon, &id), pids(&daemon, &id).as_str()), (2048 * MIB, "512"));
     let limits = api.get(&path).await.expect(200)["limits"].clone();
     assert!(limits.as_object().unwrap().values().all(|limit| limit["set"].is_null()), "{limits}");
-    // An agent's limit is stored all the same, and the session that cannot follow is named.
+    // An agent's limit is stored, and the session that cannot follow is listed.
     let body = Some(json!({"memoryBytes": 64 * MIB}));
     let answer = api.call("PATCH", "/api/agents/a/limits", body).await.expect(200);
     assert_eq!(answer["notFollowed"][0]["sessionId"], id.as_str(), "{answer}");
@@ -123,12 +124,12 @@ async fn a_tenant_cannot_give_itself_more() {
     ask(&acme, "/api/tenants/default/limits", json!({"memoryBytes": 1 << 30})).await.expect(403);
     acme.get("/api/tenants/default/limits").await.expect(403);
     acme.get("/api/tenants/acme/limits").await.expect(200);
-    // Another tenant's session and agent do not exist.
+    // Sessions and agents of another tenant do not exist.
     ask(&api, &path, json!({"pids": 100})).await.expect(404);
     api.get(&path).await.expect(404);
     api.get(&format!("/api/sessions/{id}/stats")).await.expect(404);
     ask(&api, "/api/agents/b/limits", json!({"pids": 100})).await.expect(404);
-    // The admin gives it more, and then it may share that out.
+    // After the admin raises its limit, the tenant can distribute it.
     ask(&api, "/api/tenants/acme/limits", json!({"memoryBytes": 4_u64 << 30})).await.expect(200);
     ask(&acme, &path, json!({"memoryBytes": 3_u64 << 30})).await.expect(200);
     let refused = ask(&acme, &path, json!({"memoryBytes": 5_u64 << 30})).await;
@@ -147,7 +148,7 @@ async fn limits_outlive_a_kill_a_stop_and_a_fork() {
     patch(&api, &format!("/api/sessions/{id}/limits"), json!({"memoryBytes": 400 * MIB})).await;
     assert_eq!(memory(&daemon, &id), 400 * MIB);
     api.call("POST", &format!("/api/sessions/{id}/stop"), None).await.expect(200);
-    // Changed while it has no process: in force from its next start.
+    // Changed while it has no process: applies from its next start.
     patch(&api, "/api/agents/a/limits", json!({"pids": 99})).await;
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(200);
     assert_eq!((memory(&daemon, &id), pids(&daemon, &id).as_str()), (400 * MIB, "99"));
@@ -184,7 +185,7 @@ async fn looking_wakes_nothing() {
         api.get(&format!("/api/sessions/{id}/limits")).await.expect(200);
         assert!(events().contains("frozen 1"));
     }
-    // Limits too are set without waking it.
+    // Setting limits does not wake it either.
     patch(&api, &format!("/api/sessions/{id}/limits"), json!({"pids": 77})).await;
     assert!(events().contains("frozen 1"));
     assert_eq!(pids(&daemon, &id), "77");
@@ -212,7 +213,7 @@ async fn looking_wakes_nothing() {
 async fn nothing_new_begins_on_a_full_disk() {
     let (mut daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
-    // The same disk, by an ashd that wants more left on it than it has.
+    // The same disk with a daemon whose reserve exceeds the free space.
     daemon.terminate();
     let file = daemon.dir.join("ashd.toml");
     let config = std::fs::read_to_string(&file).unwrap();
@@ -231,7 +232,7 @@ async fn nothing_new_begins_on_a_full_disk() {
         assert_eq!((refused.status, &refused.json["statusCode"]), (507, &json!(507)), "{what}: {}", refused.text);
         assert!(refused.text.contains("disk.reserve_bytes"), "{what}: {}", refused.text);
     }
-    // What only looks, or gives room, goes on.
+    // Requests that only read, or free space, continue to work.
     api.get(&path).await.expect(200);
     api.delete(&path).await.expect(200);
 }

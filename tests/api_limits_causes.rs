@@ -1,4 +1,5 @@
-//! Who was killed, and what has no name on the disk: the two things a cgroup and a walk do not tell.
+//! Two causes that a cgroup and a directory walk do not reveal: which process was killed, and files
+//! without a name.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -20,7 +21,7 @@ const HUNGRY: &str = "[limits]\nmemory_bytes = '128MiB'\nswap_bytes = 0";
 async fn the_process_the_kernel_chose_is_named() {
     let (daemon, api) = Daemon::deployed(Options::default().config(HUNGRY)).await;
     let id = api.session("a").await;
-    // Two levels below claude, reaped by its own parent: only the kernel's log knows its name.
+    // Two levels below claude, reaped by its own parent: only the kernel's log has its name.
     let tool = r#"@tool Bash {"command": "cp /usr/bin/tail /tmp/my-hog; sh -c '/tmp/my-hog /dev/zero; true'"}"#;
     let frames = api.turn(&id, &format!("{tool}\n@text went on")).await;
     let killed = api.cause(&id, "killed", "oom").await;
@@ -31,7 +32,7 @@ async fn the_process_the_kernel_chose_is_named() {
     assert!(killed["peakBytes"].as_u64().unwrap() > 100 * MIB, "{killed}");
     assert!(daemon.logs().contains("my-hog"), "the journal names it too");
     if is_v2() {
-        // All of the sandbox dies, and the one that was chosen is told.
+        // The whole sandbox dies, and the report names the chosen process.
         assert!(api.info(&id).await["error"].as_str().unwrap().contains("my-hog"));
     } else {
         assert_eq!(text(&frames), "went on");
@@ -54,7 +55,7 @@ async fn who_listens_hears_of_it_at_once_in_a_turn_and_between_two() {
     assert_eq!((&heard.data["action"], &heard.data["reason"]), (&json!("limited"), &json!("pids")), "{heard:?}");
     assert_eq!(listen(&id, &format!("?after={}", heard.id.unwrap())).await.status(), 200);
 
-    // Nobody is at work, and a command of a client is killed.
+    // No turn is running, and a command of a client is killed.
     let id = api.session("a").await;
     let mut stream = Stream::of(listen(&id, "").await).await;
     api.turn(&id, "@text done").await;
@@ -84,7 +85,7 @@ async fn a_command_of_exec_that_is_killed_says_by_what() {
         );
     }
     api.cause(&id, "killed", "oom").await;
-    // One that is killed for another reason is not blamed on memory.
+    // A kill for another reason is not reported as out of memory.
     if !is_v2() {
         let other = api.post(&format!("/api/sessions/{id}/exec"), json!({"command": "kill -9 $$"})).await.expect(200);
         assert_eq!((&other["exitCode"], &other["stderr"]), (&json!(137), &json!("")), "{other}");
@@ -110,11 +111,11 @@ async fn a_budget_that_is_used_up_is_told() {
 
 #[tokio::test]
 async fn a_deleted_open_file_is_bounded_within_a_second() {
-    // The real one: the fake ends no tool when it is interrupted.
+    // The real Claude Code: the fake does not end tools when it is interrupted.
     let (_daemon, api) =
         Daemon::deployed(Options::default().real_claude().config("[limits]\ndisk_bytes = '256MiB'")).await;
     let id = api.session("a").await;
-    // 20 MiB each 100 ms into a file without a name; 256 MiB are passed after 1.3 s.
+    // 20 MiB every 100 ms into a file without a name; 256 MiB are exceeded after 1.3 s.
     let fill = r#"@tool Bash {"command": "exec 9> /workspace/f; rm /workspace/f; for n in $(seq 400); do head -c 20971520 /dev/zero >&9; echo $n > /tmp/count; sleep 0.1; done"}"#;
     let start = Instant::now();
     let frames = api.turn(&id, fill).await;
@@ -129,7 +130,7 @@ async fn a_deleted_open_file_is_bounded_within_a_second() {
     let stats = api.get(&format!("/api/sessions/{id}/stats")).await.expect(200)["stats"].clone();
     assert!(stats["disk"]["bytes"].as_u64().unwrap() >= 256 * MIB, "{stats}");
 
-    // Its writer is interrupted when it goes on, and the room is there again.
+    // Its writer is interrupted when the session resumes, which frees the space.
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(200);
     assert_eq!(text(&api.turn(&id, "@text again").await), "again");
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -140,7 +141,8 @@ async fn a_deleted_open_file_is_bounded_within_a_second() {
 async fn one_huge_file_in_a_moment_is_bounded_within_a_second() {
     let (_daemon, api) = Daemon::deployed(Options::default().config("[limits]\ndisk_bytes = '64MiB'")).await;
     let id = api.session("a").await;
-    // fallocate takes the blocks at once, whatever the size; then mapped, and the descriptor closed.
+    // fallocate takes the blocks at once, whatever the size; then the file is mapped and the
+    // descriptor closed.
     let script = "import mmap, os, time\nf = os.open('/workspace/huge', os.O_RDWR | os.O_CREAT)\nos.posix_fallocate(f, 0, 1 << 30)\n\
         m = mmap.mmap(f, 1 << 30)\nos.close(f)\nos.unlink('/workspace/huge')\ntime.sleep(60)";
     api.post(&format!("/api/sessions/{id}/files"), json!({"files": [{"path": "huge.py", "content": base64(script)}]}))
@@ -158,7 +160,7 @@ async fn one_huge_file_in_a_moment_is_bounded_within_a_second() {
 async fn who_holds_on_is_ended_at_the_second_time() {
     let (_daemon, api) = Daemon::deployed(Options::default().config("[limits]\ndisk_bytes = '64MiB'")).await;
     let id = api.session("a").await;
-    // A daemon of its own: no interrupt of the turn reaches it.
+    // A daemon process: an interrupt of the turn does not reach it.
     let daemon = r#"@tool Bash {"command": "setsid bash -c 'exec 9> /workspace/f; rm /workspace/f; while sleep 0.1; do head -c 5242880 /dev/zero >&9; done' > /dev/null 2>&1 & sleep 30"}"#;
     api.turn(&id, daemon).await;
     assert_eq!(api.info(&id).await["status"], "paused");

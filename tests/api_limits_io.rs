@@ -1,4 +1,4 @@
-//! Limits of the disk's speed: what the kernel is told, that it holds, and that it is put in force again.
+//! Limits of disk throughput: the kernel gets them, they hold, and they are restored.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -16,7 +16,7 @@ const V1: [&str; 4] = [
     "blkio.throttle.write_iops_device",
 ];
 
-/// What the kernel has for the one disk: reads and writes in bytes, then in operations, a second.
+/// The kernel's limits for the disk: read and write bytes, then operations, per second.
 fn in_force(daemon: &Daemon, id: &str) -> [Option<u64>; 4] {
     let below = |mount: &str| Path::new(mount).join(&daemon.cgroup).join("tenants/default").join(id);
     let v1: PathBuf = below("/sys/fs/cgroup/blkio");
@@ -53,8 +53,8 @@ async fn io_is_throttled_told_stored_and_given_back() {
     let confinement = api.get(&format!("/api/sessions/{id}/confinement")).await.expect(200);
     assert!(confinement.to_string().contains(r#""name":"ioWriteBps","#), "{confinement}");
 
-    // 24 MiB past the cache at 4 MiB a second: at most 6 s (the kernel's own writers take some of it on cgroup v1), and 0.1 s
-    // without the limit.
+    // 24 MiB of direct writes at 4 MiB/s: at most 6 s (on cgroup v1 the kernel's own writers do
+    // part of it), and 0.1 s without the limit.
     let write = json!({"command": "dd if=/dev/zero of=/workspace/f bs=1M count=24 conv=fsync", "timeoutMs": 60_000});
     let start = Instant::now();
     api.post(&format!("/api/sessions/{id}/exec"), write.clone()).await.expect(200);

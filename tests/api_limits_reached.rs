@@ -1,4 +1,5 @@
-//! What happens at each limit: the session is told why, the timeline has the cause, and it can go on.
+//! Behaviour at each limit: the session gets a message, the timeline has the cause, and the session
+//! can continue.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -28,7 +29,8 @@ fn on_disk(daemon: &Daemon, id: &str, file: &str) -> u64 {
 async fn a_disk_filler_is_stopped_within_a_second_and_goes_on_when_files_are_deleted() {
     let (daemon, api) = Daemon::deployed(Options::default().config("[limits]\ndisk_bytes = '64MiB'")).await;
     let id = api.session("a").await;
-    // 20 MiB each 100 ms: 64 MiB are passed after 0.3 s, a second later it would be 200 MiB more.
+    // 20 MiB every 100 ms: 64 MiB are exceeded after 0.3 s; a second later it would be 200 MiB
+    // more.
     let fill = r#"@tool Bash {"command": "for n in $(seq 200); do head -c 20971520 /dev/zero >> /workspace/big; sleep 0.1; done"}"#;
     let start = Instant::now();
     let frames = api.turn(&id, fill).await;
@@ -51,16 +53,17 @@ async fn a_disk_filler_is_stopped_within_a_second_and_goes_on_when_files_are_del
     assert!(limited["used"].as_u64().unwrap() > 64 * MIB, "{limited}");
     assert_eq!(api.cause(&id, "paused", "disk").await["error"], said);
 
-    // It stands still, and cannot be resumed, nor filled through the API.
+    // It is paused: it cannot be resumed, nor filled through the API.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    // Blocks that were only promised may still get their place in the file system.
+    // Reserved blocks may still be allocated in the file system.
     assert!(on_disk(&daemon, &id, "big") < written + MIB);
     let refused = api.call("POST", &format!("/api/sessions/{id}/resume"), None).await;
     assert_eq!(refused.status, 507, "{}", refused.text);
     let more = json!({"files": [{"path": "more", "content": "aGVsbG8="}]});
     api.post(&format!("/api/sessions/{id}/files"), more.clone()).await.expect(507);
 
-    // Room through the API: it goes on by itself, and the rest of the turn is cut.
+    // Space freed through the API: the session continues by itself, and the rest of the turn is
+    // skipped.
     api.delete(&format!("/api/sessions/{id}/files/big")).await.expect(200);
     wait_for(&api, &id, "active").await;
     assert_eq!(api.info(&id).await["error"], Value::Null);
@@ -80,7 +83,7 @@ async fn a_raised_limit_lets_it_go_on() {
     assert_eq!(api.info(&id).await["status"], "paused");
     api.call("PATCH", &path, Some(json!({"diskFiles": 1000}))).await.expect(200);
     assert_eq!(api.info(&id).await["status"], "active");
-    // And not below what is there.
+    // A limit below the current use is refused.
     let refused = api.call("PATCH", &path, Some(json!({"diskFiles": 250}))).await;
     assert!(refused.status == 400 && refused.text.contains("uses now"), "{}", refused.text);
 }
@@ -142,7 +145,7 @@ async fn a_killed_tool_is_told_too() {
     let frames = api.turn(&id, "@tool Bash {\"command\": \"tail /dev/zero\"}\n@text went on").await;
     let killed = api.cause(&id, "killed", "oom").await;
     assert_eq!(killed["value"], 128 * MIB, "{killed}");
-    // On cgroup v2 the group dies as one; on v1 the kernel takes one process, and claude goes on.
+    // On cgroup v2 the whole group dies; on v1 the kernel kills one process, and claude continues.
     let v2 = !std::path::Path::new("/sys/fs/cgroup/memory").exists();
     assert_eq!(api.info(&id).await["status"], if v2 { "error" } else { "active" });
     if !v2 {
@@ -198,13 +201,13 @@ async fn what_the_limit_of_the_processor_stopped_is_counted_for_one_and_for_all(
     };
     let little = json!({"cpuMillis": 20});
     api.call("PATCH", &format!("/api/sessions/{one}/limits"), Some(little)).await.expect(200);
-    // Whatever their starts were stopped for is told a second later at most.
+    // Forks that were refused at a limit are reported within a second.
     tokio::time::sleep(Duration::from_millis(1300)).await;
     let (before, mut own) = (all().await, throttled(&one).await + throttled(&other).await);
     api.turn(&one, "@busy 2s").await;
     own = throttled(&one).await + throttled(&other).await - own;
     assert!(own > 0.5, "a fiftieth of a core for 2 s: {own}");
-    // What has ended stays counted.
+    // Counts include ended processes.
     tokio::time::sleep(Duration::from_millis(1300)).await;
     api.delete(&format!("/api/sessions/{one}")).await.expect(200);
     let counted = all().await - before;

@@ -1,5 +1,5 @@
-//! What one request, or one line of a payload, costs ashd in memory: the highest resident size of the daemon while it is served,
-//! over what it was before. The bound is 64 MiB plus twice the body.
+//! Memory that one request, or one line of a payload, costs ashd: the peak resident size while it
+//! is served, minus the size before. The bound is 64 MiB plus twice the body.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -14,7 +14,7 @@ use common::api::names;
 use common::{Api, Daemon, MIB, Options};
 use serde_json::{Value, json};
 
-/// MiB that any request, and anything a payload writes, may cost.
+/// Maximum MiB for any request, and for anything a payload writes.
 const MOST: u64 = 64;
 
 fn of_status(daemon: &Daemon, field: &str) -> u64 {
@@ -23,9 +23,9 @@ fn of_status(daemon: &Daemon, field: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// The peak of the daemon's memory while this is done, over what it was before, in MiB; and what came of it.
+/// Runs `done`. Returns the growth of the daemon's peak memory in MiB, and the result.
 async fn growth<T>(daemon: &Daemon, what: &str, done: impl Future<Output = T>) -> (u64, T) {
-    // 5: the peak is the present size from now on.
+    // 5 resets the peak to the current size.
     std::fs::write(format!("/proc/{}/clear_refs", daemon.pid()), "5").unwrap();
     let before = of_status(daemon, "VmRSS:");
     let out = done.await;
@@ -41,7 +41,7 @@ async fn bounded<T>(daemon: &Daemon, what: &str, body: usize, done: impl Future<
     out
 }
 
-/// `head`, the unit again and again up to about so many bytes, `tail`.
+/// `head`, the unit repeated up to about this many bytes, `tail`.
 fn fill(bytes: usize, head: &str, unit: &str, tail: &str) -> Vec<u8> {
     format!("{head}{}{tail}", unit.repeat(bytes / unit.len())).into_bytes()
 }
@@ -61,7 +61,7 @@ async fn a_body_costs_twice_its_bytes_whatever_it_holds() {
     let id = api.session("a").await;
     let messages = format!("/api/sessions/{id}/messages");
     let size = 49 * MIB as usize;
-    // Nothing of these is a message.
+    // None of these is a message.
     for (what, head, unit, tail, text) in [
         (
             "content of objects",
@@ -129,7 +129,7 @@ async fn a_message_of_fifty_mib_is_sent_stored_and_read_in_bounds() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let messages = format!("/api/sessions/{id}/messages");
-    // As much text as one message may have, and an image. The script is the last line of the text.
+    // The longest text of a message, and an image. The script is the last line of the text.
     let image = "A".repeat(19 * MIB as usize);
     let head = format!(
         r#"{{"content":[{{"type":"image","source":{{"type":"base64","media_type":"image/png","data":"{image}"}}}},{{"zebra":1,"type":"text","text":""#
@@ -194,7 +194,7 @@ async fn nothing_a_payload_prints_costs_more_than_a_bound_or_breaks_a_turn() {
         assert_eq!(names[names.len() - 3..], ["turn_complete", "message/result", "done"], "{what}");
         assert!(!names.contains(&"error".to_owned()), "{what}: {names:?}");
     }
-    // The long lines are in the history, abridged and marked, and the stream has had them whole.
+    // The history has the long lines shortened and marked; the stream had them whole.
     let frames = api.send(&id, json!({"content": format!("@huge {long}")})).await.rest().await;
     let text = |frame: &common::wire::Frame| frame.data["message"]["content"][0]["text"].as_str().map(str::len);
     assert!(frames.iter().filter_map(text).any(|length| length == long as usize), "whole in the stream");
@@ -214,7 +214,7 @@ async fn lists_are_not_in_memory_whole() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let line = r#"@fill 3900000 {"type":"assistant","message":{"content":[{"type":"text","text":"~x~"}]}}"#;
-    // A turn adds 64 MiB at most, each line its message and its event.
+    // A turn adds at most 64 MiB; each line is a message and an event.
     for _ in 0..3 {
         api.turn(&id, &[line; 7].join("\n")).await;
     }
@@ -244,7 +244,7 @@ async fn lists_are_not_in_memory_whole() {
     assert_eq!((&versions[0]["versionNumber"], &versions[59]["versionNumber"]), (&json!(60), &json!(1)));
 }
 
-/// A tar of one entry that says it has so many bytes of a name, all of them zeros but for a few at the end.
+/// A tar with one entry that claims a long name: all zeros but for a few bytes at the end.
 fn long_name(kind: u8, mib: u64) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.set_size(mib * MIB);

@@ -1,5 +1,5 @@
-//! Setuid, setgid and sticky bits that a payload gives its files: they stay in its own directory, where no user of the host gets
-//! to them, and ashd never writes such a file itself.
+//! Setuid, setgid and sticky bits of a payload's files: the files stay in a directory that no user
+//! of the host can reach, and ashd itself never writes such a file.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -38,14 +38,14 @@ async fn run(api: &Api, session: &str, command: &str) -> Value {
     said
 }
 
-/// What below `dir` has one of the bits.
+/// Entries below `dir` that have one of the bits.
 fn special(dir: &Path) -> Vec<PathBuf> {
     let all = walkdir::WalkDir::new(dir).into_iter().map(Result::unwrap).filter(|e| !e.path_is_symlink());
     all.filter(|e| e.metadata().unwrap().mode() & SPECIAL != 0).map(|e| e.into_path()).collect()
 }
 
 fn reaches(path: &Path) -> bool {
-    // A user of the host with no group of ashd's: `uid` clears the groups when the caller is root.
+    // A user of the host outside ashd's groups: `uid` clears the groups when the caller is root.
     let mut command = Command::new("/usr/bin/stat");
     command.arg(path).uid(60_001).gid(60_001).current_dir("/");
     command.output().unwrap().status.success()
@@ -61,7 +61,7 @@ async fn a_payloads_bits_are_copied_by_nobody_and_reached_by_nobody() {
 
     let sessions = daemon.data().join("sessions");
     let own = sessions.join(&id);
-    // Everything that ashd copies, packs, unpacks or writes into a directory of the payload's.
+    // Everything that ashd copies, packs, unpacks or writes into a directory of the payload.
     let forked = api.call("POST", &format!("/api/sessions/{id}/fork"), None).await.expect(201);
     let fork = forked["session"]["id"].as_str().unwrap().to_owned();
     let packed = api.open("GET", &format!("/api/sessions/{id}/workspace"), None).await;

@@ -1,4 +1,4 @@
-//! A stop or a deletion overtakes a start. Requests that waited for the start are answered then, not when the session's task rests.
+//! A stop or a deletion overtakes a start. Requests that wait for the start are answered at once.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -12,7 +12,7 @@ use serde_json::json;
 
 /// Milliseconds until claude answers at its start.
 const SLOW: &str = "4000";
-/// Until the requests before have reached the session's task.
+/// Time for earlier requests to reach the session's task.
 const ARRIVED: Duration = Duration::from_millis(700);
 
 async fn slow(api: &Api) -> String {
@@ -20,7 +20,7 @@ async fn slow(api: &Api) -> String {
     api.post("/api/sessions", body).await.expect(201)["session"]["id"].as_str().unwrap().to_owned()
 }
 
-/// Sends a request without waiting; its status, its text, and when it was answered.
+/// Sends a request without waiting. Returns its status, its text, and when it was answered.
 fn ask(api: &Api, path: String) -> tokio::task::JoinHandle<(u16, String, Instant)> {
     let api = api.clone();
     tokio::spawn(async move {
@@ -52,7 +52,7 @@ async fn requests_that_wait_for_an_abandoned_start_are_answered() {
 async fn requests_that_wait_for_the_process_of_a_turn_are_answered_when_the_session_is_stopped() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = slow(&api).await;
-    // An option that only a new process can have.
+    // An option that needs a new process.
     let turn = api.send(&id, json!({"content": "@text never", "maxTurns": 3})).await;
     tokio::time::sleep(ARRIVED).await;
     let waiting = ask(&api, format!("/api/sessions/{id}/pause"));

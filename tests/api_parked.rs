@@ -1,5 +1,5 @@
-//! Parked sandboxes over HTTP, with the fake claude as the payload: confined and empty before anybody asked, and whatever
-//! session of the tenant comes next starts in one.
+//! Parked sandboxes over HTTP, with the fake claude as the payload: confined and empty in advance,
+//! and used by the tenant's next session.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -35,7 +35,7 @@ async fn create(api: &Api, body: Value) -> String {
     api.post("/api/sessions", body).await.expect(201)["session"]["id"].as_str().unwrap().to_owned()
 }
 
-/// How the session came to be: the path in its first event, if it has one.
+/// How the session was created: the path in its first event, if it has one.
 async fn path(api: &Api, id: &str) -> Value {
     let first = api.lifecycle(id).await.swap_remove(0);
     assert_eq!(first["action"], "created");
@@ -57,13 +57,13 @@ fn directory(daemon: &Daemon, id: &str) -> PathBuf {
     daemon.data().join("sessions").join(id)
 }
 
-/// Waits until `count` are parked, and returns those of them that are not in `known`.
+/// Waits until `count` sandboxes are parked. Returns those that are not in `known`.
 async fn parked(daemon: &Daemon, api: &Api, count: u64, known: &[&str]) -> Vec<String> {
     within(daemon, "parked", async || pool(api, "warm").await == count && pool(api, "warming").await == 0).await;
     sandboxes(daemon).into_iter().filter(|id| !known.contains(&id.as_str())).collect()
 }
 
-/// The kernel's word on a limit, by the name of the file on v1 and on v2, wherever the session's group is.
+/// The kernel's value of a limit, by the names of its file on v1 and v2, in the session's group.
 fn in_force(daemon: &Daemon, id: &str, files: [&str; 2]) -> String {
     let groups = leftovers::cgroups(&daemon.cgroup).into_iter().filter(|dir| dir.ends_with(id));
     let found: Vec<_> = groups.flat_map(|dir| files.map(|file| dir.join(file))).filter(|path| path.exists()).collect();
@@ -74,7 +74,7 @@ fn memory(daemon: &Daemon, id: &str) -> u64 {
     in_force(daemon, id, ["memory.limit_in_bytes", "memory.max"]).parse().unwrap()
 }
 
-/// When its confinement was measured, and when that was written.
+/// When its confinement was measured, and when the report was written.
 fn measured(daemon: &Daemon, id: &str) -> (Value, SystemTime) {
     let path = directory(daemon, id).join("confinement.json");
     let report: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -87,7 +87,7 @@ async fn any_new_session_takes_the_parked_sandbox_and_another_is_made() {
     let daemon = Daemon::start(Options::default().parked(1));
     let api = daemon.api();
     let first = parked(&daemon, &api, 1, &[]).await.remove(0);
-    // Nobody's, and empty: an init that sleeps.
+    // It belongs to no session and is empty: only an init that sleeps.
     assert_eq!(pool(&api, "total").await, 1);
     assert_eq!(api.get("/api/sessions").await.expect(200)["sessions"], json!([]));
     api.get(&format!("/api/sessions/{first}")).await.expect(404);
@@ -100,7 +100,7 @@ async fn any_new_session_takes_the_parked_sandbox_and_another_is_made() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(inside[0].ticks(), before.1, "it uses no processor");
 
-    // An agent that did not exist when it was made, with what no warm one could serve.
+    // An agent deployed after the sandbox was made, with options that no warm sandbox can serve.
     api.deploy("late").await;
     let body = json!({"agent": "late", "extraEnv": {"SECRET": "told late"}, "systemPrompt": "Be brief."});
     let start = Instant::now();
@@ -122,7 +122,7 @@ async fn any_new_session_takes_the_parked_sandbox_and_another_is_made() {
     assert_eq!(pool(&api, "preWarmHits").await, 0);
     assert!(daemon.logs().contains("parked="), "the steps of the start name it\n{}", daemon.logs());
 
-    // Used once, and made anew.
+    // Used once, then replaced.
     let second = parked(&daemon, &api, 1, &[&id]).await.remove(0);
     assert_eq!(api.session("late").await, second);
     for verb in ["pause", "resume", "stop", "resume"] {
@@ -145,7 +145,7 @@ async fn the_limits_of_the_session_are_in_force_and_not_those_it_was_parked_with
         assert_eq!((memory(daemon, &id), in_force(daemon, &id, ["pids.max"; 2])), (512 * MIB, "100".to_owned()));
     };
     holds(&daemon);
-    // The report that was kept is of these limits too.
+    // The stored report has these limits too.
     let report = std::fs::read(directory(&daemon, &id).join("confinement.json")).unwrap();
     let report: Value = serde_json::from_slice(&report).unwrap();
     let limits = report["outside"]["limits"].as_array().unwrap();
@@ -157,7 +157,7 @@ async fn the_limits_of_the_session_are_in_force_and_not_those_it_was_parked_with
     let frames = api.turn(&id, "@alloc 900000000\n@text never").await;
     let error = &frames[frames.len() - 2];
     assert!(error.data["error"].as_str().unwrap().contains("memory limit of 512 MiB"), "{}", error.data);
-    // The next one was made with the tenant's again, whatever the agent says.
+    // The next one has the tenant's limits again, whatever the agent's are.
     let second = parked(&daemon, &api, 1, &[&id]).await.remove(0);
     assert_eq!(memory(&daemon, &second), 2048 * MIB);
     assert_eq!(api.verb(&id, "resume").await, "active");
@@ -182,7 +182,7 @@ async fn no_other_tenant_is_served_and_the_newest_one_gets_its_own() {
     let theirs = other.session("a").await;
     assert_ne!(theirs, first);
     assert_eq!(path(&other, &theirs).await, Value::Null);
-    // Now one is theirs, and the other is gone with all it had.
+    // One now belongs to the other tenant; the first was removed with its contents.
     within(&daemon, "parked for them", async || {
         sandboxes(&daemon).iter().any(|id| *id != theirs && *id != first && of(&daemon, "other", id))
     })
@@ -198,7 +198,7 @@ async fn no_other_tenant_is_served_and_the_newest_one_gets_its_own() {
     .await;
     assert_eq!((created(&api, "parked").await, created(&api, "cold").await), (0, 2));
 
-    // A daemon that starts again parks for whoever came last, and destroys what was parked.
+    // A restarted daemon parks for the last active tenant, and destroys what was parked.
     let last = other.session("a").await;
     let old = parked(&daemon, &api, 1, &[&theirs, &mine, &last]).await.remove(0);
     daemon.kill9();
@@ -241,12 +241,12 @@ async fn the_last_room_is_the_parked_ones_and_a_warm_one_is_worth_more() {
     let options = Options::default().env("ASH_MAX_SANDBOXES", "2").parked(2);
     let (daemon, api) = Daemon::deployed(options).await;
     let two = parked(&daemon, &api, 2, &[]).await;
-    // Room for one warm one is made by one parked.
+    // A warm sandbox takes the place of a parked one.
     api.call("PATCH", "/api/agents/a/warm", Some(json!({"count": 1}))).await.expect(200);
     let warm = async || api.get("/api/agents/a/warm").await.expect(200)["warm"]["ready"].as_u64().unwrap();
     within(&daemon, "warm", async || warm().await == 1).await;
     assert_eq!(sandboxes(&daemon).iter().filter(|id| two.contains(id)).count(), 1);
-    // Full, and both are taken: nobody had to make room.
+    // Full, and both are taken: nothing is evicted.
     let cold = create(&api, json!({"agent": "a", "extraEnv": {"A": "1"}})).await;
     assert!(two.contains(&cold));
     assert_eq!(path(&api, &cold).await, "parked");
@@ -272,11 +272,11 @@ async fn the_number_follows_the_configuration_and_none_is_none() {
     within(&daemon, "given up", async || sandboxes(&daemon) == alone).await;
     within(&daemon, "with their directories", async || names(&daemon.data().join("sessions")) == alone).await;
     assert_eq!((pool(&api, "warm").await, pool(&api, "total").await), (0, 1));
-    // One that cannot be believed changes nothing.
+    // An invalid value changes nothing.
     daemon.park(101);
     within(&daemon, "refused", async || daemon.logs().contains("pool.parked: expected a whole number from 0 to 100"))
         .await;
-    // Whoever starts or stops it next wants a file that can be read.
+    // The daemon's next start and stop need a valid file.
     daemon.park(0);
 }
 
@@ -289,7 +289,7 @@ async fn a_parked_one_that_cannot_be_used_costs_no_session() {
     assert_eq!(text(&api.turn(&id, "@text alive").await), "alive");
     within(&daemon, "the dead one is cleared away", async || id == first || !sandboxes(&daemon).contains(&first)).await;
 
-    // One that is found to be of no use when its session starts already: the session keeps its id.
+    // A parked sandbox found unusable when its session starts: the session keeps its id.
     let second = parked(&daemon, &api, 1, &[&id]).await.remove(0);
     let init = procs::of_session(&daemon, &second)[0].clone();
     std::fs::remove_dir(directory(&daemon, &second).join("workspace")).unwrap();
@@ -299,7 +299,8 @@ async fn a_parked_one_that_cannot_be_used_costs_no_session() {
     assert!(daemon.logs().contains("parked-failed"), "{}", daemon.logs());
     assert_eq!(text(&api.turn(&other, "@tool Bash {\"command\":\"test -s CLAUDE.md\"}\n@text there").await), "there");
 
-    // An agent whose claude cannot start: one sandbox is tried, one cause is told, and nothing is left.
+    // An agent whose claude cannot start: one sandbox is tried, one cause is reported, and nothing
+    // is left.
     let third = parked(&daemon, &api, 1, &[&id, &other]).await.remove(0);
     let body = json!({"agent": "a", "extraEnv": {"FAKE_FAIL_START": "1"}});
     let error = api.post("/api/sessions", body).await.expect(500)["error"].as_str().unwrap().to_owned();
@@ -310,7 +311,7 @@ async fn a_parked_one_that_cannot_be_used_costs_no_session() {
 
 #[tokio::test]
 async fn a_claude_that_was_replaced_is_the_one_that_starts() {
-    // The fake's own file must not be touched: a copy of it.
+    // A copy, because the fake's own file must not change.
     let temp = tempfile::tempdir().unwrap();
     std::fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let claude = temp.path().join("claude");
@@ -341,7 +342,7 @@ async fn a_workspace_that_was_not_filled_to_its_end_is_filled_anew() {
     let id = parked(&daemon, &api, 1, &[]).await.remove(0);
     assert_eq!(api.session("a").await, id);
     api.verb(&id, "stop").await;
-    // As a kill of ashd in the middle of the copy leaves it.
+    // As left by a kill of ashd during the copy.
     let dir = directory(&daemon, &id);
     std::fs::remove_file(dir.join("workspace/CLAUDE.md")).unwrap();
     std::fs::write(dir.join("workspace/half"), "ha").unwrap();

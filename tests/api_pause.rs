@@ -1,4 +1,4 @@
-//! Pauses in mid-turn, over HTTP: nothing is lost, and for how long one may last.
+//! Pauses during a turn, over HTTP: nothing is lost, and their length is limited.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -39,7 +39,7 @@ async fn a_turn_paused_for_too_long_is_ended_and_its_client_told() {
     assert!(why.contains("pause.max_in_turn_ms") && why.contains("700 ms"), "{why}");
     assert_eq!(stream.rest().await.last().unwrap().event, "done");
     assert!(start.elapsed() >= Duration::from_millis(700), "{:?}", start.elapsed());
-    // Still paused, and frozen again behind the interrupt.
+    // Still paused, and frozen again after the interrupt.
     while !procs::frozen(&daemon, &id) {
         assert!(start.elapsed() < patient(Duration::from_secs(10)), "not frozen again");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -49,7 +49,7 @@ async fn a_turn_paused_for_too_long_is_ended_and_its_client_told() {
     assert_eq!(text(&api.turn(&id, "@text next").await), "next");
 }
 
-/// The bound holds across a restart: whoever takes over a paused turn counts on.
+/// The limit holds across a restart: the new daemon counts the time before.
 #[tokio::test]
 async fn a_paused_turn_is_not_forgotten_by_a_restart() {
     let (mut daemon, api) = Daemon::deployed(Options::default().config("[pause]\nmax_in_turn_ms = \"1500ms\"")).await;

@@ -1,4 +1,4 @@
-//! `/api/queue`: prompts that are worked on without anybody waiting for them.
+//! `/api/queue`: prompts that run without an open connection.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -20,7 +20,7 @@ async fn item(api: &Api, id: &str) -> Value {
     api.get(&format!("/api/queue/{id}")).await.expect(200)["item"].clone()
 }
 
-/// The item, when it has this status.
+/// Waits until the item has this status.
 async fn until(api: &Api, id: &str, status: &str) -> Value {
     let start = Instant::now();
     loop {
@@ -44,7 +44,7 @@ async fn prompts_are_answered_each_with_its_own_result() {
         let done = until(&api, id, "completed").await;
         assert_eq!(done["result"], format!("answer {n}"));
         assert!(done["completedAt"].is_string() && done["error"].is_null() && done["retryCount"] == 0, "{done}");
-        // Its session is there to go on with, and takes no room meanwhile.
+        // Its session can be resumed, and takes no place meanwhile.
         let session = api.get(&format!("/api/sessions/{}", done["sessionId"].as_str().unwrap())).await.expect(200);
         assert!(["stopped", "active"].contains(&session["session"]["status"].as_str().unwrap()), "{session}");
     }
@@ -54,7 +54,7 @@ async fn prompts_are_answered_each_with_its_own_result() {
     let newest: Vec<_> = listed["items"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap()).collect();
     assert_eq!(newest, ids.iter().rev().take(5).collect::<Vec<_>>());
 
-    // In a session of the client's own, one after the other, though it was paused.
+    // In a session of the client, one after the other, although it was paused.
     let session = api.session("a").await;
     api.call("POST", &format!("/api/sessions/{session}/pause"), None).await.expect(200);
     let first = put(&api, "a", "@wait 1s\n@text one", json!({"sessionId": session})).await;
@@ -97,7 +97,7 @@ async fn only_what_waits_can_be_cancelled_and_nobody_sees_anothers() {
     let running = put(&api, "a", "@wait 4s\n@text done", json!({})).await;
     until(&api, &running, "processing").await;
     let waits = put(&api, "a", "@text never", json!({})).await;
-    // It may have been looked at, and put back for want of room: cancelled as soon as it is pending.
+    // It may have been tried and put back because no place was free: cancelled once it is pending.
     let start = Instant::now();
     loop {
         let answer = api.delete(&format!("/api/queue/{waits}")).await;

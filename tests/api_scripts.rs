@@ -1,4 +1,5 @@
-//! `install.sh` and `startup.sh` of an agent, and what its processes know of their session (contract §10).
+//! `install.sh` and `startup.sh` of an agent, and the environment that identifies a session to its
+//! processes.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -30,7 +31,7 @@ async fn actions(api: &Api, id: &str) -> Vec<Value> {
     api.lifecycle(id).await.iter().map(|event| event["action"].clone()).collect()
 }
 
-/// The newest session, whatever its state, once there is one.
+/// The newest session in any state, once there is one.
 async fn newest(api: &Api) -> Value {
     let start = Instant::now();
     loop {
@@ -65,16 +66,16 @@ async fn install_runs_once_and_startup_at_every_start_inside_the_sandbox() {
         out(&api, &id, "cat installs startups").await,
         format!("{id} a /workspace 1000 /workspace\n{host}\nup\n")
     );
-    // What it left in the background lives and prints.
+    // Its background process continues to run and print.
     let many = out(&api, &id, "until [ $(wc -l < ticks) -gt 5 ]; do sleep 0.05; done; echo many").await;
     assert_eq!(many, "many\n");
-    // Claude and commands know whose they are.
+    // Claude and commands know their session and agent.
     assert_eq!(out(&api, &id, "echo $ASH_SESSION_ID $ASH_AGENT_NAME").await, format!("{id} a\n"));
 
     assert_eq!(api.verb(&id, "stop").await, "stopped");
     assert_eq!(api.verb(&id, "resume").await, "active");
     assert_eq!(out(&api, &id, "grep -c . installs; cat startups").await, "2\nup\nup\n");
-    // A fork has what was installed.
+    // A fork has the installed files.
     let fork = api.post(&format!("/api/sessions/{id}/fork"), json!({})).await.expect(201)["session"]["id"].clone();
     let fork = fork.as_str().unwrap();
     assert_eq!(api.verb(fork, "resume").await, "active");
@@ -110,7 +111,7 @@ async fn a_failed_install_fails_the_create_with_its_last_lines_and_leaves_nothin
         let error = create(&api, "b").await.expect(422)["error"].as_str().unwrap().to_owned();
         assert!(error.contains(part), "{error}");
     }
-    // The limit of the disk holds for it as well.
+    // The disk limit applies to install.sh too.
     deploy(&daemon, &api, "c", &[("install.sh", "head -c 30000000 /dev/urandom > big; sleep 60\n")]).await;
     api.call("PATCH", "/api/agents/c/limits", Some(json!({"diskBytes": 10 << 20}))).await.expect(200);
     let began = Instant::now();
@@ -129,7 +130,7 @@ async fn a_failed_startup_is_told_and_the_session_starts() {
     let why = told(api.lifecycle(&id).await);
     assert_eq!(why.len(), 1);
     assert_eq!(why[0]["error"], "startup.sh failed with exit code 3. Its last lines:\nno database");
-    // The workspace is the agent's own: it may change the script, or make it anything.
+    // The agent owns the workspace: it may change or replace the script.
     out(&api, &id, "echo true > startup.sh").await;
     api.verb(&id, "stop").await;
     api.verb(&id, "resume").await;
@@ -146,7 +147,7 @@ async fn a_failed_startup_is_told_and_the_session_starts() {
 async fn an_install_blocks_no_one_and_can_be_ended_and_survives_a_restart_in_a_known_state() {
     let mut daemon = Daemon::start(Options::default());
     let api = daemon.api();
-    // Ends when the test wants it: a file of the data directory is in the workspace.
+    // The test ends it through a file in the workspace.
     deploy(&daemon, &api, "slow", &[("install.sh", "touch begun; sleep 300\n")]).await;
     deploy(&daemon, &api, "a", &[]).await;
     let begin = |api: &Api| {
@@ -168,7 +169,7 @@ async fn an_install_blocks_no_one_and_can_be_ended_and_survives_a_restart_in_a_k
     let answer = creating.await.unwrap();
     assert!(answer.status >= 400, "{}", answer.text);
 
-    // Ended with ashd: the session is paused, and a resume installs again.
+    // Interrupted by the end of ashd: the session is paused, and a resume installs again.
     let creating = begin(&api);
     let start = Instant::now();
     let id = loop {
@@ -195,7 +196,7 @@ async fn an_install_blocks_no_one_and_can_be_ended_and_survives_a_restart_in_a_k
     assert_eq!(out(&api, &id, "cat begun").await, "again\n", "once is enough");
 }
 
-/// Review D3: one check of variables, wherever they come in.
+/// Variables are checked in the same way wherever they come from.
 #[tokio::test]
 async fn variables_that_no_session_could_have_are_refused_at_once() {
     let daemon = Daemon::start(Options::default());

@@ -1,5 +1,5 @@
-//! The two seed pages of the API, to the letter: every `curl` line as it is written there, through the real curl, and
-//! every statement of the overview.
+//! The two seed pages of the API: every `curl` line runs unchanged with the real curl, and every
+//! statement of the overview is checked.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -10,7 +10,7 @@ use std::process::Command;
 use common::{Api, Daemon, Options};
 use serde_json::{Value, json};
 
-/// The command lines of the curl page, by a name for each.
+/// The command lines of the curl page, by name.
 fn page() -> Vec<(&'static str, &'static str)> {
     include_str!("fixtures/seed-curl.sh")
         .split("\n\n")
@@ -26,7 +26,7 @@ struct Curl<'a> {
 }
 
 impl Curl<'_> {
-    /// Runs the line of that name; status and body.
+    /// Runs the line of that name. Returns status and body.
     fn text(&mut self, name: &str) -> (u16, String) {
         let (name, line) = page().into_iter().find(|(n, _)| *n == name).expect("a line of the page");
         self.used.push(name);
@@ -35,7 +35,7 @@ impl Curl<'_> {
             .replace("YOUR_KEY", &self.daemon.key)
             .replace("SESSION_ID", &self.session)
             .replace("/path/to/agent/directory", &self.agent_dir);
-        // Options that change nothing of the request come from a file, so that the line stays as it is.
+        // Options that do not change the request are in a file, so that the line stays unchanged.
         fs::write(self.daemon.dir.join(".curlrc"), "silent\nshow-error\nwrite-out = \"\\n%{http_code}\"\n").unwrap();
         let out = Command::new("/bin/bash").args(["-c", &line]).env("CURL_HOME", &self.daemon.dir).output().unwrap();
         assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));

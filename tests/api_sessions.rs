@@ -1,4 +1,5 @@
-//! Sessions over HTTP, with the fake claude as their payload: states, turns, failures in mid-turn, capacity, restarts.
+//! Sessions over HTTP with the fake claude: states, turns, failures during turns, capacity,
+//! restarts.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -28,7 +29,7 @@ async fn a_turn_streams_what_claude_says_in_the_order_of_the_contract() {
     assert_eq!(result["is_error"], false);
     assert_eq!(frames[place("thinking_delta")].data, json!({"delta": "hm"}));
     assert!(frames.iter().all(|f| f.id.is_some()), "a frame without an id");
-    // Without partial messages: no stream_event and no delta, the rest alike.
+    // Without partial messages: no stream_event and no delta, otherwise equal.
     let plain = api.send(&id, json!({"content": "@text again"})).await.rest().await;
     assert!(plain.iter().all(|f| f.data["type"] != "stream_event" && f.event != "text_delta"));
     assert_eq!(plain.last().unwrap().data, json!({"sessionId": id}));
@@ -53,7 +54,7 @@ async fn blocks_and_awkward_text_arrive_as_they_were_sent() {
         .filter(|c: &Value| c["type"] == "user" && c.get("message").is_none())
         .collect();
     assert_eq!(users, [json!({"type": "user", "content": awkward}), json!({"type": "user", "content": blocks})]);
-    // One that is too large to be kept in memory on its way.
+    // A line too large to be held in memory.
     let large = "0123456789".repeat(200_000);
     assert!(text(&api.turn(&id, &large).await) == format!("You said: {large}"));
 }
@@ -74,7 +75,7 @@ async fn each_state_allows_what_the_contract_says() {
     assert_eq!(api.call("POST", &path("stop"), None).await.expect(200)["session"]["status"], "stopped");
     assert_eq!(api.post(&path("messages"), say.clone()).await.expect(400)["error"], "Session is stopped");
     assert_eq!(api.call("POST", &path("resume"), None).await.expect(200)["session"]["status"], "active");
-    // The conversation is still there after the processes were not.
+    // The conversation survives the loss of the processes.
     assert_eq!(text(&api.turn(&id, "@recall").await), "@text back");
     for _ in 0..2 {
         assert_eq!(api.delete(&format!("/api/sessions/{id}")).await.expect(200)["session"]["status"], "ended");
@@ -185,7 +186,7 @@ async fn at_capacity_the_answer_is_503_and_room_can_be_made() {
     let mut ids = Vec::new();
     for _ in 0..2 {
         let id = api.session("a").await;
-        // Sessions in mid-turn cannot make room for others.
+        // Sessions with a running turn are not evicted.
         streams.push(api.waiting_turn(&id).await);
         ids.push(id);
     }
@@ -245,7 +246,7 @@ async fn a_favoured_daemon_does_not_hand_its_priority_on() {
     assert_eq!(rustix::process::getpriority_process(None).unwrap(), -5);
     assert_eq!(text(&api.turn(&id, "@text x").await), "x");
     let claude = common::procs::claude(&daemon, &id);
-    // Field 19 of the line is the niceness; the third is the first after the name.
+    // Field 19 of the line is the niceness; the first field after the name is field 3.
     let stat = claude.read("stat");
     let niceness = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap();
     assert_eq!(niceness, "0", "{stat}");

@@ -1,4 +1,4 @@
-//! Sandboxes have a share per tenant: whoever holds most gives way first, and what runs is never hurt.
+//! Shares of sandboxes per tenant: the largest holder is evicted first, and running turns never.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -38,12 +38,12 @@ async fn a_tenant_that_holds_everything_gives_way_within_five_seconds() {
     let id = other.session("a").await;
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(text(&other.turn(&id, "@text hello").await), "hello");
-    // The one that was idle for longest, and it is told why.
+    // The session idle for longest is evicted, and has the reason.
     assert_eq!(statuses(&acme, &ids).await, ["paused", "active", "active"]);
     let last = acme.lifecycle(&ids[0]).await.last().unwrap().clone();
     assert_eq!((&last["action"], &last["reason"]), (&json!("paused"), &json!("evicted")));
     assert_eq!(text(&acme.turn(&ids[1], "@text still here").await), "still here");
-    // Two and one is a fair share: neither takes from the other.
+    // Two and one is a fair share: neither tenant evicts the other's.
     acme.call("POST", &format!("/api/sessions/{}/resume", ids[0]), None).await.expect(503);
     assert_eq!(other.info(&id).await["status"], "active");
     other.delete(&format!("/api/sessions/{id}")).await.expect(200);
@@ -68,7 +68,7 @@ async fn turns_are_not_hurt_and_what_comes_free_goes_to_whoever_holds_least() {
     assert!(refused.text.contains("other tenants run turns"), "{}", refused.text);
     refused.expect(503);
     assert_eq!(statuses(&acme, &ids).await, ["active"; 3], "no turn was hurt");
-    // A place comes free, and the larger holder comes first: it is kept for the smaller one.
+    // A free place is kept for the smaller holder, although the larger asks first.
     acme.delete(&format!("/api/sessions/{}", ids[0])).await.expect(200);
     acme.post("/api/sessions", json!({"agent": "a"})).await.expect(503);
     let id = other.session("a").await;
@@ -94,7 +94,7 @@ async fn commands_and_background_work_are_not_given_up() {
     other.post("/api/sessions", json!({"agent": "a"})).await.expect(503);
     assert_eq!(statuses(&acme, &ids).await, ["active"; 2]);
     assert_eq!(command.await.unwrap().expect(200)["stdout"], "done\n");
-    // The command is over, and its session idle: now it gives way.
+    // The command has ended and its session is idle: now it can be evicted.
     let id = other.session("a").await;
     assert_eq!(text(&other.turn(&id, "@text mine").await), "mine");
     assert_eq!(statuses(&acme, &ids).await, ["active", "paused"]);
@@ -114,13 +114,13 @@ async fn one_tenant_has_no_more_than_its_maximum() {
     let sandboxes = &limits["limits"]["sandboxes"];
     assert_eq!((&sandboxes["value"], &sandboxes["used"]), (&json!(2), &json!(2)), "{limits}");
     other.session("a").await;
-    // Its own paused one makes room for its next.
+    // The tenant's own paused session is evicted for its next one.
     acme.verb(&ids[0], "pause").await;
     acme.session("a").await;
     assert_eq!(acme.lifecycle(&ids[0]).await.last().unwrap()["reason"], "evicted");
 }
 
-/// A copy of many files is work of the session's task. The place of its sandbox is not waited for meanwhile.
+/// The session's task copies many files. No request waits for the place of its sandbox meanwhile.
 #[tokio::test]
 async fn a_session_that_is_being_copied_keeps_no_other_tenant_waiting() {
     let (daemon, admin) = Daemon::deployed(Options::default().env("ASH_MAX_SANDBOXES", "2")).await;
@@ -133,7 +133,7 @@ async fn a_session_that_is_being_copied_keeps_no_other_tenant_waiting() {
         let (acme, path) = (acme.clone(), format!("/api/sessions/{copied}/fork"));
         async move { acme.call("POST", &path, None).await.status }
     });
-    // As many of the files as show that the copy has begun.
+    // Enough files to show that the copy has begun.
     let sessions = daemon.data().join("sessions");
     let copies = || std::fs::read_dir(&sessions).unwrap().count() > 2;
     assert!(common::raw::comes(Duration::from_secs(30), copies).await, "no copy");

@@ -1,4 +1,5 @@
-//! What a tenant stores is bounded over files and database, and every write looks at the disk's reserve.
+//! The storage limit of a tenant covers files and database, and every write checks the disk's
+//! reserve.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -33,7 +34,7 @@ fn attachment(bytes: u64) -> Value {
     json!({"filename": "x", "content": STANDARD.encode(vec![b'x'; usize::try_from(bytes).unwrap()])})
 }
 
-/// Bytes of the database with its log.
+/// Bytes of the database and its log.
 fn database(daemon: &Daemon) -> u64 {
     let size = |name: &str| std::fs::metadata(daemon.data().join(name)).map_or(0, |meta| meta.len());
     size("ashd.db") + size("ashd.db-wal")
@@ -72,7 +73,7 @@ async fn at_its_bound_a_tenant_stores_nothing_more_and_its_neighbour_does() {
     let words = "tenant storage limit exceeded (";
     assert!(refused.text.contains(words) && refused.text.contains("of 8 MiB)"), "{}", refused.text);
     refused.expect(507);
-    // Each is kept twice: what was sent, and the copy in the workspace.
+    // Each is stored twice: the original and the copy in the workspace.
     assert!(stored >= 3, "{stored}");
 
     let said = storage(&acme).await;
@@ -100,18 +101,18 @@ async fn at_its_bound_a_tenant_stores_nothing_more_and_its_neighbour_does() {
         assert_eq!(refused.status, 507, "{what}");
     }
     assert_eq!(acme.get(&format!("{path}/messages")).await.expect(200)["messages"], json!([]), "nothing was written");
-    // The neighbour and the admin have room of their own.
+    // Other tenants and the admin are not affected.
     let theirs = other.session("a").await;
     assert_eq!(text(&other.turn(&theirs, "@text hello").await), "hello");
     other.post(&format!("/api/sessions/{theirs}/attachments"), attachment(MIB)).await.expect(201);
     admin.session("a").await;
 
-    // It is known after a crash too, before anything was measured again.
+    // The use is known after a crash, before the next measurement.
     daemon.kill9();
     daemon.restart();
     let [acme, admin] = [&acme, &admin].map(|api| api.at(daemon.port));
     acme.post("/api/queue", writes[7].1.clone()).await.expect(507);
-    // Room is made: at once.
+    // Deleting frees storage at once.
     let listed = acme.get(&format!("{path}/attachments")).await.expect(200);
     let one = listed["attachments"][0]["id"].as_str().unwrap();
     acme.delete(&format!("/api/attachments/{one}")).await.expect(204);
@@ -169,7 +170,7 @@ async fn what_a_payload_prints_is_bounded_in_the_database_and_whole_in_the_strea
     assert!(stubs[0]["omitted"]["bytes"].as_u64().unwrap() > 12_000_000, "{}", stubs[0]);
     let grew = database(&daemon).saturating_sub(before);
     assert!(grew < 12 * MIB, "24 MB of output made {grew} bytes of database");
-    // Its result can be read all the same, as far as it goes.
+    // Its result can still be read, as far as it exists.
     let events = api.get(&format!("/api/sessions/{id}/events?type=turn_complete")).await.expect(200);
     assert!(!events["events"].as_array().unwrap().is_empty());
     assert_eq!(text(&api.turn(&id, "@text fine").await), "fine");
@@ -234,7 +235,7 @@ async fn sessions_that_fill_the_disk_together_are_paused_at_their_tenants_bound(
     let refused = acme.call("POST", &format!("{path}/resume"), None).await;
     assert!(refused.text.contains("tenant storage limit exceeded"), "{}", refused.text);
     refused.expect(507);
-    // The neighbour writes as it likes; and with more room the session continues by itself.
+    // The other tenant can write; after the limit is raised, the session continues by itself.
     let theirs = other.session("a").await;
     let write = json!({"command": "head -c 12000000 /dev/urandom > big; ls"});
     other.post(&format!("/api/sessions/{theirs}/exec"), write).await.expect(200);
@@ -245,7 +246,7 @@ async fn sessions_that_fill_the_disk_together_are_paused_at_their_tenants_bound(
     acme.post(&format!("{path}/files"), file).await.expect(200);
 }
 
-/// What changes something and is let through when the disk's reserve is reached, with the reason.
+/// Changes allowed when the disk's reserve is reached, with the reason.
 const LET_THROUGH: &[(&str, &str)] = &[
     ("/api/sessions/{id}/pause", "frees memory"),
     ("/api/sessions/{id}/stop", "frees memory"),
@@ -264,7 +265,7 @@ async fn every_route_that_stores_something_looks_at_the_reserve_of_the_disk() {
     let (daemon, api) = Daemon::deployed(Options::default().disk("64m")).await;
     let id = api.session("a").await;
     api.post("/api/agents/a/versions", json!({"systemPrompt": "x"})).await.expect(201);
-    // All but two MiB; the reserve is a twentieth of the disk.
+    // Leaves 2 MiB; the reserve is a twentieth of the disk.
     let filler = daemon.data().join("filler");
     let free = || rustix::fs::statvfs(daemon.data().as_path()).map(|vfs| vfs.f_bavail * vfs.f_frsize).unwrap();
     std::fs::write(&filler, vec![1; usize::try_from(free() - 2 * MIB).unwrap()]).unwrap();
@@ -292,7 +293,7 @@ async fn every_route_that_stores_something_looks_at_the_reserve_of_the_disk() {
         }
     }
     assert!(gated >= 15, "{gated}");
-    // A message with a key for repetitions is a message, and its key is not used up.
+    // A message with an idempotency key is refused too, and its key stays free.
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(200);
     let once = async |text: &str| {
         let body = json!({"content": text}).to_string();

@@ -1,5 +1,5 @@
-//! What must not end a session, or must end it aloud: a conversation that is gone, an agent that is deleted, a planned stop of the
-//! daemon, clients that do not read.
+//! Events that must not end a session, or must end it with a reason: a lost conversation, a deleted
+//! agent, a planned stop of the daemon, clients that do not read.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -37,7 +37,7 @@ async fn a_conversation_that_is_gone_is_said_and_never_replaced_by_a_blank_one()
         assert!(status == 500 && why.contains("conversation") && why.contains("is gone"), "{status}: {why}");
         assert!(procs::of_session(&daemon, &id).is_empty(), "nothing runs");
     }
-    // What was said can be read all the same, and with the record back the session goes on.
+    // The messages can still be read. With the conversation restored the session continues.
     let list = api.get(&format!("/api/sessions/{id}/messages")).await.expect(200);
     assert!(list["messages"].to_string().contains("remember me"));
     std::fs::rename(&kept, &record).unwrap();
@@ -65,7 +65,7 @@ async fn an_agent_that_is_deleted_leaves_its_sessions_alone_in_every_state() {
         assert_eq!(text(&api.turn(id, "@recall").await), "remember me");
     }
     assert_eq!(api.post("/api/sessions", json!({"agent": "a"})).await.status, 404);
-    // All at once, twice, in whatever order they come.
+    // All at once, twice, in any order.
     let mut ends = tokio::task::JoinSet::new();
     for n in 0..12 {
         let (api, id) = (api.clone(), [&busy, &paused, &stopped][n % 3].clone());
@@ -103,7 +103,7 @@ async fn a_planned_stop_takes_less_than_a_second_and_turns_go_on() {
     assert!(took < Duration::from_secs(1), "{took:?}");
     for (id, stream, seen) in &mut streams {
         assert!(!procs::of_session(&daemon, id).is_empty(), "its sandbox goes on");
-        // The body ends by itself, and never says that the turn is done.
+        // The body ends by itself, and never reports the end of the turn.
         while let Some(frame) = stream.next().await {
             assert_ne!(frame.event, "done");
             seen.push(frame);
@@ -127,7 +127,7 @@ async fn readers_that_stall_cost_no_memory_and_delay_nobody() {
     const READERS: usize = 30;
     let (daemon, api) = started(Options::default()).await;
     let (loud, other) = (api.session("a").await, api.session("a").await);
-    // About 5 MB, which 30 readers would make 150.
+    // About 5 MB, which would be 150 MB for 30 readers.
     api.turn(&loud, "@repeat 20000 x").await;
     let resident = || procs::Proc { pid: daemon.pid() as i32, name: String::new() }.status("VmRSS");
     let kib = |text: String| text.trim_end_matches(" kB").parse::<u64>().unwrap();
@@ -150,7 +150,7 @@ async fn readers_that_stall_cost_no_memory_and_delay_nobody() {
     assert_eq!(text(&api.turn(&other, "@text quick").await), "quick");
     assert_eq!(text(&api.turn(&loud, "@text quick too").await), "quick too");
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
-    // And whoever reads gets all of it, while the others stall.
+    // A client that reads gets all of it, while the others stall.
     let path = format!("/api/sessions/{loud}/stream?after=0:0:0&includePartialMessages=true");
     let mut reader = Stream::of(api.open("GET", &path, None).await).await;
     let mut deltas = 0;

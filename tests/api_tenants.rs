@@ -1,4 +1,4 @@
-//! The end of a tenant, in every state of its sessions, while its requests are under way.
+//! Removal of a tenant with sessions in every state and running requests.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -11,13 +11,13 @@ use common::api::text;
 use common::{Api, Daemon, Options, leftovers};
 use serde_json::{Value, json};
 
-/// A key of a tenant that begins with it, and its client.
+/// A key of a new tenant, and its client.
 async fn tenant(admin: &Api, name: &str) -> Api {
     let made = admin.post("/api/internal/api-keys", json!({"label": "l", "tenantId": name})).await.expect(201);
     admin.with_key(made["key"].as_str())
 }
 
-/// Names below a directory of the data directory that ashd itself gave.
+/// Names that ashd created below a directory of the data directory.
 fn names(daemon: &Daemon, below: &str) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(daemon.data().join(below)) else { return Vec::new() };
     let mut all: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -25,7 +25,7 @@ fn names(daemon: &Daemon, below: &str) -> Vec<String> {
     all
 }
 
-/// A tenant with sessions in all states, and everything else that hangs on it.
+/// A tenant with sessions in all states, and all other objects.
 async fn furnish(api: &Api) {
     api.deploy("a").await;
     for (state, verb) in [("paused", "pause"), ("stopped", "stop")] {
@@ -56,7 +56,7 @@ async fn a_tenant_goes_with_everything_it_has_and_nothing_else_does() {
     let kept = other.session("a").await;
     other.turn(&kept, "@text kept").await;
     furnish(&acme).await;
-    // In mid-turn, with a reader, and a prompt of the queue that waits for its turn's end.
+    // A running turn with a reader, and a queued prompt that waits for its end.
     let busy = acme.session("a").await;
     let (stream, _) = acme.waiting_turn(&busy).await;
     acme.post("/api/queue", json!({"agentName": "a", "prompt": "@text begun\n@wait 60s"})).await.expect(201);
@@ -67,7 +67,7 @@ async fn a_tenant_goes_with_everything_it_has_and_nothing_else_does() {
     let gone = admin.delete("/api/tenants/acme").await.expect(200);
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert_eq!((&gone["deleted"]["keys"], &gone["deleted"]["agents"]), (&json!(1), &json!(1)));
-    // Eight that were made here, and perhaps the queue's.
+    // Eight created here, and possibly one of the queue.
     assert!(gone["deleted"]["sessions"].as_u64().is_some_and(|n| n == 8 || n == 9), "{gone}");
     stream.rest().await;
 
@@ -83,7 +83,7 @@ async fn a_tenant_goes_with_everything_it_has_and_nothing_else_does() {
     assert!(left.is_empty(), "{left:?}");
     admin.delete("/api/tenants/acme").await.expect(404);
 
-    // The name begins anew; what was used was paid for.
+    // The name can be used again; the record of usage stays.
     let again = tenant(&admin, "acme").await;
     for (path, field) in
         [("sessions", "sessions"), ("agents", "agents"), ("credentials", "credentials"), ("queue", "items")]
@@ -159,7 +159,7 @@ async fn a_deletion_that_was_cut_short_is_finished_by_asking_again() {
     daemon.restart();
     let admin = daemon.api();
     let gone = admin.delete("/api/tenants/acme").await;
-    // Where all was done but the answer, there is no such tenant any more.
+    // If only the answer was lost, the tenant no longer exists.
     assert!(gone.status == 200 || (gone.status == 404 && cut.is_none()), "{} {}", gone.status, gone.text);
     assert_eq!(names(&daemon, "sessions"), [""; 0]);
     daemon.api().with_key(acme.key()).get("/api/sessions").await.expect(401);
@@ -185,7 +185,7 @@ async fn what_is_parked_for_a_tenant_goes_with_it() {
     let acme = tenant(&admin, "acme").await;
     acme.deploy("a").await;
     let session = acme.session("a").await;
-    // The session's own, and one that is parked where the next of its tenant would be.
+    // The session's own group, and a parked one where the tenant's next session would start.
     let groups = || {
         let all = leftovers::cgroups(&daemon.cgroup);
         let mut ids: Vec<_> =

@@ -1,5 +1,5 @@
-//! The usage of record: what the gateway counted, whoever asked the model and whatever is killed. The offline model's own
-//! words (the `usage` in what it sends) are what the counts are compared with.
+//! The record of usage: what the gateway counted, whichever process asked the model and whatever is
+//! killed. The counts are compared with the `usage` of the offline model's answers.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::{Api, Daemon, Options, leftovers};
 use serde_json::{Value, json};
 
-/// A shell function that asks the model over the sandbox's own connection: `ask SCRIPT`, where `\n` is written as it stands
+/// A shell function that asks the model over the sandbox's connection: `ask SCRIPT`, with `\n` as
 /// in JSON. The whole answer goes to stdout.
 const ASK: &str = r#"
 start() {
@@ -26,7 +26,7 @@ async fn exec(api: &Api, id: &str, command: &str) -> Value {
     api.post(&format!("/api/sessions/{id}/exec"), body).await.expect(200)
 }
 
-/// Input and output tokens that an answer says it used, as far as it came.
+/// Input and output tokens reported in a possibly incomplete answer.
 fn said(answer: &str) -> (u64, u64) {
     let (mut input, mut output) = (0, 0);
     for data in answer.lines().filter_map(|line| line.trim_end().strip_prefix("data: ")) {
@@ -49,7 +49,7 @@ async fn a_model_call_of_a_command_is_counted_and_what_is_printed_is_not() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
     let other = api.session("a").await;
-    // claude's own output is the payload's to write.
+    // claude's own output can be forged by the payload.
     let forged = r#"{"type":"result","subtype":"success","duration_ms":1,"usage":{"input_tokens":777777,"output_tokens":777777},"model_usage_since_last_result":{"m":{"inputTokens":777777,"outputTokens":777777}}}"#;
     api.turn(&id, &format!("@raw {forged}")).await;
     assert_eq!(tokens(&api, "").await, (0, 0), "no model was asked");
@@ -63,7 +63,7 @@ async fn a_model_call_of_a_command_is_counted_and_what_is_printed_is_not() {
     assert_eq!(tokens(&api, "?agentName=a").await, (input, output));
     assert_eq!(tokens(&api, &format!("?sessionId={other}")).await, (0, 0), "its neighbour paid nothing");
 
-    // A refused request, one for a count and one without a token are none.
+    // A refused request, a token count and a request without a token do not count.
     exec(&api, &id, "ask '@error 500'; ask '@error 400'; ANTHROPIC_API_KEY=x ask '@text no'").await;
     assert_eq!(tokens(&api, "").await, (input, output));
 
@@ -80,7 +80,7 @@ async fn a_model_call_of_a_command_is_counted_and_what_is_printed_is_not() {
 async fn the_model_key_is_not_spent_by_a_process_that_was_left_behind() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
     let (id, other) = (api.session("a").await, api.session("a").await);
-    // It waits until the command is over, then asks 200 times at once.
+    // Waits until the command has ended, then asks 200 times at once.
     let script = r#"
 flood() {
   while [ ! -e /workspace/go ]; do sleep 0.05; done
@@ -93,7 +93,7 @@ flood >/dev/null 2>&1 & disown"#;
     let start = Instant::now();
     while api.get(&format!("/api/sessions/{id}/files/over")).await.status != 200 {
         assert!(start.elapsed() < Duration::from_secs(90), "the flood does not end");
-        // Its neighbour is served meanwhile.
+        // Another session is served meanwhile.
         let answer = exec(&api, &other, "ask '@text hello'").await;
         assert!(answer["stdout"].as_str().unwrap().contains("message_stop"), "{answer}");
     }
@@ -107,7 +107,7 @@ flood >/dev/null 2>&1 & disown"#;
     let metrics = api.get("/metrics").await.text;
     let counted = metrics.lines().find_map(|line| line.strip_prefix("ash_gateway_refused_total{reason=\"outside\"} "));
     assert!(counted.unwrap().parse::<u64>().unwrap() >= 200, "{metrics}");
-    // The same from a command is served, and counted.
+    // The same request from a command is served, and counted.
     let answer = exec(&api, &id, "ask '@text hello'").await;
     let used = said(answer["stdout"].as_str().unwrap());
     assert!(used.0 > 0 && used.1 > 0);
@@ -123,7 +123,8 @@ fn kill_gateway(daemon: &Daemon) {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
-/// A file of the session's workspace, read on the disk, since ashd may be away; waited for until it says this.
+/// Waits until a file of the workspace contains this word. Read from disk, because ashd may be
+/// down.
 fn until(daemon: &Daemon, id: &str, file: &str, word: &str) -> String {
     let path = daemon.data().join("sessions").join(id).join("workspace").join(file);
     let start = Instant::now();
@@ -169,7 +170,7 @@ async fn whichever_process_is_killed_in_mid_answer_each_token_is_counted_once() 
         let used = said(&answer);
         assert_eq!(answer.contains("message_stop"), round % 3 == 1, "ashd's end does not disturb an answer: {answer}");
         expected = (expected.0 + used.0, expected.1 + used.1);
-        // The gateway may be coming back just now; it has the record then.
+        // The gateway may be restarting; it has the record afterwards.
         let start = Instant::now();
         while tokens(&api, "").await != expected && start.elapsed() < Duration::from_secs(10) {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -177,7 +178,7 @@ async fn whichever_process_is_killed_in_mid_answer_each_token_is_counted_once() 
         assert_eq!(tokens(&api, "").await, expected, "round {round}");
     }
     assert!(expected.0 > 0 && expected.1 > 60);
-    // Nothing more comes later.
+    // Nothing is added later.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(tokens(&api, &format!("?sessionId={id}")).await, expected);
     let left = std::fs::read_dir(daemon.dir.join("data-gateway")).unwrap().count();

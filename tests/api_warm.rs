@@ -1,4 +1,4 @@
-//! Warm sandboxes and what is removed by itself, over HTTP, with the fake claude as the payload.
+//! Warm sandboxes and automatic removal, over HTTP, with the fake claude as the payload.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -36,7 +36,7 @@ async fn create(api: &Api, body: Value) -> String {
     api.post("/api/sessions", body).await.expect(201)["session"]["id"].as_str().unwrap().to_owned()
 }
 
-/// How the session came to be: the path in its first event, if it has one.
+/// How the session was created: the path in its first event, if it has one.
 async fn path(api: &Api, id: &str) -> Value {
     let events = api.get(&format!("/api/sessions/{id}/events?type=lifecycle")).await.expect(200);
     let data: Value = serde_json::from_str(events["events"][0]["data"].as_str().unwrap()).unwrap();
@@ -44,7 +44,7 @@ async fn path(api: &Api, id: &str) -> Value {
     data["path"].clone()
 }
 
-/// The ids of all sandboxes there are.
+/// The ids of all sandboxes.
 fn sandboxes(daemon: &Daemon) -> Vec<String> {
     let entries = std::fs::read_dir(daemon.run().join("sandboxes")).unwrap();
     let mut ids: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -70,7 +70,7 @@ async fn a_session_takes_over_a_warm_sandbox_and_another_is_made() {
     assert_eq!((pool(&api, "warm").await, pool(&api, "waiting").await, pool(&api, "total").await), (2, 0, 2));
     let prepared = sandboxes(&daemon);
     let claudes: Vec<i32> = prepared.iter().map(|id| procs::claude(&daemon, id).pid).collect();
-    // They are nobody's: no list shows them, no request reaches them, and they use no processor.
+    // They belong to no tenant: no list shows them, no request reaches them, and they use no CPU.
     assert_eq!(api.get("/api/sessions").await.expect(200)["sessions"], json!([]));
     api.get(&format!("/api/sessions/{}", prepared[0])).await.expect(404);
     let before: u64 = prepared.iter().map(|id| procs::ticks(&daemon, id)).sum();
@@ -87,7 +87,7 @@ async fn a_session_takes_over_a_warm_sandbox_and_another_is_made() {
     let metrics = api.get("/metrics").await.text;
     assert!(metrics.contains("ash_resume_total{path=\"prewarm\"} 1"), "{metrics}");
     assert_eq!(text(&api.turn(&id, "@tool Bash {\"command\":\"cat CLAUDE.md\"}\n@text yes").await), "yes");
-    // The model is set live.
+    // The model is set in the running claude.
     let other = create(&api, json!({"agent": "a", "model": "another"})).await;
     assert!(prepared.contains(&other));
     assert_eq!(text(&api.turn(&other, "@text also").await), "also");
@@ -183,7 +183,7 @@ async fn sessions_come_before_warm_ones_and_dead_ones_are_not_handed_out() {
     let (daemon, api) = Daemon::deployed(Options::default().env("ASH_MAX_SANDBOXES", "2")).await;
     api.deploy("b").await;
     warm(&api, "a", 2).await;
-    // Two of another agent: both warm ones make room; a third finds none.
+    // Two sessions of another agent evict both warm sandboxes; a third finds no place.
     let (one, two) = (api.session("b").await, api.session("b").await);
     assert_eq!((pool(&api, "warm").await, pool(&api, "waiting").await), (0, 2));
     api.post("/api/sessions", json!({"agent": "b"})).await.expect(503);
@@ -232,7 +232,7 @@ async fn a_restart_destroys_what_was_warm_and_what_is_nobodys() {
     assert_eq!(text(&api.turn(&id, "@recall").await), "@text hello");
     within("warm again", async || ready(&api, "a").await == 1).await;
 
-    // Ended: the files stay for a while, then only what the database holds.
+    // Ended: the files stay for a while, then only the rows of the database.
     let hostile = "@tool Bash {\"command\":\"mkdir -p d/e/f && chmod 0 d/e && touch x\"}\n@text done";
     assert_eq!(text(&api.turn(&id, hostile).await), "done");
     api.delete(&format!("/api/sessions/{id}")).await.expect(200);

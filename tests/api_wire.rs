@@ -1,5 +1,5 @@
-//! What clients and administrators are told: about agents that are gone or may not be read, about variables without effect, and that no
-//! answer names a place on the host.
+//! Errors about agents that are missing or unreadable, and warnings about variables without effect.
+//! No answer contains a path of the host.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -17,7 +17,7 @@ async fn read(api: &Api, session: &str, file: &str) -> String {
     ran.expect(200)["stdout"].as_str().unwrap().to_owned()
 }
 
-/// Contract §10: a session is what it was created as, whatever becomes of its agent.
+/// A session stays as it was created, whatever happens to its agent.
 #[tokio::test]
 async fn a_session_outlives_its_agent() {
     let mut daemon = Daemon::start(Options::default());
@@ -30,7 +30,7 @@ async fn a_session_outlives_its_agent() {
     let dir = daemon.agent_dir("named", &[("CLAUDE.md", "X"), ("data.txt", "old")]);
     api.post("/api/agents", json!({"name": "named", "path": dir, "env": {"KEPT": "b2xk"}})).await.expect(201);
     let sessions = [api.session("gone").await, api.session("named").await];
-    // Another version, then none.
+    // Another version, then no agent.
     api.post("/api/agents", body("bmV3")).await.expect(201);
     fs::write(dir.join("data.txt"), "new").unwrap();
     for name in ["gone", "named"] {
@@ -74,7 +74,7 @@ async fn an_agent_that_may_not_be_read_says_what_to_do() {
         text
     };
     let dir = daemon.agent_dir("closed", &[("CLAUDE.md", "X"), ("sub/data.txt", "x")]);
-    // As `mkdir` of root with umask 077 leaves it, the directory above it, and the file alone.
+    // As root's `mkdir` with umask 077 leaves it; then the directory above it; then only the file.
     chmod(&dir, 0o700);
     told(&deploy(&dir).await.expect(400));
     chmod(&dir, 0o755);
@@ -85,7 +85,7 @@ async fn an_agent_that_may_not_be_read_says_what_to_do() {
     assert!(told(&deploy(&dir).await.expect(400)).contains("CLAUDE.md"));
     chmod(&dir.join("CLAUDE.md"), 0o644);
     deploy(&dir).await.expect(201);
-    // Closed afterwards: the client learns the agent and the cause, not where it is.
+    // Closed afterwards: the client gets the agent and the cause, not the path.
     let create = async || {
         let text = told(&api.post("/api/sessions", json!({"agent": "closed"})).await.expect(422));
         assert!(text.contains("agent \"closed\"") && !text.contains(daemon.dir.to_str().unwrap()), "{text}");
@@ -98,7 +98,7 @@ async fn an_agent_that_may_not_be_read_says_what_to_do() {
     assert!(create().await.contains("sub/data.txt"));
     chmod(&dir.join("sub/data.txt"), 0o644);
     api.session("closed").await;
-    // Gone, and another kind of file.
+    // Missing, and another kind of file.
     let away = dir.with_file_name("away");
     fs::rename(&dir, &away).unwrap();
     let gone = api.post("/api/sessions", json!({"agent": "closed"})).await.expect(422);
@@ -130,12 +130,12 @@ async fn variables_of_the_reference_without_effect_are_named_once() {
     }
     assert!(!log.contains("planted-value"), "a value may be a secret");
     assert!(!log.contains("ASH_SNAPSHOT_URL"), "only what is set");
-    // At each start, and nothing without such variables.
+    // Logged at each start, and only for such variables.
     daemon.restart();
     assert!(!Daemon::start(Options::default()).logs().contains("no effect"));
 }
 
-/// A version has two names, and a copy of one is made in one request (contract §10).
+/// A version has a number and an id, and one request can copy it.
 #[tokio::test]
 async fn versions_by_number_and_by_id() {
     let daemon = Daemon::start(Options::default());
@@ -194,7 +194,7 @@ async fn versions_by_number_and_by_id() {
     api.post(&format!("{versions}/2/activate"), json!({})).await.expect(200);
     api.delete(&format!("{versions}/{id}")).await.expect(204);
     api.get(&format!("{versions}/1")).await.expect(404);
-    // Another tenant names neither.
+    // Another tenant can use neither.
     let minted = api.post("/api/api-keys", json!({"label": "b", "tenantId": "b"})).await.expect(201);
     let stranger = api.with_key(minted["key"].as_str());
     stranger.deploy("a").await;
@@ -202,7 +202,7 @@ async fn versions_by_number_and_by_id() {
     stranger.post(versions, json!({"cloneFrom": own["id"]})).await.expect(400);
 }
 
-/// `GET /api/analytics` (contract §8).
+/// `GET /api/analytics`.
 #[tokio::test]
 async fn analytics_count_what_the_tenant_has() {
     let daemon = Daemon::start(Options::default());

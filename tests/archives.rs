@@ -1,5 +1,5 @@
-//! Archives between ashd and the tar programs of others, in both directions. Nothing may be lost on the way
-//! (facts/reports.md, "Smaller": archives as real tools write them; B3: names that are not UTF-8, openagents-org/openagents#362).
+//! Archives of ashd and of other tar programs, in both directions: nothing may be lost. Names that
+//! are not UTF-8: openagents-org/openagents#362.
 #![allow(clippy::unwrap_used)]
 
 mod http_support;
@@ -45,7 +45,7 @@ fn fill(top: &Path) {
     std::fs::set_permissions(top.join("empty"), PermissionsExt::from_mode(0o711)).unwrap();
 }
 
-/// What is not as [`fill`] made it. `parts`: whether times have parts of a second.
+/// Compares a tree with that of [`fill`]. `parts`: whether times have fractions of a second.
 fn check(top: &Path, what: &str, parts: bool) {
     let long = format!("{}/{}", "d".repeat(120), "n".repeat(200));
     let meta = |name: &str| std::fs::symlink_metadata(top.join(name)).unwrap_or_else(|e| panic!("{what}: {name}: {e}"));
@@ -137,12 +137,12 @@ async fn what_others_write_is_unpacked_without_loss() {
         session.restore(&std::fs::read(&archive).unwrap()).await;
         check(&session.workspace, options, parts);
     }
-    // Several gzip members, as parallel compressors make them.
+    // Several gzip members, as parallel compressors write them.
     let gnu = Command::new("tar").args(["-S", "-cf", "-", "-C"]).arg(&from).arg(".").output().unwrap().stdout;
     let members: Vec<u8> = gnu.chunks(300_001).flat_map(gzip).collect();
     session.restore(&members).await;
     check(&session.workspace, "several members", false);
-    // tarfile writes holes as zeros, so this file is made small for it.
+    // tarfile writes holes as zeros, so this file is small for it.
     let holes = File::options().write(true).open(from.join("holes")).unwrap();
     holes.set_len(1 << 20).unwrap();
     for (compression, format) in [("gz", "PAX_FORMAT"), ("gz", "GNU_FORMAT"), ("", "PAX_FORMAT")] {
@@ -152,7 +152,7 @@ async fn what_others_write_is_unpacked_without_loss() {
     }
 }
 
-/// As [`check`], of a tree whose sparse file was small.
+/// As [`check`], for a tree with a small sparse file.
 fn restored_but_holes(top: &Path, what: &str) {
     assert_eq!(std::fs::read_to_string(top.join("long-link")).unwrap(), "deep", "{what}");
     assert_eq!(std::fs::read_link(top.join("python")).unwrap(), Path::new("/usr/bin/python3"), "{what}");
@@ -192,7 +192,7 @@ async fn what_ashd_packs_is_read_by_others_without_loss() {
     std::fs::create_dir(&to).unwrap();
     run(Command::new("python3").args(["-c", PYTHON_READS]).arg(temp.path().join("w.tar.gz")).arg(&to));
     check(&to, "tarfile", false);
-    // bsdtar is not on every machine; where it is, it reads and writes the same.
+    // bsdtar is optional; where it exists, it reads and writes the same.
     if Command::new("bsdtar").arg("--version").output().is_ok() {
         let to = temp.path().join("bsdtar");
         std::fs::create_dir(&to).unwrap();

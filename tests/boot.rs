@@ -1,4 +1,4 @@
-//! The start and the end of the daemon: what it is allowed to do afterwards, what it finds again, what it leaves.
+//! Start and end of the daemon: its remaining privileges, what it finds again, what it leaves.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Daemon, Options};
 
-/// `ashd` with nothing but these variables.
+/// `ashd` with only these variables.
 fn ashd(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ashd"));
     command.args(arguments).env_clear().envs(environment.iter().copied());
@@ -78,7 +78,7 @@ fn the_daemon_has_no_privilege_and_no_key() {
     assert_eq!(gateway.len(), 1);
     assert!(status(gateway[0], "Uid").split(' ').all(|id| id != "0"));
     assert_ne!(status(gateway[0], "Uid"), status(pid, "Uid"));
-    // The check above can fail: who does hold the key is found in the same way.
+    // The check above can fail: it finds the process that does hold the key.
     assert!(memory_holds(gateway[0], key.as_bytes()), "the gateway should hold the key");
     let logs = daemon.logs();
     assert!(!logs.contains("planted") && !logs.contains(&daemon.key), "{logs}");
@@ -94,19 +94,19 @@ fn each_daemon_confines_itself_without_systemd() {
         assert_eq!(pids.len(), 1, "{name}");
         let facts = ash_kernel::confine::facts_of(pids[0]).unwrap();
         assert_eq!(ash_kernel::confine::missing(&facts), [], "{name}");
-        // What root's own process is cannot be seen from outside, so each says what it found.
+        // A root process cannot be inspected from outside, so each one reports its own state.
         assert!(facts.status.contains("Seccomp_filters:"), "{name}");
     }
-    // A daemon that works under it: a request goes through all three.
+    // The daemon works with it: a request passes all three.
     std::net::TcpStream::connect(("127.0.0.1", daemon.port)).unwrap();
     let logs = daemon.logs();
     assert!(logs.matches("confined itself").count() >= 3, "{logs}");
-    // ashd twice and the gateway; the launcher cannot have a domain and mount.
+    // ashd twice and the gateway; the launcher cannot have a domain because it mounts.
     assert!(logs.matches("\"landlock\":\"ABI ").count() >= 3, "{logs}");
     daemon.stop();
 }
 
-/// What the shell or the container that starts ashd has open is root's.
+/// Open descriptors of the shell or container that starts ashd belong to root.
 #[test]
 fn descriptors_of_the_starter_do_not_pass_to_the_daemons() {
     let prelude = "exec 7</etc/shadow 8>/dev/full".to_owned();
@@ -130,8 +130,8 @@ fn descriptors_of_the_starter_do_not_pass_to_the_daemons() {
     daemon.stop();
 }
 
-/// Whoever can open a file or a directory can lock it. Keepers and launcher tell by locks whether another one lives: a user who
-/// holds one keeps them from starting.
+/// Anyone who can open a file or a directory can lock it. Keepers and launcher use locks to detect
+/// a running instance: a user who holds such a lock would prevent their start.
 #[test]
 fn no_other_user_can_hold_a_lock_in_the_run_directory() {
     let daemon = Daemon::start(Options::default());
@@ -142,14 +142,14 @@ fn no_other_user_can_hold_a_lock_in_the_run_directory() {
     for name in ["sandboxes", "launcher.keeper", "gateway.keeper", "start.lock"] {
         assert!(paths.contains(&run.join(name)), "{name} is not among {paths:?}");
     }
-    // ashd itself, a member of its group (who may use the API's socket), and anybody.
+    // ashd itself, a member of its group (who may use the API's socket), and any other user.
     for (uid, gid) in [(ashd, ashd), (65_534, ashd), (65_534, 65_534)] {
         for path in &paths {
             let mut shell = Command::new("/bin/sh");
             std::os::unix::process::CommandExt::gid(&mut shell, gid);
             std::os::unix::process::CommandExt::uid(&mut shell, uid);
             let opened = shell.args(["-c", "exec 2>/dev/null; exec 3<\"$0\""]).arg(path).status().unwrap().success();
-            // Read by whoever looks for the daemon; nothing locks them.
+            // Public files to find the daemon; nothing locks them.
             let public = ["port", "launcher.toml"].iter().any(|name| path.ends_with(name));
             assert_eq!(opened, public, "{} by uid {uid}, gid {gid}", path.display());
         }
@@ -157,7 +157,7 @@ fn no_other_user_can_hold_a_lock_in_the_run_directory() {
     daemon.stop();
 }
 
-/// An upgrade exchanges programs one after the other; one that crashes just then comes back.
+/// An upgrade replaces programs one after the other; a process that crashes meanwhile is restarted.
 #[test]
 fn a_program_that_is_away_for_a_moment_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
@@ -184,13 +184,13 @@ fn a_program_that_is_away_for_a_moment_is_waited_for() {
     wait("an attempt without the program", &|| log().contains("cannot be started"));
     fs::rename(at("away"), &program).unwrap();
     wait("the second start", &|| starts().len() == 2);
-    // Whoever ends it by SIGTERM means it.
+    // SIGTERM is a deliberate stop.
     let pid = nix::unistd::Pid::from_raw(starts()[1].parse().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(!keeper.wait().unwrap().success());
 }
 
-/// Whether a process holds these bytes in any memory it can read.
+/// Whether a process has these bytes in its readable memory.
 fn memory_holds(pid: u32, needle: &[u8]) -> bool {
     use std::os::unix::fs::FileExt;
     let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();

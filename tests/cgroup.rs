@@ -1,5 +1,4 @@
-//! The real kernel's cgroups, as root. On a host without the needed hierarchies these tests fail: what cannot be tried
-//! is not known to work.
+//! The kernel's real cgroups, as root. These tests fail on a host without the needed hierarchies.
 #![allow(clippy::unwrap_used)]
 
 #[path = "common/patience.rs"]
@@ -16,7 +15,7 @@ use ash_model::{Limits, TenantId};
 use patience::patient;
 use uuid::Uuid;
 
-/// A tree of this test's own, removed at the end.
+/// The test's own tree, removed at the end.
 struct Grove {
     tree: Tree,
 }
@@ -114,7 +113,8 @@ fn freeze_stops_the_cpu_and_a_frozen_group_can_be_killed() {
     }
     for _ in 0..20 {
         freeze::freeze(wish.as_fd(), events.as_fd(), freeze::FREEZE_WITHIN).expect("frozen");
-        // The group is frozen a moment before its last process gives the processor up, and an emulated one may stand still there.
+        // The group is frozen just before its last process leaves the CPU, and an emulated CPU may
+        // pause there.
         std::thread::sleep(patient(Duration::from_millis(1)));
         let before = cpu_us(&leaf);
         std::thread::sleep(Duration::from_millis(20));
@@ -140,13 +140,14 @@ fn pids_and_memory_are_enforced() {
     let grove = Grove::plant("enforced");
     let few = Limits { pids: 10, ..Limits::default() };
     let leaf = grove.leaf(&few);
-    // dash answers a failed fork with an error and status 2; the sleeps are killed by `remove`.
+    // dash answers a failed fork with an error and status 2; `remove` kills the sleeps.
     let mut child = inside(&leaf, "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 60 & done");
     assert_eq!(child.wait().expect("reaped").code(), Some(2), "the shell must hit the limit of processes");
     leaf.remove().expect("removed");
     let small = Limits { memory_bytes: 32 << 20, swap_bytes: 0, ..Limits::default() };
     let leaf = grove.leaf(&small);
-    // tail keeps what it reads from a pipe. The shell reports 128 + 9, or is killed itself where the group dies together.
+    // tail keeps its input in memory. The shell reports 128 + 9, or is killed too where the whole
+    // group dies.
     let mut child = inside(&leaf, "head -c 200000000 /dev/zero | tail -c 200000000 >/dev/null");
     let status = child.wait().expect("reaped");
     let killed = std::os::unix::process::ExitStatusExt::signal(&status) == Some(9);
@@ -165,7 +166,7 @@ fn a_live_group_is_not_taken_over_and_a_dead_one_is_made_anew() {
     assert!(leaf.populated().expect("events"), "the refusal must not have harmed it");
     leaf.kill().expect("killed");
     child.wait().expect("reaped");
-    // The shell is reaped; what it started may take a moment longer to be gone.
+    // The shell is reaped; its children may take a moment longer.
     let deadline = Instant::now() + patient(Duration::from_secs(5));
     while leaf.populated().expect("events") && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
@@ -176,8 +177,8 @@ fn a_live_group_is_not_taken_over_and_a_dead_one_is_made_anew() {
     assert!(grove.tree.find(id).expect("listed").is_none());
 }
 
-/// A killed process that waits for its turn at the processor or the disk would not end before. And the files that a group wrote last
-/// keep to its bounds on cgroup v2, also when it is gone.
+/// A killed process that waits for CPU or disk would otherwise not end. On cgroup v2 the last
+/// written files of a group keep its limits even after it is gone.
 #[test]
 fn a_killed_group_bounds_nothing() {
     let mut grove = Grove::plant("lifted");
@@ -202,7 +203,7 @@ fn a_refused_limit_leaves_nothing() {
     assert!(grove.tree.leaves().expect("listed").is_empty());
 }
 
-/// A v2 hierarchy without controllers: everything works but the limits, and that is said by name.
+/// A v2 hierarchy without controllers: everything works but the limits, which are reported by name.
 #[test]
 fn missing_controllers_are_named() {
     let text = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
@@ -222,7 +223,7 @@ fn missing_controllers_are_named() {
     leaf.remove().expect("removed");
 }
 
-/// Each process of a sandbox has a process id of the host as well.
+/// Each process of a sandbox also has a process id of the host.
 #[test]
 fn all_sandboxes_together_leave_process_ids_to_the_host() {
     let grove = Grove::plant("together");

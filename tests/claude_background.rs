@@ -1,5 +1,5 @@
-//! The real Claude Code with an agent that it leaves working after its turn: the agent may ask the model, and what it uses
-//! is counted.
+//! The real Claude Code with a background agent that continues after the turn: it may ask the
+//! model, and its usage is counted.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -20,14 +20,14 @@ async fn an_agent_in_the_background_is_served_after_the_turn() {
     let id = api.session("a").await;
     let tools = text(&api.turn(&id, "@show tools").await);
     let tool = ["Agent", "Task"].into_iter().find(|name| tools.contains(name)).expect("a tool that starts agents");
-    // Two answers of the agent's: it begins the second one well after the turn's end.
+    // Two answers of the agent; the second starts well after the turn's end.
     let prompt = "@delay 40ms\n@repeat 50 word\n@tool Bash {\"command\":\"true\"}\n@delay 40ms\n@repeat 50 more";
     let input = json!({"description": "count", "prompt": prompt, "subagent_type": "general-purpose", "run_in_background": true});
     let frames = api.turn(&id, &format!("@tool {tool} {input}\n@text It works.")).await;
     assert!(text(&frames).contains("It works."));
     let over = output_tokens(&api).await;
     let start = Instant::now();
-    // Its words are more than everything that was said before.
+    // The agent's tokens exceed all tokens before.
     while output_tokens(&api).await < over + 100 {
         let (usage, metrics) = (output_tokens(&api).await, api.get("/metrics").await.text);
         assert!(start.elapsed() < Duration::from_secs(40), "{over}, then {usage}\n{metrics}\n{}", daemon.logs());

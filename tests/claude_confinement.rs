@@ -1,4 +1,5 @@
-//! What a session can see and do, with the real Claude Code in it: looked at from the host, and tried from inside.
+//! What a session can see and do, with the real Claude Code: inspected from the host, and tried
+//! from inside.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -9,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use common::procs::{self, Proc};
 use common::{Api, Daemon, Options};
 
-/// A key in the real one's form, which must be found nowhere in a sandbox.
+/// A realistic key, which must not be found in any sandbox.
 const PLANTED: &str = "sk-ant-api03-planted-7f3c1d5e9b2a4680-AA";
 
 async fn session(daemon: &Daemon) -> (Api, String) {
@@ -19,7 +20,7 @@ async fn session(daemon: &Daemon) -> (Api, String) {
     (api, id)
 }
 
-/// Runs a command with claude's Bash tool; its output.
+/// Runs a command with claude's Bash tool. Returns its output.
 async fn bash(api: &Api, id: &str, command: &str) -> String {
     let script = format!("@tool Bash {}\n@text ok", serde_json::json!({ "command": command }));
     let frames = api.turn(id, &script).await;
@@ -38,7 +39,7 @@ fn own() -> Proc {
 async fn every_process_of_a_session_is_confined() {
     let daemon = Daemon::start(Options::default().real_claude());
     let (api, id) = session(&daemon).await;
-    // In the middle of a turn, with a command of the agent's running.
+    // During a turn, with a running command of the agent.
     let script = "@tool Bash {\"command\":\"tail -f /dev/null\"}";
     let mut turn = api.send(&id, serde_json::json!({"content": script})).await;
     turn.until("tool_use").await;
@@ -101,7 +102,7 @@ async fn the_network_holds_nothing_but_the_gateways_port() {
         let said = bash(&api, &id, &format!("(exec 3<>/dev/tcp/{target}) 2>&1 && echo CONNECTED")).await;
         assert!(!said.contains("CONNECTED") && !said.is_empty(), "{target}: {said}");
     }
-    // The same line reaches what it may: so that it can fail.
+    // The same command reaches an allowed address: it can succeed.
     let said = bash(&api, &id, "(exec 3<>/dev/tcp/127.0.0.1/4180) 2>&1 && echo CONNECTED").await;
     assert_eq!(said, "CONNECTED");
 }
@@ -150,7 +151,7 @@ async fn nothing_of_the_host_is_in_sight() {
     assert!(said.starts_with('x') && said.ends_with('r'), "what must work does not: {said}");
 }
 
-/// Whether the bytes occur in what the process has in memory, except unchanged pages of files.
+/// Whether the bytes occur in the memory of the process, except in unchanged file pages.
 fn memory_holds(process: &Proc, bytes: &[u8]) -> bool {
     let memory = fs::File::open(process.dir().join("mem")).unwrap();
     let mut buffer = vec![0; 1 << 20];
@@ -185,7 +186,7 @@ fn range_holds(memory: &fs::File, buffer: &mut [u8], (from, to): (u64, u64), byt
         if memchr::memmem::find(&buffer[..n], bytes).is_some() {
             return true;
         }
-        // Overlap, so that no occurrence is cut in two; the last piece has nothing after it.
+        // Chunks overlap, so that no occurrence is split; the last chunk has no successor.
         let step = if n > bytes.len() && at + (n as u64) < to { n - bytes.len() } else { n };
         at += step as u64;
     }
@@ -198,7 +199,7 @@ async fn the_model_key_is_nowhere_in_a_sandbox() {
     let (api, id) = session(&daemon).await;
     let said = bash(&api, &id, "env; cat /proc/self/environ").await;
     assert!(said.contains("ANTHROPIC_API_KEY") && !said.contains(PLANTED), "{said}");
-    // The search finds what is there: claude's own token, in its memory.
+    // The search finds what is there: claude's own token.
     let claude = procs::claude(&daemon, &id);
     let environ = claude.read("environ");
     let token = environ.split('\0').find_map(|v| v.strip_prefix("ANTHROPIC_API_KEY=")).expect("a token").to_owned();
@@ -209,7 +210,7 @@ async fn the_model_key_is_nowhere_in_a_sandbox() {
         }
         assert!(!memory_holds(&process, PLANTED.as_bytes()), "the memory of {process:?} holds the key");
     }
-    // Not in ashd either, nor in any file of its own.
+    // Not in ashd either, nor in any of its files.
     let ashd = Proc { pid: i32::try_from(daemon.pid()).unwrap(), name: "ashd".to_owned() };
     assert!(!ashd.read("environ").contains(PLANTED) && !memory_holds(&ashd, PLANTED.as_bytes()), "ashd holds the key");
     for file in

@@ -1,4 +1,4 @@
-//! `ashctl eval` with the example agent and its eval set, as a person uses it. The real claude and the offline model answer.
+//! `ashctl eval` with the example agent and its eval set, the real claude and the offline model.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -9,7 +9,7 @@ use std::process::Command;
 use common::{Daemon, Options};
 use serde_json::Value;
 
-/// Runs it, expects success, and returns what it printed.
+/// Expects success. Returns the output.
 fn ashctl(daemon: &Daemon, args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ashctl"));
     command.args(args).env_clear().env("ASH_URL", format!("http://127.0.0.1:{}", daemon.port));

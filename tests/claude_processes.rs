@@ -1,4 +1,5 @@
-//! The real Claude Code at the limit of processes (report C4, docs/limits.md "claude's share of the processes").
+//! The real Claude Code at the limit of processes (docs/limits.md, "claude's share of the
+//! processes").
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -7,7 +8,7 @@ use common::api::{Api, text};
 use common::{Daemon, Options};
 use serde_json::json;
 
-/// Runs a command with claude's Bash tool; its output.
+/// Runs a command with claude's Bash tool. Returns its output.
 async fn bash(api: &Api, id: &str, command: &str) -> String {
     let frames = api.turn(id, &format!("@tool Bash {}\n@text ok", json!({"command": command}))).await;
     let result = frames.iter().find(|frame| frame.event == "tool_result").expect("a tool result");

@@ -1,4 +1,4 @@
-//! The real Claude Code, started with our command line and spoken to with our lines, as far as that needs no model.
+//! The real Claude Code with ashd's command line and protocol, as far as that needs no model.
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code)]
@@ -35,7 +35,7 @@ impl Claude {
             .args(&argv[1..])
             .env_clear()
             .envs(environment(&options.env, &Whose { session: Uuid::nil(), agent: "a" }, "token").vars)
-            // Outside a sandbox: its home, no gateway to be found at the fixed port, and maybe root.
+            // Outside a sandbox: the test's home, no gateway at the fixed port, possibly root.
             .env("HOME", home.path())
             .env("TMPDIR", home.path())
             .env("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
@@ -56,7 +56,7 @@ impl Claude {
         self.child.stdin.as_mut().expect("piped").write_all(line).expect("claude reads its stdin");
     }
 
-    /// The next line that is something to the driver.
+    /// The next line that matters to the driver.
     fn next(&mut self) -> Result<Kind, String> {
         match self.lines.recv_timeout(Duration::from_secs(60)) {
             Ok(line) => Ok(classify(line.as_bytes()).kind),
@@ -104,7 +104,7 @@ fn every_option_we_have_is_known_to_claude() {
         model: Some("claude-x".into()),
         system_prompt: Some("Be brief.\n".repeat(20_000)),
         env: ash_model::Variables::stored([("A".to_owned(), "b".to_owned())].into()),
-        // Nothing listens there; claude goes on without the server.
+        // Nothing listens there; claude continues without the server.
         mcp_servers: [("s".to_owned(), json!({ "url": "http://127.0.0.1:9/mcp" }).into())].into(),
         permission_mode: PermissionMode::Default,
         allowed_tools: vec!["Read".into(), "Bash(git *)".into()],
@@ -129,7 +129,6 @@ fn a_missing_conversation_fails_the_start_in_words() {
     let id = Uuid::new_v4();
     let mut claude = Claude::start(&options, Conversation::Resumed(id), &ProcessFlags::default());
     claude.write(&initialize_line("init", &options));
-    // A result, in place of the answer.
     match claude.next() {
         Ok(Kind::Result(result)) => {
             let why = result.failure().expect("a failure");

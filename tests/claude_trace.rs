@@ -1,5 +1,6 @@
-//! A tool cannot trace, read or change the claude that started it: its user may execute claude's program and not read it, and then the
-//! kernel lets no process of that user look into it (`would_dump` in fs/exec.c, `__ptrace_may_access` in kernel/ptrace.c).
+//! A tool cannot trace, read or change the claude that started it. Its user may execute claude's
+//! program but not read it; the kernel then lets no process of that user inspect it (`would_dump`
+//! in fs/exec.c, `__ptrace_may_access` in kernel/ptrace.c).
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -13,7 +14,7 @@ use ash_ctl::claude_install::{EXECUTE_ONLY, PINNED};
 use common::{Daemon, Options, fake_claude, real_claude};
 use serde_json::{Value, json};
 
-/// Looks into the process with the pid of its argument in every way there is; says which ways led somewhere.
+/// Tries every way to inspect the process with the given pid. Prints those that succeed.
 const LOOK: &str = r#"
 import ctypes, os, sys
 libc, pid = ctypes.CDLL(None, use_errno=True), int(sys.argv[1])
@@ -55,7 +56,7 @@ fn copy(program: &Path, mode: u32) -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
-/// What a tool of a session sees of the claude with this program and mode.
+/// What a tool of a session can inspect of a claude with this program and mode.
 async fn seen(program: &Path, mode: u32) -> String {
     let (_dir, path) = copy(program, mode);
     let (_daemon, api) = Daemon::deployed(Options::default().env("ASH_CLAUDE_BIN", path.to_str().unwrap())).await;
@@ -71,7 +72,7 @@ async fn seen(program: &Path, mode: u32) -> String {
 
 #[tokio::test]
 async fn a_tool_sees_nothing_of_the_claude_that_started_it() {
-    // What it sees of one that can be read shows that each of these ways leads somewhere. Yama may refuse some of them everywhere.
+    // With a readable program each of these ways succeeds. Yama may refuse some of them everywhere.
     let open = seen(&fake_claude(), 0o755).await;
     let yama = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").is_ok_and(|scope| scope.trim() != "0");
     for way in ["environ", "maps", "fd", "exe", "program"] {
@@ -88,7 +89,8 @@ async fn the_real_claude_works_and_its_tools_see_nothing_of_it() {
     assert_eq!(seen(&real_claude(), EXECUTE_ONLY).await, "led:");
 }
 
-/// One that an earlier ashctl installed, at an upgrade and when it is installed again. A script stays readable, or it would not start.
+/// Programs of earlier ashctl versions, at an upgrade and a new installation. A script stays
+/// readable, or it would not start.
 #[test]
 fn an_installed_program_is_closed_and_a_script_is_not() {
     let dir = tempfile::Builder::new().prefix("ashd-modes-").tempdir().unwrap();

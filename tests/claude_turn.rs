@@ -1,4 +1,5 @@
-//! The real, pinned Claude Code against the offline model: it uses its tools, is paused, dies and comes back.
+//! The real, pinned Claude Code with the offline model: it uses its tools, is paused, dies and is
+//! restarted.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -104,7 +105,7 @@ async fn an_interrupt_ends_a_turn_of_the_real_claude() {
     assert!(text(&api.turn(&id, "@text after").await).contains("after"));
 }
 
-/// The one thing that is not exactly once: claude asks the model again, and its client sees the words that were said before.
+/// Not exactly once: claude asks the model again, and its client sees the earlier words again.
 #[tokio::test]
 async fn a_gateway_killed_in_mid_answer_is_replaced_and_claude_asks_again() {
     let (daemon, api, id) = real().await;
@@ -119,7 +120,7 @@ async fn a_gateway_killed_in_mid_answer_is_replaced_and_claude_asks_again() {
     frames.extend(stream.rest().await);
     assert_eq!(frames.last().unwrap().event, "done");
     assert!(!frames.iter().any(|frame| frame.event == "error"), "{:?}", names(&frames));
-    // The answer that counts is whole and once; the deltas begin again.
+    // The final answer is complete and occurs once; the deltas start again.
     let whole = "word ".repeat(60);
     let answers: Vec<&str> = frames
         .iter()

@@ -1,4 +1,4 @@
-//! The published Python client (`ash-ai-sdk` from PyPI, unmodified) drives the daemon.
+//! The published Python client (`ash-ai-sdk` from PyPI, unmodified) with the daemon.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -43,7 +43,7 @@ fn the_published_client_with_the_real_claude() {
     drive(Options::default().real_claude(), "client_sdk.py");
 }
 
-/// All 42, each with its result checked.
+/// All 42 functions, each with its result checked.
 #[test]
 fn every_function_of_the_published_client() {
     drive(Options::default(), "client_sdk_functions.py");

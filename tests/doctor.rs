@@ -1,4 +1,4 @@
-//! `ashctl doctor` as an admin runs it, with and without a daemon.
+//! `ashctl doctor`, with and without a daemon.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -43,7 +43,7 @@ const LAYERS: [&str; 14] = [
 
 fn traces() -> Vec<String> {
     let cgroups = std::fs::read_dir("/sys/fs/cgroup").expect("cgroups").flatten().map(|entry| entry.path());
-    // Below the first itself on cgroup v2, below its directories on the hybrid layout.
+    // On cgroup v2 below the mount itself, on the hybrid layout below its directories.
     let places = cgroups.chain(["/sys/fs/cgroup".into(), "/run".into(), "/tmp".into()]);
     let inside = places.flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());
     inside.map(|entry| entry.path().display().to_string()).filter(|path| path.contains("doctor-")).collect()
@@ -65,7 +65,7 @@ fn without_a_daemon_a_launcher_of_its_own_is_used_and_nothing_stays() {
     assert_eq!(finding(&diagnosis, "launcher")["mend"], "systemctl start ash-launcher");
     assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none(), "the data directory is as it was");
     assert_eq!(traces(), Vec::<String>::new());
-    // The same in words.
+    // The same as text.
     let (_, _, table) = doctor(&env, &[]);
     assert!(
         table.contains("ok    landlock") && table.contains("->") && table.contains("checks: 0 failures"),
@@ -73,7 +73,7 @@ fn without_a_daemon_a_launcher_of_its_own_is_used_and_nothing_stays() {
     );
 }
 
-/// Its launcher is root's and listens on a socket: it must not outlive a doctor that is killed.
+/// Its launcher is a listening root process: it must not outlive a killed doctor.
 #[test]
 fn a_killed_doctor_takes_its_launcher_along() {
     let dir = tempfile::tempdir().unwrap();
@@ -87,7 +87,8 @@ fn a_killed_doctor_takes_its_launcher_along() {
     while launcher.is_none() {
         assert!(start.elapsed() < soon && doctor.try_wait().unwrap().is_none(), "no launcher was seen");
         let all = std::fs::read_to_string(&children).unwrap_or_default();
-        // Not before it has executed its program and made its groups: the longest life there is to be ended.
+        // Not before it has executed its program and made its groups: the latest moment of its
+        // start.
         launcher = all.split_whitespace().map(str::to_owned).find(|pid| {
             let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             comm.trim() == "ash-launcher" && !groups(doctor.id()).is_empty()
@@ -105,7 +106,7 @@ fn a_killed_doctor_takes_its_launcher_along() {
         assert!(start.elapsed() < soon, "{arguments:?} outlives the doctor, with {:?}", groups(doctor.id()));
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    // The directories, which are root's, stay: nothing of them is used again.
+    // The directories belong to root and stay; they are never used again.
     for path in arguments.iter().filter(|path| path.to_string_lossy().contains("ash-doctor")) {
         let top = path
             .ancestors()

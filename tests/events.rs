@@ -1,5 +1,5 @@
-//! The events that wake somebody up, of the processes beside ashd: each is one JSON object on stderr with its `MESSAGE_ID` and
-//! `ASH_EVENT`, said once however often it strikes.
+//! The events that need an operator's attention, of the processes beside ashd: each is one JSON
+//! object on stderr with its `MESSAGE_ID` and `ASH_EVENT`, reported once however often it occurs.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -19,12 +19,12 @@ use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// All records of this event in the log, as soon as there is one. Each has what the table says of it.
+/// All records of this event in the log, once there is one. Each has the fields of the table.
 fn records(log: &Path, event: &Event) -> Vec<Value> {
     let start = Instant::now();
     loop {
         let text = std::fs::read_to_string(log).unwrap();
-        // The last line may be under way; ashd's own log also has what it says on stdout.
+        // The last line may be incomplete; ashd's log also contains its stdout.
         let whole = text[..text.rfind('\n').map_or(0, |end| end + 1)].lines().filter(|line| line.starts_with('{'));
         let lines = whole.map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|why| panic!("{why}: {line}")));
         let found: Vec<Value> = lines.filter(|line| line["MESSAGE_ID"] == event.id).collect();
@@ -49,7 +49,6 @@ fn once(log: &Path, event: &Event) -> Value {
 fn fake_model() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // Ends with the test's process.
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             std::thread::spawn(move || answer(stream));
@@ -131,7 +130,7 @@ fn a_refused_key_a_limited_rate_and_a_model_that_hangs_up_are_said_once_each() {
     for (fake, status) in [("401", 401), ("403", 403), ("401", 401), ("429", 429), ("429", 429)] {
         assert_eq!(gateway.ask(fake), status);
     }
-    // A 502, which claude takes for a fault that passes.
+    // 502, which claude treats as a temporary fault.
     assert_eq!([gateway.ask("hang up"), gateway.ask("hang up")], [502, 502]);
     let refused = once(&gateway.log(), &events::KEY_REFUSED);
     assert_eq!((&refused["status"], &refused["ASH_SESSION"]), (&json!(401), &json!(nobody)), "{refused}");
@@ -146,7 +145,7 @@ fn a_refused_key_a_limited_rate_and_a_model_that_hangs_up_are_said_once_each() {
 
 #[test]
 fn a_model_that_cannot_be_reached_is_said_once() {
-    // Bound and closed again: nobody listens there.
+    // Bound and closed again: nothing listens there.
     let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let gateway = Gateway::start(nowhere);
     assert_eq!([gateway.ask("200"), gateway.ask("200")], [502, 502]);
@@ -156,7 +155,7 @@ fn a_model_that_cannot_be_reached_is_said_once() {
     assert_eq!(away["upstream"], format!("http://{nowhere}"), "{away}");
 }
 
-/// The companion of this name, and its keeper, which would start it again after a crash.
+/// The companion of this name, and its keeper, which restarts it after a crash.
 fn processes(daemon: &Daemon, name: &str) -> [Pid; 2] {
     let file = daemon.run().join(format!("{name}.keeper"));
     let keeper: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
@@ -180,7 +179,7 @@ async fn a_launcher_and_a_gateway_that_do_not_answer_are_said_once_each() {
     let (one, two) = change(100).await;
     kill(launcher, Signal::SIGCONT).unwrap();
     assert_eq!((one.status, two.status), (500, 500), "{} {}", one.text, two.text);
-    // What a request logs is part of its session's story.
+    // Log lines of a request name its session.
     let text = std::fs::read_to_string(&log).unwrap();
     let failed: Vec<&str> = text.lines().filter(|line| line.contains("request to a session failed")).collect();
     assert_eq!(failed.len(), 2, "{text}");
@@ -195,7 +194,7 @@ async fn a_launcher_and_a_gateway_that_do_not_answer_are_said_once_each() {
     let text = std::fs::read_to_string(&log).unwrap();
     assert_eq!(text.matches("\"launcher-back\"").count(), 1, "{text}");
 
-    // Both are gone, and nobody starts them again.
+    // Both are gone, and nothing restarts them.
     for process in ["launcher", "gateway"].into_iter().flat_map(|name| processes(&daemon, name)) {
         kill(process, Signal::SIGKILL).unwrap();
     }
@@ -205,11 +204,11 @@ async fn a_launcher_and_a_gateway_that_do_not_answer_are_said_once_each() {
     assert!(again["path"].as_str().unwrap().ends_with("launcher.sock"), "{again}");
     let lost = once(&log, &events::GATEWAY_LOST);
     assert!(lost["path"].as_str().unwrap().ends_with("gateway.sock"), "{lost}");
-    // It goes on trying, and says it no more.
+    // ashd keeps trying, and does not report it again.
     tokio::time::sleep(Duration::from_secs(2)).await;
     once(&log, &events::GATEWAY_LOST);
 
-    // The next start of ashd starts both, and what they left goes on.
+    // The next start of ashd starts both, and their work continues.
     daemon.restart();
     let limits = daemon.api().call("PATCH", &paths[0], Some(json!({"pids": 103}))).await.expect(200);
     assert_eq!(limits["limits"]["pids"]["value"], 103);

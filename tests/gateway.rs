@@ -1,4 +1,5 @@
-//! The gateway as a sandbox sees it: the real server in this process, a fake model behind it, raw bytes in front.
+//! The gateway as a sandbox sees it: the real server in this process, a fake model behind it, raw
+//! bytes in front.
 #![allow(clippy::unwrap_used)]
 
 mod gateway_support;
@@ -64,7 +65,7 @@ fn other_hosts_and_other_paths_are_never_followed() {
             gate.ask(&format!("{target} HTTP/1.1\r\nhost: {host}\r\n{}content-length: 0\r\n\r\n", token()));
         assert!(head.starts_with("HTTP/1.1 400"), "{target}: {head}{body}");
     }
-    // A Host header of its own changes nothing: the model's host is the gateway's choice.
+    // A Host header of the request has no effect: the gateway chooses the model's host.
     let (head, _) = gate.ask(&post(&token(), "{}").replace("host: x", &format!("host: {host}")));
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     for path in [
@@ -87,8 +88,8 @@ fn smuggled_requests_stay_data_or_are_refused() {
     let gate = Gate::start(Limits::default());
     let hidden = "GET /v1/files HTTP/1.1\r\nhost: x\r\n\r\n";
     let cases = [
-        // Length says all is body, chunked says it ends at once: chunked wins (RFC 9112 6.3), the rest is a request to the
-        // gateway, which is refused there.
+        // By its length, all is body; chunked, the body ends at once. Chunked wins (RFC 9112 6.3),
+        // and the rest is a request to the gateway, which is refused there.
         format!("content-length: {}\r\ntransfer-encoding: chunked\r\n", 5 + hidden.len()),
         format!("transfer-encoding: chunked\r\ncontent-length: {}\r\n", 5 + hidden.len()),
         "transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n".into(),
@@ -152,7 +153,7 @@ fn a_body_that_is_too_long_is_answered_413() {
         format!("POST /v1/messages HTTP/1.1\r\nhost: x\r\n{}content-length: {}\r\n\r\n", token(), (64 << 20) + 1);
     let (head, body) = gate.ask(&declared);
     assert!(head.starts_with("HTTP/1.1 413") && body.contains("request_too_large"), "{head}{body}");
-    // Undeclared: in chunks, found out under way.
+    // Without a declared length: chunked, detected during the transfer.
     let mut stream = gate.connect();
     let head = format!("POST /v1/messages HTTP/1.1\r\nhost: x\r\n{}transfer-encoding: chunked\r\n\r\n", token());
     stream.write_all(head.as_bytes()).unwrap();
@@ -179,7 +180,7 @@ fn an_answer_goes_on_while_the_sandbox_does_not_read() {
     let limits = Limits { buffer: 1 << 20, ..Limits::default() };
     let gate = Gate::start(limits);
     let mut stream = gate.connect();
-    // The fake model sends 20 MB and notes how far it came.
+    // The fake model sends 20 MB and records how far it came.
     stream.write_all(post(&format!("{}x-fake: flood\r\n", token()), "{}").as_bytes()).unwrap();
     let settled = gate.flood_settles();
     assert!(settled >= 1 << 20, "the model was read while the sandbox was not: {settled}");

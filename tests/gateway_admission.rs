@@ -1,4 +1,5 @@
-//! When, how fast and at whose cost a sandbox may ask: windows, rates and shares, with neighbours that must not notice.
+//! When, how fast and at whose cost a sandbox may ask: windows, rates and shares, without effect on
+//! neighbours.
 #![allow(clippy::unwrap_used)]
 
 mod gateway_support;
@@ -66,7 +67,7 @@ fn requests_are_admitted_while_the_window_is_open() {
     assert!(ask_at(address, "GET /api/hello HTTP/1.1\r\nhost: x\r\n\r\n").0.starts_with("HTTP/1.1 200"));
     assert_eq!((gate.seen().len(), gate.refused().outside), (0, 2));
 
-    // One that comes a moment before the window is not refused.
+    // A request shortly before the window is not refused.
     let early = std::thread::spawn({
         let request = request.clone();
         move || ask_at(address, &request)
@@ -76,7 +77,7 @@ fn requests_are_admitted_while_the_window_is_open() {
     assert!(early.join().unwrap().0.starts_with("HTTP/1.1 200"));
     assert!(ask_at(address, &request).0.starts_with("HTTP/1.1 200"));
 
-    // An answer that has begun is finished when it closes.
+    // An answer that has started is completed when the window closes.
     let slow = post("x-api-key: t\r\nx-fake: slow\r\n", "{}");
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(slow.as_bytes()).unwrap();
@@ -87,7 +88,7 @@ fn requests_are_admitted_while_the_window_is_open() {
     assert!(ask_at(address, &request).0.starts_with("HTTP/1.1 403"));
 }
 
-/// Asks on one connection after the other, as fast as they are answered; how many answers came.
+/// Sends requests on one connection after the other. Returns the number of answers.
 fn flood(address: std::net::SocketAddr, request: &str, time: Duration) -> usize {
     let begun = Instant::now();
     let workers: Vec<_> = (0..8)
@@ -122,7 +123,7 @@ fn a_session_that_floods_is_slowed_and_its_neighbour_is_not() {
     for request in [
         "HEAD /api/hello HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(),
         "GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(),
-        // Without a token, and with a connection for each.
+        // Without a token, and with a new connection for each.
         "POST /v1/messages HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".to_owned(),
         "no request at all\r\n\r\n".to_owned(),
     ] {
@@ -142,7 +143,7 @@ fn a_session_that_floods_is_slowed_and_its_neighbour_is_not() {
         let answers = flooding.join().unwrap();
         waits.sort_unstable();
         let typical = waits[waits.len() / 2];
-        // A burst of 200, then 20 a second.
+        // A burst of 200, then 20 per second.
         assert!(answers <= 200 + 20 * 4, "{answers} answers in {time:?} to {request:?}");
         assert!(typical < Duration::from_millis(100), "the neighbour waited {typical:?} beside {request:?}");
     }

@@ -1,5 +1,5 @@
-//! The real Claude Code against the real `ash-gateway` process and its offline model. Needs root (the gateway drops to
-//! another user, claude runs as one) and the pinned Claude Code (`scripts/setup`).
+//! The real Claude Code against the real `ash-gateway` process and its offline model. Needs root
+//! (gateway and claude run as other users) and the pinned Claude Code (`scripts/setup`).
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code)]
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 const NOBODY: u32 = 65534;
 const TOKEN: &str = "placeholder-of-the-test";
 
-/// The gateway's process, offline, and directories for claude. Ends and vanishes with its value.
+/// The gateway's process, offline, and directories for claude; removed when dropped.
 struct Offline {
     gateway: Child,
     address: String,
@@ -36,7 +36,8 @@ impl Offline {
             std::fs::create_dir(&path).unwrap();
             chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
         }
-        // The target directory may be closed to other users; the binary is started before the gateway drops its own.
+        // The target directory may be closed to other users; the program starts before the gateway
+        // drops its user.
         let mut gateway = Command::new(ash_testkit::program("ash-gateway"))
             .args(["--upstream", "offline", "--client-user", "nobody", "--user", "nobody"])
             .args(["--listen", "127.0.0.1:0", "--token", TOKEN, "--run-dir"])
@@ -57,7 +58,7 @@ impl Offline {
         self.directory.path().join("work")
     }
 
-    /// Runs turns in one claude process; its lines.
+    /// Runs turns in one claude process. Returns its lines.
     fn run(&self, args: &[&str], turns: &[&str]) -> Vec<Value> {
         let mut child = Command::new("timeout")
             .arg("90")

@@ -1,5 +1,5 @@
-//! ashd's side of the gateway: the client against real `ash-gateway` processes that are refused, killed, replaced and
-//! taken over. Needs root, since the peers are told apart by their users.
+//! ashd's gateway client against real `ash-gateway` processes that are refused, killed, replaced
+//! and taken over. Needs root, because peers are distinguished by their users.
 #![allow(clippy::unwrap_used)]
 
 #[path = "gateway_support/process.rs"]
@@ -186,7 +186,7 @@ fn it_refuses_to_stay_root_and_explains_itself() {
     }
 }
 
-/// systemd's part: the socket is made before the process, and outlives it.
+/// As systemd does: the socket exists before the process, and outlives it.
 #[tokio::test]
 async fn a_socket_from_systemd_is_served_and_left_in_place() {
     let run = run_dir();
@@ -204,7 +204,7 @@ async fn a_socket_from_systemd_is_served_and_left_in_place() {
     assert_eq!(client.hello().await.unwrap().pid, second.0.id(), "it waited in the socket's queue");
 }
 
-/// The shell stands for systemd: it puts the socket at 3 and names the process that it becomes.
+/// The shell plays systemd: it puts the socket at 3 and names the process that it becomes.
 fn activated(program: &Path, listener: &std::os::fd::OwnedFd, run: &Path) -> Process {
     let fd = std::os::fd::AsRawFd::as_raw_fd(listener);
     ash_kernel::inherited::keep_on_exec(std::os::fd::AsFd::as_fd(listener)).unwrap();
@@ -222,7 +222,7 @@ fn signal(pid: u32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
 }
 
-/// What `systemctl reload ash-gateway` and an upgrade do.
+/// `systemctl reload ash-gateway`, and an upgrade.
 #[tokio::test]
 async fn a_reload_replaces_the_gateway_and_no_answer_breaks() {
     use nix::sys::signal::Signal::{SIGHUP, SIGTERM};
@@ -247,7 +247,7 @@ async fn a_reload_replaces_the_gateway_and_no_answer_breaks() {
     client.register(register(session), listener.try_clone().unwrap().into()).await.unwrap();
     assert!(whole(ask(&listener, "@text from the new one").await).await.contains("message_stop"));
     assert!(old.0.try_wait().unwrap().is_none(), "the old one still has an answer to finish");
-    // The unit's stop reaches both: the old one finishes nevertheless.
+    // The unit's stop reaches both; the old process finishes its answers.
     signal(old.0.id(), SIGTERM);
     let answer = whole(open).await;
     assert_eq!(answer.matches("word ").count(), 30, "the old one finished its answer");
@@ -261,13 +261,13 @@ async fn a_reload_replaces_the_gateway_and_no_answer_breaks() {
     signal(third, SIGTERM);
     let gone = (0..100).any(|_| {
         std::thread::sleep(Duration::from_millis(50));
-        // Its parent is gone, so nobody here can wait for it.
+        // Its parent is gone, so no process here can wait for it.
         std::fs::read_to_string(format!("/proc/{third}/stat")).map_or(true, |stat| stat.contains(") Z "))
     });
     assert!(gone, "the third one ends when it is told to");
 }
 
-/// An upgrade with a broken program must not cost the gateway that serves.
+/// An upgrade with a broken program must not end the running gateway.
 #[tokio::test]
 async fn a_successor_that_does_not_start_changes_nothing() {
     use nix::sys::signal::Signal::SIGHUP;
@@ -283,7 +283,7 @@ async fn a_successor_that_does_not_start_changes_nothing() {
     let session = Uuid::new_v4();
     let _open = client.hold_open(session);
     client.register(register(session), listener.try_clone().unwrap().into()).await.unwrap();
-    // By rename, as dpkg does it: the running program's file stays.
+    // By rename, as dpkg does: the running program's file stays.
     let broken = run.path().join("broken");
     std::fs::write(&broken, format!("#!/bin/sh\ntouch {}\nexit 1\n", run.path().join("state/tried").display()))
         .unwrap();

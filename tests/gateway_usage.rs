@@ -1,5 +1,6 @@
-//! The gateway's record of usage and its start: real `ash-gateway` processes that are killed, replaced, run out of disk, or
-//! must not start. Needs root, since the peers are told apart by their users.
+//! The gateway's record of usage and its start: real `ash-gateway` processes that are killed,
+//! replaced, run out of disk, or must not start. Needs root, because peers are distinguished by
+//! their users.
 #![allow(clippy::unwrap_used)]
 
 #[path = "gateway_support/process.rs"]
@@ -46,7 +47,7 @@ fn whole(mut stream: TcpStream) -> String {
     all
 }
 
-/// What the ledgers hold, by ledger: requests and output tokens. Nothing is acknowledged.
+/// Requests and output tokens of each ledger. Acknowledges nothing.
 async fn held(client: &Gateway) -> HashMap<Uuid, (u64, u64)> {
     let (collected, _) = client.collect(Marks::new()).await.unwrap();
     let mut sums: HashMap<Uuid, (u64, u64)> = collected.ledgers.iter().map(|id| (*id, (0, 0))).collect();
@@ -81,13 +82,13 @@ async fn two_gateways_keep_their_record_beside_each_other_and_it_goes_when_it_wa
     assert_eq!(sums.len(), 2, "{sums:?}");
     assert!(sums.values().all(|(requests, output)| *requests == 1 && *output > 1), "{sums:?}");
 
-    // What was taken goes; the ledger of the gateway that lives stays.
+    // Acknowledged ledgers are removed; the running gateway's ledger stays.
     let (collected, _) = client.collect(Marks::new()).await.unwrap();
     let marks: Marks = collected.entries.iter().map(|(ledger, entry)| (*ledger, entry.n)).collect();
     let (rest, _) = client.collect(marks.clone()).await.unwrap();
     assert_eq!((rest.entries.len(), rest.ledgers.len(), rest.more), (0, 1, false));
     assert_eq!(std::fs::read_dir(run.path().join("state")).unwrap().count(), 1);
-    // A kill, and nothing comes twice.
+    // After a kill, nothing is counted twice.
     whole(ask(&listener, "@text four"));
     drop(new);
     let (_third, client) = start(run.path(), &[]).await;
@@ -118,7 +119,7 @@ async fn a_full_disk_refuses_requests_and_loses_no_count() {
     let filler = state.join("filler");
     let mut file = std::fs::File::create(&filler).unwrap();
     while file.write_all(&[0; 4096]).is_ok() {}
-    // The first one is served: that its use cannot be written is found out with it. It is owed.
+    // The first request is served: only then the write of its usage fails. The usage is owed.
     assert!(whole(ask(&listener, "@text hello")).contains("message_stop"));
     let refused = whole(ask(&listener, "@text hello"));
     assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("state directory"), "{refused}");
@@ -135,7 +136,7 @@ async fn a_full_disk_refuses_requests_and_loses_no_count() {
     assert_eq!(requests, served);
 }
 
-/// Starts a gateway that is expected to refuse: its exit and what it said.
+/// Starts a gateway that must refuse. Returns its exit status and output.
 fn refusal(command: &mut Command) -> String {
     let output = command.stderr(Stdio::piped()).output().unwrap();
     assert!(!output.status.success());
@@ -178,7 +179,7 @@ fn a_state_directory_of_somebody_else_is_left_alone() {
     let why = refusal(command(run.path()).args(["--upstream", "offline"]));
     assert!(why.contains("belongs to uid 1234"), "{why}");
     std::fs::remove_dir(&state).unwrap();
-    // Where a link leads is not given away.
+    // The target of a link is not given away.
     let elsewhere = run.path().join("elsewhere");
     std::fs::create_dir(&elsewhere).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &state).unwrap();

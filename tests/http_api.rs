@@ -1,4 +1,4 @@
-//! Agents, keys and the API's own description, through the router.
+//! Agents, keys and the OpenAPI description, through the router.
 #![allow(clippy::unwrap_used)]
 
 mod http_support;
@@ -92,7 +92,7 @@ async fn tenants_do_not_see_each_other() {
             "{request}"
         );
     }
-    // A tenant that is not the default one names no directories of the server.
+    // Only the default tenant names directories of the server.
     let answer = api.other("POST /api/agents", r#"{"name":"b","path":"/tmp"}"#).await;
     assert_eq!(answer.status, 400);
     assert!(answer.json()["error"].as_str().unwrap().contains("upload the agent with files"));
@@ -121,7 +121,7 @@ async fn keys_are_made_used_and_revoked() {
     assert_eq!(api.own(&format!("DELETE /api/api-keys/{id}"), "").await.status, 204);
     assert_eq!(api.call(&with_new, "").await.status, 401);
 
-    // For another tenant: the admin only.
+    // For another tenant: only the admin.
     let body = r#"{"label":"x","tenantId":"acme"}"#;
     let made = api.own("POST /api/internal/api-keys", body).await.json();
     assert_eq!(made["tenantId"], "acme");
@@ -153,7 +153,7 @@ async fn every_route_is_documented_and_the_page_needs_no_network() {
         let pointer = reference.trim_start_matches('#');
         assert!(spec.pointer(pointer).is_some(), "{reference} leads nowhere");
     }
-    // Members that are named by hand: each is there.
+    // Members of the tables in http::schemas exist.
     let schemas = &spec["components"]["schemas"];
     for (schema, member) in [
         ("CreateSession", "agent"),
@@ -188,7 +188,7 @@ fn check_operation(path: &str, method: &str, operation: &Value) {
     assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{at} has no summary");
     assert!(operation["tags"].as_array().is_some_and(|tags| !tags.is_empty()), "{at} has no tag");
     let responses = operation["responses"].as_object().unwrap();
-    // There are no runners to take: these answer with the reason.
+    // Routes of runners answer with the reason.
     let refuses = path.starts_with("/api/internal/runners/") && responses.contains_key("403");
     assert!(refuses || responses.keys().any(|code| code.starts_with('2')), "{at} never succeeds");
     for (code, response) in responses {

@@ -1,4 +1,4 @@
-//! Each error case of the API with its code and its text (contract §1 and §2).
+//! Each error case of the API with its status and its text.
 #![allow(clippy::unwrap_used)]
 
 mod http_support;
@@ -166,11 +166,11 @@ async fn a_tenant_that_asks_too_often_is_told_when_to_ask_again() {
     }
     let refused = api.own("GET /api/agents", "").await;
     assert_eq!(refused.status, 429);
-    // Two a minute: one each 30 s.
+    // Two per minute: one every 30 s.
     assert!(["29", "30"].contains(&refused.headers["retry-after"].to_str().unwrap()), "{:?}", refused.headers);
     let text = "tenant default has reached the limit of 2 requests per minute (server.requests_per_minute)";
     assert_eq!(refused.json(), json!({"error": text, "statusCode": 429}));
-    // Nobody else is; and what is public is not counted.
+    // Other tenants are not limited, and public routes are not counted.
     assert_eq!(api.other("GET /api/agents", "").await.status, 200);
     for _ in 0..5 {
         assert_eq!(api.own("GET /health", "").await.status, 200);

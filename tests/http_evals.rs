@@ -1,5 +1,5 @@
-//! Eval cases, runs and results through the router: what is asked and answered, and whose it is. Nothing works on a run here; see
-//! `api_evals.rs`.
+//! Eval cases, runs and results through the router: requests, answers, and tenants. Nothing
+//! executes runs here; see `api_evals.rs`.
 #![allow(clippy::unwrap_used)]
 
 mod http_support;
@@ -23,7 +23,7 @@ async fn get(api: &Api, path: &str) -> Value {
     answer.json()
 }
 
-/// The whole of contract §10, "Evals": names of fields, absent ones null, defaults.
+/// Field names, null for absent values, defaults.
 #[tokio::test]
 async fn a_case_is_kept_changed_and_deleted() {
     let api = Api::start().await;
@@ -68,7 +68,7 @@ async fn a_case_is_kept_changed_and_deleted() {
         assert_eq!(api.own(&format!("GET /api/agents/a/eval-cases{bad}"), "").await.status, 400, "{bad}");
     }
 
-    // Absent stays, null clears.
+    // Absent fields stay, null clears.
     let patch = async |body: &str| api.own(&format!("PATCH /api/agents/{path}"), body.to_owned()).await;
     let answer =
         patch(r#"{"category":"x","tags":["t"],"expectedTopics":["e"],"chatHistory":[{"role":"user","content":"u"}]}"#)
@@ -109,7 +109,7 @@ async fn what_is_exported_can_be_imported_and_a_bad_case_takes_none() {
     assert_eq!((status, text["error"].as_str()), (400, Some("cases[700].question must have 1 to 65536 bytes")));
     assert_eq!(get(&api, "a/eval-cases").await, json!({"cases": []}));
     assert_eq!(post(&api, "a/eval-cases/import", body.clone()).await, (200, json!({"imported": 1000})));
-    // The same again, and one more: above the most an agent may have.
+    // The same again, and one more: above the limit of an agent.
     for again in [body, json!({"cases": [{"question": "one more"}]})] {
         let (status, text) = post(&api, "a/eval-cases/import", again).await;
         assert_eq!(status, 409, "{text}");
@@ -199,7 +199,7 @@ async fn a_run_has_the_cases_that_match_and_the_version_that_was_asked_for() {
     });
     assert_eq!((results.as_array().unwrap().len(), first), (3, &expected));
 
-    // What people say.
+    // Judgements by people.
     let path = format!("PATCH /api/agents/a/eval-results/{}", first["id"].as_str().unwrap());
     let judged = api.own(&path, r#"{"humanScore":5,"humanNotes":"good"}"#).await.json();
     assert_eq!((&judged["result"]["humanScore"], &judged["result"]["humanNotes"]), (&json!(5), &json!("good")));
@@ -213,14 +213,14 @@ async fn a_run_has_the_cases_that_match_and_the_version_that_was_asked_for() {
     assert_eq!(api.own(&path.replace("/a/", "/b/"), r#"{"humanScore":1}"#).await.status, 404);
     assert_eq!(api.own(&format!("GET /api/agents/b/eval-runs/{id}"), "").await.status, 404);
 
-    // Not too many at once.
+    // The number of runs is limited.
     let mut status = 201;
     for _ in 0..20 {
         status = post(&api, "a/eval-runs", json!({})).await.0;
     }
     assert_eq!(status, 429);
     assert_eq!(get(&api, "a/eval-runs").await["runs"].as_array().unwrap().len(), 20);
-    // All of it goes with the agent.
+    // All of it is deleted with the agent.
     assert_eq!(api.own("DELETE /api/agents/a", "").await.status, 200);
     assert_eq!(api.own("GET /api/agents/a/eval-runs", "").await.status, 404);
     deploy(&api, "a").await;
@@ -271,7 +271,7 @@ async fn another_tenants_agent_and_ids_are_not_found_on_every_route() {
                 assert!(answer.status == 404 || bad_body, "{route} {body}: {}", answer.status);
             }
         }
-        // What is no id at all.
+        // Not an id.
         if route.contains("{id}") {
             let nobody = api.own(&route.replace("{id}", "..%2f").replace("{name}", "a"), "{}").await;
             assert_eq!(nobody.status, 404, "{route}");

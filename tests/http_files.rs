@@ -1,5 +1,5 @@
-//! Files, workspaces, attachments, logs, usage and histories of a session that has ended, through the router: none of
-//! them needs a sandbox.
+//! Files, workspaces, attachments, logs, usage and histories of an ended session, through the
+//! router: none of them needs a sandbox.
 #![allow(clippy::unwrap_used)]
 
 mod http_support;
@@ -101,7 +101,7 @@ async fn files_are_written_listed_read_and_deleted() {
     assert_eq!((list["files"][0]["path"].as_str(), list["source"].as_str()), (Some("src/a b/ü.txt"), Some("snapshot")));
     assert_eq!(list["files"][0]["size"], 6);
 
-    // A slash may be encoded, as Swagger's page does.
+    // A slash may be encoded, as on Swagger's page.
     for path in ["src/a%20b/%C3%BC.txt", "src%2Fa%20b%2F%C3%BC.txt"] {
         let file = ended.own(&format!("GET /api/sessions/{{}}/files/{path}"), "").await;
         assert_eq!((file.status.as_u16(), file.body.as_slice()), (200, "grüß".as_bytes()));
@@ -218,7 +218,8 @@ async fn another_tenants_session_is_not_found_on_every_route() {
         let request = route.replace("{id}", &ended.id.to_string()).replace("{path}", "a.txt");
         let good =
             json!({"content": "eA==", "filename": "x", "bundle": "eA==", "files": [{"path": "x", "content": ""}]});
-        // A bad query or body is not answered by its own error: that would say that the session is there.
+        // A bad query or body does not get its own error: that would reveal that the session
+        // exists.
         for (query, body) in [("", good.to_string()), ("?limit=x&after=x&format=x", "{".into()), ("", "[]".into())] {
             let answer = ended.api.other(&format!("{request}{query}"), body.clone()).await;
             let got = (answer.status.as_u16(), answer.json()["error"].as_str().map(str::to_owned));
@@ -254,7 +255,7 @@ async fn files_of_an_agent() {
     assert_eq!(ended.own("GET /api/agents/up/files/CLAUDE.md?format=raw", "").await.body, b"Be kind.");
     assert_eq!(ended.own("DELETE /api/agents/up/files/CLAUDE.md", "").await.status, 400);
     assert_eq!(ended.own("DELETE /api/agents/up/files/skills/a.md", "").await.json(), json!({"deleted": true}));
-    // What lies on the server is not ours to change.
+    // Files on the server are not changed.
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("CLAUDE.md"), "x").unwrap();
     ended.own("POST /api/agents", json!({"name": "local", "path": dir.path()}).to_string()).await;

@@ -1,5 +1,5 @@
-//! What the package says of the programs is what they say themselves: samples, manuals, dashboard, alerts, maintainer scripts.
-//! That it installs, upgrades and goes away is seen in a booted machine (`tests/machine`).
+//! The package agrees with the programs: samples, manuals, dashboard, alerts, maintainer scripts.
+//! `tests/machine` installs, upgrades and removes it in a booted machine.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -21,7 +21,7 @@ fn text(name: &str) -> String {
     fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Lines such as `#key = value` with the number sign taken off; all others as they are.
+/// Lines such as `#key = value` without the number sign; all others unchanged.
 fn uncommented(text: &str, sign: &str) -> String {
     let line = |line: &str| match line.strip_prefix(sign) {
         Some(rest) if is_setting(rest) => format!("{rest}\n"),
@@ -65,7 +65,7 @@ fn the_sample_has_every_key_with_its_default() {
     }
     load(&sample);
 
-    // Values that stand for something, where the default is nothing.
+    // Example values of keys that are unset by default.
     let illustrations = [
         "io_read_bps",
         "io_write_bps",
@@ -95,7 +95,7 @@ fn the_shipped_configuration_changes_nothing_and_what_it_suggests_is_valid() {
     let shipped = text("packaging/etc/ashd.toml");
     let value = |config: &Config| serde_json::to_value(config).unwrap();
     assert_eq!(value(&load(&shipped)), value(&Config::default()));
-    // A remark may follow a value, as TOML allows.
+    // A comment may follow a value, as TOML allows.
     let suggested = uncommented(&shipped, "# ");
     assert_ne!(suggested, shipped);
     assert_eq!(value(&load(&suggested)), value(&Config::default()));
@@ -113,7 +113,7 @@ fn the_launchers_file_is_one_it_takes_and_shows_its_defaults() {
     let shipped = text("packaging/etc/launcher.toml");
     let (bare, shipped_as_is, mut suggested) =
         (settings(""), settings(&shipped), settings(&uncommented(&shipped, "# ")));
-    // A number that stands for something: the default is no bound, which cannot be written.
+    // An example number: the default is no limit, which cannot be written.
     assert_ne!(
         bare.ceiling.io_write_bps,
         std::mem::replace(&mut suggested.ceiling.io_write_bps, bare.ceiling.io_write_bps)
@@ -132,7 +132,7 @@ fn the_manuals_have_every_option_and_command() {
     let manual = |name: &str| text(name).replace("\\-", "-");
     let launcher = manual("packaging/man/ash-launcher.8");
     let flags = Flags::command();
-    // Hidden ones are for ashd's own programs.
+    // Hidden options are for ashd's own programs.
     let shown = flags.get_arguments().filter(|argument| !argument.is_hide_set());
     for argument in shown.filter_map(|argument| argument.get_long()) {
         assert!(launcher.contains(&format!("--{argument}")), "--{argument} is not in ash-launcher(8)");
@@ -153,7 +153,7 @@ fn the_manuals_have_every_option_and_command() {
     }
 }
 
-/// Names of metrics in a text: what begins with `ash_` where a name can begin.
+/// Names of metrics in a text: words that start with `ash_`.
 fn metrics(text: &str) -> BTreeSet<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = text.split(|c: char| !word(c)).filter(|word| word.starts_with("ash_"));
@@ -164,7 +164,7 @@ fn metrics(text: &str) -> BTreeSet<String> {
 async fn dashboard_and_alerts_name_metrics_that_there_are() {
     let daemon = common::Daemon::start(common::Options::default());
     let api = daemon.api();
-    // What sandboxes use is counted from the first one on.
+    // Usage of sandboxes is counted from the first one on.
     api.deploy("a").await;
     api.session("a").await;
     let exposed = api.get("/metrics").await.text;
@@ -193,7 +193,7 @@ async fn dashboard_and_alerts_name_metrics_that_there_are() {
 
 #[test]
 fn the_maintainer_scripts_know_every_unit() {
-    // What systemd starts on the admin's behalf is enabled by the package; the rest is only stopped by it.
+    // The package enables what systemd starts for the admin; it only stops the rest.
     let (mut units, mut enabled) = (BTreeSet::new(), BTreeSet::new());
     for entry in fs::read_dir(path("systemd")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
@@ -222,8 +222,8 @@ fn the_maintainer_scripts_know_every_unit() {
     }
 }
 
-/// Made from the same sources twice, the same bytes; every crate that is linked is in it, with its checksum; and it is what
-/// CycloneDX 1.5 says.
+/// Two builds from the same sources are equal. It lists every linked crate with its checksum, and
+/// conforms to CycloneDX 1.5.
 #[test]
 fn the_bill_of_materials_is_whole_reproducible_and_valid() {
     let make = || {
@@ -279,7 +279,8 @@ fn the_bill_of_materials_is_whole_reproducible_and_valid() {
     assert!(!judge(&bom.replace("\"SHA-256\"", "\"SHA-257\"")).0, "the validator can tell");
 }
 
-/// What is let through by the check of dependencies has a reason; the check itself is one of the steps of scripts/test.
+/// Every exception of the dependency check has a reason; the check itself is a step of
+/// scripts/test.
 #[test]
 fn exceptions_of_the_dependencies_have_reasons() {
     let deny: toml::Table = text("deny.toml").parse().unwrap();

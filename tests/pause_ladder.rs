@@ -1,4 +1,4 @@
-//! Down the ladder and up again: memory of a paused session goes to zram and comes back.
+//! The pause ladder in both directions: the memory of a paused session goes to zram and comes back.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -11,7 +11,7 @@ use common::procs::private;
 use common::swap::Swap;
 use common::{Api, Daemon, MIB, Options, procs};
 
-/// Bytes of swap that one session fits in.
+/// Bytes of swap for one session.
 const SWAP: u64 = 1 << 30;
 
 async fn verb(api: &Api, id: &str, verb: &str) -> Duration {
@@ -99,7 +99,7 @@ async fn a_resume_in_the_middle_of_it_is_not_held_up_and_ends_it() {
         assert!(took < patient(Duration::from_secs(2)), "{took:?}");
         assert_eq!(text(&api.turn(&id, &format!("@text {round}")).await), round.to_string());
     }
-    // Ended while its memory goes, and one that waits behind it.
+    // Ended while its memory is reclaimed, and another that waits for it.
     verb(&api, &id, "pause").await;
     verb(&api, &other, "pause").await;
     api.delete(&format!("/api/sessions/{id}")).await.expect(200);
@@ -111,7 +111,7 @@ async fn a_resume_in_the_middle_of_it_is_not_held_up_and_ends_it() {
 
 #[tokio::test]
 async fn without_swap_nothing_is_done_and_that_is_said_once() {
-    // A host with swap of its own has nothing to say.
+    // A host with its own swap has no warning.
     let expected = usize::from(std::fs::read_to_string("/proc/swaps").unwrap().lines().count() == 1);
     let (daemon, api) = Daemon::deployed(Options::default().config("[pause]\nreclaim_after_ms = 0")).await;
     for _ in 0..2 {

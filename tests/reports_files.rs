@@ -1,4 +1,5 @@
-//! Public reports about files, tried on a running daemon: ashd runs as a user of its own there, and what a session makes belongs to it.
+//! Public bug reports about files, on a running daemon: ashd runs as its own user, which owns the
+//! files of sessions.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -23,8 +24,8 @@ fn skipped(answer: &Value) -> Vec<(&str, &str)> {
     list.iter().map(|entry| (entry["path"].as_str().unwrap(), entry["reason"].as_str().unwrap())).collect()
 }
 
-/// B1, <https://github.com/AndyMik90/Aperant/issues/1832>: in a fork, a virtual environment works, since links are copied as they are.
-/// D6: a sparse file of 1 TB is no obstacle.
+/// <https://github.com/AndyMik90/Aperant/issues/1832>: a virtual environment works in a fork,
+/// because links are copied unchanged. A sparse file of 1 TB can be copied.
 #[tokio::test]
 async fn a_fork_has_all_that_the_session_has() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
@@ -53,13 +54,13 @@ async fn a_fork_has_all_that_the_session_has() {
     ] {
         assert_eq!(shell(&api, &fork, command).await, want.trim(), "{command}");
     }
-    // The source is as it was.
+    // The source is unchanged.
     assert_eq!(shell(&api, &id, "stat -c %a closed shut d").await, "0\n0\n500");
     daemon.stop();
 }
 
-/// B3, B4, <https://github.com/openagents-org/openagents/issues/362>: names are bytes, and ashd reads what the session owns whatever
-/// its mode is.
+/// <https://github.com/openagents-org/openagents/issues/362>: names are bytes, and ashd reads files
+/// of the session whatever their mode is.
 #[tokio::test]
 async fn every_name_and_every_mode_can_be_read_written_and_deleted() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
@@ -104,7 +105,7 @@ async fn every_name_and_every_mode_can_be_read_written_and_deleted() {
     daemon.stop();
 }
 
-/// B5, <https://github.com/imtms/tagent-core/issues/77>: a script that is replaced stays one.
+/// <https://github.com/imtms/tagent-core/issues/77>: a script that is replaced stays executable.
 #[tokio::test]
 async fn a_replaced_file_keeps_its_mode() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
@@ -116,7 +117,7 @@ async fn a_replaced_file_keeps_its_mode() {
     daemon.stop();
 }
 
-/// H6 (own): links in an agent's directory are kept when they stay inside, and are named by its deployment when they do not.
+/// Links in an agent's directory are kept when they stay inside; the deployment lists the others.
 #[tokio::test]
 async fn links_of_an_agents_directory_are_kept_or_named() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;

@@ -1,7 +1,8 @@
-//! Public bug reports about odd HTTP, tried on `POST .../exec` and some reads: each with its source, its smallest input and the expected
-//! value. Sources: <https://github.com/yhirose/cpp-httplib/issues/349> (BOM), <https://github.com/hyperium/hyper/issues/2222> (Expect),
-//! <https://github.com/haproxy/haproxy/issues/3316> (HEAD), <https://github.com/snoyberg/http-client/issues/114> (coded bodies); the
-//! others are our own.
+//! Public bug reports about unusual HTTP, on `POST .../exec` and some reads, each with its smallest
+//! input and the expected value. Sources: <https://github.com/yhirose/cpp-httplib/issues/349>
+//! (BOM), <https://github.com/hyperium/hyper/issues/2222> (Expect),
+//! <https://github.com/haproxy/haproxy/issues/3316> (HEAD),
+//! <https://github.com/snoyberg/http-client/issues/114> (coded bodies).
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -33,7 +34,7 @@ async fn sent(api: &Api, path: &str, headers: &[(&'static str, &str)], body: Vec
     (answer.status, answer.text)
 }
 
-/// Body, its Content-Encoding, status of the answer, and what it says.
+/// Body, its Content-Encoding, status of the answer, and a part of its text.
 type Case = (&'static str, Vec<u8>, &'static str, u16, &'static str);
 
 #[tokio::test]
@@ -76,7 +77,7 @@ async fn bodies_of_every_kind_are_read_or_refused_in_plain_words() {
         let headers: &[_] = if coding.is_empty() { &[] } else { &[("content-encoding", coding)] };
         let (got, text) = sent(&api, &exec, headers, body.clone()).await;
         assert!(got == status && text.contains(part), "{name}: {got} {text}");
-        // The same where the body is read before the handler is asked.
+        // The same where a middleware reads the body.
         if status != 200 {
             let headers: Vec<_> = headers.iter().copied().chain([("idempotency-key", name)]).collect();
             let (got, text) = sent(&api, "/api/sessions", &headers, body).await;

@@ -1,4 +1,4 @@
-//! Public bug reports and corrections of the contract about streams, histories and prompts, each with the value that is expected.
+//! Public bug reports about streams, histories and prompts, each with the expected value.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -10,8 +10,8 @@ use common::api::{Stream, names, text};
 use common::{Api, Daemon, Options};
 use serde_json::{Value, json};
 
-/// F3, <https://github.com/open-metadata/OpenMetadata/issues/29531>: `requests` takes a text without a charset for Latin-1 and cuts frames
-/// at byte 85. Expected: the charset is named.
+/// <https://github.com/open-metadata/OpenMetadata/issues/29531>: `requests` reads a text without a
+/// charset as Latin-1 and splits frames at byte 85. Expected: the charset is named.
 #[tokio::test]
 async fn streams_name_their_charset() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
@@ -27,8 +27,8 @@ async fn streams_name_their_charset() {
     }
 }
 
-/// The review, C: a client that comes back with `Last-Event-ID` got no deltas unless it repeated the parameter. Expected: as the
-/// turn's own stream.
+/// A client that reconnects with `Last-Event-ID` got no deltas unless it repeated the parameter.
+/// Expected: as the turn's own stream.
 #[tokio::test]
 async fn a_stream_that_is_joined_again_has_the_partial_messages_of_its_turn() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
@@ -66,7 +66,8 @@ async fn follow(api: &Api, id: &str, query: &str, turns: usize) -> Vec<Vec<commo
     all
 }
 
-/// There was no way to read the newest N messages. Expected: `order=desc` and `before`, for messages and events.
+/// There was no way to read the newest N messages. Expected: `order=desc` and `before`, for
+/// messages and events.
 #[tokio::test]
 async fn the_newest_of_a_history_are_one_request() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
@@ -95,7 +96,7 @@ async fn the_newest_of_a_history_are_one_request() {
     api.get(&format!("/api/sessions/{id}/events?type=nonsense")).await.expect(400);
 }
 
-/// A stand-in for the model: it keeps what it is sent, and refuses it.
+/// A stand-in for the model: it records what it is sent, and refuses it.
 struct FakeModel {
     address: std::net::SocketAddr,
     seen: Arc<Mutex<String>>,
@@ -159,8 +160,8 @@ impl FakeModel {
     }
 }
 
-/// The contract: a session's prompt replaces CLAUDE.md and wins over the version's, which wins over the agent's own. Exactly one
-/// reaches the model.
+/// A session's prompt replaces CLAUDE.md and wins over the version's, which wins over the agent's
+/// own. Exactly one reaches the model.
 #[tokio::test]
 async fn exactly_one_prompt_reaches_the_model() {
     use base64::Engine;
@@ -192,7 +193,7 @@ async fn exactly_one_prompt_reaches_the_model() {
     only(&model.sees(&api, json!({"agent": "own", "systemPrompt": "MARK-SESSION"})).await, "MARK-SESSION");
 }
 
-/// Row D3 and the contract: the session's `config` shows its servers without their secrets.
+/// The session's `config` shows its MCP servers without their secrets.
 #[tokio::test]
 async fn the_servers_of_a_session_are_shown_without_secrets() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
@@ -205,8 +206,8 @@ async fn the_servers_of_a_session_are_shown_without_secrets() {
     assert!(made.text.contains(shown), "in the order in which they were sent: {}", made.text);
 }
 
-/// H3, <https://github.com/anthropics/claude-code/issues/9269>: a message of 33 MiB was accepted, and every later turn failed. Expected: 413
-/// with the bound, and a session that is usable.
+/// <https://github.com/anthropics/claude-code/issues/9269>: a message of 33 MiB was accepted, and
+/// every later turn failed. Expected: 413 with the limit, and a usable session.
 #[tokio::test]
 async fn a_message_that_the_model_cannot_take_is_refused_and_the_session_goes_on() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;

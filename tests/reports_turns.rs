@@ -1,4 +1,4 @@
-//! Public bug reports about turns, each with its smallest input and the value that is expected.
+//! Bug reports about turns, each with its smallest input and the expected value.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -9,7 +9,7 @@ use common::api::{Stream, names, text};
 use common::{Api, Daemon, Options};
 use serde_json::{Value, json};
 
-/// What the assistant said in these frames, from whole messages.
+/// The assistant's text in these frames, from whole messages.
 fn said(frames: &[common::wire::Frame]) -> String {
     let whole = frames.iter().filter(|f| f.event == "message" && f.data["type"] == "assistant");
     let blocks = whole.flat_map(|f| f.data["message"]["content"].as_array().unwrap().clone());
@@ -22,7 +22,7 @@ async fn real() -> (Daemon, Api, String) {
     (daemon, api, id)
 }
 
-/// A9, our own: 500 items over three sessions, and an item had another item's answer. Expected: each its own.
+/// With 500 items over three sessions, an item had another item's answer. Expected: each its own.
 #[tokio::test]
 async fn each_item_of_the_queue_has_its_own_answer() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
@@ -48,7 +48,7 @@ async fn each_item_of_the_queue_has_its_own_answer() {
     }
 }
 
-/// A10, our own: a promised wake-up never fires. Expected: the tool is not offered, and the agent is told so.
+/// A promised wake-up never fires. Expected: the tool is not offered, and the agent is told so.
 #[tokio::test]
 async fn a_wake_up_that_would_not_be_kept_is_not_offered() {
     let (_daemon, api, id) = real().await;
@@ -65,7 +65,8 @@ async fn a_wake_up_that_would_not_be_kept_is_not_offered() {
     }
 }
 
-/// A10: at the next message two turns shared one stream. Expected: a turn that claude begins by itself is one of its own.
+/// At the next message two turns shared one stream. Expected: a turn that claude starts itself is
+/// separate.
 #[tokio::test]
 async fn a_turn_of_claudes_own_is_not_in_the_stream_of_a_message() {
     let (mut daemon, api) = Daemon::deployed(Options::default()).await;
@@ -77,7 +78,8 @@ async fn a_turn_of_claudes_own_is_not_in_the_stream_of_a_message() {
     assert_eq!(names(&frames).iter().filter(|name| *name == "turn_complete").count(), 1, "{:?}", names(&frames));
     let body = json!({"content": "@reports\n@text third"});
     assert_eq!(said(&api.send(&id, body).await.rest().await), "third");
-    // Whoever follows the session has all of them, one after the other, each begun and done.
+    // A client that follows the session gets all of them, one after the other, each with start and
+    // end.
     let all = followed(&api, &id, "0:0:0", 4).await;
     let turns: Vec<String> = all.iter().map(|turn| said(turn)).collect();
     assert_eq!(turns, ["first", "second", "woken up", "third"]);
@@ -87,12 +89,12 @@ async fn a_turn_of_claudes_own_is_not_in_the_stream_of_a_message() {
             ("session_start", "done")
         );
     }
-    // A reader that comes back with the first frame of the turn, whose beginning has moved since.
+    // A reader reconnects with the first frame of the turn, whose beginning has moved since.
     let first = all[1][0].id.clone().unwrap();
     assert_eq!(said(&followed(&api, &id, &first, 1).await[0]), "second");
-    // A process that stops to report has its turns all the same.
+    // A process that stops reporting still has its turns.
     assert_eq!(said(&api.turn(&id, "@text fourth").await), "fourth");
-    // The history has every word, and the next ashd finds all of it settled.
+    // The history is complete, and the next ashd finds all turns finished.
     let history = api.get(&format!("/api/sessions/{id}/messages")).await.expect(200).to_string();
     assert!(["first", "woken up", "second", "third"].iter().all(|word| history.contains(word)));
     daemon.restart();
@@ -102,7 +104,7 @@ async fn a_turn_of_claudes_own_is_not_in_the_stream_of_a_message() {
     daemon.stop();
 }
 
-/// The session's stream from a place on, cut into turns.
+/// The session's stream from an event id on, split into turns.
 async fn followed(api: &Api, id: &str, after: &str, turns: usize) -> Vec<Vec<common::wire::Frame>> {
     let mut stream = Stream::of(api.open("GET", &format!("/api/sessions/{id}/stream?after={after}"), None).await).await;
     let mut all = Vec::new();
@@ -116,7 +118,8 @@ async fn followed(api: &Api, id: &str, after: &str, turns: usize) -> Vec<Vec<com
     all
 }
 
-/// A8, our own: after `/clear`, stop and resume the cleared conversation was back. Expected: claude's conversation is followed.
+/// After `/clear`, stop and resume the cleared conversation was back. Expected: claude's
+/// conversation is followed.
 #[tokio::test]
 async fn a_cleared_conversation_stays_cleared() {
     let (mut daemon, api, id) = real().await;
@@ -137,7 +140,8 @@ async fn a_cleared_conversation_stays_cleared() {
     daemon.stop();
 }
 
-/// A8: with `/clear` as the first message every resume was 500. Expected: 200, with a blank conversation.
+/// With `/clear` as the first message every resume was 500. Expected: 200, with an empty
+/// conversation.
 #[tokio::test]
 async fn a_session_that_begins_with_clear_is_resumed() {
     let (_daemon, api, id) = real().await;
@@ -153,8 +157,8 @@ async fn a_session_that_begins_with_clear_is_resumed() {
     assert!(text(&api.turn(&id, "@recall").await).contains("@recall"), "the conversation is blank");
 }
 
-/// A7, our own: `{"content":[{"type":"text"}]}` was 200 and then silent for an hour. Expected: a message that claude does not
-/// begin with ends its turn with the cause.
+/// `{"content":[{"type":"text"}]}` was 200 and then silent for an hour. Expected: a message that
+/// claude does not start ends its turn with the cause.
 #[tokio::test]
 async fn a_turn_that_claude_does_not_begin_ends_with_its_cause() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
@@ -167,8 +171,9 @@ async fn a_turn_that_claude_does_not_begin_ends_with_its_cause() {
     assert_eq!(said(&api.turn(&id, "@text still here").await), "still here");
 }
 
-/// A1, <https://github.com/anthropics/claude-code/issues/68325>, anthropics/claude-code#61301: the input of a tool with a lone surrogate,
-/// or nested deeply, ended the session's task for good. Expected: the turn ends, the session can be used and deleted.
+/// <https://github.com/anthropics/claude-code/issues/68325>, anthropics/claude-code#61301: tool
+/// input with a lone surrogate, or nested deeply, ended the session's task for good. Expected: the
+/// turn ends, the session can be used and deleted.
 #[tokio::test]
 async fn any_input_of_a_tool_leaves_the_session_usable() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
@@ -190,8 +195,8 @@ async fn any_input_of_a_tool_leaves_the_session_usable() {
     api.delete(&format!("/api/sessions/{id}")).await.expect(200);
 }
 
-/// A3, <https://github.com/anthropics/claude-code/issues/69927>: a lone surrogate in a result lost its error, text and usage. Expected:
-/// nothing else of the line is lost.
+/// <https://github.com/anthropics/claude-code/issues/69927>: a lone surrogate in a result lost its
+/// error, text and usage. Expected: nothing else of the line is lost.
 #[tokio::test]
 async fn a_result_with_a_lone_surrogate_counts() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
@@ -200,7 +205,7 @@ async fn a_result_with_a_lone_surrogate_counts() {
     let result = format!(
         r#"{{"type":"result","subtype":"success","is_error":true,"result":"bad \ud99c here","num_turns":3,"duration_ms":7000,"x":{deep},"y":1e999}}"#
     );
-    // The frames carry the line as it came, which the parser of these tests does not take.
+    // The frames carry the line unchanged, which the parser of these tests rejects.
     let body = json!({"content": format!("@raw {result}")}).to_string().into_bytes();
     let path = format!("/api/sessions/{id}/messages");
     let stream = api.call_raw("POST", &path, Some(("application/json", body))).await.text;

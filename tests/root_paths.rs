@@ -1,22 +1,22 @@
-//! Root touches files of less trusted users only through `kernel::tree`, `kernel::beneath`, `kernel::trusted` and `kernel::private`. In the modules
-//! that run as root, every call that takes a path of the host is listed here with the reason why it is harmless; any other
-//! one fails this test.
+//! Root touches files of less trusted users only through `kernel::tree`, `kernel::beneath`,
+//! `kernel::trusted` and `kernel::private`. In the modules that run as root, every call with a path
+//! of the host is listed here with the reason why it is safe; any other call fails this test.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Modules that run as root, or that an admin runs as root.
+/// Modules that run as root.
 const PRIVILEGED: [&str; 5] = ["bin", "boot", "ctl", "doctor", "launcher"];
 
-/// Where a module of [`PRIVILEGED`] is: a crate of its own, or a module of ashd.
+/// The directory of a module in [`PRIVILEGED`]: a crate, or a module of ashd.
 fn directory(module: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let own = root.join(format!("crates/ash-{module}/src"));
     if own.is_dir() { own } else { root.join("src").join(module) }
 }
 
-/// Calls that look a path up by name. A name that ends in `(` or `_` is matched as it begins.
+/// Calls that look up a path by name. A name that ends in `(` or `_` matches as a prefix.
 const BY_PATH: &[&str] = &[
     "CWD",
     "Command::new(",
@@ -52,12 +52,12 @@ const BY_PATH: &[&str] = &[
     "fs::write(",
 ];
 
-/// The run directory: boot refuses one that is not root's alone, with all that leads to it.
+/// The run directory: boot refuses one that others can write, including its parents.
 const RUN: &str = "in the run directory, which is root's alone";
 const OF_THE_KERNEL: &str = "a file of the kernel";
 const CALLERS: &str = "a file that the caller of the command names, opened for reading";
 
-/// File, call, how often at most, why root may.
+/// File, call, maximum count, reason.
 const ALLOWED: &[(&str, &str, usize, &str)] = &[
     ("boot/companions.rs", "Command::new(", 1, "this program itself"),
     ("boot/companions.rs", "OpenOptions::new(", 1, RUN),
@@ -141,20 +141,20 @@ fn source(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Without comments, and without the tests at the end.
+/// The source without comments, and without the tests at its end.
 fn product(text: &str) -> String {
     let end = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
     text[..end].lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// How often each call is in the text, as a word of its own.
+/// How often each call occurs in the text, as a whole word.
 fn calls(text: &str) -> BTreeMap<&'static str, usize> {
     let mut found = BTreeMap::new();
     for name in BY_PATH {
         let starts = text.match_indices(name).filter(|(at, _)| {
             let before = text[..*at].chars().next_back().unwrap_or(' ');
             let own = name.starts_with("fs::") || !matches!(before, 'a'..='z' | 'A'..='Z' | '0'..='9' | '_');
-            // `std::fs` and `rustix::fs` are told apart by nothing: both take paths.
+            // `std::fs` and `rustix::fs` are not distinguished: both take paths.
             let after = text[at + name.len()..].chars().next().unwrap_or(' ');
             let whole = name.starts_with("fs::create_dir") || name.ends_with(['(', '_']) || !after.is_alphanumeric();
             own && whole
@@ -222,7 +222,8 @@ fn this_scan_sees_what_it_should() {
     assert!(unlisted("ctl/backup/read.rs", two)[0].contains("2 of File::open( (listed: 1)"));
 }
 
-/// The maintainer scripts run as root: nothing of ashd's tree is changed there but by its removal, which follows no link.
+/// The maintainer scripts run as root: they change nothing in ashd's tree except by its removal,
+/// which follows no link.
 #[test]
 fn maintainer_scripts_change_nothing_below_the_data_directory() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

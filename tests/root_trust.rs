@@ -1,5 +1,5 @@
-//! What root runs (`ashctl claude`, doctor, backup, restore, any command with a key) in directories that user ashd owns: links
-//! and programs planted there are neither followed nor executed.
+//! Root's programs (`ashctl claude`, doctor, backup, restore, any command with a key) in
+//! directories of user ashd: planted links and programs are neither followed nor executed.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -49,7 +49,7 @@ impl Planted {
         std::fs::set_permissions(self.at(name), std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// Runs ashctl as root: exit code, and all it wrote.
+    /// Runs ashctl as root. Returns exit code and all output.
     fn ashctl(&self, path: &str, arguments: &[&str]) -> (i32, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ashctl"));
         command.args(arguments).env_clear().env("PATH", path).env("HOME", self.at("home"));
@@ -80,7 +80,7 @@ fn a_planted_claude_is_never_run_by_root() {
     assert_eq!(std::fs::read_dir(planted.at("claude")).unwrap().count(), 0);
 }
 
-/// The place itself, or what leads to it, is another user's: nothing is made in it.
+/// The directory itself, or one above it, belongs to another user: nothing is created in it.
 #[test]
 fn claude_is_installed_only_where_root_alone_can_write() {
     let planted = Planted::new();
@@ -101,7 +101,7 @@ fn claude_is_installed_only_where_root_alone_can_write() {
     }
 }
 
-/// A registry of one package, on the loopback: what the admin's settings point to, and what no other settings may.
+/// A registry with one package on loopback. Only the admin's settings may select it.
 struct Registry {
     port: u16,
     requests: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
@@ -155,13 +155,13 @@ fn package(binary: &str) -> Vec<u8> {
     tar.into_inner().unwrap().finish().unwrap()
 }
 
-/// The real npm, with the registry of the admin's `~/.npmrc`: it runs without root's privileges, and so does what it fetched.
+/// npm with the registry of the admin's `~/.npmrc`, and the fetched program, run unprivileged.
 #[test]
 fn npm_and_what_it_fetched_run_without_roots_privileges() {
     let planted = Planted::new();
     let name = if cfg!(target_arch = "aarch64") { "linux-arm64" } else { "linux-x64" };
     let name = format!("@anthropic-ai/claude-code-{name}");
-    // Says who runs it; a file at the marker would be root's doing.
+    // Prints its user; only root could create a file at the marker.
     let marker = planted.at("secret/marker");
     let script =
         format!("#!/bin/sh\ntouch {} 2>/dev/null\necho 9.9.9 as uid $(id -u) groups $(id -G)\n", marker.display());
@@ -169,7 +169,7 @@ fn npm_and_what_it_fetched_run_without_roots_privileges() {
     let other = Registry::start(&name, "9.9.9", package("#!/bin/sh\necho 9.9.9 planted\n"));
     let settings = |port| format!("registry=http://127.0.0.1:{port}/\nfetch-retries=0\n");
     std::fs::write(planted.at("home/.npmrc"), settings(registry.port)).unwrap();
-    // Where npm was run before, and where it would look for a project from there.
+    // The former working directory of npm, and where npm would search for a project from there.
     std::fs::create_dir(planted.at("data/claude")).unwrap();
     for dir in ["data/claude", "data", "claude-planted"] {
         std::fs::create_dir_all(planted.at(dir)).unwrap();
@@ -178,7 +178,7 @@ fn npm_and_what_it_fetched_run_without_roots_privileges() {
     }
     planted.theirs("data/claude");
 
-    // Without a flag: what was found is told, and nothing is installed or run.
+    // Without a flag: reports the find, and installs or runs nothing.
     let path = std::env::var("PATH").unwrap();
     let sum: String = Sha256::digest(script.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let (code, said) = planted.ashctl(&path, &["claude", "install", "9.9.9"]);
@@ -248,7 +248,7 @@ fn a_link_in_place_of_the_first_key_is_not_read() {
     }
 }
 
-/// A port on which `uid` listens. The kernel takes the owner of a socket from the thread that makes it.
+/// A port on which `uid` listens. A socket belongs to the uid of the thread that creates it.
 fn listener_of(uid: u32) -> TcpListener {
     nix::unistd::setfsuid(nix::unistd::Uid::from_raw(uid));
     let listener = TcpListener::bind("127.0.0.1:0");
@@ -256,7 +256,7 @@ fn listener_of(uid: u32) -> TcpListener {
     listener.unwrap()
 }
 
-/// Answers one request with this error, as an ashd that was taken over might. What it was sent.
+/// Answers one request with this error, as a compromised ashd might. Returns the request.
 fn answer_one(listener: TcpListener, error: &'static str) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let (mut socket, _) = listener.accept().unwrap();
@@ -285,7 +285,7 @@ fn the_first_key_is_sent_to_root_and_ashd_of_this_host_alone() {
     let (code, said) = ask("http://192.0.2.1:4100");
     assert!(code == 2 && said.contains("not on this host's loopback"), "{code} {said}");
 
-    // Whoever names a key means it.
+    // An explicit key is always sent.
     for (uid, key, sent) in [(0, "", "the-admins-key"), (ASHD, "", "the-admins-key"), (65_534, "own", "own")] {
         let listener = listener_of(uid);
         let url = url(&listener);
@@ -295,7 +295,7 @@ fn the_first_key_is_sent_to_root_and_ashd_of_this_host_alone() {
     }
 }
 
-/// A terminal obeys escape sequences; root's is nothing for ashd or an agent to write to.
+/// Terminals obey escape sequences; ashd and agents must not write to root's terminal.
 #[test]
 fn what_root_is_told_cannot_steer_its_terminal() {
     let planted = Planted::new();
@@ -338,7 +338,7 @@ fn backup_and_restore_follow_no_planted_link() {
     let (code, said) = planted.ashctl("/usr/bin:/bin", &["backup", "b.tar.gz"]);
     assert!(code == 0 && said.contains("sessions/s1/hard: a hard link"), "{code} {said}");
 
-    // Restored while links stand where root makes its own files.
+    // Restored while links are at the places of root's own files.
     symlink(planted.at("secret/lock"), planted.at("data/ashd.lock")).unwrap();
     let (code, said) = planted.ashctl("/usr/bin:/bin", &["restore", "b.tar.gz"]);
     assert!(code == 1 && said.contains("ashd.lock"), "{code} {said}");
@@ -360,7 +360,7 @@ fn backup_and_restore_follow_no_planted_link() {
     assert!(before > 0);
 }
 
-/// The sessions' directory is a link into a directory of root, while the daemon runs.
+/// The directory of sessions is a link into a directory of root, while the daemon runs.
 #[test]
 fn doctor_makes_nothing_through_a_planted_link() {
     let planted = Planted::new();
@@ -384,7 +384,7 @@ fn doctor_makes_nothing_through_a_planted_link() {
     daemon.stop();
 }
 
-/// Its owner could exchange the data directory while root prepares it.
+/// The owner of the data directory could exchange it while root prepares it.
 #[test]
 fn boot_refuses_a_data_directory_below_another_users() {
     let planted = Planted::new();

@@ -1,5 +1,5 @@
-//! No secret in any log: everything a secret passes through is used, with the log at its most talkative, and then all logs
-//! and every file that is not meant to hold it are searched.
+//! No secret in any log: every path of a secret is used at log level TRACE, then all logs and every
+//! file that should not contain it are searched.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -63,7 +63,7 @@ async fn no_log_and_no_stray_file_holds_a_secret() {
     let token = token.unwrap_or_else(|| panic!("no token in {env}")).to_owned();
     assert!(token.len() > 20 && env.contains(VARIABLE), "{env}");
     api.turn(&session, &format!("@text {MESSAGE}")).await;
-    // What fails must not tell either.
+    // Failures must not reveal secrets either.
     let strangers = Api::new(daemon.port, Some("planted-guess-7867"));
     assert_eq!(strangers.get("/api/agents").await.status, 401);
     assert_eq!(Api::new(daemon.port, Some(&tenant_key)).get(&path).await.status, 404);
@@ -88,8 +88,8 @@ async fn no_log_and_no_stray_file_holds_a_secret() {
             logs += 1;
             talk.push_str(&String::from_utf8_lossy(&bytes));
         }
-        // What was said to an agent, and an agent's variables, are its session's own; the first key has its file; the
-        // session's token is in the record it is found again by.
+        // Messages and an agent's variables belong to the session; the first key has its file; the
+        // session's token is in its record.
         let own = |secret: &str| match secret {
             MESSAGE | VARIABLE => name.starts_with("data/sessions/") || name.starts_with("data/ashd.db"),
             secret if secret == key => name == "data/initial-api-key",
@@ -101,7 +101,7 @@ async fn no_log_and_no_stray_file_holds_a_secret() {
         }
     }
     assert!(logs >= 4, "only {logs} logs");
-    // The search can find something, and there was something to find it in.
+    // The search works, and there was something to search.
     assert!(talk.contains(&session) && talk.contains("\"level\":\"TRACE\"") && talk.contains("turn-begin"));
     for line in talk.lines().filter(|line| line.contains("\"turn-begin\"")) {
         for word in ["\"ASH_TURN\":", "\"ASH_TENANT\":\"default\"", "\"ASH_AGENT\":\"a\"", &session] {

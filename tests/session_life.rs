@@ -1,5 +1,5 @@
-//! What happens to sessions that nobody asked for, and what they do together: starts that fail, memory, eviction, idleness,
-//! options of one message, restarts while paused, requests at the same time.
+//! Unrequested transitions of sessions and their combinations: failed starts, memory, eviction,
+//! idleness, options of one message, restarts while paused, concurrent requests.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -38,7 +38,7 @@ async fn a_start_that_fails_says_where_and_why_and_leaves_a_row_only() {
     assert!(!daemon.run().join("sandboxes").join(id).exists());
     assert_eq!(api.lifecycle(id).await.last().unwrap()["reason"], "start");
     assert_eq!(api.get("/health").await.expect(200)["activeSandboxes"], 0);
-    // Its place is free again and its state is a resumable one, though with the same options it fails the same.
+    // Its place is free and its state is resumable; with the same options it fails again.
     api.call("POST", &format!("/api/sessions/{id}/resume"), None).await.expect(500);
     assert_eq!(status(&api, id).await, "error");
     assert_eq!(api.delete(&format!("/api/sessions/{id}")).await.expect(200)["session"]["status"], "ended");
@@ -64,7 +64,7 @@ async fn the_session_paused_longest_makes_room_and_comes_back() {
     let (_daemon, api) = Daemon::deployed(Options::default().env("ASH_MAX_SANDBOXES", "2")).await;
     let (first, second) = (api.session("a").await, api.session("a").await);
     api.turn(&first, "remember me").await;
-    // Active sessions are never taken from their clients.
+    // Active sessions are never evicted.
     api.post("/api/sessions", json!({"agent": "a"})).await.expect(503);
     api.verb(&first, "pause").await;
     api.verb(&second, "pause").await;
@@ -74,7 +74,7 @@ async fn the_session_paused_longest_makes_room_and_comes_back() {
     assert_eq!(status(&api, &first).await, "paused");
     let health = api.get("/health").await.expect(200);
     assert_eq!((&health["pool"]["total"], &health["pool"]["cold"]), (&json!(3), &json!(1)));
-    // Its own resume takes the place of the other paused one.
+    // Its own resume evicts the other paused session.
     assert_eq!(api.verb(&first, "resume").await, "active");
     assert_eq!(api.lifecycle(&second).await.last().unwrap()["reason"], "evicted");
     assert_eq!(text(&api.turn(&first, "@recall").await), "remember me");
@@ -142,7 +142,7 @@ async fn options_of_one_message_hold_for_that_message() {
     assert_ne!(procs::claude(&daemon, &id), before);
     assert_eq!(text(&api.turn(&id, "@recall").await), "first words");
     assert!(!flags().contains("--max-turns"), "{}", flags());
-    // The model needs no new process, and does not stay either.
+    // The model needs no new process, and does not persist either.
     let same = procs::claude(&daemon, &id);
     let model = async |body: Value| {
         let frames = api.send(&id, body).await.rest().await;
@@ -217,7 +217,8 @@ async fn without_its_sandbox_a_restarted_daemon_says_so_and_loses_nothing() {
 #[tokio::test]
 async fn an_end_overtakes_a_start() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
-    // claude waits for its first line for ever when it is stopped before it reads: the start hangs on `initialize`.
+    // If claude is stopped before it reads, it waits for its first line: the start hangs on
+    // `initialize`.
     let creating = {
         let api = api.clone();
         tokio::spawn(async move { api.post("/api/sessions", json!({"agent": "a"})).await })
@@ -232,14 +233,16 @@ async fn an_end_overtakes_a_start() {
     let id = id.unwrap();
     assert_eq!(api.delete(&format!("/api/sessions/{id}")).await.expect(200)["session"]["status"], "ended");
     let answer = creating.await.unwrap();
-    // Either it was ready a moment before, or it says what happened; never a session that lives on.
+    // Either it was ready just before, or the answer has the reason; never a session that
+    // continues.
     assert!(matches!(answer.status, 201 | 400), "{}", answer.text);
     assert_eq!(status(&api, &id).await, "ended");
     assert!(procs::of_session(&daemon, &id).is_empty());
     assert_eq!(api.get("/health").await.expect(200)["activeSandboxes"], 0);
 }
 
-/// Everything at once, on one session: each request gets an answer of the contract, each change of state is a legal one.
+/// Concurrent requests on one session: each gets a valid answer, each change of state is a valid
+/// one.
 #[tokio::test]
 async fn requests_at_the_same_time_leave_a_state_of_the_contract() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;

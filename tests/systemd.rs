@@ -1,4 +1,4 @@
-//! What ashd says to systemd, heard by a socket that is systemd's for the time of a test (sd_notify(3)).
+//! Messages of ashd to systemd, received by a socket in place of systemd's (sd_notify(3)).
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -34,7 +34,7 @@ impl Systemd {
         self.dir.path().join("notify")
     }
 
-    /// The next message of which `wanted` is true; all before it are given too.
+    /// Waits for a message that matches `wanted`. Returns all messages up to it.
     fn until(&self, what: &str, within: Duration, wanted: impl Fn(&str) -> bool) -> Vec<String> {
         let mut heard = Vec::new();
         let start = Instant::now();
@@ -53,7 +53,7 @@ impl Systemd {
         }
     }
 
-    /// Everything said from now on for so long.
+    /// All messages during this time.
     fn listen(&self, time: Duration) -> Vec<String> {
         let (start, mut heard) = (Instant::now(), Vec::new());
         while start.elapsed() < time {
@@ -66,7 +66,7 @@ impl Systemd {
         heard
     }
 
-    /// Takes what waits.
+    /// Discards pending messages.
     fn forget(&self) {
         self.listen(Duration::from_millis(1));
     }
@@ -76,7 +76,7 @@ fn says(word: &'static str) -> impl Fn(&str) -> bool {
     move |text| text.lines().any(|line| line == word)
 }
 
-/// A session of ashd's test daemons under this systemd, with a watchdog of one second.
+/// A test daemon under this systemd, with a watchdog of one second.
 fn start(systemd: &Systemd, options: Options) -> Daemon {
     let options = options.env("NOTIFY_SOCKET", systemd.path().to_str().unwrap()).env("WATCHDOG_USEC", "1000000");
     Daemon::start(options)
@@ -95,7 +95,7 @@ async fn ready_status_watchdog_reload_and_stop_are_said() {
     let heard = systemd.until("READY", SOON, says("READY=1"));
     assert!(heard.last().unwrap().contains("STATUS=0 sessions"), "{heard:?}");
     assert!(!heard.iter().any(|text| text.contains("WATCHDOG")), "fed before it serves: {heard:?}");
-    // Ready is who answers.
+    // READY means that it answers.
     let api = daemon.api();
     api.get("/health").await.expect(200);
     systemd.until("WATCHDOG", SOON, says("WATCHDOG=1"));
@@ -131,11 +131,11 @@ async fn the_watchdog_starves_while_the_writer_hangs_and_is_fed_again() {
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(daemon.data().join("ashd.db"));
     let mut other = options.connect().await.unwrap();
     other.execute("BEGIN IMMEDIATE").await.unwrap();
-    // One beat may have passed the writer just before.
+    // One beat may already have been sent.
     systemd.listen(Duration::from_millis(700));
     let heard = systemd.listen(Duration::from_millis(2500));
     assert!(!heard.iter().any(|text| text.contains("WATCHDOG=1")), "fed while nothing can be written: {heard:?}");
-    // The loop itself goes on, and says so.
+    // The loop itself continues, and reports so.
     assert!(heard.iter().any(|text| text.contains("STATUS=")), "{heard:?}");
     other.execute("ROLLBACK").await.unwrap();
     systemd.until("WATCHDOG", SOON, says("WATCHDOG=1"));
@@ -143,7 +143,7 @@ async fn the_watchdog_starves_while_the_writer_hangs_and_is_fed_again() {
     daemon.stop();
 }
 
-/// Waits until ashd's log has this.
+/// Waits until ashd's log contains this.
 fn logged(daemon: &Daemon, text: &str) -> String {
     let start = Instant::now();
     loop {
@@ -207,7 +207,7 @@ async fn a_reload_takes_over_what_can_change_and_names_the_rest() {
     );
     logged(&daemon, "\"level\":\"DEBUG\"");
 
-    // Of the server's keys only this one: from the next request on.
+    // Only this key of the server section applies, from the next request on.
     fs::write(drop_ins.join("20.toml"), "[server]\nrequests_per_minute = 1\ncors_origins = [\"*\"]\n").unwrap();
     signal(&daemon, Signal::SIGHUP);
     systemd.until("READY", SOON, says("READY=1"));

@@ -1,7 +1,9 @@
-//! Clients that are generated from `/docs/json`: it is valid OpenAPI 3.1, a Python client made by `openapi-python-client` drives the
-//! daemon, and the types in `clients/typescript` are those of this description.
+//! Clients generated from `/docs/json`: it is valid OpenAPI 3.1, a Python client from
+//! `openapi-python-client` works with the daemon, and the types in `clients/typescript` are up to
+//! date.
 //!
-//! `ASH_UPDATE_CLIENTS=1 cargo nextest run --test client_generated` writes `clients/typescript/types.ts` anew.
+//! `ASH_UPDATE_CLIENTS=1 cargo nextest run --test client_generated` regenerates
+//! `clients/typescript/types.ts`.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../common/mod.rs"]
@@ -27,7 +29,7 @@ fn tool(path: &str) -> PathBuf {
     found
 }
 
-/// Runs a program to its end, which must be a good one: what it says.
+/// Runs a program, which must succeed. Returns its output.
 fn works(command: &mut Command) -> String {
     let out = command.output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
@@ -39,7 +41,7 @@ async fn description() -> Value {
     http_support::Api::start().await.call("GET /docs/json", "").await.json()
 }
 
-/// The description as a file.
+/// Writes the description to a file.
 async fn written(dir: &Path) -> PathBuf {
     let file = dir.join("openapi.json");
     std::fs::write(&file, description().await.to_string()).unwrap();
@@ -62,7 +64,7 @@ async fn the_description_is_valid() {
 async fn a_client_that_openapi_python_client_generates_works() {
     let dir = tempfile::tempdir().unwrap();
     let file = written(dir.path()).await;
-    // The generator knows one type of content that is bytes.
+    // The generator treats only one content type as bytes.
     let config = dir.path().join("config.yml");
     std::fs::write(&config, "content_type_overrides:\n  application/gzip: application/octet-stream\n  application/zstd: application/octet-stream\n").unwrap();
     let said = works(
@@ -130,7 +132,7 @@ async fn the_typescript_client_is_strict_and_works() {
     assert!(said.contains("written by the agent") && said.contains("session ended"), "{said}");
 }
 
-/// What the types must refuse, so that a check that accepts anything is noticed.
+/// The types must refuse these, so that a check that accepts everything is noticed.
 #[test]
 fn the_check_of_types_sees_mistakes() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,11 +1,11 @@
-//! TypeScript types of an OpenAPI description: an interface for each schema, and one that has the parameters, the body and the answer
-//! of each route.
+//! TypeScript types of an OpenAPI description: an interface per schema, and one with parameters,
+//! body and answer of each route.
 
 use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
-/// The file, with its names in alphabetical order.
+/// The file, with names in alphabetical order.
 pub fn types(spec: &Value) -> String {
     let mut out =
         "// Generated from /docs/json. Do not edit: ASH_UPDATE_CLIENTS=1 cargo nextest run --test client_generated\n"
@@ -58,7 +58,7 @@ fn parameters(out: &mut String, operation: &Value, place: &str) {
     out.push_str("    };\n");
 }
 
-/// What a success answers.
+/// The answer of a success.
 fn answer(operation: &Value) -> String {
     let mut kinds: Vec<String> = Vec::new();
     for (_, answer) in members(&operation["responses"]).filter(|(code, _)| code.starts_with('2')) {
@@ -72,11 +72,11 @@ fn answer(operation: &Value) -> String {
     }
     kinds.sort();
     kinds.dedup();
-    // Of a route that only refuses.
+    // A route that only refuses.
     if kinds.is_empty() { "never".to_owned() } else { kinds.join(" | ") }
 }
 
-/// The type of a schema. `indent` is that of the line it stands on.
+/// The type of a schema. `indent` is that of its line.
 fn of(schema: &Value, indent: &str) -> String {
     if let Some(reference) = schema["$ref"].as_str() {
         return reference.rsplit('/').next().unwrap_or_default().to_owned();

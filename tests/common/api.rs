@@ -1,4 +1,4 @@
-//! A small HTTP client for tests: JSON in, status and JSON out, and streams that can be read frame by frame.
+//! A small HTTP client for tests: JSON, status codes, and streams frame by frame.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ pub struct Api {
     http: Client<HttpConnector, Full<Bytes>>,
     base: String,
     key: Option<String>,
-    /// One more header of every request.
+    /// An additional header of every request.
     header: Option<(&'static str, String)>,
 }
 
@@ -34,7 +34,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The answer's body, after a check of its status.
+    /// The body, after a check of the status.
     pub fn expect(self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text);
         self.json
@@ -47,7 +47,7 @@ impl Api {
         Self { http, base: format!("http://127.0.0.1:{port}"), key: key.map(str::to_owned), header: None }
     }
 
-    /// The same key at another daemon, or after a restart.
+    /// The same key for another daemon, or after a restart.
     pub fn at(&self, port: u16) -> Self {
         Self { base: format!("http://127.0.0.1:{port}"), ..self.clone() }
     }
@@ -64,7 +64,7 @@ impl Api {
         let reads = method == "GET" && body.is_none();
         match self.try_open(method, path, body).await {
             Ok(answer) => answer,
-            // After a body that broke off, the pool may hand out the connection that is just being closed.
+            // After a truncated body, the pool may reuse a connection that is being closed.
             Err(e) if reads => {
                 self.try_open(method, path, None).await.unwrap_or_else(|again| panic!("{path}: {e}, then {again}"))
             }
@@ -105,12 +105,12 @@ impl Api {
         whole(self.open(method, path, body).await).await.expect("the answer is whole")
     }
 
-    /// The same as `get`, where an answer may rightly be cut: a file that shrinks while it is read.
+    /// As `get`, for an answer that may be truncated: a file that shrinks while it is read.
     pub async fn try_get(&self, path: &str) -> Option<Answer> {
         self.try_call("GET", path).await
     }
 
-    /// The same, where the daemon may be killed meanwhile.
+    /// As `call`, when the daemon may be killed meanwhile.
     pub async fn try_call(&self, method: &str, path: &str) -> Option<Answer> {
         whole(self.try_open(method, path, None).await.ok()?).await.ok()
     }
@@ -127,7 +127,7 @@ impl Api {
         self.call("POST", path, Some(body)).await
     }
 
-    /// The same with an `Idempotency-Key`.
+    /// As `post`, with an `Idempotency-Key`.
     pub async fn post_once(&self, path: &str, body: Value, key: &str) -> Answer {
         let mut request = Request::post(format!("{}{path}", self.base)).header("idempotency-key", key);
         if let Some(token) = &self.key {
@@ -141,13 +141,13 @@ impl Api {
         self.call("DELETE", path, None).await
     }
 
-    /// Uploads an agent that is nothing but a CLAUDE.md.
+    /// Uploads an agent that is only a CLAUDE.md.
     pub async fn deploy(&self, name: &str) {
         let body = json!({"name": name, "files": [{"path": "CLAUDE.md", "content": "WW91IGFyZSBhIHRlc3QuCg=="}]});
         self.post("/api/agents", body).await.expect(201);
     }
 
-    /// A session of that agent; its id.
+    /// Creates a session of that agent. Returns its id.
     pub async fn session(&self, agent: &str) -> String {
         let made = self.post("/api/sessions", json!({"agent": agent})).await.expect(201);
         assert_eq!(made["session"]["status"], "active");
@@ -159,7 +159,7 @@ impl Api {
         self.get(&format!("/api/sessions/{session}")).await.expect(200)["session"].clone()
     }
 
-    /// `pause`, `resume` or `stop`; the state that is answered.
+    /// `pause`, `resume` or `stop`. Returns the new state.
     pub async fn verb(&self, session: &str, verb: &str) -> Value {
         self.call("POST", &format!("/api/sessions/{session}/{verb}"), None).await.expect(200)["session"]["status"]
             .clone()
@@ -172,7 +172,7 @@ impl Api {
         all["events"].as_array().unwrap().iter().map(data).collect()
     }
 
-    /// The one lifecycle event with this action and reason, waited for.
+    /// Waits for the only lifecycle event with this action and reason.
     pub async fn cause(&self, session: &str, action: &str, reason: &str) -> Value {
         let start = Instant::now();
         loop {
@@ -185,7 +185,7 @@ impl Api {
         }
     }
 
-    /// A turn that has said `begun` and then waits for a minute; its stream behind that frame.
+    /// A turn that has printed `begun` and then waits for a minute; its stream after that frame.
     pub async fn waiting_turn(&self, session: &str) -> (Stream, Frame) {
         let body = json!({"content": "@text begun\n@wait 60s", "includePartialMessages": true});
         let mut stream = self.send(session, body).await;
@@ -193,7 +193,7 @@ impl Api {
         (stream, begun)
     }
 
-    /// Sends a message, and the stream of its turn.
+    /// Sends a message. Returns the stream of its turn.
     pub async fn send(&self, session: &str, body: Value) -> Stream {
         let path = format!("/api/sessions/{session}/messages");
         let answer = self.open("POST", &path, Some(("application/json", body.to_string().into_bytes()))).await;
@@ -248,7 +248,8 @@ impl Stream {
                 return None;
             };
             if let Ok(bytes) = piece.expect("the stream is not cut").into_data() {
-                // No frame ends in what was there before. A frame may have 32 MiB: it is looked through once.
+                // No frame ends within the earlier bytes. A frame may have 32 MiB, so it is scanned
+                // only once.
                 let fresh = self.buffer.len().saturating_sub(1);
                 self.buffer.extend_from_slice(&bytes);
                 if memchr::memmem::find(&self.buffer[fresh..], b"\n\n").is_some() {
@@ -258,7 +259,7 @@ impl Stream {
         }
     }
 
-    /// Reads on until a frame of this event.
+    /// Reads up to a frame of this event.
     pub async fn until(&mut self, event: &str) -> Frame {
         loop {
             let frame = self.next().await.unwrap_or_else(|| panic!("the stream ended before \"{event}\""));
@@ -277,12 +278,12 @@ impl Stream {
     }
 }
 
-/// The text of a turn, as its deltas spell it.
+/// The text of a turn, from its deltas.
 pub fn text(frames: &[Frame]) -> String {
     frames.iter().filter(|f| f.event == "text_delta").filter_map(|f| f.data["delta"].as_str()).collect()
 }
 
-/// The names of the events, `message`s by their type.
+/// The names of the events; `message`s by their type.
 pub fn names(frames: &[Frame]) -> Vec<String> {
     let name = |f: &Frame| match f.event.as_str() {
         "message" => format!("message/{}", f.data["type"].as_str().unwrap_or("?")),

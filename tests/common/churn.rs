@@ -1,4 +1,4 @@
-//! Sessions that come and go: what is left of them, in memory, descriptors and on the host.
+//! Created and ended sessions: what they leave in memory, descriptors and on the host.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use super::{Daemon, leftovers};
 
 /// Sessions that live at the same time.
 const AT_ONCE: usize = 5;
-/// What is freed late is freed by then: the task of a session that has ended rests after a second.
+/// Time for late releases: the task of an ended session rests after a second.
 const SETTLE: Duration = Duration::from_secs(4);
 
-/// Of one of our processes, now.
+/// Resources of one process.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
     /// Bytes of private memory.
@@ -24,7 +24,7 @@ impl Size {
             let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("smaps_rollup has it");
             line.trim().strip_suffix(" kB").expect("in kB").trim().parse().expect("a number")
         };
-        // Clean pages of the program are private or shared by whether another daemon of the same program runs.
+        // Clean pages of the program are private or shared depending on other running daemons.
         let bytes = (field("Private_Dirty:") + field("Swap:")) * 1024;
         Self { bytes, descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).expect("as root").count() }
     }
@@ -38,7 +38,7 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// Bytes that one has more than before.
+    /// Growth in bytes.
     pub fn bytes([before, after]: [Size; 2]) -> i64 {
         after.bytes as i64 - before.bytes as i64
     }
@@ -48,10 +48,10 @@ impl Growth {
     }
 }
 
-/// Creates and ends so many sessions of agent `a`, after `first` ones by which what is made once is made.
+/// Creates and ends this many sessions of agent `a`, after `first` sessions that fill caches.
 ///
 /// # Panics
-/// When a process or a group of one of them is left.
+/// A process or a group of a session is left.
 pub async fn churn(daemon: &Daemon, first: usize, sessions: usize) -> Growth {
     let launcher = launcher(daemon);
     rounds(daemon, first).await;
@@ -84,7 +84,7 @@ async fn rounds(daemon: &Daemon, sessions: usize) {
     assert_eq!(runs, 0, "run directories are left");
 }
 
-/// The one of the two processes of that name which serves.
+/// The serving one of the two processes of that name.
 fn launcher(daemon: &Daemon) -> i32 {
     let of = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let found = leftovers::processes(daemon).into_iter().map(|(pid, _)| pid);

@@ -1,5 +1,5 @@
-//! A disk of its own for one daemon that a test can break: ext4 in a file. When it fails, the kernel turns it read-only under
-//! everybody who uses it, and what was not on it yet is gone: a failing disk and a power cut at once.
+//! A disk for one daemon that a test can break: ext4 in a file. When it fails, the kernel turns it
+//! read-only for all users, and unwritten data is lost: a failing disk and a power failure at once.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A new one of this size (`64m`), mounted at `at`, its content in the file `image`.
+    /// Creates a disk of this size (`64m`) in the file `image`, and mounts it at `at`.
     pub fn make(image: PathBuf, at: PathBuf, size: &str) -> Self {
         let disk = Self { image, at };
         run(Command::new("truncate").args(["-s", size]).arg(&disk.image));
@@ -25,7 +25,7 @@ impl Disk {
         run(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).arg(&self.image).arg(&self.at));
     }
 
-    /// From this moment on nothing reaches it any more.
+    /// From now on nothing reaches the disk.
     pub fn fail(&self) {
         let said = Command::new("losetup").arg("-j").arg(&self.image).output().unwrap();
         let line = String::from_utf8_lossy(&said.stdout).into_owned();
@@ -33,7 +33,7 @@ impl Disk {
         fs::write(Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error"), "1").unwrap();
     }
 
-    /// As an admin mends it, once nobody uses it.
+    /// Repairs it as an admin would, once it is unused.
     pub fn repair(&self) {
         let start = Instant::now();
         while nix::mount::umount(&self.at).is_err() {

@@ -1,4 +1,5 @@
-//! journald as a program sees it that systemd started: a socket that takes entries, and a stderr that is the journal's.
+//! journald as a program started by systemd sees it: a socket for entries, and a stderr connected
+//! to the journal.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The fields of one entry.
 pub type Entry = BTreeMap<String, String>;
 
-/// Takes entries as they come: the queue of such a socket is short, and who writes to it waits.
+/// Reads entries at once, because the queue of such a socket is short and its writers block.
 pub struct Journal {
     dir: tempfile::TempDir,
     entries: Arc<Mutex<Vec<Entry>>>,
@@ -28,7 +29,6 @@ impl Journal {
         }
         let entries = Arc::new(Mutex::new(Vec::new()));
         let taken = Arc::clone(&entries);
-        // Ends with the test's process.
         std::thread::spawn(move || {
             let mut buffer = vec![0; 1 << 18];
             while let Ok(length) = socket.recv(&mut buffer) {
@@ -38,8 +38,8 @@ impl Journal {
         Self { dir, entries }
     }
 
-    /// Shell that puts the socket where programs look for it, in a mount namespace of its own. The file that stderr is, is
-    /// what journald is said to have connected.
+    /// Shell code that puts the socket where programs look for it, in a mount namespace of its own,
+    /// and makes the file of stderr appear as connected by journald.
     pub fn prelude(&self) -> String {
         format!(
             "mount --make-rprivate /\nmount -t tmpfs tmpfs /run\nmkdir -p /run/systemd/journal\n\
@@ -48,7 +48,7 @@ impl Journal {
         )
     }
 
-    /// All so far, as soon as there is one like this among them.
+    /// Waits for a matching entry. Returns all entries so far.
     pub fn with(&self, what: &str, like: impl Fn(&Entry) -> bool) -> Vec<Entry> {
         let start = Instant::now();
         loop {
@@ -62,7 +62,8 @@ impl Journal {
     }
 }
 
-/// The fields of one entry in journald's own format (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
+/// The fields of one entry in journald's own format
+/// (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
 fn entry(mut bytes: &[u8]) -> Entry {
     let mut fields = Entry::new();
     while let Some(end) = memchr::memchr(b'\n', bytes) {

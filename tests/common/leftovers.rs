@@ -1,4 +1,5 @@
-//! What a daemon may leave behind, counted from outside: processes, mounts, cgroups, namespaces, files.
+//! What a daemon leaves behind, counted from outside: processes, mounts, cgroups, namespaces,
+//! files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Daemon;
 
-/// Everything of this daemon that is still there after at most `patience`, one line each.
+/// Everything of this daemon that still exists after at most `patience`, one line each.
 pub fn find(daemon: &Daemon, patience: Duration) -> Vec<String> {
     let start = Instant::now();
     loop {
@@ -23,8 +24,8 @@ pub fn find(daemon: &Daemon, patience: Duration) -> Vec<String> {
     }
 }
 
-/// Processes that belong to the daemon: named after its directory in argv or environment, or in its cgroups. A process
-/// is what keeps a namespace alive, so none left means no namespace left.
+/// Processes of the daemon: its directory is in their argv or environment, or they are in its
+/// cgroups. Without a process there is no namespace either.
 pub fn processes(daemon: &Daemon) -> Vec<(i32, String)> {
     let mark = daemon.cgroup.as_bytes();
     let own = i32::try_from(std::process::id()).expect("a pid is an i32");
@@ -72,7 +73,7 @@ pub fn cgroups(name: &str) -> Vec<PathBuf> {
     found
 }
 
-/// For a test that failed: the machine must be clean for the next one whatever the daemon did.
+/// For a failed test: the machine must be clean for the next one.
 pub fn kill_all(daemon: &Daemon) {
     for dir in cgroups(&daemon.cgroup) {
         let _ = fs::write(dir.join("cgroup.freeze"), "0");

@@ -1,11 +1,11 @@
-//! The harness of the tests that need a running daemon: the real `ashd`, `ash-launcher` and `ash-gateway`, started as
-//! root the way a person would, each with directories, a cgroup and a port of its own.
+//! The harness of tests with a running daemon: the real `ashd`, `ash-launcher` and `ash-gateway`,
+//! started as root as a user would, each with its own directories, cgroup and port.
 //!
 //! ```text
 //!   Daemon::start -> ashd serve --config ...   (data dir, run dir, cgroup: unique)
 //!      .api()     -> Api: JSON, streams
 //!      .kill9() .restart() .stop()
-//!   drop          -> ashd stop, then a count of what is left: anything at all fails the test
+//!   drop          -> ashd stop, then a count of what is left: anything fails the test
 //! ```
 #![allow(dead_code, unused_imports, clippy::unwrap_used, missing_debug_implementations)]
 
@@ -39,26 +39,27 @@ const SOON_ENOUGH: Duration = Duration::from_secs(20);
 
 pub const MIB: u64 = 1 << 20;
 
-/// How the daemon of a test differs from the default.
+/// Differences of a test's daemon from the default.
 #[derive(Clone, Default)]
 pub struct Options {
-    /// Run the real Claude Code instead of the fake one.
+    /// Runs the real Claude Code instead of the fake one.
     pub real_claude: bool,
-    /// Variables of the daemon's environment, over the harness's own.
+    /// Variables of the daemon's environment, in addition to the harness's.
     pub env: Vec<(String, String)>,
-    /// Lines of `ashd.toml`, besides those of the harness.
+    /// Lines of `ashd.toml`, in addition to the harness's.
     pub config: String,
-    /// The data directory is a file system of its own (tmpfs) of this size, such as `48m`.
+    /// The data directory is a tmpfs of this size, such as `48m`.
     pub disk: Option<&'static str>,
-    /// The data directory is a disk of its own of this size that can be made to fail, [`Daemon::breakable`].
+    /// The data directory is a disk of this size that can be made to fail, see
+    /// [`Daemon::breakable`].
     pub breakable: Option<&'static str>,
-    /// Its wall clock is the test's own, [`Daemon::skew`].
+    /// Its wall clock belongs to the test, see [`Daemon::skew`].
     pub skewed: bool,
-    /// Most descriptors each process of it may have open.
+    /// Maximum open descriptors of each of its processes.
     pub descriptors: Option<u32>,
-    /// Sandboxes that are kept parked, see [`parked`].
+    /// Number of parked sandboxes, see [`parked`].
     pub parked: Option<u32>,
-    /// Lines of shell that run before ashd, in the same process and in a mount namespace of its own.
+    /// Shell code that runs before ashd, in the same process and in a mount namespace of its own.
     pub prelude: Option<String>,
 }
 
@@ -91,7 +92,7 @@ impl Options {
 }
 
 pub struct Daemon {
-    /// Everything of this daemon is below it.
+    /// The directory of everything of this daemon.
     pub dir: PathBuf,
     /// The name of its cgroup in every hierarchy.
     pub cgroup: String,
@@ -113,7 +114,7 @@ impl Daemon {
             nix::unistd::geteuid().is_root(),
             "these tests start sandboxes: run them as root (sudo ./scripts/test)"
         );
-        // Before anything is made that would have to be removed.
+        // Before anything is created that would have to be removed.
         let claude = if options.real_claude { real_claude() } else { fake_claude() };
         let name = format!("ashd-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new("/tmp").join(&name);
@@ -148,7 +149,7 @@ impl Daemon {
         daemon
     }
 
-    /// One with an agent `a`, and how to speak to it.
+    /// A daemon with an agent `a`, and its client.
     pub async fn deployed(options: Options) -> (Self, Api) {
         let daemon = Self::start(options);
         let api = daemon.api();
@@ -160,7 +161,7 @@ impl Daemon {
         self.dir.join("data")
     }
 
-    /// Descriptors ashd has open.
+    /// Open descriptors of ashd.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
@@ -177,7 +178,7 @@ impl Daemon {
         }
     }
 
-    /// Starts ashd, which is expected to refuse: what it said.
+    /// Starts ashd, which must refuse. Returns its output.
     pub fn refuses_to_start(&mut self) -> String {
         self.spawn();
         let (mut child, start) = (self.child.take().expect("spawned"), Instant::now());
@@ -201,7 +202,7 @@ impl Daemon {
         Api::new(self.port, Some(&self.key))
     }
 
-    /// An agent's folder that the daemon can read.
+    /// An agent's directory that the daemon can read.
     pub fn agent_dir(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
         let dir = self.dir.join("agents").join(name);
         for (path, text) in files {
@@ -248,7 +249,7 @@ impl Daemon {
         self.child = Some(command.spawn().expect("ashd can be started"));
     }
 
-    /// Starts ashd and kills it after so long, ready or not.
+    /// Starts ashd and kills it after this time, ready or not.
     pub fn kill_in_start(&mut self, after: Duration) {
         self.spawn();
         std::thread::sleep(after);
@@ -279,14 +280,14 @@ impl Daemon {
         });
     }
 
-    /// SIGKILL to ashd alone; launcher, gateway and sandboxes go on.
+    /// SIGKILL to ashd alone; launcher, gateway and sandboxes continue.
     pub fn kill9(&mut self) {
         let mut child = self.child.take().expect("the daemon runs");
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    /// SIGTERM, and the time it took to end.
+    /// SIGTERM. Returns the time until it ended.
     pub fn terminate(&mut self) -> Duration {
         let mut child = self.child.take().expect("the daemon runs");
         let start = Instant::now();
@@ -311,7 +312,7 @@ impl Daemon {
         self.launch();
     }
 
-    /// Ends every process with `ashd stop`; `restart` goes on from the files.
+    /// Ends every process with `ashd stop`; `restart` continues from the files.
     pub fn halt(&mut self) {
         let said = self.command("stop").output().expect("ashd can be started");
         if self.child.is_some() {
@@ -344,7 +345,7 @@ impl Daemon {
         fs::remove_dir_all(&self.dir).unwrap();
     }
 
-    /// What every process of this daemon wrote.
+    /// The output of every process of this daemon.
     pub fn logs(&self) -> String {
         let mut paths: Vec<PathBuf> = [&self.dir, &self.run()]
             .into_iter()
@@ -369,7 +370,7 @@ impl Drop for Daemon {
             return;
         }
         if std::thread::panicking() {
-            // The test has failed already: say what the daemon saw, and leave nothing.
+            // The test has failed already: print the daemon's log, and leave nothing.
             eprintln!("{}", self.logs());
             let _ = self.command("stop").output();
             if let Some(mut child) = self.child.take() {

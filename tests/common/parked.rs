@@ -1,5 +1,5 @@
-//! How many sandboxes a test's daemon keeps parked: none where the test says nothing, so that it can count what it made
-//! itself. `ASH_TEST_PARKED=1` is the number of all of those.
+//! Number of parked sandboxes of a test's daemon: none by default, so that a test can count its
+//! own. `ASH_TEST_PARKED=1` sets the default.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -19,7 +19,7 @@ pub(super) fn configure(dir: &Path, count: Option<u32>) {
     write(dir, count.unwrap_or_else(asked));
 }
 
-/// In a drop-in: a test's own lines may have a section `[pool]` already.
+/// Written as a drop-in: a test's own lines may already have a section `[pool]`.
 fn write(dir: &Path, count: u32) {
     let drop_ins = dir.join("ashd.toml.d");
     fs::create_dir_all(&drop_ins).unwrap();
@@ -27,7 +27,7 @@ fn write(dir: &Path, count: u32) {
 }
 
 impl Daemon {
-    /// Keeps so many from now on.
+    /// Keeps this many from now on.
     pub fn park(&self, count: u32) {
         write(&self.dir, count);
         kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), Signal::SIGHUP).unwrap();

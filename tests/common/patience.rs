@@ -1,12 +1,12 @@
-//! How long a test waits for what must come. `ASH_TEST_PATIENCE=12` makes it twelve times as long: for an emulated processor, or a
-//! machine with other work. What a limit of the product itself bounds (a quota, a time-out) is not stretched by it.
+//! Time limits of tests. `ASH_TEST_PATIENCE=12` multiplies them by twelve, for an emulated CPU or a
+//! busy machine. Limits of the product itself (a quota, a time-out) do not change.
 
 use std::time::Duration;
 
-/// `limit` on a plain machine, in this one's time.
+/// `limit` on a plain machine, scaled to this one.
 ///
 /// # Panics
-/// When the variable is no whole number from 1 on.
+/// The variable is not a whole number of 1 or more.
 pub fn patient(limit: Duration) -> Duration {
     let factor = std::env::var("ASH_TEST_PATIENCE").map_or(1, |text| {
         let factor = text.parse::<u32>().ok().filter(|factor| *factor > 0);

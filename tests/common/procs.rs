@@ -27,7 +27,7 @@ pub fn of_session(daemon: &Daemon, session: &str) -> Vec<Proc> {
     found
 }
 
-/// claude itself: the process whose executable is `/opt/claude/claude` in its sandbox.
+/// claude: the process whose executable is `/opt/claude/claude` in its sandbox.
 pub fn claude(daemon: &Daemon, session: &str) -> Proc {
     let all = of_session(daemon, session);
     let is_it = |p: &&Proc| fs::read(p.dir().join("cmdline")).is_ok_and(|c| c.starts_with(b"/opt/claude/claude\0"));
@@ -54,7 +54,7 @@ impl Proc {
     pub fn ticks(&self) -> u64 {
         let stat = self.read("stat");
         let (_, rest) = stat.rsplit_once(')').unwrap_or(("", "0"));
-        // Fields 14 and 15 of the line; the third is the first after the name.
+        // Fields 14 and 15 of the line; the first field after the name is field 3.
         rest.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum()
     }
 
@@ -67,20 +67,20 @@ impl Proc {
     }
 }
 
-/// Whether the kernel says that the session's processes stand still.
+/// Whether the session's processes are frozen.
 pub fn frozen(daemon: &Daemon, session: &str) -> bool {
     let groups = super::leftovers::cgroups(&daemon.cgroup).into_iter().filter(|dir| dir.ends_with(session));
     let mut events = groups.filter_map(|dir| fs::read_to_string(dir.join("cgroup.events")).ok());
     events.any(|text| text.contains("frozen 1"))
 }
 
-/// Clock ticks all processes of a session used so far.
+/// CPU time of all processes of a session so far, in clock ticks.
 pub fn ticks(daemon: &Daemon, session: &str) -> u64 {
     of_session(daemon, session).iter().map(Proc::ticks).sum()
 }
 
-/// Resident bytes that are a session's own, of all its processes. Clean pages of files are not: the kernel drops them where it
-/// needs the room, and a second session shares them.
+/// Private resident bytes of all processes of a session, without clean pages of files: the kernel
+/// drops those when memory is short, and other sessions share them.
 pub fn private(daemon: &Daemon, session: &str) -> u64 {
     let kib = |text: String| -> u64 {
         let line = text.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap_or("0 kB");

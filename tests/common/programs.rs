@@ -1,4 +1,4 @@
-//! Where the programs are that play claude.
+//! Paths of the programs that play claude.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -21,8 +21,9 @@ pub fn real_claude() -> PathBuf {
     as_roots(found.expect("Claude Code is not installed: run sudo ./scripts/setup, or set ASH_TEST_CLAUDE"))
 }
 
-/// The launcher takes a program only from a path that is root's alone. In a source tree of another user (`sudo ./scripts/test`) it is
-/// copied once to `/var/tmp/ashd-tests`, which may be removed at any time.
+/// The launcher accepts a program only at a path that only root can write. In a source tree of
+/// another user (`sudo ./scripts/test`) the program is copied once to `/var/tmp/ashd-tests`, which
+/// may be removed at any time.
 fn as_roots(program: PathBuf) -> PathBuf {
     use std::os::unix::fs::MetadataExt;
     if ash_kernel::trusted::file(&program).is_ok() {

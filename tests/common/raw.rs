@@ -1,4 +1,4 @@
-//! Clients that do not keep to HTTP's good manners: sockets on which a test sends what it likes, as slowly as it likes.
+//! Raw clients: sockets on which a test sends any bytes, as slowly as it likes.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::Daemon;
 use super::patience::patient;
 
-/// Raises this process's own bound of open files.
+/// Raises this process's limit of open files.
 pub fn many_files(count: u64) {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
@@ -30,14 +30,14 @@ pub fn head(line: &str, key: Option<&str>, length: Option<usize>) -> String {
     format!("{line} HTTP/1.1\r\nhost: raw\r\ncontent-type: application/json\r\n{key}{length}\r\n")
 }
 
-/// Sends it on a connection of its own.
+/// Sends a head on a new connection.
 pub async fn request(port: u16, line: &str, key: Option<&str>, length: Option<usize>) -> TcpStream {
     let mut socket = connect(port, 1).await.unwrap();
     socket.write_all(head(line, key, length).as_bytes()).await.unwrap();
     socket
 }
 
-/// What comes until the head of an answer is there, or the connection is closed.
+/// Reads until the head of an answer is complete or the connection is closed.
 pub async fn answer(socket: &mut TcpStream) -> String {
     let mut text = Vec::new();
     let read = async {
@@ -61,7 +61,7 @@ fn whole(text: &[u8]) -> bool {
     length.is_none_or(|length| body.len() >= length)
 }
 
-/// Whether the other end closes within `limit`, whatever it says before.
+/// Whether the other end closes within `limit`.
 pub async fn closes(socket: &mut TcpStream, limit: Duration) -> bool {
     let mut buffer = [0; 4096];
     let read = async { while matches!(socket.read(&mut buffer).await, Ok(n) if n > 0) {} };
@@ -75,12 +75,12 @@ pub fn memory(daemon: &Daemon, field: &str) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// From here on `VmHWM` is the peak since now.
+/// Makes `VmHWM` count from now.
 pub fn reset_peak(daemon: &Daemon) {
     std::fs::write(format!("/proc/{}/clear_refs", daemon.pid()), "5").unwrap();
 }
 
-/// Waits until `done`, or for `limit` at most; whether it came.
+/// Waits up to `limit` for `done`. Returns whether it came.
 pub async fn comes(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while start.elapsed() < patient(limit) {

@@ -1,6 +1,6 @@
-//! A wall clock of its own for one daemon, which a test sets as it likes. The daemon runs in a mount namespace in which
-//! `/etc/ld.so.preload` names a library that answers for the clock: unlike `LD_PRELOAD` that reaches a program which
-//! clears its environment and executes itself again as another user.
+//! A wall clock for one daemon that a test can set. The daemon runs in a mount namespace in which
+//! `/etc/ld.so.preload` names a library that replaces the clock. Unlike `LD_PRELOAD`, that also
+//! reaches a program that clears its environment and executes itself again as another user.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -13,7 +13,7 @@ pub struct Skew {
 }
 
 impl Skew {
-    /// Everything it needs, in `dir`.
+    /// Creates everything it needs in `dir`.
     pub fn make(dir: &Path) -> Self {
         let (library, offset, etc) = (dir.join("skew.so"), dir.join("skew.offset"), dir.join("etc"));
         fs::write(&offset, 0_i64.to_ne_bytes()).unwrap();
@@ -27,12 +27,12 @@ impl Skew {
         Self { etc, offset: fs::File::options().write(true).open(offset).unwrap() }
     }
 
-    /// The clock is so many milliseconds ahead from now on, or behind where that is negative.
+    /// Sets the clock this many milliseconds ahead; behind if negative.
     pub fn set(&self, ms: i64) {
         self.offset.write_all_at(&ms.to_ne_bytes(), 0).unwrap();
     }
 
-    /// `program` with this clock; arguments and environment are added to it as usual.
+    /// `program` with this clock; arguments and environment are added as usual.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", "mount --bind \"$0\" /etc && exec \"$@\""]);

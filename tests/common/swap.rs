@@ -1,22 +1,22 @@
-//! Swap of the whole host for as long as a test needs it: zram where the kernel has it, else a file. Made and removed here, also
-//! when the test fails.
+//! Swap of the host during a test: zram if the kernel has it, otherwise a file. Removed even if the
+//! test fails. when the test fails.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const CONTROL: &str = "/sys/class/zram-control";
 
-/// Dropped after the daemon: what is in it would have to come back into memory.
+/// Dropped after the daemon: otherwise its contents would have to come back into memory.
 pub enum Swap {
     Zram(u32),
     File(PathBuf),
 }
 
 impl Swap {
-    /// So many bytes of it, before they are compressed.
+    /// Creates swap for this many bytes, before compression.
     pub fn make(bytes: u64) -> Self {
         if !Path::new(CONTROL).exists() {
-            // A kernel that has it built in has no such module; one without it has neither.
+            // Neither a kernel with built-in zram nor one without it has this module.
             let _ = Command::new("modprobe").arg("zram").output();
         }
         if !Path::new(CONTROL).exists() {
@@ -50,13 +50,13 @@ impl Swap {
         run("swapon", &[&self.device()]);
     }
 
-    /// Bytes that it holds, and the memory that takes compressed (of a file: none).
+    /// Bytes held, and the memory that they take compressed (none for a file).
     pub fn held(&self) -> (u64, u64) {
         match self {
             Self::Zram(number) => {
                 let text = std::fs::read_to_string(format!("/sys/block/zram{number}/mm_stat")).unwrap();
                 let numbers: Vec<u64> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
-                // The third is what it takes with all its own losses.
+                // The third field is the total memory with all overhead.
                 (numbers[0], numbers[2])
             }
             Self::File(path) => {

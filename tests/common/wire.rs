@@ -1,5 +1,5 @@
-//! Server-sent events, read more strictly than any client does: every frame must have exactly the form the contract
-//! gives (§6), else the test fails.
+//! A strict parser of server-sent events: a frame that differs from the documented form
+//! (docs/streaming.md) fails the test.
 
 use std::borrow::Cow;
 
@@ -11,14 +11,14 @@ pub struct Frame {
     pub id: Option<String>,
     pub event: String,
     pub data: Value,
-    /// The text of the `data:` line as it came.
+    /// The text of the `data:` line, unchanged.
     pub raw: String,
 }
 
-/// Cuts whole frames off the front of `buffer`.
+/// Removes complete frames from the front of `buffer`.
 ///
 /// # Panics
-/// When a frame breaks the form.
+/// A frame has a wrong form.
 pub fn frames(buffer: &mut Vec<u8>) -> Vec<Frame> {
     let mut found = Vec::new();
     while let Some(end) = memchr::memmem::find(buffer, b"\n\n") {
@@ -34,7 +34,7 @@ fn frame(block: &str) -> Option<Frame> {
     let unescaped = separators.iter().any(|one| memchr::memmem::find(block.as_bytes(), one.as_bytes()).is_some());
     assert!(!unescaped, "a line separator left unescaped: {block:?}");
     let lines: Vec<&str> = block.split('\n').collect();
-    // Comments and retry stand alone.
+    // Comments and retry are frames of their own.
     if lines.iter().all(|line| line.is_empty() || line.starts_with(':') || line.starts_with("retry: ")) {
         return None;
     }
@@ -55,8 +55,8 @@ fn frame(block: &str) -> Option<Frame> {
     Some(Frame { id: only("id: "), event, data, raw })
 }
 
-/// JSON in which each surrogate without its pair is U+FFFD. JSON allows such a string (JavaScript reads it), ashd passes it on as it
-/// came, and a `Value` cannot hold it.
+/// Replaces each unpaired surrogate in JSON by U+FFFD. JSON allows such a string (JavaScript reads
+/// it) and ashd passes it on unchanged, but a `Value` cannot hold it.
 fn readable(json: &str) -> Cow<'_, str> {
     let bytes = json.as_bytes();
     if memchr::memmem::find(bytes, b"\\ud").or_else(|| memchr::memmem::find(bytes, b"\\uD")).is_none()

@@ -1,6 +1,6 @@
-//! Compares four witnesses of one session, none of which knows of another: the frames its client received, the lines of
-//! its stdout file, the rows of the database, and claude's own record of the conversation. Reads all of it with its own
-//! eyes: nothing of ashd's code is used.
+//! Compares four independent records of one session: the frames its client received, the lines of
+//! its stdout file, the rows of the database, and claude's own record of the conversation. Reads
+//! all of them without code of ashd.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -23,12 +23,12 @@ impl Line<'_> {
         self.json["type"].as_str().unwrap_or("")
     }
 
-    /// Whether a client sees it.
+    /// Whether clients receive it.
     fn shown(&self) -> bool {
         !matches!(self.kind(), "" | "control_request" | "control_response" | "command_lifecycle" | "keep_alive")
     }
 
-    /// Whether the history has it.
+    /// Whether the history contains it.
     fn kept(&self) -> bool {
         matches!(self.kind(), "assistant" | "user" | "result")
     }
@@ -86,7 +86,7 @@ impl Check<'_> {
         self.faults.push(format!("{}: {what}", self.id));
     }
 
-    /// Turns follow one another, all are over, and nothing of an answer lies outside of them.
+    /// Turns follow one another, all have ended, and no part of an answer lies outside of them.
     fn turns(&mut self, book: &Book, rows: &Rows, lines: &[Line<'_>]) {
         if rows.turns.len() != book.sent.len() {
             self.say(format!("{} messages were accepted, {} turns are recorded", book.sent.len(), rows.turns.len()));
@@ -108,8 +108,8 @@ impl Check<'_> {
         }
     }
 
-    /// Ids only grow: what comes twice or late is seen here. What befell the session is told beside its output, at the place that
-    /// was reached.
+    /// Ids only grow: duplicates and late frames are found here. Events of the session are inserted
+    /// at the place reached in its output.
     fn order(&mut self, book: &Book) {
         for pair in book.frames.windows(2) {
             let beside = pair[1].event == "lifecycle" && id(&pair[1]) == id(&pair[0]);
@@ -122,7 +122,7 @@ impl Check<'_> {
         }
     }
 
-    /// What the client received of a turn is what the file holds of it.
+    /// The client received of a turn what the file holds of it.
     fn turn(&mut self, turn: &TurnRow, book: &Book, lines: &[Line<'_>]) {
         let n = turn.number;
         let got: Vec<&Frame> = book.frames.iter().filter(|frame| id(frame).0 == n).collect();
@@ -146,7 +146,7 @@ impl Check<'_> {
         self.words(turn, book, &got, lines);
     }
 
-    /// Every word once and in its order; all of them when the turn ended well.
+    /// Every word once and in order; all of them when the turn succeeded.
     fn words(&mut self, turn: &TurnRow, book: &Book, got: &[&Frame], lines: &[Line<'_>]) {
         let Some(text) = book.sent.get(turn.number as usize - 1) else { return };
         let want: Vec<&str> =
@@ -200,7 +200,7 @@ impl Check<'_> {
         }
     }
 
-    /// claude got no message twice, and each one whose turn ended well.
+    /// claude got no message twice, and got each message whose turn succeeded.
     fn delivered(&mut self, dir: &Path, book: &Book, rows: &Rows, lines: &[Line<'_>]) {
         let record = dir.join(format!("home/.claude/projects/-workspace/{}.jsonl", self.id));
         let record = std::fs::read(&record).unwrap_or_else(|why| {
@@ -225,7 +225,7 @@ impl Check<'_> {
         }
     }
 
-    /// A turn fails for a reason: without a kill of its own processes none does, whatever else is killed.
+    /// A turn fails only if its own processes were killed.
     fn causes(&mut self, toll: &Toll, rows: &Rows, lines: &[Line<'_>]) {
         let kills = toll.kills.load(Ordering::SeqCst) as usize;
         let failed: Vec<&TurnRow> = rows.turns.iter().filter(|turn| turn.error.is_some()).collect();

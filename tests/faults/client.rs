@@ -1,5 +1,5 @@
-//! One client of one session: sends messages one after the other and reads each turn to its `done`, over as many
-//! connections as it takes.
+//! One client of one session: sends messages one after the other and reads each turn up to `done`,
+//! over as many connections as needed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -13,10 +13,10 @@ use crate::common::wire::Frame;
 use crate::killer::Dice;
 use crate::link::{Link, Lost, Stream, json};
 
-/// A turn takes about a second; one that is not over after this long (all restarts included) is wedged.
+/// A turn takes about a second. One that has not ended after this time (with all restarts) hangs.
 const WEDGED: Duration = Duration::from_secs(60);
 
-/// What was done to a session, told by the killer; and how to tell its client to stop or to let go of its stream.
+/// What the killer did to a session, and its signals to the client: stop, or drop the stream.
 pub struct Toll {
     pub id: String,
     /// Kills of its init or its claude.
@@ -33,12 +33,12 @@ impl Toll {
     }
 }
 
-/// What a client knows at the end.
+/// The client's record at the end.
 #[derive(Default)]
 pub struct Book {
     /// Every frame, in the order of arrival.
     pub frames: Vec<Frame>,
-    /// The messages that were accepted, in order; the turn of each is its place, from 1.
+    /// The accepted messages in order; the turn number of each is its position, from 1.
     pub sent: Vec<String>,
     pub turns: usize,
     pub rejoins: usize,
@@ -83,7 +83,7 @@ impl Client {
         self.book
     }
 
-    /// Words that say where they belong, so that none can be mistaken for another.
+    /// Words that contain their position, so that none can be confused with another.
     fn script(&mut self, turn: usize) -> String {
         let (delay, words) = (self.dice.below(12), 5 + self.dice.below(50));
         let words =
@@ -115,7 +115,8 @@ impl Client {
         }
     }
 
-    /// Until the message is accepted: with its stream, or without when that was lost on the way. `None`: told to stop.
+    /// Sends until the message is accepted. Returns its stream, or none if that was lost. `None`:
+    /// stopped.
     async fn send(&mut self, text: &str) -> Option<Option<Stream>> {
         let path = format!("/api/sessions/{}/messages", self.toll.id);
         loop {
@@ -146,7 +147,7 @@ impl Client {
                     self.fault("no answer to a message".to_owned());
                     return None;
                 }
-                // Nobody knows yet whether it was taken. It must not be sent again unless it was not.
+                // It may or may not have been accepted. It is sent again only if it was not.
                 Err(Lost::Away) => {
                     let taken = self.link.messages(&self.toll.id).await;
                     let is_it = |m: &Value| {
@@ -166,7 +167,8 @@ impl Client {
 
     async fn resume(&mut self) {
         let path = format!("/api/sessions/{}/resume", self.toll.id);
-        // Refusals for a while are part of the game (the launcher is away); for ever is told by the turn's time limit.
+        // Temporary refusals are expected (the launcher is down); the time limit of the turn
+        // detects permanent ones.
         if let Ok((status, said)) = self.link.call(Method::POST, &path, None).await
             && !matches!(status, 200 | 503)
         {
@@ -174,7 +176,7 @@ impl Client {
         }
     }
 
-    /// Reads until `done`.
+    /// Reads up to `done`.
     async fn read(&mut self, mut stream: Stream) -> End {
         let toll = Arc::clone(&self.toll);
         loop {
@@ -203,7 +205,7 @@ impl Client {
         loop {
             let last = self.book.frames.last().and_then(|frame| frame.id.clone()).unwrap_or_else(|| "0:0:0".to_owned());
             let mut path = format!("/api/sessions/{}/stream?includePartialMessages=true", self.toll.id);
-            // Both ways of saying it.
+            // Both forms of the parameter.
             let header = if self.dice.below(2) == 0 {
                 Some(last.as_str())
             } else {

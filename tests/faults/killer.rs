@@ -1,4 +1,4 @@
-//! Chooses what dies next.
+//! Chooses the next process to kill.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::client::Toll;
 use crate::common::{Daemon, leftovers, procs};
 use crate::link::Link;
 
-/// A launcher or gateway that crashes more often than ten times a minute is given up by its keeper, as it should be.
+/// A keeper gives up on a launcher or gateway that crashes more than ten times a minute.
 const COMPANION_EVERY: Duration = Duration::from_millis(6500);
 
-/// Numbers that can be had again from the same seed (xorshift, Marsaglia 2003).
+/// Random numbers, reproducible by their seed (xorshift, Marsaglia 2003).
 pub struct Dice(u64);
 
 impl Dice {
@@ -91,8 +91,8 @@ pub struct Killer {
     counts: Counts,
     launcher_at: Instant,
     gateway_at: Instant,
-    /// Until then ashd is spared: on a machine with other work, a start takes long, and one that never gets to do anything
-    /// between two kills proves nothing.
+    /// Until then ashd is not killed: on a busy machine a start takes long, and kills without work
+    /// in between prove nothing.
     spared: Instant,
 }
 
@@ -150,7 +150,7 @@ impl Killer {
             self.counts.in_start += 1;
         }
         if self.dice.below(3) == 0 {
-            // Away for longer: things happen that nobody sees.
+            // A longer downtime: events that no process observes.
             match self.dice.below(3) {
                 0 => self.init(),
                 1 => self.claude(),
@@ -180,7 +180,7 @@ impl Killer {
         }
     }
 
-    /// By its executable; its keeper has another, and an init in a sandbox has another name.
+    /// Found by its executable: its keeper has another one, and init in a sandbox has another name.
     fn companion(&self, program: &str) -> bool {
         let is_it = |pid: i32| {
             std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with(program))
@@ -196,7 +196,7 @@ impl Killer {
 
     fn init(&mut self) {
         let toll = self.any();
-        // The one that every other process of the sandbox descends from.
+        // The ancestor of every other process of the sandbox.
         let all = procs::of_session(&self.daemon, &toll.id);
         let is_init = |p: &&procs::Proc| {
             let parent: i32 = p.status("PPid").parse().unwrap_or(0);
@@ -220,12 +220,12 @@ impl Killer {
     }
 
     fn strike(&self, toll: &Toll, pid: i32) {
-        // Counted first: its consequences may be seen at once.
+        // Counted first: the consequences may be visible at once.
         toll.kills.fetch_add(1, Ordering::SeqCst);
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 
-    /// A pause of up to half a second, in mid-turn as often as not.
+    /// A pause of up to half a second, often during a turn.
     fn pause(&mut self) {
         let (toll, link, long) = (self.any(), self.link.clone(), self.dice.below(500));
         self.counts.pauses += 1;
@@ -233,7 +233,8 @@ impl Killer {
             let path = |verb: &str| format!("/api/sessions/{}/{verb}", toll.id);
             let _ = link.call(Method::POST, &path("pause"), None).await;
             tokio::time::sleep(Duration::from_millis(long)).await;
-            // Until it is heard: a session that stays paused in mid-turn is not wedged, it was asked to.
+            // Until it is accepted: a session that stays paused during a turn would look like a
+            // hang.
             while link.call(Method::POST, &path("resume"), None).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }

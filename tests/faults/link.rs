@@ -1,4 +1,5 @@
-//! The way to a daemon that may be away at any moment, on a new port each time it is back.
+//! A connection to a daemon that may be down at any moment, and that has a new port after each
+//! start.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -15,7 +16,8 @@ use serde_json::Value;
 
 use crate::common::wire::{Frame, frames};
 
-/// Longest wait for an answer's head, and for the next bytes of a stream (a heartbeat comes every 15 s).
+/// Longest wait for an answer's head, and for the next bytes of a stream (heartbeats come every 15
+/// s).
 const PATIENCE: Duration = Duration::from_secs(40);
 
 #[derive(Clone)]
@@ -28,7 +30,7 @@ pub struct Link {
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum Lost {
-    /// Nobody is there, or the connection broke: what becomes of the request is not known.
+    /// No connection, or it was lost: the result of the request is unknown.
     Away,
     /// Connected, and silent for too long.
     Silent,
@@ -97,7 +99,7 @@ pub async fn json(answer: Response<Incoming>) -> Result<Value, Lost> {
     Ok(serde_json::from_slice(&bytes).unwrap_or(Value::Null))
 }
 
-/// A stream that may be cut anywhere: half a frame at the end is what a killed daemon leaves, and is not counted.
+/// A stream that may be cut anywhere. A partial frame at the end is ignored.
 pub struct Stream {
     body: Incoming,
     buffer: Vec<u8>,

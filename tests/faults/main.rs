@@ -1,14 +1,15 @@
-//! Everything is killed, all the time, while sessions run turns; then the books are compared.
+//! Kills all processes repeatedly while sessions run turns, then compares the records.
 //!
 //! ```text
 //!   killer --SIGKILL--> ashd, launcher, gateway, init, claude     (and cuts the clients' streams, pauses, interrupts)
-//!   clients (one a session): send, read, rejoin, resume  ------> what was received
+//!   clients (one per session): send, read, rejoin, resume  ----> what was received
 //!                                                                     |
 //!   checker: received = lines of the stdout file = rows of the database = claude's own record
 //! ```
 //!
-//! Nothing may be lost, doubled, out of order, wedged or left over. `ASH_FAULT_KILLS` (200) says how long it goes on,
-//! `ASH_FAULT_SEED` repeats the choices of a run that failed, `ASH_FAULT_KEEP` names a directory for what it leaves.
+//! Nothing may be lost, duplicated, out of order, hanging or left over. `ASH_FAULT_KILLS` (200)
+//! sets the number of kills, `ASH_FAULT_SEED` repeats the choices of a failed run, `ASH_FAULT_KEEP`
+//! names a directory for its files.
 #![allow(clippy::unwrap_used, missing_debug_implementations)]
 
 mod checker;
@@ -75,19 +76,20 @@ fn nothing_is_lost_doubled_wedged_or_left_whatever_is_killed() {
             daemon.api().delete(&format!("/api/sessions/{}", toll.id)).await.expect(200);
         }
     });
-    // Its sandbox is nobody's: only those that earlier daemons left behind are faults.
+    // Parked sandboxes belong to no session: only those that earlier daemons left behind are
+    // faults.
     daemon.park(0);
     faults.extend(still_there(&daemon, &tolls));
     let frames: usize = books.iter().map(|book| book.frames.len()).sum();
     let turns: usize = books.iter().map(|book| book.turns).sum();
     println!("{counts}; {turns} turns, {frames} frames, {} rejoins", books.iter().map(|b| b.rejoins).sum::<usize>());
     assert!(turns >= SESSIONS, "too few turns ({turns}) for a test of anything");
-    // To look at: what a run that failed leaves is removed with its daemon.
+    // For inspection: the files of a failed run are otherwise removed with its daemon.
     if let (false, Ok(keep)) = (faults.is_empty(), std::env::var("ASH_FAULT_KEEP")) {
         let copied = std::process::Command::new("cp").arg("-a").arg(&daemon.dir).arg(&keep).status();
         println!("{} is copied to {keep}: {copied:?}", daemon.dir.display());
     }
-    // The first ones tell the story; the rest are mostly its consequences.
+    // The first ones are the causes; the rest are mostly consequences.
     let shown: Vec<&String> = faults.iter().take(20).collect();
     assert!(faults.is_empty(), "ASH_FAULT_SEED={seed}: {} faults\n{shown:#?}", faults.len());
     daemon.stop();

@@ -1,4 +1,4 @@
-//! What the database holds, read without ashd's own code for it.
+//! The contents of the database, read without code of ashd.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What an admin's programs read: configuration, streams of the daemon, archives of a backup.
+//! Inputs of an admin's programs: configuration, streams of the daemon, archives of a backup.
 
 use clap::Parser as _;
 
@@ -71,7 +71,7 @@ pub fn launcher_toml() -> Target {
     })
 }
 
-/// An event stream as ashctl reads and shows it.
+/// An event stream as ashctl reads and prints it.
 pub fn event_stream() -> Target {
     const WORDS: &[&str] = &[
         "id: 1:0:0\n",
@@ -105,7 +105,7 @@ pub fn event_stream() -> Target {
     .heap(8 << 20, 64)
 }
 
-/// An archive of a backup: verified, and unpacked although it may not be whole.
+/// An archive of a backup: verified, and unpacked even if it is incomplete.
 pub fn backup_archive() -> Target {
     const WORDS: &[&str] = &[
         "manifest.jsonl",

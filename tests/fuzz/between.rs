@@ -1,4 +1,5 @@
-//! What one of our processes, or an earlier one, left or sends: packets of the launcher, files read after a kill or a power cut.
+//! Data of one of ashd's processes, or of an earlier one: packets of the launcher, files read after
+//! a kill or a power failure.
 
 use ash_gateway::ledger::Ledger;
 use ash_launcher::rundir::RunDir;
@@ -13,7 +14,8 @@ use uuid::Uuid;
 
 use crate::harness::Target;
 
-/// Requests and replies of the launcher. That it outlives any request: `tests/kernel_hostile/fuzz.rs`.
+/// Requests and replies of the launcher. `tests/kernel_hostile/fuzz.rs` shows that it survives any
+/// request.
 pub fn launcher_packets() -> Target {
     const WORDS: &[&str] = &[
         "\"op\"",
@@ -44,7 +46,7 @@ pub fn launcher_packets() -> Target {
     })
 }
 
-/// `sandbox.json` and the files of uids, as a launcher finds them at its start.
+/// `sandbox.json` and the files of uids, as a launcher reads them at its start.
 pub fn launcher_records() -> Target {
     const WORDS: &[&str] = &["\"id\"", "\"pid\"", "\"uid\"", "\"start_time\"", "\"limits\"", "\"cgroup\"", "\n"];
     let run = tempfile::tempdir_in("/run").expect("a directory that is root's alone");
@@ -74,7 +76,7 @@ pub fn launcher_records() -> Target {
     })
 }
 
-/// A ledger of usage after kill -9 or a power cut.
+/// A ledger of usage after kill -9 or a power failure.
 pub fn ledger() -> Target {
     const WORDS: &[&str] = &["\"n\":", "\"at\":", "\"session\":", "\"tenant\":", "\"requests\":", "\"input\":", "}\n{"];
     let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");
@@ -95,7 +97,7 @@ pub fn ledger() -> Target {
     })
 }
 
-/// `process.json` of a session, and JSON of its rows that an older ashd may have written.
+/// `process.json` of a session, and JSON of rows that an older ashd may have written.
 pub fn stored_rows() -> Target {
     const WORDS: &[&str] = &[
         "\"permissionMode\"",

@@ -1,4 +1,5 @@
-//! What a client sends: heads, query strings, every body, uploads, event ids; and the names a payload leaves for the files API.
+//! Inputs from clients: heads, query strings, every body, uploads, event ids; and file names from a
+//! payload.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -27,13 +28,14 @@ use uuid::Uuid;
 use crate::harness::Target;
 use crate::http_support::{Api, KEY};
 
-/// In a sample: the id of a session that has ended.
+/// The id of an ended session, in samples.
 const ID: &str = "00000000-0000-4000-8000-000000000001";
-/// Requests after which the daemon's data begins anew, since requests add to it, and revoke the key.
+/// Requests after which the daemon's data is created again, because requests add to it and revoke
+/// the key.
 const RENEW: u64 = 500;
-/// For an event stream, which has no end.
+/// Limit for an event stream, which has no end.
 const STREAM_FOR: Duration = Duration::from_millis(500);
-/// For any other answer, on a host that others use too.
+/// Limit for any other answer, on a shared host.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
 struct Daemon {
@@ -87,7 +89,7 @@ impl Daemon {
         });
         let body = body?;
         let text = String::from_utf8_lossy(&body).into_owned();
-        // 5xx are allowed where something is not there: no launcher runs. Neither is a fault of the daemon's own.
+        // 5xx are allowed for missing components: no launcher runs. Internal errors are not.
         let expected = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::INSUFFICIENT_STORAGE].contains(&status);
         assert!(!status.is_server_error() || expected, "{shown}: {status} {text}");
         if status.is_client_error() && !body.is_empty() {
@@ -98,7 +100,8 @@ impl Daemon {
     }
 }
 
-/// A head in lines, an empty line, a body. What is no request of HTTP is left to hyper, and is `None`.
+/// A head in lines, an empty line, a body. `None` when it is not an HTTP request, which is left to
+/// hyper.
 fn request(input: &[u8]) -> Option<Request<Body>> {
     let end = memchr::memmem::find(input, b"\n\n").unwrap_or(input.len());
     let body = input.get(end + 2..).unwrap_or_default().to_vec();
@@ -165,7 +168,7 @@ pub fn requests() -> Target {
     .heap(96 << 20, 96)
 }
 
-/// A tar archive, with sums that fit, as a workspace is uploaded.
+/// A tar archive with valid checksums, as an uploaded workspace.
 pub fn workspace_archive() -> Target {
     const WORDS: &[&str] = &[
         "ustar\0",
@@ -189,7 +192,7 @@ pub fn workspace_archive() -> Target {
         std::io::Write::write_all(&mut gz, &tar).expect("compressed");
         let mut bundle = gz.finish().expect("compressed");
         if tar.len().is_multiple_of(5) {
-            // The compression is read, too.
+            // The decompression is tested, too.
             let at = tar.len() % bundle.len();
             bundle[at] ^= 1 << (tar.len() % 8);
         }
@@ -212,7 +215,7 @@ pub fn correct_sums(tar: &mut [u8]) {
     }
 }
 
-/// Names of files that a payload made, one a line: listed, read and archived.
+/// File names of a payload, one per line: listed, read and archived.
 pub fn workspace_names() -> Target {
     const WORDS: &[&str] = &["/", "a/b/c", "%2e%2e", "\u{202e}", "\"", "; filename=x", ".git/", "-rf", "?", "#", "\\"];
     let mut daemon = Daemon::new();
@@ -257,7 +260,7 @@ pub fn workspace_names() -> Target {
     .heap(96 << 20, 96)
 }
 
-/// Parts of requests that are parsed apart from the router: event ids, limits, messages.
+/// Parts of requests that are parsed outside the router: event ids, limits, messages.
 pub fn words() -> Target {
     const WORDS: &[&str] = &[
         "1:0:0",
@@ -280,7 +283,7 @@ pub fn words() -> Target {
             assert_eq!(id.to_string(), text, "one place, one spelling");
         }
         ash_model::TenantId::from_str(&text).ok();
-        // The routes that make a tree of their body take no more.
+        // Routes that parse their body into a tree accept no more.
         if text.len() <= 64 << 10
             && let Ok(value) = serde_json::from_str::<Value>(&text)
         {

@@ -1,11 +1,12 @@
-//! Runs one target: first its corpus, then changed samples of it until the time is over. Each target has a process of its own.
+//! Runs one target: first its corpus, then mutated samples until the time is over. Each target has
+//! its own process.
 //!
 //! ```text
 //!   test --starts--> the same program again, for this target --before each input--> <directory>/input
 //!    |                  |                                                              |
 //!    +--- it failed <---+  panic on any thread, abort, stack overflow, too much        |
 //!    |                     memory or time for one input                                |
-//!    +--- saves the input in corpus/<target>/found-<hash>, where it is replayed first <+
+//!    +--- saves the input in corpus/<target>/found-<hash>, which is replayed first <---+
 //! ```
 
 use std::fs::File;
@@ -26,30 +27,29 @@ use crate::mutate::{Random, mutated};
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
 
-/// Seconds of all targets together, and the variable that sets another number.
+/// Seconds of all targets together, and the variable that changes it.
 const SECONDS: u64 = 120;
 const SECONDS_VARIABLE: &str = "ASH_FUZZ_SECONDS";
-/// Another number gives other inputs.
+/// Another seed gives other inputs.
 const SEED_VARIABLE: &str = "ASH_FUZZ_SEED";
-/// Says to the program that it is the process of a target: the directory for its input.
+/// Marks the process of a target: the directory for its input.
 const CHILD: &str = "ASH_FUZZ_DIRECTORY";
 
-/// Address space of a target's process: an allocation without a bound fails, and is seen.
+/// Address space of a target's process: an unbounded allocation fails.
 const ADDRESS_SPACE: u64 = 8 << 30;
-/// Processor time for one input, and for each MiB of it beyond the first. The slowest target takes 1.3 s for 1 MiB, unoptimised on a
-/// shared core; a parser whose time grows with the square of its input takes minutes.
+/// CPU time for one input, and for each further MiB of it. The slowest target takes 1.3 s for 1
+/// MiB, unoptimised on a shared core; a parser with quadratic time takes minutes.
 const INPUT_CPU: Duration = Duration::from_secs(5);
-/// Time on the clock after which an input hangs, on a host that others use too.
+/// Wall-clock time after which an input hangs, on a shared host.
 const HANG: Duration = Duration::from_secs(30);
 
-/// Feeds one input.
 type Run = Box<dyn FnMut(&[u8])>;
 
-/// What is fed to one parser, or to a few that read the same bytes.
+/// The input of one parser, or of a few that read the same bytes.
 pub struct Target {
     /// Words of the format.
     pub words: &'static [&'static str],
-    /// Bytes of heap that one input may take, and how many more for each byte of it.
+    /// Bytes of heap that one input may take, plus bytes for each byte of it.
     pub heap: (usize, usize),
     pub run: Run,
 }
@@ -81,7 +81,7 @@ pub fn fuzz(name: &'static str, count: usize, make: fn() -> Target) {
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     if output.status.success() {
-        // How much was done.
+        // Print how much was done.
         return said.lines().filter(|line| line.starts_with("fuzz ")).for_each(|line| eprintln!("{line}"));
     }
     let input = read_input(directory.path());
@@ -113,7 +113,7 @@ fn read_input(directory: &Path) -> Vec<u8> {
     rest[..length.min(rest.len())].to_vec()
 }
 
-/// Ends the process on a panic of any thread: tasks and routers catch them.
+/// Ends the process on a panic of any thread, which tasks and routers would catch.
 fn end_on_panic() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -122,7 +122,7 @@ fn end_on_panic() {
     }));
 }
 
-/// When the input that runs began, in milliseconds since the start plus 1; 0 between two inputs.
+/// `begun`: start of the running input in milliseconds since `start`, plus 1; 0 between two inputs.
 fn watch_for_hangs(begun: &Arc<AtomicU64>, start: Instant) {
     let begun = Arc::clone(begun);
     std::thread::spawn(move || {
@@ -154,7 +154,7 @@ fn samples(name: &str) -> Vec<(String, Vec<u8>)> {
         })
         .collect();
     assert!(!samples.is_empty(), "{} is empty", directory.display());
-    // What was found once comes first.
+    // Earlier findings come first.
     samples.sort_by_key(|(name, _)| (!name.starts_with("found-"), name.clone()));
     samples
 }

@@ -1,6 +1,7 @@
-//! Every parser that reads bytes of a payload, a client, the model, or of a file that a crash may have spoilt, is fed with samples
-//! (`corpus/<target>`) and with changed samples: none may panic, overflow its stack, allocate without a bound or take long.
-//! `docs/testing.md` has the table of parsers and targets.
+//! Every parser of bytes from a payload, a client, the model, or a file that a crash may have
+//! damaged, runs on samples (`corpus/<target>`) and mutated samples. None may panic, overflow its
+//! stack, allocate without a bound or take long. `docs/testing.md` has the table of parsers and
+//! targets.
 #![allow(clippy::unwrap_used)]
 
 mod admin;
@@ -35,7 +36,8 @@ targets! {
     admin: ashd_toml launcher_toml event_stream backup_archive;
 }
 
-/// A target without samples, samples without a target, a parser that the table does not name.
+/// Finds a target without samples, samples without a target, and a parser that the table does not
+/// name.
 #[test]
 fn the_table_names_every_target() {
     let table =

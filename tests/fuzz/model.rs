@@ -1,4 +1,4 @@
-//! What the model answers, and what sandboxes and ashd ask of the gateway.
+//! Answers of the model, and requests of sandboxes and ashd to the gateway.
 
 use std::convert::Infallible;
 use std::io::{Read, Write};
@@ -39,7 +39,7 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
 }
 
-/// An answer of the Messages API, streamed and whole: its tokens, and the keys that it may quote.
+/// An answer of the Messages API, streamed and whole: its tokens, and keys that it may quote.
 pub fn model_answer() -> Target {
     const WORDS: &[&str] = &[
         "data: ",
@@ -80,7 +80,7 @@ pub fn model_answer() -> Target {
     })
 }
 
-/// A body that a sandbox sends, as the offline model reads and answers it, whole and streamed.
+/// A body from a sandbox, as the offline model reads and answers it, whole and streamed.
 pub fn offline_model() -> Target {
     const WORDS: &[&str] = &[
         "\"model\"",
@@ -122,7 +122,7 @@ pub fn offline_model() -> Target {
             };
             let model = Arc::clone(&model);
             runtime.block_on(async move {
-                // A script may wait for an hour; what comes before is enough.
+                // A script may wait for an hour; the beginning is enough.
                 let work = async {
                     let mut body = model.send(call).await.into_body();
                     let mut left = 1 << 20;
@@ -146,7 +146,7 @@ fn registry(limits: Limits) -> Arc<Registry> {
     Registry::new(model, limits, None)
 }
 
-/// Raw bytes of a connection of a sandbox to the gateway.
+/// Raw bytes of a sandbox's connection to the gateway.
 pub fn gateway_connection() -> Target {
     const WORDS: &[&str] = &[
         "POST /v1/messages HTTP/1.1\r\n",
@@ -216,7 +216,7 @@ pub fn gateway_control() -> Target {
     let mut packets = 0_u64;
     Target::new(WORDS, move |input| {
         let _serving = (&runtime, &directory);
-        // `shutdown` is a request like any other, and ends what the others are sent to.
+        // `shutdown` is a request like any other, and would end the server.
         let packet = &input[..input.len().min(MAX_PACKET)];
         if packet.is_empty() || matches!(serde_json::from_slice(packet), Ok(Request::Shutdown)) {
             return;
@@ -232,7 +232,7 @@ pub fn gateway_control() -> Target {
     .heap(16 << 20, 64)
 }
 
-/// What ashd gets from a gateway: replies, and the files beside them.
+/// Data from a gateway to ashd: replies, and the files beside them.
 pub fn gateway_replies() -> Target {
     const WORDS: &[&str] =
         &["\"reply\"", "\"hello\"", "\"done\"", "\"usage\"", "\"collected\"", "\"entries\"", "\"ledgers\"", "\"n\""];
@@ -244,7 +244,7 @@ pub fn gateway_replies() -> Target {
         runtime.block_on(async {
             let connect = tokio::time::timeout(Duration::from_secs(5), Gateway::connect(directory.path()));
             let serve = async {
-                // It connects and sends before it waits: both are there by then.
+                // It connects and sends before it waits, so both have arrived.
                 for _ in 0..100 {
                     let Ok(peer) = seqpacket::accept(listener.as_fd()) else {
                         tokio::time::sleep(Duration::from_micros(200)).await;

@@ -1,6 +1,7 @@
-//! Inputs near to valid ones: pieces are cut, repeated, exchanged with other samples, or replaced by words that parsers find hard.
+//! Nearly valid inputs: pieces are cut, repeated, exchanged with other samples, or replaced by
+//! words that are hard to parse.
 
-/// xorshift64*: small, and the same on every run, so that a seed gives the same inputs again.
+/// xorshift64*: small, and reproducible by its seed.
 #[derive(Debug)]
 pub struct Random(u64);
 
@@ -16,7 +17,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 
-    /// Less than `bound`; 0 where that is 0.
+    /// Less than `bound`; 0 if that is 0.
     pub fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % bound.max(1) as u64).expect("less than a usize")
     }
@@ -26,7 +27,8 @@ impl Random {
     }
 }
 
-/// Hard in any format: bounds of numbers, ends of texts, characters with a meaning somewhere, broken UTF-8 and JSON.
+/// Hard in any format: limits of numbers, ends of texts, special characters, invalid UTF-8 and
+/// JSON.
 const WORDS: &[&[u8]] = &[
     b"-1",
     b"0",
@@ -83,14 +85,14 @@ const WORDS: &[&[u8]] = &[
     b"; q=0.5",
 ];
 
-/// Bytes of the longest input but the inflated ones.
+/// Bytes of the longest input, except inflated ones.
 const LONGEST: usize = 64 << 10;
 /// Bytes of the longest inflated input.
 const INFLATED: usize = 1 << 20;
-/// One input in so many is inflated.
+/// One input in this many is inflated.
 const INFLATE: usize = 128;
 
-/// A new input, from one of `samples` (which are not empty) and a few changes. `words`: those of the format.
+/// A new input: one of `samples` (not empty) with a few changes. `words`: words of the format.
 pub fn mutated(samples: &[Vec<u8>], words: &[&str], random: &mut Random) -> Vec<u8> {
     let mut bytes = samples[random.below(samples.len())].clone();
     bytes.truncate(LONGEST);
@@ -153,7 +155,8 @@ fn word<'a>(words: &[&'a str], random: &mut Random) -> &'a [u8] {
     if !words.is_empty() && random.below(2) == 0 { random.pick(words).as_bytes() } else { random.pick(WORDS) }
 }
 
-/// The whole token at `at` (a word, a number, a JSON string) becomes another word: what is around it stays valid.
+/// Replaces the whole token at `at` (a word, a number, a JSON string) by another: the rest stays
+/// valid.
 fn token(bytes: &mut Vec<u8>, at: usize, words: &[&str], random: &mut Random) {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'"' | b'_' | b'-' | b'.' | b'+');
     let start = bytes[..at].iter().rposition(|byte| !plain(byte)).map_or(0, |before| before + 1);
@@ -161,7 +164,7 @@ fn token(bytes: &mut Vec<u8>, at: usize, words: &[&str], random: &mut Random) {
     bytes.splice(start..end, word(words, random).iter().copied());
 }
 
-/// A piece of it so often that it is up to [`INFLATED`] long: what is quadratic, or recurses, is seen.
+/// Repeats a piece up to [`INFLATED`] bytes, to find quadratic time and recursion.
 fn inflated(bytes: &[u8], random: &mut Random) -> Vec<u8> {
     let start = random.below(bytes.len());
     let end = start + 1 + random.below((bytes.len() - start).min(32));

@@ -1,4 +1,5 @@
-//! What a payload writes: claude's output, the report of the probe, packets of init, names of processes.
+//! Data from a payload: claude's output, the report of the probe, packets of init, names of
+//! processes.
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -66,7 +67,8 @@ const STREAM_JSON: &[&str] = &[
     "{\"type\":\"text\",\"text\":\"x\"},",
 ];
 
-/// Each SSE frame of `out` is an id, an event and one line of data: no line of a payload forges another.
+/// Each SSE frame of `out` is an id, an event and one line of data: no line of a payload forges
+/// another.
 fn check_frames(out: &[u8]) {
     let text = std::str::from_utf8(out).expect("frames are UTF-8");
     assert!(!text.contains('\r') && !text.contains(['\u{2028}', '\u{2029}', '\u{85}']), "a raw line end: {text:?}");
@@ -78,7 +80,7 @@ fn check_frames(out: &[u8]) {
     }
 }
 
-/// One line: what the driver, the history and the readers make of it, and the answer to claude's requests.
+/// One line: driver, history and readers process it, and claude's requests are answered.
 pub fn claude_line() -> Target {
     let mut classifier = Classifier::default();
     let mut cap = HistoryCap::default();
@@ -136,7 +138,7 @@ pub fn long_line() -> Target {
             };
             let abridged = kept(line.len().max(1));
             assert_eq!(abridged, kept(7), "the same however it is cut");
-            // serde_json stops at 128 levels, and at what is no UTF-8.
+            // serde_json stops at 128 levels, and at invalid UTF-8.
             assert!(!is_object || abridged.is_some(), "an object is kept");
             let Some(abridged) = abridged else { continue };
             let most = 30 * bounds.member + 2 * bounds.large + bounds.rest + 4096;
@@ -158,7 +160,7 @@ pub fn long_line() -> Target {
     })
 }
 
-/// A whole output file, followed by the driver and read by readers, while it is changed.
+/// A whole output file, followed by the driver and by readers while it changes.
 pub fn output_file() -> Target {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let hub = runtime.block_on(async { Hub::start() }).expect("inotify");
@@ -193,7 +195,7 @@ pub fn output_file() -> Target {
         }
         begins_line(&file, end).expect("readable");
         of_long_line(&file, 0, 0, end).ok();
-        // Behind our back: cut short, rewritten.
+        // Changed from outside: truncated, rewritten.
         file.set_len(half as u64 / 2).expect("cut");
         follow(&mut tail);
         whole_lines(&file, 0, end).ok();
@@ -203,7 +205,7 @@ pub fn output_file() -> Target {
     })
 }
 
-/// What the probe said from within a sandbox.
+/// The probe's report from within a sandbox.
 pub fn probe_report() -> Target {
     const WORDS: &[&str] = &["\"landlockAbi\"", "\"probes\"", "\"layer\"", "\"landlock\"", "\"uidMap\"", "[0,0,0]"];
     Target::new(WORDS, |input| {
@@ -234,7 +236,7 @@ pub fn init_packets() -> Target {
     })
 }
 
-/// Texts of the kernel that hold a name which the payload chose: its log, and files of /proc.
+/// Kernel texts with a name that the payload chose: the kernel log, and files of /proc.
 pub fn kernel_texts() -> Target {
     const WORDS: &[&str] =
         &["Killed process ", "ut of memory: ", ") total-vm:", "anon-rss:", "kB", "UID:", "Uid:\t", ") S 1 "];
@@ -249,7 +251,7 @@ pub fn kernel_texts() -> Target {
     })
 }
 
-/// JSON as the client's and the payload's texts are kept: raw, never as a tree.
+/// JSON texts of client and payload as they are stored: raw, never as a tree.
 pub fn raw_json() -> Target {
     use ash_model::raw::{RawJson, RawObject, elements, kind, members, on_one_line, text};
     Target::new(STREAM_JSON, |input| {

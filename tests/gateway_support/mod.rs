@@ -1,4 +1,4 @@
-//! A gateway in this process, with a fake model behind it that notes what it was sent.
+//! A gateway in this process, with a fake model behind it that records its requests.
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -21,7 +21,7 @@ const STREAM: &str = "event: message_start\ndata: {\"type\":\"message_start\",\"
 \"output_tokens\":1}}}\n\nevent: message_delta\ndata: {\"type\":\"message_delta\",\"usage\":{\"output_tokens\":5}}\n\n\
 event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
 
-/// A request for a message, with whatever else stands in its head.
+/// A request for a message, with additional headers.
 pub fn post(extra: &str, body: &str) -> String {
     let length = body.len();
     format!("POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n{extra}\r\n{body}")
@@ -74,7 +74,8 @@ impl Gate {
         self.registry.register(register, self.listener.try_clone().unwrap().into()).unwrap();
     }
 
-    /// A session whose requests are admitted as its window stands: its address, and its id for [`Gate::window`].
+    /// A session whose requests are admitted according to its window: its address, and its id for
+    /// [`Gate::window`].
     pub fn session_with_window(&self, token: &str, open: bool) -> (SocketAddr, Uuid) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (address, id) = (listener.local_addr().unwrap(), Uuid::new_v4());
@@ -116,7 +117,7 @@ impl Gate {
         stream
     }
 
-    /// One request on a connection of its own.
+    /// One request on a new connection.
     pub fn ask(&self, request: &str) -> (String, String) {
         let mut stream = self.connect();
         stream.write_all(request.as_bytes()).unwrap();
@@ -148,7 +149,7 @@ impl Gate {
         self.runtime.block_on(async { tokio::time::timeout(time, self.registry.tasks.wait()).await.is_ok() })
     }
 
-    /// Bytes the model could send once it cannot send more for half a second.
+    /// Bytes the model could send, once it cannot send more for half a second.
     pub fn flood_settles(&self) -> usize {
         let mut before = usize::MAX;
         loop {
@@ -227,7 +228,7 @@ fn serve(stream: TcpStream, notes: &Notes) -> std::io::Result<()> {
         let (head, body) = read_message(&mut reader)?;
         notes.requests.lock().unwrap().push(format!("{head}{}", String::from_utf8_lossy(&body)));
         if head.contains("x-fake: echo") {
-            // As some proxies do: it tells the whole request, key and all.
+            // As some proxies do: it contains the whole request, including the key.
             let answer = format!("refused: {head}");
             let (length, pieces) = (answer.len(), answer.as_bytes().chunks(7));
             let head = "HTTP/1.1 401 Unauthorized\r\ncontent-type: text/plain\r\nx-refused-key";

@@ -9,7 +9,7 @@ use ashd::gateway::client::Gateway;
 
 pub const NOBODY: u32 = 65534;
 
-/// A process that is killed with its value.
+/// A process that is killed when dropped.
 pub struct Process(pub Child);
 
 impl Drop for Process {
@@ -29,7 +29,7 @@ impl Process {
     }
 }
 
-/// A gateway with nothing in its environment that names a model; `--upstream` is left to the caller.
+/// A gateway with no model in its environment; the caller sets `--upstream`.
 pub fn command(run: &Path) -> Command {
     assert_eq!(nix::unistd::geteuid().as_raw(), 0, "this test needs root: it is about the users of processes");
     let mut command = Command::new(ash_testkit::program("ash-gateway"));
@@ -42,7 +42,7 @@ pub fn command(run: &Path) -> Command {
     command
 }
 
-/// A gateway with the offline model that answers.
+/// A running gateway with the offline model.
 pub async fn start(run: &Path, args: &[&str]) -> (Process, Gateway) {
     let process = Process(command(run).args(["--upstream", "offline"]).args(args).spawn().unwrap());
     for _ in 0..400 {
@@ -56,7 +56,7 @@ pub async fn start(run: &Path, args: &[&str]) -> (Process, Gateway) {
     panic!("the gateway did not come up within 10 s");
 }
 
-/// A run directory that the gateway's user can pass.
+/// A run directory that the gateway's user can enter.
 pub fn run_dir() -> tempfile::TempDir {
     let run = tempfile::tempdir().unwrap();
     std::fs::set_permissions(run.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();

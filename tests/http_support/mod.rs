@@ -1,4 +1,4 @@
-//! The router on a database of its own, called without a socket.
+//! The router on a new database, called without a socket.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::os::fd::AsFd;
@@ -45,7 +45,7 @@ impl Answer {
 }
 
 impl Api {
-    /// Two tenants with a key each; the first may make keys for others.
+    /// Two tenants with a key each; the first may create keys for others.
     pub async fn start() -> Self {
         Self::with(|_| {}).await
     }
@@ -72,7 +72,7 @@ impl Api {
         Self { router: router(AppState::new(config, store.clone(), sessions)), store, data }
     }
 
-    /// A session of the first tenant that has ended.
+    /// An ended session of the first tenant.
     pub async fn ended_session(&self, id: Uuid) -> Session {
         let session = Session {
             launch: ash_model::RawJson::of(&serde_json::json!({"extraEnv": {"SECRET": "hunter2"}})),
@@ -82,7 +82,7 @@ impl Api {
         session
     }
 
-    /// `head` is `METHOD path`, then one header a line.
+    /// `head` is `METHOD path`, then one header per line.
     pub async fn call(&self, head: &str, body: impl Into<Body>) -> Answer {
         let mut lines = head.lines();
         let (method, path) = lines.next().and_then(|line| line.split_once(' ')).expect(head);
@@ -97,24 +97,24 @@ impl Api {
         Answer { status: parts.status, headers: parts.headers, body }
     }
 
-    /// The answer as it comes.
+    /// The unread answer.
     pub async fn answer(&self, request: Request<Body>) -> Response<Body> {
         self.router.clone().oneshot(request).await.unwrap()
     }
 
-    /// The same with the first tenant's key.
+    /// As `call`, with the first tenant's key.
     pub async fn own(&self, head: &str, body: impl Into<Body>) -> Answer {
         self.call(&format!("{head}\nAuthorization: Bearer {KEY}"), body).await
     }
 
-    /// The same with the other tenant's key.
+    /// As `call`, with the other tenant's key.
     pub async fn other(&self, head: &str, body: impl Into<Body>) -> Answer {
         self.call(&format!("{head}\nAuthorization: Bearer {OTHER}"), body).await
     }
 }
 
-/// No sandbox is reached through this router: those tests run against the whole daemon. So the gateway is a thread that
-/// says hello to whoever asks anything.
+/// No sandbox is reached through this router: such tests use the whole daemon. So the gateway is a
+/// thread that answers `hello` to everything.
 async fn sessions(config: Arc<Config>, store: Store) -> Sessions {
     std::fs::create_dir_all(&config.run_dir).unwrap();
     let hello = gateway::Reply::Hello { version: "test".into(), pid: std::process::id(), upstream: "offline".into() };

@@ -1,5 +1,5 @@
-//! Two sandboxes that both burn all the processor they can get: who gets how much. The bounds are wide, since the machine has
-//! other work; what is compared runs in the same seconds.
+//! Two sandboxes that use all CPU time they can get, and how much each gets. The bounds are wide
+//! because the machine has other work; compared values come from the same seconds.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::host::{Host, output, request, spec};
 
 const MEASURED: Duration = Duration::from_secs(4);
 
-/// Twice as many threads as any host of a test has cores for it.
+/// Twice as many threads as any test host has cores for a sandbox.
 fn burner() -> SpawnSpec {
     spec("for n in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait")
 }
@@ -28,7 +28,7 @@ async fn burning(host: &Host, launcher: &Launcher, tenant: &str, limits: Limits)
     sandbox
 }
 
-/// Cores that each used while both burned, and times each was stopped by its limit.
+/// Cores used by each while both ran, and how often each was throttled.
 async fn compare(one: &Sandbox, other: &Sandbox) -> [(f64, u64); 2] {
     let read = |sandbox: &Sandbox| {
         let cpu = Usage::read(&sandbox.info.cgroup).cpu;
@@ -79,7 +79,7 @@ async fn a_weight_of_four_is_four_times_the_share() {
 async fn who_is_at_its_limit_takes_nothing_beyond_it_from_another() {
     let host = Host::start("bounded");
     let launcher = host.client().await;
-    // The heavier one: its weight must not help it past its limit.
+    // The heavier one: its weight must not exceed its limit.
     let bounded =
         burning(&host, &launcher, "acme", Limits { cpu_millis: 50, cpu_weight: 1000, ..Limits::default() }).await;
     let other = burning(&host, &launcher, "acme", Limits { cpu_millis: 1000, ..Limits::default() }).await;

@@ -1,4 +1,4 @@
-//! Random requests with ashd's uid: what the launcher's table of malformed ones did not think of.
+//! Random requests with ashd's uid: cases that the launcher's table of malformed requests misses.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::host::{Host, patient};
 
 const PACKETS: usize = 20_000;
 
-/// xorshift64*: small, and the same on every run, so that a failure comes again.
+/// xorshift64*: small, and the same on every run, so that failures can be repeated.
 struct Random(u64);
 
 impl Random {
@@ -26,7 +26,7 @@ impl Random {
     }
 }
 
-/// Words that a mutation puts in place of others: paths, bounds of numbers, keys of other requests, broken JSON.
+/// Replacements for words: paths, limits of numbers, keys of other requests, broken JSON.
 const WORDS: [&str; 26] = [
     "\"../../../etc\"",
     "\"/etc/passwd\"",
@@ -136,7 +136,7 @@ async fn the_launcher_outlives_random_requests() {
                 socket = connect();
             }
             Some(Reply::Sandbox(info)) => {
-                // A mutation that left the request valid: what it got is within the configuration.
+                // A mutation that left the request valid: its result is within the configuration.
                 assert!([kept_id, spare].contains(&info.id), "{info:?}");
                 assert!(host.uids().contains(&info.uid) && host.uids().contains(&info.init_uid), "{info:?}");
                 assert!(info.limits.pids <= 1000, "the ceiling holds: {info:?}");

@@ -1,5 +1,5 @@
-//! A hostile payload under the real launcher: every attempt of `program/` is refused inside, the same attempts succeed
-//! outside, and what exhausts resources exhausts only its own.
+//! A hostile payload under the real launcher: every attempt of `program/` is refused inside, the
+//! same attempts succeed outside, and exhausting resources affects only its own sandbox.
 //!
 //! ```text
 //!   sandbox A   hostile inside          tries everything
@@ -30,7 +30,7 @@ use ash_protocol::init::{Exit, SpawnSpec};
 use ashd::sandbox::Sandbox;
 use host::{CLIENT, Events, Host, exit_of, output, request, wait_for};
 
-/// Attempts that must have been made (issue 3 asks for 200); far fewer would mean that the payload broke off.
+/// Minimum number of attempts; fewer mean that the payload stopped early.
 const AT_LEAST: usize = 300;
 
 /// The payload, which `cargo build --examples` puts beside the other programs.
@@ -54,7 +54,7 @@ fn payload(arguments: &[&str], env: &BTreeMap<String, String>) -> SpawnSpec {
     SpawnSpec { argv, env, cwd: "/workspace".into(), stdin: false, within_ms: None, leaves_share: false }
 }
 
-/// Starts a victim in a sandbox and waits until it offers what it has; its process id inside.
+/// Starts a victim in a sandbox and waits until it is ready. Returns its process id inside.
 async fn victim(sandbox: &Sandbox, child: u32, name: &str, env: &BTreeMap<String, String>) -> i32 {
     let file = tempfile::NamedTempFile::new().expect("output");
     let (out, err) = output(file.path());
@@ -165,7 +165,6 @@ async fn every_attempt_is_refused_inside_and_succeeds_outside() {
         ("H_ABSTRACT", abstract_name.clone()),
     ]);
 
-    // Inside.
     victim(&b, 1, &other, &offered).await;
     let mut inside_env = common.clone();
     inside_env.insert("H_VICTIM".into(), victim(&a, 1, &sibling, &plain).await.to_string());
@@ -175,7 +174,7 @@ async fn every_attempt_is_refused_inside_and_succeeds_outside() {
     assert_eq!(exit, Exit::Code(0), "{text}");
     let inside = lines(&text);
 
-    // Outside: the same attempts, as root on this host.
+    // The same attempts, as root on this host.
     let victims = [
         HostVictim::start(&sibling, &plain),
         HostVictim::start(&other, &offered),
@@ -192,7 +191,6 @@ async fn every_attempt_is_refused_inside_and_succeeds_outside() {
     let outside: BTreeMap<String, Line> =
         lines(&String::from_utf8_lossy(&control.stdout)).into_iter().map(|line| (line.name.clone(), line)).collect();
 
-    // The table, and the verdict.
     let (mut wrong, mut shown) = (Vec::new(), 0);
     for line in &inside {
         let without = outside.get(&line.name).map(|line| in_words(&line.outcome));
@@ -216,7 +214,7 @@ async fn every_attempt_is_refused_inside_and_succeeds_outside() {
     let names: std::collections::BTreeSet<_> = inside.iter().map(|line| &line.name).collect();
     assert_eq!(names.len(), inside.len(), "each attempt is made once");
 
-    // The victims and both sandboxes are as they were.
+    // The victims and both sandboxes are unchanged.
     for sandbox in [&a, &b] {
         let children = sandbox.stat().await.expect("init answers");
         assert!(children.iter().any(|stat| stat.child == 1 && stat.exited.is_none()), "{children:?}");
@@ -224,7 +222,7 @@ async fn every_attempt_is_refused_inside_and_succeeds_outside() {
     }
 }
 
-/// Runs a program as the payload; its status and output.
+/// Runs a program as the payload. Returns its status and output.
 async fn run(sandbox: &Sandbox, events: &mut Events, child: u32, spec: &SpawnSpec) -> (Exit, String) {
     let file = tempfile::NamedTempFile::new().expect("output");
     let (out, err) = output(file.path());

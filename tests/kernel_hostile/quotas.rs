@@ -1,5 +1,6 @@
-//! Kernel quotas: per user, per namespace, or of the whole machine. One sandbox takes all it can get of each and keeps it; then its
-//! neighbour, root on the host, and a sandbox that starts at that moment do the same operation.
+//! Kernel quotas per user, per namespace, or of the whole machine. One sandbox takes all it can get
+//! of each and keeps it. Then its neighbour, root on the host, and a new sandbox do the same
+//! operation.
 //!
 //! ```text
 //!   attacker   python: TAKE until it fails, prints "holds N ERRNO", sleeps
@@ -17,13 +18,15 @@ use crate::host::{Host, output, patient, run, spec};
 
 struct Quota {
     name: &'static str,
-    /// Python: defines `take(n)`, which takes one more unit, keeps it, and raises `OSError` where there is none.
+    /// Python: defines `take(n)`, which takes one more unit, keeps it, and raises `OSError` if
+    /// there is none.
     take: &'static str,
-    /// Units at which the attacker stops by itself: more would only cost time.
+    /// Units at which the attacker stops, to save time.
     most: u32,
-    /// Units at which the sandbox's own bound must have stopped it; `None`: `most` is below it.
+    /// Units at which the sandbox's own limit must have stopped it; `None`: `most` is below the
+    /// limit.
     bound: Option<u32>,
-    /// What `take` answers in every sandbox where the kernel's interface is refused altogether.
+    /// The result of `take` in every sandbox if the kernel's interface is refused altogether.
     refused: Option<i32>,
 }
 
@@ -37,7 +40,7 @@ impl Quota {
     }
 }
 
-/// Raises the errno of a call of the C library that answered -1.
+/// Raises the errno of a C library call that returned -1.
 const PRELUDE: &str = "
 import ctypes, errno, fcntl, os, resource, signal, socket, struct, sys, tempfile
 libc = ctypes.CDLL(None, use_errno=True)
@@ -80,7 +83,7 @@ def take(n): ok(libc.sigqueue(os.getpid(), int(signal.SIGRTMIN), None))",
 timer = ctypes.c_void_p()
 def take(n): ok(libc.timer_create(1, None, ctypes.byref(timer)))",
     ),
-    // Landlock knows no rule for the file system of message queues, so they cannot be opened at all.
+    // Landlock has no rule for the file system of message queues, so they cannot be opened at all.
     Quota::refused(
         "bytes of POSIX message queues",
         libc::EACCES,
@@ -180,7 +183,7 @@ os.unlink(path)
 def take(n): fcntl.fcntl(lease, 1024, fcntl.F_WRLCK)"),
 ];
 
-/// All of the machine's events in one call, where they can be had.
+/// All AIO events of the machine in one call, if available.
 const AIO: &str = "
 context = ctypes.c_ulong(0)
 def take(n):
@@ -248,7 +251,7 @@ async fn who_takes_all_of_a_quota_takes_it_from_itself_alone() {
             ["holds", n, why] => (n.parse().expect("a number"), why.parse().expect("an errno")),
             _ => panic!("{}: {held}", quota.name),
         };
-        // While it holds all of it.
+        // While the attacker holds all of it.
         let (_, took) = crate::run(&neighbour, &mut beside, child, &quota.inside(TAKE, "take")).await;
         let root = quota.outside();
         let fresh = host.sandbox(&launcher, limits).await;

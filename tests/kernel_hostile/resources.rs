@@ -1,4 +1,5 @@
-//! Exhaustion: processes, memory, descriptors, temporary files. The sandbox may suffer; its neighbour and the host may not.
+//! Exhaustion of processes, memory, descriptors and temporary files. It may affect the sandbox, but
+//! not its neighbour or the host.
 
 use std::time::{Duration, Instant};
 
@@ -8,22 +9,22 @@ use ashd::sandbox::{Sandbox, SandboxEvent};
 
 use crate::host::{Events, Host, output, patient, run, spec};
 
-/// How long a neighbour may need for a command that takes milliseconds, with a bomb beside it on a busy machine.
+/// Limit for a neighbour's command that takes milliseconds, beside a bomb on a busy machine.
 const NEIGHBOUR_WITHIN: Duration = Duration::from_secs(10);
 
 struct Bomb {
     name: &'static str,
-    /// Python, run as the payload. It prints `bounded` when it met its bound.
+    /// Python, run as the payload. It prints `bounded` when it reaches its limit.
     script: &'static str,
     end: End,
 }
 
 enum End {
-    /// It says `bounded` and ends by itself.
+    /// It prints `bounded` and ends by itself.
     Said,
-    /// It says so, or is killed by the kernel at the memory limit.
+    /// It prints it, or the kernel kills it at the memory limit.
     SaidOrKilled,
-    /// It goes on until it is destroyed.
+    /// It continues until it is destroyed.
     Endless,
 }
 
@@ -99,7 +100,8 @@ fn python(script: &str) -> SpawnSpec {
     SpawnSpec { argv: vec!["/usr/bin/python3".into(), "-c".into(), script.into()], ..spec("") }
 }
 
-/// The exit of the child, or `None` when the whole sandbox died with it (cgroup v2 kills the group).
+/// The exit of the child, or `None` when the whole sandbox died with it (cgroup v2 kills the
+/// group).
 async fn ended(events: &mut Events, child: u32, within: Duration) -> Option<Exit> {
     let wait = async {
         loop {

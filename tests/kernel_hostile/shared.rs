@@ -1,4 +1,5 @@
-//! Files of the host that every sandbox shows: what the kernel keeps for a file (locks, watches) stays within the sandbox that made it.
+//! Files of the host that are visible in every sandbox: kernel state of a file (locks, watches)
+//! stays within its sandbox.
 
 use std::process::Command;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use ash_protocol::init::SpawnSpec;
 
 use crate::host::{Host, output, patient, run, spec};
 
-/// Locks and watches each path, says so, and counts the events until it is told to end by a file.
+/// Locks and watches each path, reports it, and counts the events until a file tells it to end.
 const ATTACK: &str = "
 import ctypes, errno, fcntl, os, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -31,7 +32,7 @@ try: print('saw', len(os.read(watch, 1 << 20)), flush=True)
 except BlockingIOError: print('saw 0', flush=True)
 ";
 
-/// Opens each path and locks it for itself.
+/// Opens and locks each path.
 const VICTIM: &str = "
 import fcntl, os
 for path in PATHS:
@@ -51,7 +52,7 @@ const FILES: &[&str] = &[
     "/dev/null",
     "/dev/urandom",
 ];
-/// Of the sandboxes alone.
+/// Only in sandboxes.
 const PROGRAMS: &[&str] = &["/opt/claude/claude", "/opt/ashd/ash-probe"];
 
 fn script(text: &str, paths: &[&str]) -> String {
@@ -90,7 +91,7 @@ async fn locks_and_watches_on_the_hosts_files_stay_within_the_sandbox() {
         Command::new("/usr/bin/python3").args(["-c", &script(VICTIM, FILES)]).output().expect("python on the host");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     assert_eq!(text(&root.stdout), "locked", "root: {}", text(&root.stderr));
-    // A new sandbox runs all of the programs.
+    // A new sandbox can run all of the programs.
     let fresh = host.sandbox(&launcher, Limits::default()).await;
     let mut events = fresh.take_events().expect("events");
     run(&fresh, &mut events, 1, "/usr/bin/env true </dev/null >/dev/null; head -c 1 /dev/urandom >/dev/null").await;

@@ -1,4 +1,4 @@
-//! Data that lies in sockets and pipes and that nobody reads: it is memory of the kernel, and counts as the sandbox's.
+//! Unread data in sockets and pipes is kernel memory, and counts for the sandbox.
 
 use std::time::Duration;
 
@@ -7,13 +7,14 @@ use ash_protocol::init::{Exit, SpawnSpec};
 
 use crate::host::{Host, output, patient, run, spec};
 
-/// Bytes that one memory limit of these tests allows, and those of TCP and UDP that cgroup v1 counts beside it.
+/// Bytes of one memory limit, and of TCP and UDP memory, which cgroup v1 counts separately.
 const MEMORY: u64 = 256 << 20;
 const SOCKETS: u64 = 32 << 20;
-/// What the kernel lets a socket have in any case, for all sockets of a test: one more page each way.
+/// What the kernel allows each socket in any case, for all sockets of a test: one more page each
+/// way.
 const SLACK: u64 = 24 << 20;
 
-/// Connections whose receiver never reads, filled until the kernel takes no more.
+/// Connections whose receiver never reads, filled until the kernel accepts no more.
 const TCP: &str = "
 import socket, resource
 held = []
@@ -36,7 +37,7 @@ for n in range(2000):
     for i in range(64): a.send(b'x' * 60000)
 print('full', flush=True); import signal; signal.pause()";
 
-/// Unix sockets and pipes are charged to the memory limit itself: whoever fills them is killed at it, or is refused.
+/// Unix sockets and pipes count for the memory limit: filling them is refused, or ends in a kill.
 const UNIX: &str = "
 import socket
 held = []
@@ -57,7 +58,7 @@ for n in range(8000):
     except BlockingIOError: pass
 print('full', flush=True); import signal; signal.pause()";
 
-/// Pages of TCP of the whole machine (proc(5), `sockstat`), in bytes; and of UDP.
+/// TCP pages of the whole machine (proc(5), `sockstat`), in bytes; and of UDP.
 fn of_the_machine(protocol: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/net/sockstat").expect("sockstat");
     let line = text.lines().find(|line| line.starts_with(&format!("{protocol}:"))).expect("a line");
@@ -113,7 +114,8 @@ async fn what_is_queued_in_sockets_counts_as_the_sandboxs() {
         assert!(most <= bound, "{protocol}: {} MiB of buffers, {} MiB are allowed", most >> 20, bound >> 20);
         assert!(!killed || !internet, "{protocol}: it is slowed down, not killed: {}", said());
         if !internet {
-            // 8000 sockets or pipes hold more than the limit: so it was reached, or the kernel's own bounds came first.
+            // 8000 sockets or pipes exceed the limit: either it was reached, or the kernel's own
+            // limits came first.
             assert!(killed || used <= MEMORY, "{protocol}: {} MiB", used >> 20);
         }
         // Another sandbox is served meanwhile.
@@ -146,7 +148,7 @@ async fn buffers_of_sockets_follow_a_changed_memory_limit() {
             assert_eq!(sockets().expect("v1"), Ok(wanted));
         }
     } else {
-        // cgroup v2 counts them in memory.max, and has no file of their own.
+        // cgroup v2 counts them in memory.max, and has no separate file.
         let stat =
             std::fs::read_to_string(group.memory.expect("a controller").join("memory.stat")).expect("memory.stat");
         assert!(stat.lines().any(|line| line.starts_with("sock ")), "{stat}");

@@ -1,4 +1,4 @@
-//! What a payload sees and what it may not do.
+//! What a payload can see, and what it cannot do.
 
 use ash_protocol::init::Exit;
 
@@ -82,7 +82,7 @@ fn the_host_is_not_there() {
     }
 }
 
-/// Raw calls by number (x86_64), with the errno each must answer.
+/// Raw calls by number (x86_64), with the required errno of each.
 #[cfg(target_arch = "x86_64")]
 fn refused_calls_are_refused() {
     let mut sandbox = Sandbox::new();
@@ -136,7 +136,8 @@ fn workloads_work() {
     }
 }
 
-/// What identifies the host is in no file of /proc that a command can read; mountinfo alone knows where the session's directories are.
+/// No file of /proc that a command can read identifies the host; only mountinfo has the paths of
+/// the session's directories.
 fn proc_tells_nothing_of_the_host() {
     let read = |path: &str| std::fs::read_to_string(path).unwrap().trim().to_owned();
     let mut sandbox = Sandbox::new();
@@ -145,7 +146,7 @@ fn proc_tells_nothing_of_the_host() {
     let secrets = [
         read("/proc/sys/kernel/hostname"),
         read("/proc/sys/kernel/random/boot_id"),
-        // Words of the command line that are nowhere else, as they are.
+        // Words that occur only in the command line, unchanged.
         command_line.split(' ').max_by_key(|word| word.len()).unwrap().to_owned(),
         command_line,
         read("/proc/version"),
@@ -177,17 +178,18 @@ print('read', flush=True)
     assert!(ended.out.ends_with("read\n"), "{ended:?}");
     let found: Vec<&str> =
         ended.out.lines().filter(|line| *line != "read" && *line != "5 /proc/PID/mountinfo").collect();
-    // The kernel's name and a host called "vm" or "a" are found in many words; the test's host has a name of its own.
+    // The kernel's name and a host named "vm" or "a" are part of many words; the test's host has a
+    // distinctive name.
     let found: Vec<&&str> = found.iter().filter(|line| !(line.starts_with("0 ") && secrets[0].len() < 6)).collect();
     assert!(found.is_empty(), "{found:?} of {secrets:?}");
-    // What programs ask for is there.
+    // What programs need exists.
     let script = "free -b | grep -c Mem; nproc > /dev/null && uptime > /dev/null && ps -e > /dev/null && df / > /dev/null && cut -d' ' -f1-3 /proc/version; cat /proc/sys/fs/pipe-max-size";
     let ended = sandbox.sh(2, script);
     let release = read("/proc/sys/kernel/osrelease");
     assert_eq!(ended.out, format!("1\nLinux version {release}\n{}\n", read("/proc/sys/fs/pipe-max-size")), "{ended:?}");
 }
 
-/// syncfs(2) of a descriptor that is not open answers EBADF where it is made.
+/// syncfs(2) of a closed descriptor answers EBADF if the call is made.
 fn a_sync_of_all_disks_is_not_made() {
     let mut sandbox = Sandbox::new();
     let script = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.syncfs(-1), libc.fsync(-1))\nos.sync()\nf = open('x', 'w'); f.write('y'); f.flush(); os.fsync(f.fileno()); print('durable')";
@@ -200,7 +202,7 @@ fn a_sync_of_all_disks_is_not_made() {
 
 fn the_sandbox_owns_its_namespace_and_its_limits() {
     let mut sandbox = Sandbox::new();
-    // NS_GET_OWNER_UID, asked from the host.
+    // NS_GET_OWNER_UID, called from the host.
     let owner = "import fcntl, os, struct, sys\nfd = os.open('/proc/%s/ns/user' % sys.argv[1], os.O_RDONLY)\nprint(struct.unpack('I', fcntl.ioctl(fd, 0xb704, b'1234'))[0])";
     let pid = sandbox.started.pid.to_string();
     let said = std::process::Command::new("/usr/bin/python3").args(["-c", owner, &pid]).output().unwrap();
@@ -208,7 +210,7 @@ fn the_sandbox_owns_its_namespace_and_its_limits() {
     let ended = sandbox.sh(1, "ulimit -H -i; ulimit -H -q; ulimit -H -l; ulimit -H -r; ulimit -H -e; grep core /proc/self/limits | tr -s ' '; cat /proc/sys/user/max_user_namespaces /proc/sys/user/max_inotify_watches");
     let wanted = "4096\n819200\n8192\n0\n0\nMax core file size 1 1 bytes \n0\n131072\n";
     assert_eq!(ended.out, wanted, "{ended:?}");
-    // The launcher is what it was before: root in every respect, with a dump as before.
+    // The launcher is unchanged: root in every respect, and still dumpable.
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     assert!(status.contains("Uid:\t0\t0\t0\t0"), "{status}");
 }

@@ -1,4 +1,4 @@
-//! The sandbox's `/etc`: what packages need works, and nothing secret of the host is there.
+//! The sandbox's `/etc`: packages work, and no secret of the host is visible.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ pub const TESTS: &[crate::Test] = &[
     ("etc::nothing_secret_of_the_host_is_there", nothing_secret_of_the_host_is_there),
 ];
 
-/// Report E6, agent-infra#397: programs whose settings are links to /etc. Program, command, what it prints.
+/// agent-infra#397: programs whose settings are links to /etc. Program, command, its output.
 const PACKAGES: &[(&str, &str, &str)] = &[
     (
         "/usr/bin/java",
@@ -64,7 +64,8 @@ fn nothing_secret_of_the_host_is_there() {
                   krb5.conf maven/settings.xml subuid subgid fstab crontab systemd default security pam.d";
     let ended = sandbox.sh(1, &format!("cd /etc && ls -d {absent} 2>/dev/null; exit 0"));
     assert_eq!(ended.out, "", "of the host");
-    // No file in it is closed to the payload, or can be written by it: such a file is not for everybody on the host either.
+    // The payload can read every file in it and write none: files closed to it on the host are
+    // absent.
     let ended = sandbox.sh(2, "find /etc/ -type f ! -readable; find /etc/ -writable ! -type l; find /etc/ -perm /6000");
     assert_eq!(ended.out, "");
     let machine = sandbox.sh(3, "cat /etc/machine-id").out;

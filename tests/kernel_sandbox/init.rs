@@ -99,7 +99,7 @@ fn signals_reach_the_group() {
     assert!(odd.contains("999"), "{odd}");
     assert!(matches!(sandbox.ask(InitRequest::Signal { child: 1, signal: 15, group: true }, &[]), InitReply::Done));
     assert_eq!(sandbox.await_exit(1), Exit::Signal(15));
-    // After its end it is no error.
+    // A signal after its end is not an error.
     assert!(matches!(sandbox.ask(InitRequest::Signal { child: 1, signal: 9, group: false }, &[]), InitReply::Done));
     assert_eq!(sandbox.sh(2, "ps -e -o comm= | grep -c sleep").out, "0\n");
 }
@@ -129,7 +129,7 @@ fn bad_requests_are_answered_or_cut_off() {
     ] {
         error(sandbox.ask(request, &[]));
     }
-    // One hostile connection after the other: each is closed, and ours lives.
+    // One hostile connection after the other: each is closed, and the test's connection survives.
     let path = sandbox.ground.path("init.sock");
     for packet in [&b"nonsense"[..], br#"{"n":1,"op":"unknown"}"#, &[b'x'; 100_000], br#"{"n":-1,"op":"stat"}"#] {
         let other = seqpacket::connect(&path, false).unwrap();
@@ -169,12 +169,13 @@ fn a_failed_exec_is_told_and_reaped() {
     assert_eq!(sandbox.run(1, &["/bin/true"]).exit, Exit::Code(0), "the number is free again");
 }
 
-/// gominimal/minimal#1342, PrimeIntellect-ai/prime-agent#1198, tinylibs/tinyexec#138: without a reader the job dies of SIGPIPE.
+/// gominimal/minimal#1342, PrimeIntellect-ai/prime-agent#1198, tinylibs/tinyexec#138: without a
+/// reader the job dies of SIGPIPE.
 fn output_of_background_jobs_is_discarded() {
     let mut sandbox = Sandbox::new();
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let (out, err) = (pipe(), pipe());
-    // The second one does not stop printing; init has its commands done all the same.
+    // The second job never stops printing; init still executes its commands.
     let script = "(for i in 1 2 3 4 5 6 7 8; do head -c 100000 /dev/zero; echo $i >> ticks; sleep 0.05; done) & \
                   (trap 'touch ended' EXIT; head -c 1000000000 /dev/zero >&2) & echo said";
     let started = sandbox.spawn_with(1, &spec(&["/bin/bash", "-c", script]), &out.1, &err.1);
@@ -183,7 +184,7 @@ fn output_of_background_jobs_is_discarded() {
     assert_eq!(sandbox.await_exit(1), Exit::Code(0));
     assert!(matches!(sandbox.ask(InitRequest::Discard, &[&out.0, &err.0]), InitReply::Done));
     drop((out.0, err.0));
-    // Within the test's own time, although the other one prints a gigabyte.
+    // In time, although the other job prints a gigabyte.
     let ended = sandbox.sh(
         2,
         "until grep -q 8 ticks; do sleep 0.02; done; until [ -e ended ]; do sleep 0.02; done; tr -d '\\n' < ticks",

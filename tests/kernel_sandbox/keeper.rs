@@ -1,4 +1,4 @@
-//! Commands with a deadline: nothing they start outlives it, and nothing else is touched.
+//! Commands with a deadline: none of their processes outlives it, and no other process is affected.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ fn timed(sandbox: &mut Sandbox, child: u32, argv: &[&str], within_ms: u64) -> En
     Ended { exit, out: text(&out), err: text(&err) }
 }
 
-/// Names of everything that runs, but init.
+/// Names of all running processes except init.
 fn running(sandbox: &Sandbox) -> Vec<String> {
     let procs = sandbox.ground.leaf.as_ref().unwrap().paths().unified.join("cgroup.procs");
     let pids = std::fs::read_to_string(procs).unwrap();
@@ -43,7 +43,7 @@ fn ends_are_told_as_a_shell_tells_them() {
         ("exit 7", Exit::Code(7)),
         ("exit 124", Exit::Code(124)),
         ("kill -9 $$", Exit::Code(137)),
-        // As a time-out ends, told differently from one.
+        // The exit status of a time-out, reported differently.
         ("kill -14 $$", Exit::Code(142)),
         ("kill -64 $$", Exit::Code(192)),
         ("echo out; echo err >&2; (sleep 0.05; exit 3) & wait $!", Exit::Code(3)),
@@ -59,7 +59,8 @@ fn the_deadline_ends_every_descendant_and_nobody_else() {
     let (out, err) = (sandbox.file("out"), sandbox.file("err"));
     let beside = spec(&["/bin/sleep", "999"]);
     assert!(matches!(sandbox.spawn_with(1, &beside, &out, &err), InitReply::Spawned { .. }));
-    // Two daemons with the classical double fork, one of which is a subreaper of its own and ignores what it can.
+    // Two daemons with the classical double fork; one is a subreaper and ignores all signals it
+    // can.
     let daemons = r"
 import ctypes, os, signal, time
 libc = ctypes.CDLL(None)
@@ -75,7 +76,7 @@ for reaper in (0, 1):
         os._exit(0)
     os.wait()
 ";
-    // A chain: each process forks the next and ends, so that none is there for long.
+    // A chain: each process forks the next and ends, so that none lives for long.
     let chain = "import os\nwhile True:\n    if os.fork(): os._exit(0)\n    os.setsid()\n";
     for (child, argv) in (2..).zip([
         vec!["/bin/sleep", "998"],
@@ -84,7 +85,7 @@ for reaper in (0, 1):
         vec!["/bin/bash", "-c", "setsid -f bash -c 'sleep 998 & sleep 998' </dev/null >/dev/null 2>&1; sleep 998"],
         vec!["/usr/bin/python3", "-c", &format!("{daemons}\ntime.sleep(999)")],
         vec!["/bin/bash", "-c", "kill -STOP $$"],
-        // The command itself is long gone when the deadline comes: its chain is the command.
+        // The command itself has ended before the deadline: its chain counts as the command.
         vec!["/usr/bin/python3", "-c", &format!("import os,time\nif os.fork():\n    time.sleep(999)\n{chain}")],
         vec!["/bin/bash", "-c", "f() { sleep 998 & f2; }; for i in $(seq 60); do setsid sleep 998 & done; wait"],
     ]) {

@@ -1,7 +1,7 @@
-//! Real sandboxes, as root. A machine on which one cannot be made FAILS these tests; none is skipped.
+//! Real sandboxes, as root. If a sandbox cannot be created, these tests FAIL; none is skipped.
 //!
-//! The set-up forks, so this binary has one thread and a main of its own, which speaks as much of the test runners'
-//! language as they need: `--list`, a filter, `--exact`.
+//! The set-up forks, so this binary has one thread and its own main, with the options that test
+//! runners need: `--list`, a filter, `--exact`.
 #![allow(clippy::unwrap_used)]
 
 mod confinement;
@@ -36,7 +36,7 @@ fn main() {
     let mut failed = 0;
     for (name, test) in chosen {
         if has("--list") {
-            // None of them is ignored: that list is empty.
+            // No test is ignored: that list is empty.
             if !has("--ignored") {
                 println!("{name}: test");
             }

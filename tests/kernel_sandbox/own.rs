@@ -1,4 +1,5 @@
-//! What a daemon that has confined itself can still do, tried by a process that has put the gateway's plan on itself.
+//! What a daemon can still do after it has confined itself, tried by a process with the gateway's
+//! plan.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -45,7 +46,7 @@ fn a_plan_allows_what_it_says_and_refuses_the_rest() {
     assert_eq!(said, "tried\n");
 }
 
-/// One line for each thing that is not as it should be.
+/// One line for each violation.
 fn tries(state: &Path, other: &Path, ports: (u16, u16), again: impl FnOnce() -> io::Result<()>) -> String {
     const DENIED: Option<i32> = Some(nix::libc::EACCES);
     const REFUSED: Option<i32> = Some(nix::libc::EPERM);
@@ -86,7 +87,7 @@ fn tries(state: &Path, other: &Path, ports: (u16, u16), again: impl FnOnce() -> 
     if before.is_none() || before != filters() {
         wrong.push_str(&format!("the filters are stacked: {before:?}, {:?}\n", filters()));
     }
-    // Last: one that has ended is counted for a moment longer.
+    // Last, because an ended thread is counted for a moment longer.
     if std::thread::Builder::new().spawn(|| ()).map(|thread| drop(thread.join())).is_err() {
         wrong.push_str("no thread can be started\n");
     }

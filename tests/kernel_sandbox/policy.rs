@@ -1,5 +1,5 @@
-//! Each entry of the policies is there for a workload: without it the workload breaks, with it it works. An entry that
-//! nothing needs would be an opening for nothing.
+//! Each entry of the policies is needed by a workload, which breaks without it and works with it.
+//! Unneeded entries would be needless openings.
 
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,11 @@ pub const TESTS: &[crate::Test] = &[
     ("policy::cargo_and_job_control_work", cargo_and_job_control_work),
 ];
 
-/// Calls that are taken away together (one does another's work), and what then breaks: a shell script, and what it says
-/// when all is well.
+/// Calls that are removed together (one can replace another), and what then breaks: a shell script,
+/// and its output when it works.
 type Needed = (&'static [i64], &'static str, &'static str);
 
-/// What python prints of a call that answers an errno.
+/// What python prints for a call that fails with an errno.
 macro_rules! python {
     ($code:literal) => {
         concat!("/usr/bin/python3 -c '", $code, "'")
@@ -107,18 +107,19 @@ const CALLS: &[Needed] = &[
 
 const SERVER: &str = "python3 -c 'import socket, threading\ns = socket.create_server((\"127.0.0.1\", 0))\nthreading.Thread(target=lambda: s.accept()[0].sendall(b\"hi\")).start()\nprint(socket.create_connection(s.getsockname()).recv(2).decode())'";
 
-/// A shell script that ends at all ends within this on a plain machine.
+/// Any script that ends does so within this time on a plain machine.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// What a script prints under the whole policy, and without one part of it. A program that waits for ever for what cannot come
-/// has not worked either: the second gets three times as long as the first took, and [`WITHIN`].
+/// The output of a script under the whole policy, and without one part of it. A program that waits
+/// for ever has not worked either: the second run gets three times the time of the first, plus
+/// [`WITHIN`].
 fn both(broken: &Policies, script: &str) -> (Option<String>, Option<String>) {
     let began = Instant::now();
     let works = said(&Policies::compile().unwrap(), script, patient(WITHIN));
     (works, said(broken, script, WITHIN + began.elapsed() * 3))
 }
 
-/// `None` when it does not come to an end in time, or at all: init may die of the lack as well.
+/// `None` when it does not end in time, or at all: init may die as well.
 fn said(policies: &Policies, script: &str, within: Duration) -> Option<String> {
     std::panic::catch_unwind(|| run(policies, script, within)).ok().flatten()
 }
@@ -193,7 +194,8 @@ const PATHS: &[(&str, &str, &str)] = &[
     ("/home/agent", "git config --global a.b c && git config a.b", "c\n"),
 ];
 
-/// Read by ashd's own probe alone, which is not part of these sandboxes: api_confinement fails without it.
+/// Read only by ashd's own probe, which is not part of these sandboxes: api_confinement fails
+/// without it.
 const ELSEWHERE: &[&str] = &["/opt/ashd"];
 
 fn a_workload_breaks_without_its_path() {
@@ -236,7 +238,7 @@ fn cargo_and_job_control_work() {
     let build = "export PATH=/workspace/rust/bin:$PATH && cargo new -q --vcs none x && cd x && cargo run -q --offline";
     let ended = sandbox.sh(1, build);
     assert_eq!(ended.out, "Hello, world!\n", "{}", ended.err);
-    // An interactive shell on a terminal of its own: a job is stopped, listed, and goes on.
+    // An interactive shell on a terminal: a job is stopped, listed and continued.
     let shell = r#"
 import os, pty, select, sys, time
 pid, fd = pty.fork()

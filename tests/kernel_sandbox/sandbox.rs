@@ -1,4 +1,5 @@
-//! One sandbox for a test: directories, cgroups, set-up, and a plain client of its init. Dropping it undoes all.
+//! One sandbox for a test: directories, cgroups, set-up, and a simple client of its init. Dropping
+//! it removes all.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,13 +21,13 @@ use uuid::Uuid;
 
 use crate::patience::patient;
 
-/// Owner of the files on disk; stands for ashd's user.
+/// Owner of the files on disk, in place of ashd's user.
 pub const DISK_UID: u32 = 64_123;
 const WITHIN: Duration = Duration::from_secs(20);
 
 static USED: AtomicU32 = AtomicU32::new(0);
 
-/// What a sandbox is made of, before it is started.
+/// The parts of a sandbox before its start.
 pub struct Ground {
     pub dir: tempfile::TempDir,
     pub tree: Tree,
@@ -94,7 +95,7 @@ impl Drop for Ground {
     }
 }
 
-/// A sandbox that runs, and a connection to its init.
+/// A running sandbox, and a connection to its init.
 pub struct Sandbox {
     pub started: Started,
     pub connection: OwnedFd,
@@ -103,7 +104,7 @@ pub struct Sandbox {
     pub ground: Ground,
 }
 
-/// A command that ended.
+/// An ended command.
 #[derive(Debug)]
 pub struct Ended {
     pub exit: Exit,
@@ -203,7 +204,7 @@ impl Sandbox {
         }
     }
 
-    /// Runs a command to its end. Its output goes to files, as that of claude does.
+    /// Runs a command to its end. Its output goes to files, as claude's does.
     pub fn run(&mut self, child: u32, argv: &[&str]) -> Ended {
         let (out, err) = (self.file("out"), self.file("err"));
         match self.spawn_with(child, &spec(argv), &out, &err) {
@@ -255,7 +256,7 @@ pub fn spec(argv: &[&str]) -> SpawnSpec {
     }
 }
 
-/// The whole contents, whatever the position.
+/// The whole contents, from the beginning.
 pub fn text(file: &OwnedFd) -> String {
     String::from_utf8_lossy(&seqpacket::read_all(file.as_fd(), 64 << 20).unwrap()).into_owned()
 }

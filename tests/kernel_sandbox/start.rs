@@ -1,4 +1,4 @@
-//! A sandbox starts with every layer, and one that cannot start leaves nothing.
+//! A sandbox starts with every layer; a failed start leaves nothing.
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -79,11 +79,11 @@ fn a_failed_step_is_named_and_leaves_nothing() {
     let ground = Ground::new();
     let policies = Policies::compile().unwrap();
     let before = (mounts(), descriptors(), children());
-    // Two ids of the sandbox on one id of the host: the kernel refuses the map.
+    // Two ids of the sandbox mapped to one id of the host: the kernel refuses the map.
     let failure = ground.start_with(&policies, ground.uid + 1).unwrap_err();
     assert_eq!(failure.step, "write id maps", "{failure}");
     std::fs::remove_file(ground.path("init.sock")).unwrap();
-    // A file where a directory must be: fails in the child, at move_mount.
+    // A file in place of a directory: fails in the child, at move_mount.
     std::fs::remove_dir(ground.path("home")).unwrap();
     std::fs::write(ground.path("home"), "").unwrap();
     let failure = ground.start(&policies).unwrap_err();
@@ -112,7 +112,8 @@ fn the_real_claude_runs() {
     assert!(ended.err.contains("Read-only") || ended.err.contains("denied"), "{ended:?}");
 }
 
-/// Not an assertion about speed (the machine is shared), but the numbers of docs/sandbox.md come from here.
+/// Asserts nothing about speed, because the machine is shared; it prints the numbers of
+/// docs/sandbox.md.
 fn set_up_times() {
     let policies = Policies::compile().unwrap();
     let mut totals = Vec::new();
@@ -137,7 +138,7 @@ fn set_up_times() {
     assert!(last.len() > 20, "every step is timed: {last:?}");
 }
 
-/// Kibibytes of memory, shared pages counted in part.
+/// Proportional set size in KiB.
 fn pss(pid: i32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();

@@ -13,7 +13,7 @@ fn count(host: &Host, text: &str) -> usize {
     host.log().matches(text).count()
 }
 
-/// Has it executed anew, and waits until it serves.
+/// Triggers the exec, and waits until it serves.
 fn again(host: &Host) {
     let before = count(host, "ready");
     host.signal(Signal::SIGUSR2);
@@ -23,7 +23,7 @@ fn again(host: &Host) {
 fn descriptors(host: &Host) -> Vec<PathBuf> {
     let all = std::fs::read_dir(format!("/proc/{}/fd", host.pid())).expect("descriptors").flatten();
     let mut all: Vec<PathBuf> = all.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
-    // Namespaces that map mounts are made again when they are needed.
+    // Namespaces that map mounts are created again when they are needed.
     all.retain(|target| !target.to_string_lossy().starts_with("user:["));
     all.sort();
     all
@@ -46,7 +46,8 @@ async fn twenty_times_anew_and_nobody_notices() {
     let script = "n=0; while [ $n -lt 100000 ]; do n=$((n+1)); echo $n; sleep 0.01; done";
     sandbox.spawn(1, &spec(script), out, err).await.expect("spawned");
     let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).expect("status");
-    // While the answer is sent and the next sandbox is prepared, there is one pidfd more for a moment.
+    // While the answer is sent and the next sandbox is prepared, there is temporarily one pidfd
+    // more.
     let pidfds = |all: &[PathBuf]| all.iter().filter(|target| target.ends_with("anon_inode:[pidfd]")).count();
     let mut before = descriptors(&host);
     wait_for("one pidfd, the sandbox's", || {
@@ -58,20 +59,21 @@ async fn twenty_times_anew_and_nobody_notices() {
     for round in 0..20 {
         let written = lines();
         again(&host);
-        // The kept connection goes on, and what it is asked is done.
+        // The open connection continues, and its requests are executed.
         launcher.attach(sandbox.id()).await.expect("known");
         if round % 5 == 0 {
             let other = host.sandbox(&launcher, Limits::default()).await;
             let mut others = other.take_events().expect("events");
             assert_eq!(run(&other, &mut others, 1, "echo new; exit 4").await, (Exit::Code(4), "new\n".into()));
-            // A child of the program before: only its parent can reap it.
+            // A child of the previous program: only its parent can reap it.
             again(&host);
             launcher.destroy(other.id()).await.expect("destroyed");
         }
         wait_for("more of the payload's output", || lines() > written);
     }
     assert_eq!(host.pid(), pid);
-    // Those of an answer are closed after it was sent: on a busy machine that may be later than its reader is here.
+    // Descriptors of an answer are closed after it was sent, on a busy machine later than the
+    // reader continues.
     let soon = Instant::now();
     while descriptors(&host) != before && soon.elapsed() < Duration::from_secs(2) {
         std::thread::sleep(Duration::from_millis(5));
@@ -81,10 +83,10 @@ async fn twenty_times_anew_and_nobody_notices() {
     let now = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
     let caps = |text: &str| text.lines().filter(|l| l.starts_with("Cap")).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(caps(&now), caps(&status), "the same capabilities as before");
-    // What died while the programs changed is found dead.
+    // A process that died during the exec is found dead.
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(sandbox.info.pid), Signal::SIGKILL).expect("killed");
     again(&host);
-    // Killed is not yet dead: the kernel first ends all that is in there.
+    // A killed process is not dead yet: the kernel first ends everything in its namespace.
     let start = Instant::now();
     let listed = loop {
         let all = launcher.list().await.expect("listed");
@@ -120,7 +122,7 @@ async fn requests_that_come_meanwhile_are_answered() {
     let disturb = async {
         loop {
             host.signal(Signal::SIGUSR2);
-            // Not so often that it never comes to serve.
+            // Not so often that it never serves.
             tokio::time::sleep(patient(Duration::from_millis(40))).await;
         }
     };
@@ -128,7 +130,7 @@ async fn requests_that_come_meanwhile_are_answered() {
         () = work => {}
         () = disturb => {}
     }
-    // The last signal may still be on its way.
+    // The last signal may still be pending.
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(300) {
         launcher.list().await.expect("listed");
@@ -141,7 +143,7 @@ async fn requests_that_come_meanwhile_are_answered() {
 async fn an_upgrade_is_taken_and_a_broken_one_is_not() {
     let dir = tempfile::Builder::new().prefix("ashd-upgrade-").tempdir().expect("directory");
     let program = dir.path().join("ash-launcher");
-    // As dpkg does it: a new file in place of the old one, by rename.
+    // As dpkg does: a new file replaces the old one by rename.
     let install = |from: &Path| {
         let new = dir.path().join("new");
         std::fs::copy(from, &new).expect("copied");

@@ -1,4 +1,4 @@
-//! One launcher of a test's own.
+//! One launcher for a test.
 
 use std::fs::File;
 use std::io::Read;
@@ -19,7 +19,7 @@ pub mod patience;
 
 pub use patience::patient;
 
-/// Owner of the session directories; nobody's account.
+/// Owner of the session directories; belongs to no account.
 pub const CLIENT: u32 = 61_234;
 
 pub struct Host {
@@ -41,13 +41,13 @@ impl Host {
         Self::build(test, program, None)
     }
 
-    /// Lines of shell come first, in the same process and in a mount namespace of its own.
+    /// Shell code runs first, in the same process and in a mount namespace of its own.
     #[allow(dead_code)]
     pub fn start_after(test: &str, prelude: String) -> Self {
         Self::build(test, &ash_testkit::program("ash-launcher"), Some(prelude))
     }
 
-    /// One with the range of uids of another.
+    /// With the range of uids of another launcher.
     #[allow(dead_code)]
     pub fn start_sharing(test: &str, other: &Host) -> Self {
         Self::build_on(test, &ash_testkit::program("ash-launcher"), None, other.uid_base)
@@ -91,7 +91,7 @@ impl Host {
         self.dir.path().join("claude")
     }
 
-    /// The range it may give to sandboxes.
+    /// The range of uids for sandboxes.
     #[allow(dead_code)]
     pub fn uids(&self) -> std::ops::Range<u32> {
         self.uid_base..self.uid_base + 64
@@ -135,7 +135,7 @@ impl Host {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).expect("signalled");
     }
 
-    /// Waits for the launcher's end; whether it was a clean one.
+    /// Waits for the launcher's end. Returns whether it was clean.
     pub fn ended(&mut self) -> bool {
         let status = self.process.take().expect("running").wait().expect("reaped");
         status.success()
@@ -148,7 +148,7 @@ impl Host {
         }
     }
 
-    /// A session's directories, as ashd makes them.
+    /// A session's directories, as ashd creates them.
     pub fn session(&self) -> Uuid {
         let id = Uuid::now_v7();
         let dir = self.data_dir().join("sessions").join(id.to_string());
@@ -171,15 +171,15 @@ impl Host {
         }
     }
 
-    /// This launcher's group in every hierarchy: below `/sys/fs/cgroup` itself on cgroup v2, below each of its directories on the
-    /// hybrid layout.
+    /// This launcher's group in every hierarchy: below `/sys/fs/cgroup` itself on cgroup v2, below
+    /// each of its directories on the hybrid layout.
     pub fn groups(&self) -> Vec<PathBuf> {
         let root = PathBuf::from("/sys/fs/cgroup");
         let below = std::fs::read_dir(&root).expect("cgroups").flatten().map(|entry| entry.path());
         below.chain([root]).map(|mount| mount.join(&self.cgroup)).filter(|group| group.is_dir()).collect()
     }
 
-    /// Everything of sandboxes that is left on the host: cgroups and run directories.
+    /// What sandboxes left on the host: cgroups and run directories.
     pub fn leftovers(&self) -> Vec<PathBuf> {
         let list = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
         let tenants = self.groups().into_iter().flat_map(|group| list(group.join("tenants"))).filter(|p| p.is_dir());
@@ -190,7 +190,7 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         if self.process.is_none() {
-            // Whatever a killed launcher left is ended by another one.
+            // Another launcher ends what a killed one left.
             self.launch();
         }
         self.signal(nix::sys::signal::Signal::SIGTERM);
@@ -229,13 +229,13 @@ pub fn spec(script: &str) -> SpawnSpec {
     }
 }
 
-/// A file for a child's output, and one to read it by.
+/// A file for a child's output, and a descriptor to read it.
 pub fn output(path: &Path) -> (OwnedFd, OwnedFd) {
     let file = File::options().create(true).append(true).open(path).expect("output");
     (file.try_clone().expect("dup").into(), file.into())
 }
 
-/// Runs a script as the payload; its status and output.
+/// Runs a script as the payload. Returns its status and output.
 pub async fn run(sandbox: &Sandbox, events: &mut Events, child: u32, script: &str) -> (Exit, String) {
     let file = tempfile::NamedTempFile::new().expect("output");
     let (out, err) = output(file.path());

@@ -1,4 +1,4 @@
-//! Clients that mean harm, or are broken. After each of them the launcher serves on.
+//! Hostile and broken clients. After each of them the launcher continues to serve.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -20,13 +20,13 @@ fn reply(socket: &OwnedFd) -> Option<Reply> {
     let mut buffer = vec![0; MAX_PACKET];
     ash_kernel::pidfd::wait_readable(socket.as_fd(), patient(Duration::from_secs(10))).expect("an answer in time");
     let mut read = || seqpacket::recv(socket.as_fd(), &mut buffer).map(|packet| packet.len);
-    // A reset is told once, before what was sent to us earlier.
+    // A reset is reported once, before data that was received earlier.
     let len = read().or_else(|_| read()).unwrap_or(0);
     (len > 0).then(|| serde_json::from_slice(&buffer[..len]).expect("a reply"))
 }
 
 fn ask(socket: &OwnedFd, bytes: &[u8]) -> Option<Reply> {
-    // A connection that was refused already has its answer waiting, and takes nothing more.
+    // A refused connection already has its answer waiting, and accepts nothing more.
     seqpacket::send(socket.as_fd(), bytes, &[]).ok();
     reply(socket)
 }
@@ -85,7 +85,7 @@ async fn descriptors_sent_along_are_closed() {
         seqpacket::send(socket.as_fd(), b"{\"op\":\"hello\"}", &fds).expect("sent");
         assert!(matches!(reply(&socket), Some(Reply::Hello { .. })));
     }
-    // The launcher opens files of its own for moments; of the 400 that were sent none may be left.
+    // The launcher opens files for short times; none of the 400 sent may be left.
     assert!(open() < before + 8, "{} descriptors, {before} before", open());
 }
 
@@ -97,7 +97,7 @@ async fn a_thousand_connections_and_a_client_that_never_reads() {
     let mut refused = 0;
     for _ in 0..1000 {
         let socket = connect(&host);
-        // The launcher answers a refused connection without being asked.
+        // The launcher answers a refused connection without a request.
         match ask(&socket, b"{\"op\":\"hello\"}") {
             Some(Reply::Hello { .. }) => kept.push(socket),
             Some(Reply::Error(Failure { message, .. })) => {

@@ -94,7 +94,7 @@ async fn limits_hold_and_can_be_changed() {
         assert!(matches!(status, Exit::Code(137) | Exit::Signal(9)), "the OOM killer must end it: {status:?} {text}");
         return;
     }
-    // On cgroup v2 the sandbox dies as one, its init too.
+    // On cgroup v2 the whole sandbox dies, including init.
     let (out, err) = output(Path::new("/dev/null"));
     sandbox.spawn(4, &spec(hog), out, err).await.expect("spawned");
     let died = async { while !matches!(events.recv().await, Some(SandboxEvent::Died) | None) {} };
@@ -119,7 +119,7 @@ async fn a_refused_creation_leaves_nothing_and_says_why() {
     let pipe = host.claude_dir().join("pipe");
     std::fs::create_dir(&pipe).expect("made");
     nix::unistd::mkfifo(&pipe.join("claude"), nix::sys::stat::Mode::S_IRWXU).expect("pipe");
-    // What ashd owns or may write it could exchange: the file, its directory, or a link to it.
+    // Files that ashd owns or can replace are refused: the file, its directory, or a link to it.
     for (version, of_file, of_directory, mode) in
         [("ashds", CLIENT, 0, 0o755), ("below", 0, CLIENT, 0o755), ("open", 0, 0, 0o777)]
     {
@@ -132,7 +132,7 @@ async fn a_refused_creation_leaves_nothing_and_says_why() {
     }
     symlink(host.claude_dir().join("test"), host.claude_dir().join("linked")).expect("link");
     std::os::unix::fs::lchown(host.claude_dir().join("linked"), Some(CLIENT), None).expect("lchown");
-    // Where ashd kept versions once.
+    // Where ashd formerly kept versions.
     std::fs::create_dir_all(host.data_dir().join("claude/old")).expect("made");
     std::fs::copy("/bin/true", host.data_dir().join("claude/old/claude")).expect("a binary");
     let cases: [(&str, Create, &str); 15] = [
@@ -232,7 +232,7 @@ async fn what_is_delivered_reaches_stdin_once() {
 async fn a_sandbox_dies_before_what_is_the_admin_s() {
     let host = Host::start("oom-score");
     let launcher = host.client().await;
-    // systemd sets it by OOMScoreAdjust=, to -900; here a number that needs no capability.
+    // systemd sets it to -900 by OOMScoreAdjust=; this number needs no capability.
     std::fs::write(format!("/proc/{}/oom_score_adj", host.pid()), "7").expect("root may");
     let sandbox = host.sandbox(&launcher, Limits::default()).await;
     let mut events = sandbox.take_events().expect("events");

@@ -1,4 +1,5 @@
-//! What the launcher looks up for ashd: who was killed for want of memory, and what is held on the disk without a name.
+//! Information that the launcher collects for ashd: OOM kills, and disk space held by files without
+//! a name.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ async fn the_killed_are_named_each_to_its_own_sandbox_and_over_a_new_program() {
     let (one, other) = (host.sandbox(&launcher, small).await, host.sandbox(&launcher, small).await);
     let mut events = one.take_events().expect("events");
     assert_eq!(launcher.victims(one.id()).await.expect("asked"), Some(Vec::new()), "the log can be read here");
-    // What the log says of it before the program is exchanged is read by the next one, which could not open the log itself.
+    // The new program reads log entries from before the exec; it could not open the log itself.
     background(&one, 1, &spec("tail /dev/zero")).await;
     if one.info.cgroup.v1 {
         assert_eq!(exit_of(&mut events, 1).await, Exit::Code(137));
@@ -41,7 +42,7 @@ async fn the_killed_are_named_each_to_its_own_sandbox_and_over_a_new_program() {
     let uid = one.info.uid;
     launcher.destroy(one.id()).await.expect("destroyed");
     assert!(launcher.victims(one.id()).await.is_err());
-    // The next sandbox has another uid, so that nothing of this one is taken for its own.
+    // The next sandbox has another uid, so nothing of this one is attributed to it.
     let next = host.sandbox(&launcher, small).await;
     assert_ne!(next.info.uid, uid);
     assert_eq!(launcher.victims(next.id()).await.expect("asked"), Some(Vec::new()));
@@ -59,7 +60,8 @@ async fn what_has_no_name_is_counted_however_it_is_held() {
     let held = async || launcher.held(sandbox.id()).await.expect("asked");
     let before = held().await;
     assert!(!before.hidden && before.bytes < 1 << 20, "{before:?}");
-    // An open descriptor, a mapping, a thread with descriptors of its own, and a file with a name that does not count.
+    // An open descriptor, a mapping, a thread with its own descriptors, and a file with a name,
+    // which does not count.
     let scripts = [
         "import os, time\nf = open('/workspace/a', 'wb'); f.write(b'x' * (8 << 20)); f.flush(); os.unlink('/workspace/a'); time.sleep(60)",
         "import mmap, os, time\nf = os.open('/workspace/b', os.O_RDWR | os.O_CREAT); os.write(f, b'x' * (8 << 20))\n\
@@ -80,7 +82,8 @@ async fn what_has_no_name_is_counted_however_it_is_held() {
         now = held().await;
     }
     assert!(wanted.contains(&now.bytes) && now.files >= 3 && !now.hidden, "{now:?}");
-    // On its way from one process to another, with no descriptor left: it cannot be counted, and that is said.
+    // In transit between processes, without a descriptor: it cannot be counted, and that is
+    // reported.
     let send = "import os, socket, time\na, b = socket.socketpair(socket.AF_UNIX)\n\
         f = os.open('/workspace', os.O_TMPFILE | os.O_RDWR)\nsocket.send_fds(a, [b'x'], [f]); os.close(f); time.sleep(60)";
     background(&sandbox, 9, &python(send)).await;
@@ -91,7 +94,7 @@ async fn what_has_no_name_is_counted_however_it_is_held() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(held().await.hidden);
-    // A frozen one is looked at as well, and others are served meanwhile.
+    // A frozen one is inspected as well, and others are served meanwhile.
     assert_eq!(run(&sandbox, &mut events, 20, "echo here").await, (Exit::Code(0), "here\n".into()));
     launcher.destroy(sandbox.id()).await.expect("destroyed");
 }

@@ -1,5 +1,5 @@
-//! The real launcher behind its real socket, as root, with real sandboxes. Each test has a launcher, directories, uids
-//! and cgroups of its own.
+//! The real launcher behind its real socket, as root, with real sandboxes. Each test has its own
+//! launcher, directories, uids and cgroups.
 #![allow(clippy::unwrap_used)]
 
 mod again;

@@ -1,4 +1,5 @@
-//! What the launcher says of a session: entries of the journal with `ASH_SESSION`, or JSON on stderr with the same field.
+//! What the launcher logs about a session: journal entries with `ASH_SESSION`, or JSON on stderr
+//! with the same field.
 
 use ash_model::Limits;
 use nix::sys::signal::Signal;
@@ -17,10 +18,10 @@ async fn the_journal_has_the_launchers_part_of_a_sessions_story() {
     let host = Host::start_after("journal", journal.prelude());
     let launcher = host.client().await;
     let sandbox = host.sandbox(&launcher, Limits::default()).await;
-    // A program that was executed anew has no JOURNAL_STREAM and goes on there all the same.
+    // After an exec there is no JOURNAL_STREAM, and the log continues there all the same.
     host.signal(Signal::SIGUSR2);
     journal.with("new program", |entry| says(entry, "took over from"));
-    // Said by a fork that closed every descriptor it came with.
+    // Logged by a fork that closed every inherited descriptor.
     sandbox.freeze().await.unwrap();
     launcher.reclaim(sandbox.id()).await.unwrap();
     journal.with("end of the reclaim", |entry| says(entry, "reclaimed"));

@@ -1,4 +1,4 @@
-//! Launchers come and go; sandboxes stay until they are ended.
+//! Launchers are replaced; sandboxes stay until they are ended.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn a_killed_launcher_is_replaced_and_nothing_is_lost() {
     assert_eq!(status, Exit::Code(7), "the sandbox does not need the launcher");
     sandbox.freeze().await.expect("nor does a pause");
     sandbox.thaw().await.expect("or its end");
-    // Dies while nobody looks; its process id may be anybody's afterwards.
+    // It dies while no launcher runs; its process id may be reused afterwards.
     let pid = nix::unistd::Pid::from_raw(dead.info.pid);
     nix::sys::signal::kill(pid, Signal::SIGKILL).expect("killed");
     let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -122,10 +122,12 @@ async fn it_keeps_few_capabilities_and_no_stray_descriptor() {
     let status = status_at_rest(&host);
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).expect(name).trim().to_owned();
     let bits = |name: &str| u64::from_str_radix(&field(name), 16).expect("hex");
-    // CHOWN 0, DAC_READ_SEARCH 2, KILL 5, SETGID 6, SETUID 7, SYS_ADMIN 21, SYS_NICE 23 (capabilities(7)).
+    // CHOWN 0, DAC_READ_SEARCH 2, KILL 5, SETGID 6, SETUID 7, SYS_ADMIN 21, SYS_NICE 23
+    // (capabilities(7)).
     let keep = [0, 2, 5, 6, 7, 21, 23].iter().fold(0, |all, bit| all | 1_u64 << bit);
     assert_eq!(bits("CapEff:"), keep);
-    // Out of effect: DAC_OVERRIDE 1 waits for the end, SYS_PTRACE 19 for the fork that looks for held files.
+    // Permitted but not effective: DAC_OVERRIDE 1 for the end, SYS_PTRACE 19 for the fork that
+    // looks for held files.
     let permitted = keep | 1 << 1 | 1 << 19;
     assert_eq!(bits("CapPrm:"), permitted);
     // What a program that takes over in place starts with: no more than this one has.
@@ -135,8 +137,8 @@ async fn it_keeps_few_capabilities_and_no_stray_descriptor() {
     assert_eq!(std::fs::read_link(format!("/proc/{}/cwd", host.pid())).expect("cwd"), std::path::Path::new("/"));
 }
 
-/// What /proc says of the launcher once it sleeps: after an answer it prepares the next sandbox, and for single steps of that it takes a
-/// capability into effect or has another effective uid.
+/// /proc/<pid>/status of the sleeping launcher. After an answer it prepares the next sandbox, and
+/// for single steps of that it raises a capability or has another effective uid.
 fn status_at_rest(host: &Host) -> String {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
     loop {

@@ -1,4 +1,4 @@
-//! The directory the launcher works in as root is not one that ashd could change.
+//! ashd cannot change the directory in which the launcher works as root.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
@@ -38,12 +38,12 @@ fn a_directory_that_ashd_could_exchange_is_refused() {
             assert!(!output.status.success() && text.contains(word), "{what}: {text}");
         }
     };
-    // Above it: ashd may rename it and put a link there.
+    // A parent directory: ashd may rename it and put a link there.
     chown(top.path(), Some(CLIENT), Some(CLIENT)).expect("chown");
     says("in ashd's directory", "who could replace it");
     assert!(!run.exists(), "nothing was made");
     chown(top.path(), Some(0), Some(0)).expect("chown");
-    // Itself: as the launcher before this one made it.
+    // The directory itself, as an earlier launcher created it.
     std::fs::create_dir(&run).expect("made");
     chown(&run, Some(CLIENT), Some(CLIENT)).expect("chown");
     says("ashd's own", "chown root: ");

@@ -1,4 +1,4 @@
-//! Uids are not given again while anything of their last owner may be there, nor soon after.
+//! Uids are not reused while anything of their last owner may exist, nor soon after.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,17 +10,17 @@ use nix::sys::signal::Signal;
 
 use crate::host::{Host, request, wait_for};
 
-/// Pairs of a test's launcher.
+/// Pairs of uids of a test's launcher.
 const PAIRS: usize = 32;
 
-/// Makes a sandbox and ends it: the uid it had.
+/// Creates and ends a sandbox. Returns its uid.
 async fn one(host: &Host, launcher: &Launcher) -> u32 {
     let sandbox = host.sandbox(launcher, Limits::default()).await;
     launcher.destroy(sandbox.id()).await.expect("destroyed");
     sandbox.info.uid
 }
 
-/// The uids of a whole round of the range and one more.
+/// The uids of a whole round of the range, plus one.
 async fn round(host: &Host, launcher: &Launcher) -> BTreeSet<u32> {
     let mut all = BTreeSet::new();
     for _ in 0..=PAIRS {
@@ -35,7 +35,8 @@ fn taken(uid: u32) -> bool {
     there(uid)
 }
 
-/// Groups nested deeper than a removal looks: the sandbox's own cannot be removed as long as they are there.
+/// Groups nested deeper than a removal searches: they keep the sandbox's own group from being
+/// removed.
 struct Busy(PathBuf);
 
 impl Busy {
@@ -131,7 +132,7 @@ async fn a_creation_that_cannot_be_undone_keeps_its_uids_over_a_restart() {
     assert_eq!(dead.iter().map(|info| (info.id, info.pid)).collect::<Vec<_>>(), [(id, 0)], "it is told");
     let uid = dead[0].uid;
     assert!(taken(uid));
-    // Also for who comes after.
+    // Also for the next launcher.
     host.signal(Signal::SIGKILL);
     assert!(!host.ended());
     host.launch();
@@ -151,12 +152,12 @@ async fn processes_without_a_record_keep_their_uids() {
     let (id, uid) = (lost.id(), lost.info.uid);
     host.signal(Signal::SIGKILL);
     assert!(!host.ended());
-    // As a launcher before this one left it, and an admin who cleaned up by hand.
+    // As left by an earlier launcher, and by an admin who cleaned up by hand.
     std::fs::remove_dir_all(host.run_dir().join("sandboxes").join(id.to_string())).expect("removed");
     for name in [uid, uid + 1] {
         std::fs::remove_file(Path::new(SHARED).join(name.to_string())).expect("removed");
     }
-    // The search would come to it first.
+    // The search would try it first.
     let pointer = format!("next-{}-{}", host.uids().start, host.uids().len());
     std::fs::write(Path::new(SHARED).join(pointer), format!("{}\n", (uid - host.uids().start) / 2)).expect("written");
     host.launch();

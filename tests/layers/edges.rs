@@ -1,12 +1,13 @@
-//! Dependencies have one direction: between crates, between the modules of ashd. Each table lists
-//! what is used, from the bottom to the top: an entry names only entries above it, and an edge that nothing uses is an error too.
+//! Dependencies have one direction, between crates and between the modules of ashd. Each table is
+//! ordered from bottom to top: an entry names only entries above it in the table, and an unused
+//! edge is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::source::{code, paths_after, product, read, root, rust_files};
 
-/// A name and what it uses of the names above it.
+/// A name, and the names above it that it uses.
 pub type Edges = &'static [(&'static str, &'static [&'static str])];
 
 /// The crates below `crates/`, by their manifests.
@@ -22,7 +23,7 @@ const CRATES: Edges = &[
     ("ash-gateway", &["ash-kernel", "ash-model", "ash-observe", "ash-protocol"]),
 ];
 
-/// The modules of ashd. `boot` puts them together.
+/// The modules of ashd. `boot` connects them.
 const MODULES: Edges = &[
     ("config", &["ash-model"]),
     ("gateway", &["ash-kernel", "ash-observe", "ash-protocol"]),
@@ -49,7 +50,7 @@ const MODULES: Edges = &[
     ("http", &["ash-archive", "ash-kernel", "ash-model", "ash-observe", "config", "sessions", "store"]),
 ];
 
-/// What is wrong with the edges that were found: against the table, and in the table.
+/// Differences between the edges found and the table, and errors in the table.
 pub fn differences(table: Edges, found: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (at, (name, uses)) in table.iter().enumerate() {
@@ -98,7 +99,8 @@ fn crates_depend_in_one_direction() {
     none_of(&differences(CRATES, &found));
 }
 
-/// The edges between the first names below a directory: `prefix` is what their paths in the code begin with.
+/// The edges between the first names below a directory. `prefix`: how their paths begin in the
+/// code.
 fn edges(dir: &str, prefix: &str, crates: bool) -> BTreeMap<String, BTreeSet<String>> {
     let base = root().join(dir);
     let files = rust_files(dir);

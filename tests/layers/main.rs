@@ -1,5 +1,5 @@
-//! The shape of the workspace, checked on its source: dependencies have one direction, unsafe code stays in `ash-kernel`, no file
-//! grows past what can be read at once, every task is supervised, and pages name tests that exist.
+//! Checks of the source: dependencies have one direction, unsafe code stays in `ash-kernel`, files
+//! are short, every task is supervised, and pages name tests that exist.
 
 mod edges;
 mod pages;
@@ -8,7 +8,7 @@ mod tasks;
 
 use source::{code, read, root, rust_files};
 
-/// Lines of the longest file.
+/// Maximum lines of a file.
 const MAX_LINES: usize = 400;
 
 #[test]
@@ -19,7 +19,8 @@ fn unsafe_code_stays_in_the_kernel_crate() {
         let code = code(&text);
         let words = code.split(|c: char| !(c.is_alphanumeric() || c == '_'));
         let found = words.filter(|word| ["unsafe", "unsafe_code"].contains(word)).count();
-        // A test that attacks the sandbox may need raw system calls; the product keeps them in one place.
+        // A test that attacks the sandbox may need raw system calls; the product has them in one
+        // crate.
         let kernel = ["crates/ash-kernel", "tests/kernel"]
             .iter()
             .any(|place| file.to_string_lossy().starts_with(&*root().join(place).to_string_lossy()));

@@ -1,10 +1,10 @@
-//! Pages that name tests: each one must be there.
+//! Tests that pages name must exist.
 
 use std::collections::BTreeSet;
 
 use crate::source::{read, root, rust_files};
 
-/// The threat model is worth what its tests are: each one it names must be there.
+/// The threat model names a test for each defence.
 #[test]
 fn the_threat_model_names_tests_that_exist() {
     names_tests_that_exist("docs/threat-model.md");
@@ -30,10 +30,10 @@ fn names_tests_that_exist(page: &str) {
     assert!(named > 30, "only {named} tests are named");
 }
 
-/// How many; each of them is there.
+/// Checks the tests that a page names. Returns their number.
 fn tests_named_in(page: &str) -> usize {
     let text = read(&root().join(page));
-    // A name of four words or more, in backquotes, is one of a test.
+    // A name of four or more words in backquotes is a test.
     let quoted = text.split('`').skip(1).step_by(2);
     let words = quoted.flat_map(|part| part.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')));
     let named: BTreeSet<&str> = words.filter(|word| word.matches('_').count() >= 3).collect();

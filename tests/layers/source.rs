@@ -1,4 +1,4 @@
-//! The source as the checks see it: files, and their code without comments and texts.
+//! The source for the checks: files, and their code without comments and strings.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,7 +33,7 @@ pub fn rust_files(dir: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The source without comments and without the text of strings, so that words in them do not count.
+/// The source without comments and strings, so that words in them do not count.
 pub fn code(source: &str) -> String {
     let bytes = source.as_bytes();
     let mut out = String::new();
@@ -79,7 +79,7 @@ pub fn product(source: &str) -> &str {
     source.find("#[cfg(test)]\nmod ").map_or(source, |at| &source[..at])
 }
 
-/// The first names of all paths that begin with `prefix`, groups in braces included.
+/// The first names of all paths that start with `prefix`, including groups in braces.
 pub fn paths_after(code: &str, prefix: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for (at, _) in code.match_indices(prefix) {

@@ -1,9 +1,10 @@
-//! Every task and thread is supervised, or judged here.
+//! Every task and thread is supervised, or listed here with its reason.
 
 use crate::source::{PRODUCT, code, product, read, root, rust_files};
 
-/// Where tasks or threads are started that `observe::tasks` does not watch, and how many. Each was judged: what is started ends by itself, whoever waits for it learns of a panic (a join
-/// error, a dropped reply), and a guard gives back what it holds. An endless loop does not belong here: it takes `spawn_restarting` or `spawn_essential`.
+/// Where tasks or threads start that `observe::tasks` does not watch, and how many. Each of them
+/// ends by itself, reports a panic to its waiter (a join error, a dropped reply), and releases its
+/// resources with a guard. Endless loops use `spawn_restarting` or `spawn_essential` instead.
 const UNWATCHED: &[(&str, usize)] = &[
     ("src/boot/idle_memory.rs", 1),
     ("src/boot/run.rs", 1),

@@ -1,14 +1,14 @@
-//! Sessions that come and go, by the hundred: nothing is left, and nothing of ours grows.
+//! Hundreds of created and ended sessions: nothing is left, and no process of ashd grows.
 
 use crate::common::churn::{Growth, churn};
 use crate::common::{Daemon, Options};
 use crate::figures::{Figure, Form};
 
-/// Sessions before the first look. Until then caches and the C library's arenas fill: measured, 1.5 MB between the 25th and the 275th
-/// session, 0.2 MB in the next 250, 0.1 MB in the 500 after these.
+/// Sessions before the first measurement. Until then caches and the C library's arenas fill: 1.5 MB
+/// between the 25th and the 275th session, 0.2 MB in the next 250, 0.1 MB in the 500 after these.
 const FIRST: usize = 250;
-/// Megabytes of private memory that 500 sessions, gone again, may leave in each process: what allocators keep, and no more
-/// with more sessions.
+/// Megabytes of private memory that 500 ended sessions may leave in each process: retained by
+/// allocators, and not growing with more sessions.
 const GROWTH_MB: f64 = 1.0;
 
 pub async fn measure(form: Form) -> Vec<Figure> {

@@ -1,4 +1,5 @@
-//! `GET /health` while 15,000 connections hold half a request each, and how much memory they cost; then how soon it is back.
+//! `GET /health` while 15,000 connections hold half a request each, their memory, and the time
+//! until it is free.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use crate::figures::{Figure, Form, Samples};
 
 const CROWD: usize = 15_000;
 const HEALTH_MS: f64 = 50.0;
-/// Half requests may cost so much, and so much may be left of them, MB.
+/// Limit of memory for half requests, and for what remains of them, in MB.
 const CROWD_MB: f64 = 64.0;
 const LEFT_MB: f64 = 20.0;
 const MB: f64 = 1e6;
@@ -23,7 +24,7 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     let mut crowd = Vec::new();
     for n in 0..CROWD {
         let mut socket = raw::connect(daemon.port, 1 + (n % 200) as u8).await.expect("connected");
-        // Those before it may have been closed already.
+        // Earlier ones may have been closed already.
         let _ = socket.write_all(b"GET /health HTTP/1.1\r\nhost: raw\r\nx-half: ").await;
         crowd.push(socket);
     }

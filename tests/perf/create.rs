@@ -1,5 +1,5 @@
-//! A session from a warm sandbox of its agent: until it is there, and until the first delta of its first answer. And one that
-//! starts claude itself: in a parked sandbox, and beside it from nothing.
+//! A session from a warm sandbox of its agent: time to the answer, and to the first delta of its
+//! first turn. Also one that starts claude itself, in a parked sandbox and without one.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,9 @@ use serde_json::json;
 use crate::common::{Daemon, Options};
 use crate::figures::{Figure, Form, Samples};
 
-/// Milliseconds from the request to the answer (issue 4).
+/// Milliseconds from the request to the answer.
 const CREATE_MS: f64 = 5.0;
-/// Milliseconds from the request for the session to the first delta of its first turn (issue 4).
+/// Milliseconds from the request for the session to the first delta of its first turn.
 const FIRST_DELTA_MS: f64 = 300.0;
 
 pub async fn measure(form: Form) -> Vec<Figure> {
@@ -87,7 +87,7 @@ async fn cold(form: Form) -> [Figure; 4] {
     ]
 }
 
-/// What the journal's line about the start says of the steps before claude's own.
+/// From the journal's line about the start: the time of the steps before claude's own.
 fn until_spawned(logs: &str, id: &str) -> Duration {
     let line = logs.lines().rfind(|line| line.contains("claude is ready") && line.contains(id));
     let line = line.unwrap_or_else(|| panic!("no start of {id} in\n{logs}"));

@@ -1,11 +1,11 @@
-//! What was measured, how it is shown, and whether it keeps its bound. Pure.
+//! Measured values: display, and comparison with their bounds.
 
 use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 
-/// How much worse wall-clock time may be in the short form, which runs beside whatever else the machine does: a factor.
+/// Factor on bounds of wall-clock time in the short form, which runs beside other work.
 pub const SLACK: f64 = 4.0;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -181,7 +181,7 @@ pub fn json(all: &[Figure], form: Form) -> Value {
     })
 }
 
-/// Three digits or more, never more precise than what was measured.
+/// Three digits or more, never more precise than the measurement.
 fn number(value: f64) -> String {
     match value.abs() {
         n if n >= 100.0 => format!("{value:.0}"),

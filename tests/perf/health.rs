@@ -1,4 +1,5 @@
-//! `GET /health`: how many a second, with no session in the database and with 10,000, two daemons in turns. And the list of these sessions.
+//! `GET /health` per second, with no session in the database and with 10,000, two daemons in turns.
+//! And the list of these sessions.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,7 +19,7 @@ use crate::procfs;
 const SESSIONS: u64 = 10_000;
 const CLIENTS: usize = 4;
 const AT_LEAST: f64 = 10_000.0;
-/// Flat: processor time of one request may be so much more with all the sessions.
+/// Maximum factor on the CPU time of one request with all the sessions.
 const FLAT: f64 = 1.15;
 /// Milliseconds of the whole list; 146 when each row was read column by column.
 const LIST_MS: f64 = 75.0;
@@ -101,7 +102,7 @@ struct Load {
     cpu_seconds: f64,
 }
 
-/// As many requests as a few connections can ask one after the other.
+/// As many requests as a few connections can send one after the other.
 fn load(daemon: &Daemon, window: Duration) -> Load {
     let stop = AtomicBool::new(false);
     let (start, cpu) = (Instant::now(), procfs::cpu_seconds(daemon.pid()));
@@ -134,7 +135,7 @@ fn client(port: u16, stop: &AtomicBool) -> u64 {
     done
 }
 
-/// Whether head and body of an answer are there.
+/// Whether head and body of an answer are complete.
 fn whole(answer: &[u8]) -> bool {
     let Some(head) = memchr::memmem::find(answer, b"\r\n\r\n") else { return false };
     let name = b"content-length: ";

@@ -1,15 +1,16 @@
-//! The numbers that are promised (docs/promises.md), measured on this machine with the real programs: one row each, with its
-//! bound beside it. Exit status 1 when one is broken.
+//! Measures the promised numbers (docs/promises.md) on this machine with the real programs: one row
+//! each, beside its bound. Exit status 1 when a bound is exceeded.
 //!
 //! ```text
 //! sudo ./scripts/perf [short] [PART...]        parts: turn pause reclaim create relay health memory start probe churn
 //!                                               streams restart many connections
-//!   -> a table on stdout, and behind it the same as one line of JSON
+//!   -> a table on stdout, followed by the same as one line of JSON
 //! ```
 //!
-//! What is compared is measured side by side: both in one run, one after the other, over and over, so that what else the
-//! machine does meets both. `short` is for every change: fewer rounds, and bounds on wall-clock time that a busy machine
-//! keeps as well ([`figures::SLACK`]); the figures of docs/promises.md come from the long form on a quiet machine.
+//! Compared values are measured in one run, in turns, so that other work on the machine affects
+//! both. `short` is for every change: fewer rounds, and looser bounds on wall-clock time
+//! ([`figures::SLACK`]). The figures of docs/promises.md come from the long form on a quiet
+//! machine.
 #![allow(clippy::unwrap_used)]
 
 mod churn;

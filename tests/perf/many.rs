@@ -1,5 +1,5 @@
-//! A hundred sessions of the real claude on one host: each has a turn, is paused and reclaimed to swap; then twenty of them,
-//! chosen at random, are resumed and asked what they were told.
+//! A hundred sessions of the real claude on one host: each runs a turn, is paused and reclaimed to
+//! swap. Then twenty random ones are resumed and asked for what they were told.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,11 @@ use crate::common::swap::Swap;
 use crate::common::{Daemon, Options, procs};
 use crate::figures::{Figure, Form, Samples};
 
-/// Private megabytes of each session that is paused and reclaimed (issue 4).
+/// Private megabytes of each paused and reclaimed session.
 const KEPT_MB: f64 = 5.0;
-/// Swap for a session, before it is compressed: more than a claude after one turn has.
+/// Swap per session before compression: more than a claude needs after one turn.
 const SWAP: u64 = 320 << 20;
-/// Longest wait for the worker, which takes one session after the other, for each of them.
+/// Longest wait per session for the worker, which reclaims one session after the other.
 const RECLAIMED: Duration = Duration::from_secs(6);
 
 pub async fn measure(form: Form) -> Vec<Figure> {
@@ -86,12 +86,12 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     ]
 }
 
-/// What a session is told in its first turn, and nobody else.
+/// What only this session is told in its first turn.
 fn told(n: usize) -> String {
     format!("@text noted\nThe word of session {n} is {:x}.", (n as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
-/// So many different numbers below `of`: a walk with a random start and a stride that has no divisor in common with `of`.
+/// `many` different numbers below `of`: a random start and a stride coprime to `of`.
 fn chosen(of: usize, many: usize) -> Vec<usize> {
     let start = std::process::id() as usize;
     let stride = (1..).map(|n| start % of + n).find(|stride| gcd(*stride, of) == 1).expect("1 is one at least");
@@ -114,7 +114,7 @@ async fn all_reclaimed(daemon: &Daemon, ids: &[String]) -> f64 {
     }
 }
 
-/// Bytes of the host's memory that are in use.
+/// Used memory of the host in bytes.
 fn used() -> f64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();
     let kib = |field: &str| -> f64 {

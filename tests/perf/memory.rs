@@ -1,4 +1,4 @@
-//! Memory: of ashd when nothing happens, and of everything of ours that a session costs beside its claude.
+//! Memory of an idle ashd, and of everything besides claude that a session costs.
 
 use std::time::Duration;
 
@@ -6,19 +6,18 @@ use crate::common::{Daemon, Options, leftovers, procs};
 use crate::figures::{Figure, Form};
 use crate::procfs::{name, pss};
 
-/// Megabytes of the whole of ashd (issue 2).
-///
-/// It was 15 before the archives with zstd and the checked description of the routes came: 17.2 measured (docs/promises.md, Notes).
+/// Megabytes of the whole of ashd: 17.2 measured (docs/promises.md, Notes).
 const ASHD_MB: f64 = 20.0;
-/// Megabytes of launcher, init and all else of ours for a session (issue 2).
+/// Megabytes of launcher, init and all else of ashd per session.
 const SESSION_MB: f64 = 2.0;
-/// In both forms: fewer would share less of what they share, and tell more than the promise is of (10: 2.0 to 2.2 MB, 20: 1.7 to 1.9).
+/// The same in both forms, because the number affects what sessions share (10: 2.0 to 2.2 MB, 20:
+/// 1.7 to 1.9).
 const SESSIONS: usize = 20;
-/// What is freed late is freed by then.
+/// Time for late releases.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// Daemons one after the other, of which the median counts: which pages of a program's file the kernel maps around those it uses
-/// differs from start to start by a tenth.
+/// Daemons one after the other; the median counts. Which pages of a program's file the kernel maps
+/// differs by a tenth from start to start.
 const DAEMONS: usize = 3;
 
 pub async fn measure(_form: Form) -> Vec<Figure> {
@@ -53,7 +52,7 @@ fn median(mut all: Vec<f64>) -> f64 {
     all[all.len() / 2]
 }
 
-/// In the order of the figures, but for the last.
+/// In the order of the figures, without the last.
 async fn of_one(sessions: usize) -> [f64; 7] {
     let daemon = Daemon::start(Options::default().real_claude());
     let api = daemon.api();
@@ -76,7 +75,7 @@ async fn of_one(sessions: usize) -> [f64; 7] {
 
     let n = sessions as f64;
     let inits = after.inits / n;
-    // What the processes that serve all sessions took more, shared by the sessions that made them.
+    // Growth of the processes that serve all sessions, divided by the sessions.
     let grown = (after.ashd + after.gateway + after.keepers - before.ashd - before.gateway - before.keepers) / n;
     [before.ashd, after.ashd, before.gateway, before.keepers, after.launcher, inits, grown]
 }
@@ -95,7 +94,8 @@ impl Ours {
     fn of(daemon: &Daemon, sessions: &[String]) -> Self {
         let inside: Vec<i32> =
             sessions.iter().flat_map(|id| procs::of_session(daemon, id)).map(|process| process.pid).collect();
-        // ashd itself is not among them: nothing of its command line or environment names the daemon any more.
+        // ashd itself is not among them: its command line and environment no longer name the
+        // daemon.
         let ashd = pss(daemon.pid() as i32).expect("ashd lives") as f64 / 1e6;
         let mut sum = Self { ashd, ..Self::default() };
         for (pid, command) in leftovers::processes(daemon) {

@@ -1,4 +1,4 @@
-//! The comparison: the same claude with the same flags and the same model, driven over plain pipes and nothing else.
+//! The baseline: the same claude with the same flags and the same model, over plain pipes.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -17,12 +17,13 @@ use uuid::Uuid;
 use crate::common::real_claude;
 use crate::turn::Times;
 
-/// Nobody's account: claude refuses to work without asking when it is root.
+/// Belongs to no account: as root, claude refuses to work without asking.
 const USER: u32 = 61_235;
 const TOKEN: &str = "token-of-the-comparison";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An offline model on a TCP port of its own: the program that ashd's sessions talk to, without a sandbox in between.
+/// An offline model on its own TCP port: the same program as for ashd's sessions, without a
+/// sandbox.
 struct Model {
     process: StdChild,
     address: String,
@@ -91,7 +92,7 @@ impl Pipe {
             match name.as_str() {
                 "ANTHROPIC_BASE_URL" => *value = format!("http://{}", model.address),
                 "HOME" => *value = home.display().to_string(),
-                // ashd's own shell for tools is inside a sandbox only.
+                // ashd's own shell for tools exists only in a sandbox.
                 "CLAUDE_CODE_SHELL" => "/bin/bash".clone_into(value),
                 _ => {}
             }

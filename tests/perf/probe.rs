@@ -1,5 +1,6 @@
-//! What the proof of confinement adds to a start: the probe in a fresh sandbox, by the same path as claude, until ashd has its
-//! verdict. A start from the pool has it behind it: there the report is already kept when the session comes.
+//! Time that the measurement of confinement adds to a start: the probe in a fresh sandbox, by the
+//! same path as claude, until ashd has its result. In the pool it runs in advance: the report
+//! exists when the session comes.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,9 +12,9 @@ use crate::common::{Daemon, Options};
 use crate::figures::{Figure, Form, Samples};
 use crate::host::{self, Host};
 
-/// Milliseconds that a start which is not from the pool may take longer (issue 3).
+/// Milliseconds that a start outside the pool may take longer.
 const ADDED_MS: f64 = 10.0;
-/// Between two starts, so that none finds the work of the one before still under way.
+/// Between two starts, so that work of the previous one does not interfere.
 const PAUSE: Duration = Duration::from_millis(20);
 
 pub async fn measure(form: Form) -> Vec<Figure> {
@@ -50,7 +51,7 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     ]
 }
 
-/// How many of some sessions from the pool were measured after they had been asked for.
+/// How many sessions from the pool were measured only after their request.
 async fn from_the_pool() -> f64 {
     const SESSIONS: usize = 3;
     let daemon = Daemon::start(Options::default().config("[pool]\nwarm = 1"));

@@ -1,9 +1,9 @@
-//! Memory and processor time of processes, as `/proc` tells them.
+//! Memory and CPU time of processes, from `/proc`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-/// Proportional set size in bytes: shared pages counted in part. `None` when the process is gone.
+/// Proportional set size in bytes. `None` when the process is gone.
 pub fn pss(pid: i32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
@@ -11,7 +11,7 @@ pub fn pss(pid: i32) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Seconds of processor time that all threads of a process used so far, to the nanosecond.
+/// CPU seconds of all threads of a process so far, in nanosecond resolution.
 pub fn cpu_seconds(pid: u32) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives");
     let one = |dir: std::path::PathBuf| -> Option<u64> {
@@ -24,7 +24,7 @@ pub fn name(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
-/// Keeps every thread of a process, now and later ones, on one core.
+/// Pins every thread of a process, now and later ones, to one core.
 pub fn pin(pid: u32, core: usize) {
     let mut set = nix::sched::CpuSet::new();
     set.set(core).expect("a core's number");

@@ -1,5 +1,5 @@
-//! The lower half of the pause ladder with the real claude: what a paused session keeps once its memory was pushed out to swap,
-//! when its first word comes after that, and what an idle one uses of the processor.
+//! The lower half of the pause ladder with the real claude: memory that a paused session keeps
+//! after reclaim to swap, time to its next first delta, and CPU use of an idle session.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use crate::figures::{Figure, Form, Samples};
 use crate::turn::over_http;
 
 const TEXT: &str = "@text Hello there.";
-/// Private megabytes of a session that is paused and reclaimed (issue 4).
+/// Private megabytes of a paused and reclaimed session.
 const KEPT_MB: f64 = 5.0;
-/// Milliseconds that resume and first delta take longer after it (issue 4).
+/// Additional milliseconds of resume and first delta after it.
 const LATER_MS: f64 = 400.0;
 /// Longest wait for the worker.
 const RECLAIMED: Duration = Duration::from_secs(30);
@@ -59,7 +59,7 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     ]
 }
 
-/// Megabytes it keeps when they do not get fewer any more.
+/// Megabytes it keeps once they no longer decrease.
 pub async fn reclaimed(daemon: &Daemon, session: &str) -> f64 {
     let (start, mut last) = (Instant::now(), u64::MAX);
     loop {

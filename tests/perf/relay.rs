@@ -1,5 +1,6 @@
-//! Stream events of about 200 bytes from the stdout file through the whole of ashd to one client that replays them; ashd
-//! on one core, the client on another. `benches/relay.rs` measures the parts in-process.
+//! Stream events of about 200 bytes from the stdout file through the whole of ashd to one client
+//! that replays them; ashd on one core, the client on another. `benches/relay.rs` measures the
+//! parts in-process.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -56,7 +57,8 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     ]
 }
 
-/// Reads the session's stream from its beginning to the end of the turn: deltas seen, and how long it took.
+/// Reads the session's stream from its beginning to the end of the turn. Returns the deltas and the
+/// time.
 fn replay(port: u16, key: &str, path: &str) -> (usize, Duration) {
     pin_self(1);
     let mut socket = TcpStream::connect(("127.0.0.1", port)).expect("connected");
@@ -64,7 +66,7 @@ fn replay(port: u16, key: &str, path: &str) -> (usize, Duration) {
     let start = Instant::now();
     write!(socket, "GET {path} HTTP/1.1\r\nhost: perf\r\nauthorization: Bearer {key}\r\n\r\n").expect("asked");
     let mut buffer = vec![0; 1 << 20];
-    // What of the last piece may be the beginning of a name that was cut.
+    // Bytes of the last piece that may be the beginning of a split name.
     let mut kept = 0;
     let mut seen = 0;
     let (delta, done) = (&b"\nevent: text_delta\n"[..], &b"\nevent: done\n"[..]);
@@ -82,7 +84,7 @@ fn replay(port: u16, key: &str, path: &str) -> (usize, Duration) {
     }
 }
 
-/// Where there is only one core, that one.
+/// With only one core, that one.
 fn pin_self(core: usize) {
     let mut set = nix::sched::CpuSet::new();
     set.set(core).expect("a core's number");

@@ -1,6 +1,6 @@
-//! ashd is killed, or asked to end, under fifty sessions in mid-turn: until it serves again, and how long their clients see
-//! nothing. Beside it the longest silence of the same turns when nothing happens to ashd: fifty real claudes that stream at the
-//! same time may keep a small machine so busy that deltas are late by themselves.
+//! ashd is killed, or asked to end, during turns of fifty sessions: time until it serves again, and
+//! the clients' longest silence. Also the longest silence of the same turns without a restart:
+//! fifty streaming claudes may keep a small machine so busy that deltas are late anyway.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,18 +14,18 @@ use crate::figures::{Figure, Form, Samples};
 use crate::link::{Link, Stream};
 
 const SESSIONS: usize = 50;
-/// So many of them in mid-turn leave a machine of two cores time for its work; all of them do not.
+/// With this many turns a machine of two cores has spare time; with all of them it has not.
 const FEW: usize = 10;
-/// Milliseconds from the start of the new ashd to its first answer (issue 4).
+/// Milliseconds from the start of the new ashd to its first answer.
 const SERVING_MS: f64 = 1000.0;
-/// Milliseconds between the last frame of the old ashd and the first of the new one (issue 4). With all sessions in mid-turn it
-/// is what comes on top of the silence of a turn without a restart.
+/// Milliseconds between the last frame of the old ashd and the first of the new one. With turns in
+/// all sessions, the time in addition to the silence of a turn without a restart.
 const GAP_MS: f64 = 1500.0;
-/// A delta each 100 ms for six seconds.
+/// A delta every 100 ms for six seconds.
 const DELTAS: usize = 60;
 const TEXT: &str = "@delay 100ms\n@repeat 60 word";
 
-/// What one round does to ashd in the middle of its turns.
+/// What one round does to ashd during its turns.
 #[derive(Clone, Copy)]
 enum Blow {
     None,
@@ -33,7 +33,7 @@ enum Blow {
     Restart,
 }
 
-/// The short form has the fake claude, of which fifty cost a small machine nothing.
+/// The short form has the fake claude: fifty of them use hardly any CPU.
 pub async fn measure(form: Form) -> Vec<Figure> {
     let options = match form {
         Form::Short => Options::default(),
@@ -47,7 +47,7 @@ pub async fn measure(form: Form) -> Vec<Figure> {
         ids.push(api.session("perf").await);
     }
     let link = Arc::new(Link::new(daemon.port, &daemon.key));
-    // A claude's first turn loads what the others find loaded.
+    // The first turn of a claude loads what the others find cached.
     for id in &ids {
         client(Arc::clone(&link), id.clone(), "@text ready").await;
     }
@@ -85,7 +85,8 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     ]
 }
 
-/// A turn of each session, with or without a restart in its middle: until the new ashd served, and what the clients saw.
+/// A turn of each session, with or without a restart during it. Returns the time until the new ashd
+/// served, and the clients' silences.
 async fn round(
     mut daemon: Daemon,
     link: &Arc<Link>,
@@ -119,16 +120,16 @@ async fn round(
     (daemon, served, seen)
 }
 
-/// How long a client saw nothing.
+/// Longest silences of a client.
 #[derive(Default)]
 struct Silence {
-    /// Between two frames, at most, where the connection held.
+    /// Between two frames of one connection.
     longest: Duration,
-    /// The same where it was lost.
+    /// Across a lost connection.
     cut: Duration,
 }
 
-/// One turn over as many connections as it takes.
+/// One turn over as many connections as needed.
 async fn client(link: Arc<Link>, id: String, text: &str) -> Silence {
     let body = json!({"content": text, "includePartialMessages": true});
     let answer = link.open(Method::POST, &format!("/api/sessions/{id}/messages"), None, Some(body)).await.unwrap();

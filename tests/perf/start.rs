@@ -1,5 +1,6 @@
-//! From the request to `/bin/true`: our sandbox with every layer and limits, and bwrap with every namespace and nothing
-//! else, in turns. That a command was executed is told by init, which waits for it; of bwrap only the end is seen.
+//! From the request to `/bin/true`: a sandbox with every layer and limits, and bwrap with every
+//! namespace and nothing else, in turns. init reports that a command was executed; of bwrap only
+//! the end is visible.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,18 +14,19 @@ use ashd::sandbox::{Launcher, Sandbox};
 use crate::figures::{Figure, Form, Samples};
 use crate::host::{self, Host};
 
-/// Milliseconds to exec on a host with cgroup v1 controllers, where joining a cgroup waits for the kernel (issue 3).
+/// Milliseconds to exec on a host with cgroup v1 controllers, where joining a cgroup waits for the
+/// kernel.
 const HYBRID_MS: f64 = 20.0;
-/// Milliseconds to exec in a sandbox that is there (issue 3).
+/// Milliseconds to exec in an existing sandbox.
 const PARKED_MS: f64 = 2.0;
-/// Between two starts, so that none finds the work of the one before still under way.
+/// Between two starts, so that work of the previous one does not interfere.
 const PAUSE: Duration = Duration::from_millis(20);
 
 pub async fn measure(form: Form) -> Vec<Figure> {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::start("perf");
     let launcher = host.client().await;
-    // As the parked one does, it keeps the tenant's groups there, which the first sandbox of a tenant makes.
+    // Like a parked one, it keeps the tenant's groups, which the first sandbox of a tenant creates.
     let beside = launcher.create(host::request(host.session(), Limits::default())).await.expect("a sandbox");
     let rounds = form.rounds(20, 100);
     let mut hybrid = false;
@@ -72,7 +74,7 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     ]
 }
 
-/// Since the request for the sandbox; `parked` since the request for a second command in it.
+/// Since the request for the sandbox; `parked`: since the request for a second command in it.
 struct Start {
     ready: Duration,
     executed: Duration,
@@ -80,7 +82,7 @@ struct Start {
     parked: Duration,
 }
 
-/// One sandbox from its request to its end, and what was known of it.
+/// One sandbox from its request to its end. Returns its times.
 async fn one(host: &Host, launcher: &Launcher, dir: &Path) -> (Start, Sandbox) {
     let id = host.session();
     let start = Instant::now();

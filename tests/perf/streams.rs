@@ -1,4 +1,4 @@
-//! Fifty streams at once, a delta every 20 ms on each: how long a client waits for the first byte of its own.
+//! Fifty streams at once, a delta every 20 ms on each: a client's time to the first byte.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::common::{Api, Daemon, Options};
 use crate::figures::{Figure, Form, Samples};
 
 const STREAMS: usize = 50;
-/// Milliseconds to the first byte, 99th percentile (issue 4).
+/// Milliseconds to the first byte, 99th percentile.
 const FIRST_MS: f64 = 50.0;
 const DELTAS: usize = 100;
 
@@ -50,7 +50,7 @@ struct Times {
     gaps: Vec<Duration>,
 }
 
-/// They come within one beat of the deltas, as clients that do not know of each other do.
+/// They start within one interval of the deltas, as independent clients do.
 async fn one(api: &Api, id: &str, n: usize) -> Times {
     tokio::time::sleep(Duration::from_micros(20_000 * n as u64 / STREAMS as u64)).await;
     let body = json!({"content": format!("@delay 20ms\n@repeat {DELTAS} word"), "includePartialMessages": true});

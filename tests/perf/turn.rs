@@ -1,7 +1,9 @@
-//! A turn of the real claude with a model that answers at once: through ashd over HTTP, and over a bare pipe, in turns.
+//! A turn of the real claude with a model that answers at once: through ashd over HTTP, and over a
+//! bare pipe, in turns.
 //!
-//! Both are read the same way, from one descriptor by the task that looks at the clock: a client library's own tasks would be
-//! counted as ashd's. A turn takes 30 to 50 ms from one to the next, so it takes many to tell a millisecond.
+//! Both are read in the same way, from one descriptor by the measuring task: otherwise the tasks of
+//! a client library would count as ashd's. Turns vary from 30 to 50 ms, so many are needed to
+//! measure a millisecond.
 
 use std::time::{Duration, Instant};
 
@@ -26,9 +28,9 @@ const CLAUDE_MD: &str = "You are a test.\n";
 const TEXT: &str = "@text Hello there, this is an answer of a few words.";
 /// Longest silence.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Turns until both have everything loaded.
+/// Turns until everything is cached.
 const WARM_UP: usize = 3;
-/// Added to a turn, whichever is more: milliseconds, and a part of what the pipe takes (issue 2).
+/// Added to a turn, whichever is more: milliseconds, or a fraction of the pipe's time.
 const ADDED_MS: f64 = 5.0;
 const ADDED_PART: f64 = 0.05;
 
@@ -42,7 +44,7 @@ pub async fn measure(form: Form) -> Vec<Figure> {
     let rounds = form.rounds(60, 300);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for round in 0..WARM_UP + rounds {
-        // Each goes first every other time, since the second finds the caches warm.
+        // Each goes first every other time, because the second finds the caches warm.
         let (a, b) = if round % 2 == 0 {
             let a = wire.turn(TEXT).await;
             (a, pipe.turn(TEXT).await)
@@ -86,7 +88,7 @@ fn whole(times: &Times) -> Duration {
     times.whole
 }
 
-/// One kept connection.
+/// One open connection.
 struct Wire {
     stream: TcpStream,
     head: String,

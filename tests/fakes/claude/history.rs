@@ -1,4 +1,4 @@
-//! The conversation on disk: one JSON object a line.
+//! The conversation on disk: one JSON object per line.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -28,13 +28,14 @@ impl History {
         Self::path(session).exists()
     }
 
-    /// The conversation of `from`, if there is one; it goes on as that of `session`, which is another in a fork.
+    /// Reads the conversation of `from`, if it exists, and continues it as `session`, which differs
+    /// in a fork.
     pub fn open(from: &str, session: &str) -> Option<Self> {
         let text = fs::read_to_string(Self::path(from)).ok()?;
         let mut history = Self::new(session);
         let mut old = Vec::new();
         for line in text.lines() {
-            // Half a line is what a power cut leaves.
+            // A power failure leaves a partial line.
             let Ok(entry) = serde_json::from_str::<Value>(line) else { continue };
             let role = entry["type"].as_str()?.to_owned();
             old.push((role, entry["message"]["content"].as_str().unwrap_or_default().to_owned()));

@@ -1,13 +1,14 @@
-//! A stand-in for Claude Code that speaks the same stream-json, starts in a millisecond, needs no model, and can
-//! misbehave on request. What it does in a turn is a script in the message's text (see `script.rs`).
+//! A fake Claude Code with the same stream-json protocol. It starts in a millisecond, needs no
+//! model, and can misbehave on request. The message's text is a script of its turn (see
+//! `script.rs`).
 //!
 //! ```text
 //!   stdin -> reader thread -> channel -> main loop -> turn -> stdout
 //!                                           interrupts are seen between the steps of a turn
 //! ```
 //!
-//! Its conversation is kept where the real one keeps it, `$HOME/.claude/projects/<cwd>/<session>.jsonl`, so that
-//! `--resume` works, and fails, as with the real one.
+//! Its conversation is at the path of the real one, `$HOME/.claude/projects/<cwd>/<session>.jsonl`,
+//! so `--resume` works, and fails, in the same way.
 
 mod history;
 mod script;
@@ -28,7 +29,7 @@ fn main() {
         println!("2.1.330 (Claude Code)");
         return;
     }
-    // Both `--flag value` and `--flag=value`, as the real one takes them.
+    // Both `--flag value` and `--flag=value`, as the real one.
     let value = |flag: &str| {
         let joined = args.iter().find_map(|a| a.strip_prefix(flag)?.strip_prefix('=').map(str::to_owned));
         joined.or_else(|| args.iter().position(|a| a == flag).and_then(|at| args.get(at + 1)).cloned())
@@ -36,7 +37,8 @@ fn main() {
     let resumed = value("--resume");
     let session = value("--session-id").or_else(|| resumed.clone());
     let session = session.unwrap_or_else(|| "00000000-0000-4000-8000-000000000000".into());
-    // A script may ask that SIGTERM does nothing; it is blocked before any thread starts, so that all inherit it.
+    // A script may require that SIGTERM has no effect. It is blocked before any thread starts, so
+    // that all inherit it.
     if std::env::var_os("FAKE_IGNORE_SIGTERM").is_some() {
         let mut set = nix::sys::signal::SigSet::empty();
         set.add(nix::sys::signal::Signal::SIGTERM);
@@ -77,7 +79,7 @@ fn main() {
     }
 }
 
-/// Answers a control request as the real one does while it is idle.
+/// Answers a control request as the real one does while idle.
 fn control(voice: &mut Voice, input: &Value) {
     let id = &input["request_id"];
     let request = &input["request"];

@@ -1,31 +1,31 @@
-//! The script of a turn: lines of the message that begin with `@`. The words that the gateway's offline model also
-//! knows mean the same there, so that one test can run with either.
+//! The script of a turn: lines of the message that start with `@`. Commands that the gateway's
+//! offline model also has mean the same there, so a test can use either.
 //!
 //! | line | effect |
 //! |---|---|
-//! | `@text WORDS` | says the words |
-//! | `@repeat N WORD` | says the word N times, one delta each |
-//! | `@delay 20ms` | waits that long before each delta from here on |
+//! | `@text WORDS` | prints the words |
+//! | `@repeat N WORD` | prints the word N times, one delta each |
+//! | `@delay 20ms` | waits this long before each following delta |
 //! | `@think WORDS` | thinks |
 //! | `@tool Bash {"command":"..."}` | runs a command with `/bin/bash` |
 //! | `@write PATH CONTENT` | writes a file of the workspace |
-//! | `@recall` | says the first text of the conversation |
-//! | `@env` | says its whole environment |
+//! | `@recall` | prints the first text of the conversation |
+//! | `@env` | prints its whole environment |
 //! | `@wait 5s` | waits, and can be interrupted |
 //! | `@busy 5s` | uses a whole core |
-//! | `@alloc BYTES` | holds so much memory until the process ends |
-//! | `@fork N` | starts N processes that sleep |
-//! | `@exit N`, `@kill` | ends in mid-turn with a status, by SIGKILL |
-//! | `@raw LINE` | writes a line of stdout as it stands |
+//! | `@alloc BYTES` | holds this much memory until the process ends |
+//! | `@fork N` | starts N sleeping processes |
+//! | `@exit N`, `@kill` | ends during the turn with a status, or by SIGKILL |
+//! | `@raw LINE` | writes a line to stdout unchanged |
 //! | `@half` | writes half a line and ends |
-//! | `@huge BYTES` | one text of so many bytes |
-//! | `@fill BYTES HEAD~UNIT~TAIL` | one line of about so many bytes: the head, the unit again and again, the tail |
-//! | `@flood N LINES` | lines of stdout as they stand, N times; `~` ends one |
+//! | `@huge BYTES` | one text of this many bytes |
+//! | `@fill BYTES HEAD~UNIT~TAIL` | one line of about this many bytes: the head, the unit repeated, the tail |
+//! | `@flood N LINES` | writes lines to stdout unchanged, N times; `~` ends a line |
 //! | `@truncate` | empties the stdout file |
 //! | `@fail WORDS` | ends the turn with an error result |
 //! | `@reports` (first line) | reports on the message as the real one does (`command_lifecycle`) |
-//! | `@foreign WORDS` | reports, and says the words in a turn of its own before it begins with the message |
-//! | `@ignored` (first line) | does not begin with the message, and reports that it is done with it |
+//! | `@foreign WORDS` | reports, and prints the words in a turn of its own before it starts the message |
+//! | `@ignored` (first line) | does not start the message, and reports it as completed |
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ pub enum Step {
     Fail(String),
 }
 
-/// The steps of a text; one without a script is echoed.
+/// The steps of a text. A text without a script is echoed.
 pub fn parse(text: &str) -> Vec<Step> {
     let steps: Vec<Step> = text.lines().filter_map(|line| step(line.trim_end())).collect();
     if steps.is_empty() { vec![Step::Text(format!("You said: {text}"))] } else { steps }

@@ -1,10 +1,10 @@
-//! Lines of stdout, in the shapes of the real one.
+//! Lines of stdout in the formats of the real one.
 
 use std::io::Write;
 
 use serde_json::{Value, json};
 
-/// Stands for a text of tens of MiB, which a debug build would take long to escape again and again.
+/// Placeholder for a text of tens of MiB, which a debug build would escape slowly again and again.
 pub const HUGE: &str = "@huge@";
 
 pub struct Voice {
@@ -13,7 +13,7 @@ pub struct Voice {
     lines: u64,
     messages: u64,
     pub output_tokens: u64,
-    /// What stands for [`HUGE`] in the lines.
+    /// The text that replaces [`HUGE`] in the lines.
     pub huge: String,
     /// The uuid of the message that the turn answers.
     pub answers: Value,
@@ -32,7 +32,8 @@ impl Voice {
         }
     }
 
-    /// One line, in one write, with `type` as its first field, as the real one does: a daemon may rely on either.
+    /// Writes one line in one write, with `type` as its first field, as the real one does: a daemon
+    /// may rely on either.
     pub fn line(&mut self, value: &Value) {
         let mut rest = value.clone();
         let kind = rest.as_object_mut().and_then(|o| o.remove("type")).unwrap_or_default();
@@ -73,7 +74,7 @@ impl Voice {
         }));
     }
 
-    /// What becomes of the message with this uuid.
+    /// Reports the state of the message with this uuid.
     pub fn report(&mut self, message: &Value, state: &str) {
         self.say(json!({"type": "command_lifecycle", "command_uuid": message, "state": state}));
     }

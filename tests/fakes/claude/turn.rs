@@ -1,4 +1,4 @@
-//! One turn: the steps of the script, in order, each visible as the real one shows its own.
+//! One turn: the steps of the script in order, each with the output of the real one.
 
 use std::process::Command;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -28,7 +28,7 @@ pub fn run(voice: &mut Voice, history: &mut History, lines: &Receiver<String>, i
     let text = text_of(&input["message"]["content"]);
     history.add("user", &text);
     if text.starts_with("@ignored") {
-        // As for a message that it cannot read: done with it, and nothing said.
+        // As for an unreadable message: completed, without output.
         return voice.report(&input["uuid"], "completed");
     }
     if let Some(words) = text.lines().find_map(|line| line.strip_prefix("@foreign ")) {
@@ -140,7 +140,7 @@ impl Turn<'_> {
                 self.voice.bytes(format!("{head}{}{tail}\n", unit.repeat(count)).as_bytes());
             }
             Step::Flood(times, lines) => {
-                // In parts: a reader sees it come.
+                // In parts, so that a reader sees progress.
                 let part = format!("{lines}\n").repeat(times.min(1000));
                 for _ in 0..times / 1000 {
                     self.voice.bytes(part.as_bytes());
@@ -249,7 +249,7 @@ impl Turn<'_> {
         }
     }
 
-    /// Waits, and watches stdin for an interrupt meanwhile.
+    /// Waits, and reads stdin for an interrupt meanwhile.
     fn wait(&mut self, time: Duration) {
         let end = Instant::now() + time;
         loop {

@@ -1,4 +1,4 @@
-//! What an attempt is, and how it is carried out.
+//! Definition and execution of an attempt.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -8,18 +8,18 @@ use std::path::Path;
 /// `Ok`: the harm is done. `Err`: it was refused, with this errno.
 pub type Outcome = io::Result<()>;
 
-/// What is tried.
+/// The action.
 #[derive(Clone, Copy)]
 pub enum Act {
     /// Read a byte of the file, or a name of the directory.
     Read(&'static str),
-    /// Open an existing file for writing. Nothing is written: having it open is the harm.
+    /// Open an existing file for writing. Nothing is written: opening it is the harm.
     Write(&'static str),
-    /// Make a file in the directory; it is removed again.
+    /// Create a file in the directory; it is removed again.
     Create(&'static str),
     /// Connect to a unix socket at a path.
     Socket(&'static str),
-    /// Make a socket of this family, type and protocol.
+    /// Create a socket of this family, type and protocol.
     Family(&'static str, i32, i32, i32),
     /// A system call by number.
     Call(&'static str, i64, &'static [i64]),
@@ -27,12 +27,12 @@ pub enum Act {
     Do(&'static str, fn(&Context) -> Outcome),
 }
 
-/// What shows that the attempt would succeed if nothing stood in its way.
+/// How it is shown that the attempt would succeed without a sandbox.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Control {
     /// The same attempt, as root outside of every sandbox, succeeds.
     Shown,
-    /// It succeeds there where the kernel or the machine has such a thing at all.
+    /// It succeeds there if the kernel or the machine has this feature at all.
     IfThere,
     /// Not run outside, for this reason.
     Not(&'static str),
@@ -50,7 +50,7 @@ pub const fn attempt(act: Act, expect: &'static [i32], control: Control) -> Atte
     Attempt { act, expect, control }
 }
 
-/// What an attempt must know of its surroundings; the test gives it in the environment.
+/// The attempt's surroundings, from the environment set by the test.
 pub struct Context {
     /// Whether this is the control run.
     pub outside: bool,
@@ -63,7 +63,7 @@ impl Context {
     pub fn number(&self, name: &str) -> i32 {
         self.text(name).parse().expect("a number")
     }
-    /// A process of another command: of the same sandbox inside, of another user outside.
+    /// A process of another command: in the same sandbox inside, of another user outside.
     pub fn victim(&self) -> i64 {
         self.number("H_VICTIM").into()
     }
@@ -100,7 +100,7 @@ impl Act {
     }
 }
 
-/// A byte of a file or a name of a directory. An empty file says nothing: `ENODATA`.
+/// Reads a byte of a file or a name of a directory. An empty file gives `ENODATA`.
 pub fn read(path: &Path) -> Outcome {
     if path.is_dir() {
         let mut names = fs::read_dir(path)?;
@@ -119,7 +119,7 @@ pub fn errno(number: i32) -> io::Error {
 /// A system call whose arguments are numbers, or addresses of memory that outlives the call.
 pub fn call(number: i64, args: &[i64]) -> io::Result<i64> {
     let arg = |index: usize| args.get(index).copied().unwrap_or(0);
-    // SAFETY: this program is made to do harm to others, not to itself: addresses are of live values of the right size.
+    // SAFETY: addresses are of live values of the right size. The program harms others, not itself.
     let result = unsafe { libc::syscall(number, arg(0), arg(1), arg(2), arg(3), arg(4), arg(5)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -140,7 +140,7 @@ pub fn mount(source: &str, target: &str, kind: &str, flags: u64) -> Outcome {
         .map(drop)
 }
 
-/// Goes on only when the harm would be real: `Err(EPERM)` when `held` is false.
+/// Continues only when the harm would be real: `Err(EPERM)` when `held` is false.
 pub fn require(held: bool) -> Outcome {
     if held { Ok(()) } else { Err(errno(libc::EPERM)) }
 }

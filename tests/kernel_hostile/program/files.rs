@@ -12,11 +12,11 @@ use crate::act::Act::{Create, Do, Read, Write};
 use crate::act::Control::{IfThere, Not, Shown};
 use crate::act::{Attempt, Context, Outcome, at, attempt, call, cstring, errno, read, require};
 
-/// It is not there, or not for us.
+/// Missing, or not accessible.
 const NO: &[i32] = &[ENOENT, EACCES, EPERM, EROFS, ENOTDIR, ENODATA];
 const GONE: &[i32] = &[ENOENT];
 const DENIED: &[i32] = &[EACCES, EPERM, EROFS];
-/// Covered: it says nothing, or this kernel does not have it.
+/// Covered by an empty file, or missing in this kernel.
 const EMPTY: &[i32] = &[ENODATA, ENOENT];
 const DEVICE: &[i32] = &[ENOENT, EACCES, EPERM, ENXIO];
 
@@ -187,7 +187,7 @@ pub const ATTEMPTS: &[Attempt] = &[
 
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 0xFF, 0, 0, 0, 0, 0, 0, 0];
 
-/// A scratch file in /tmp, gone with its guard.
+/// A scratch file in /tmp, removed with its guard.
 struct Scratch(std::path::PathBuf);
 
 impl Scratch {
@@ -225,7 +225,7 @@ fn hard_link(of: &str) -> Outcome {
     fs::remove_file(&to)
 }
 
-/// Descriptors 3 to 63: none should be there, and none may lead out.
+/// Descriptors 3 to 63: none should exist, and none may lead out.
 fn walk_up(_: &Context) -> Outcome {
     for fd in 3..64 {
         let up = cstring("../../../../../../etc/shadow");
@@ -264,7 +264,7 @@ fn immutable(_: &Context) -> Outcome {
     call(libc::SYS_ioctl, &[fd.into(), SETFLAGS, at(&0_i64)]).map(drop)
 }
 
-/// Setuid for root: make it, and see whether it would be root's.
+/// Creates a setuid file, and checks whether it would belong to root.
 fn setuid_file(_: &Context) -> Outcome {
     let scratch = Scratch::new()?;
     fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o4755))?;
@@ -292,7 +292,7 @@ fn handle(_: &Context) -> Outcome {
 }
 
 fn open_by_handle(_: &Context) -> Outcome {
-    // Inode 2 is the root directory of ext file systems: the well-known way out of a container.
+    // Inode 2 is the root directory of ext file systems: a known escape from containers.
     let guess = || Handle {
         bytes: 8,
         kind: 1,

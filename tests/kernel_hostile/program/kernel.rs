@@ -1,4 +1,4 @@
-//! The kernel's own doors: namespaces, mounts, and interfaces with a record of escalations.
+//! Kernel interfaces: namespaces, mounts, and interfaces with past privilege escalations.
 
 use libc as sys;
 use libc::{EACCES, EINVAL, ENOENT, ENOSYS, EPERM};
@@ -188,7 +188,7 @@ fn setns_pidfd(context: &Context) -> Outcome {
 }
 
 fn remount(path: &str) -> Outcome {
-    // Outside /usr may be no mount of its own: make it one first.
+    // Outside, /usr may not be a mount: make it one first.
     let _ = mount(path, path, "none", sys::MS_BIND);
     mount("none", path, "none", sys::MS_REMOUNT | sys::MS_BIND)
 }
@@ -253,7 +253,7 @@ fn add_key(_: &Context) -> Outcome {
     call(sys::SYS_add_key, &[kind.as_ptr() as i64, name.as_ptr() as i64, at(b"x"), 1, -2]).map(drop)
 }
 
-/// An ioctl on a terminal of one's own.
+/// An ioctl on a terminal of its own.
 fn terminal(request: i64) -> Outcome {
     let path = cstring("/dev/ptmx");
     let master =
@@ -272,7 +272,7 @@ fn lease(_: &Context) -> Outcome {
     taken.map(drop)
 }
 
-/// A filter that allows everything, and then what the older ones refuse.
+/// A filter that allows everything, then a call that the older filters refuse.
 fn lift(_: &Context) -> Outcome {
     // BPF_RET | BPF_K, SECCOMP_RET_ALLOW
     let code = [0x06_u64 | 0x7fff_0000 << 32];
@@ -289,9 +289,9 @@ fn older_filter(_: &Context) -> Outcome {
     call(sys::SYS_prctl, &[sys::PR_SET_SECCOMP.into(), 2, at(&program), 0, 0]).map(drop)
 }
 
-/// A ruleset of one's own cannot give back what an older one took.
+/// A new ruleset cannot restore what an older one has removed.
 fn landlock(_: &Context) -> Outcome {
-    // Only MAKE_SYM is handled, so this ruleset forbids no writing.
+    // Only MAKE_SYM is handled, so this ruleset does not forbid writing.
     let attr = [1_u64 << 12, 0, 0];
     let fd = call(sys::SYS_landlock_create_ruleset, &[at(&attr), 24, 0])?;
     call(sys::SYS_landlock_restrict_self, &[fd, 0])?;

@@ -1,10 +1,10 @@
-//! The hostile payload. It runs inside a sandbox and tries to do harm; run as root outside, it shows that the same
-//! attempts would succeed if nothing stood in their way.
+//! The hostile payload. Inside a sandbox it tries to do harm. As root outside, it shows that the
+//! same attempts would succeed without a sandbox.
 //!
 //! ```text
-//!   hostile inside            every attempt, each in a process of its own      name \t expected \t outcome \t control
+//!   hostile inside            every attempt, each in its own process           name \t expected \t outcome \t control
 //!   hostile outside           those that can be shown, in scratch namespaces   the same
-//!   hostile victim NAME       offers what must not be reached, until it is killed
+//!   hostile victim NAME       offers objects that must not be reached, until it is killed
 //!   hostile clean             removes what a victim leaves on the host
 //! ```
 #![allow(clippy::unwrap_used)]
@@ -20,7 +20,7 @@ use std::io::Write;
 
 use act::{Attempt, Context, Control, call};
 
-/// Seconds one attempt may take.
+/// Seconds for one attempt.
 const PATIENCE: u32 = 10;
 /// Exit status of an attempt that panicked, which is a fault of this program.
 const BROKEN: i32 = 254;
@@ -78,14 +78,15 @@ fn all(context: &Context, only: Option<&String>) {
     }
 }
 
-/// In a child, so that nothing an attempt does reaches the next one. `0`: the harm was done; else an errno, or how it died.
+/// Runs in a child, so that an attempt does not affect the next one. `0`: the harm was done; else
+/// an errno, or how it died.
 fn try_it(attempt: &Attempt, context: &Context) -> String {
     let pid = call(FORK, &FORK_ARGS).expect("fork");
     if pid == 0 {
-        // SAFETY: alarm(2) takes a number, and ends this child should it hang.
+        // SAFETY: alarm(2) takes a number, and ends this child if it hangs.
         unsafe { libc::alarm(PATIENCE) };
         if context.outside {
-            // Mounts and names that an attempt changes are this child's own, and end with it.
+            // Mounts and names that an attempt changes belong to this child, and end with it.
             call(libc::SYS_unshare, &[i64::from(libc::CLONE_NEWNS | libc::CLONE_NEWUTS)]).expect("root");
             act::mount("none", "/", "none", libc::MS_REC | libc::MS_PRIVATE).expect("private mounts");
         }
@@ -95,7 +96,7 @@ fn try_it(attempt: &Attempt, context: &Context) -> String {
             Ok(Err(error)) => error.raw_os_error().unwrap_or(BROKEN),
             Err(_) => BROKEN,
         };
-        // SAFETY: ends the child at once, without what the parent still has to do.
+        // SAFETY: ends the child at once, without the parent's exit handlers.
         unsafe { libc::_exit(status) };
     }
     let status = 0_i32;

@@ -1,4 +1,4 @@
-//! Ways out: sockets of every family, addresses outside, unix sockets of the host.
+//! Network exits: sockets of every family, addresses outside, unix sockets of the host.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -166,14 +166,14 @@ fn broadcast(_: &Context) -> Outcome {
     socket.send_to(b"x", "255.255.255.255:9").map(drop)
 }
 
-/// Connects to a packet socket in a directory, through a link: a socket's address is short.
+/// Connects to a packet socket in a directory, through a link, because socket addresses are short.
 fn packet(dir: &str, name: &str) -> Outcome {
     let link = format!("/tmp/ash-hostile-{}-run", std::process::id());
     std::os::unix::fs::symlink(dir, &link)?;
     let answer = UnixStream::connect(Path::new(&link).join(name)).map(drop);
     std::fs::remove_file(&link)?;
     match answer {
-        // It is there, and only of another type: reached.
+        // It exists with another type: reached.
         Err(error) if error.raw_os_error() == Some(EPROTOTYPE) => Ok(()),
         other => other,
     }
@@ -185,7 +185,7 @@ fn abstract_socket(name: &str) -> Outcome {
 
 fn socket(family: i32, kind: i32, protocol: i32) -> std::io::Result<OwnedFd> {
     let fd = call(sys::SYS_socket, &[family.into(), kind.into(), protocol.into()])?;
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: a new descriptor with no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
@@ -197,7 +197,7 @@ fn option(level: i32, name: i32, value: i32) -> Outcome {
     set(&socket(sys::AF_INET, STREAM, 0)?, level, name, value)
 }
 
-/// `IPV6_2292PKTOPTIONS` keeps the whole text; its one control message is of a level that is skipped.
+/// `IPV6_2292PKTOPTIONS` keeps the whole text; its one control message has a level that is skipped.
 fn large_options() -> Outcome {
     let fd = socket(sys::AF_INET6, DGRAM, 0)?;
     let mut text = vec![0_u64; 65_000 / 8];
@@ -211,7 +211,7 @@ fn ulp() -> Outcome {
     call(sys::SYS_setsockopt, &[fd.as_raw_fd().into(), sys::IPPROTO_TCP.into(), 31, at(b"tls"), 3]).map(drop)
 }
 
-/// BPF_RET | BPF_K: takes every packet.
+/// BPF_RET | BPF_K: accepts every packet.
 fn filter(name: i32) -> Outcome {
     let fd = socket(sys::AF_INET, DGRAM, 0)?;
     let code = [0x06_u64 | 0xffff << 32];
@@ -257,7 +257,8 @@ fn down() -> Vec<u8> {
     body
 }
 
-/// One request over NETLINK_ROUTE, and the kernel's answer to it. Outside it is made in a network of its own.
+/// One request over NETLINK_ROUTE, and the kernel's answer. Outside it uses a network namespace of
+/// its own.
 fn netlink(context: &Context, kind: u16, body: &[u8]) -> Outcome {
     if context.outside {
         call(sys::SYS_unshare, &[sys::CLONE_NEWNET.into()])?;
@@ -293,7 +294,7 @@ fn flags(context: &Context) -> Outcome {
     interface(sys::SIOCSIFFLAGS as i64)
 }
 
-/// What others of the host or of another sandbox offer, and what must not be reached.
+/// Offers of the host or of another sandbox that must not be reached.
 pub fn serve(name: &str) -> std::io::Result<(UnixListener, Option<TcpListener>)> {
     let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
     let port = std::env::var("H_PORT").ok().and_then(|port| port.parse::<u16>().ok());

@@ -1,4 +1,4 @@
-//! Other processes, and more rights for this one.
+//! Other processes, and more privileges for this one.
 
 use std::path::Path;
 
@@ -87,7 +87,7 @@ pub const ATTEMPTS: &[Attempt] = &[
 ];
 
 fn queue(pid: i64) -> Outcome {
-    // siginfo: signo, errno, code (SI_QUEUE), and what the sender says of itself.
+    // siginfo: signo, errno, code (SI_QUEUE), and the sender's data.
     let mut info = [0_i32; 32];
     info[0] = sys::SIGCONT;
     info[2] = -1;
@@ -134,7 +134,7 @@ fn limit_of(pid: i64) -> Outcome {
     call(sys::SYS_prlimit64, &[pid, sys::RLIMIT_NOFILE as i64, at(&limit), 0]).map(drop)
 }
 
-/// Names of processes in /proc: those of the sandbox's own commands are few; the host has more, or shows kernel threads.
+/// Names of processes in /proc: a sandbox has few; the host has more, or kernel threads.
 fn count(context: &Context) -> Outcome {
     let pids = std::fs::read_dir("/proc")?.flatten();
     let seen = pids.filter(|entry| entry.file_name().to_string_lossy().parse::<i32>().is_ok()).count();
@@ -145,7 +145,7 @@ fn raise(_: &Context) -> Outcome {
     let header = [0x2008_0522_u32, 0];
     let all = [u32::MAX, u32::MAX, 0, 0x1FF, 0x1FF, 0];
     call(sys::SYS_capset, &[at(&header), at(&all)]).map(drop).or_else(|error| {
-        // Outside, a machine may lack some: having one of them is what counts.
+        // Outside, a machine may lack some of them: one is enough.
         let one = [1_u32 << 21, 1 << 21, 0, 0, 0, 0];
         call(sys::SYS_capset, &[at(&header), at(&one)]).map(drop).map_err(|_| error)
     })
@@ -159,7 +159,8 @@ fn raise_limit(which: i64, by: u64) -> Outcome {
 }
 
 fn deadline(_: &Context) -> Outcome {
-    // struct sched_attr: size, SCHED_DEADLINE, flags, nice, priority, then runtime, deadline and period in ns.
+    // struct sched_attr: size, SCHED_DEADLINE, flags, nice, priority, then runtime, deadline and
+    // period in ns.
     let attr = [48_u64 | 6 << 32, 0, 0, 1_000_000, 10_000_000, 10_000_000];
     call(sys::SYS_sched_setattr, &[0, at(&attr), 0]).map(drop)
 }
@@ -177,13 +178,13 @@ fn as_root(argv: &[&str]) -> Outcome {
     let status = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).status();
     match status {
         Ok(status) => require(status.success()),
-        // Not installed here: nothing to do harm with.
+        // Not installed here: harmless.
         Err(error) if error.raw_os_error() == Some(ENOENT) => Err(errno(EPERM)),
         Err(error) => Err(error),
     }
 }
 
-/// The segment that the victim of another session made under this key.
+/// The segment that the victim of another session created with this key.
 fn shared_memory(context: &Context) -> Outcome {
     call(sys::SYS_shmget, &[context.number("H_KEY").into(), 1, 0]).map(drop)
 }

@@ -1,4 +1,4 @@
-//! Asking a session's task, and what it means when there is no answer.
+//! Sends requests to a session's task, and interprets a missing answer.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use crate::sessions::api::owned_session::Own;
 use crate::sessions::driver::{Reply, Request};
 use crate::sessions::{SessionError, Sessions};
 
-/// Looks at the row of a session whose task ended without an answer, 50 ms apart.
+/// Attempts, 50 ms apart, to see the removal of a session's row after its task ended without an
+/// answer.
 const ROW_GOES: u32 = 40;
 
 impl Sessions {
@@ -22,13 +23,14 @@ impl Sessions {
         if let Ok(answer) = answer.await {
             return answer;
         }
-        // A task ends without an answer when it panics, and when the session is removed while the request waits: its row goes soon.
+        // A task ends without an answer when it panics, or when the session is removed meanwhile:
+        // its row vanishes soon.
         for _ in 0..ROW_GOES {
             if self.shared.store.session_of_any_tenant(own.id()).await?.is_none() {
                 return Err(SessionError::NotFound);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Err(SessionError::Failed("the session's task failed; its reason is in the journal of ashd".to_owned()))
+        Err(SessionError::Failed("the session's task failed; see the journal of ashd".to_owned()))
     }
 }

@@ -1,10 +1,11 @@
-//! The proof that a session is confined: measured at every start, kept beside the session, measured again on demand.
+//! The proof that a session is confined: measured at every start, stored beside the session,
+//! measured again on demand.
 //!
 //! ```text
 //!   start:  sandbox -> probe -> judge --below the floor--> no session (error, journal)
 //!                                 |
 //!                                 +--> <session>/confinement.json --> claude is started, or the sandbox is parked
-//!   GET:    awake -> probe again;  frozen or gone -> the last report (asking wakes nothing)
+//!   GET:    awake -> probe again;  frozen or gone -> the last report (a read wakes nothing)
 //! ```
 
 use std::io;
@@ -25,21 +26,23 @@ use ash_model::{iso, now_ms};
 use ash_observe::events::{self, event};
 use ash_protocol::launcher::SandboxInfo;
 
-/// A report younger than this is answered as it is: asking must not become work for the sandbox.
+/// A younger report is returned as it is, to bound the work of the sandbox.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long a measurement on demand may take before the last report is answered instead.
+/// Longest measurement on demand; then the last report is returned.
 const AGAIN_WITHIN: Duration = Duration::from_secs(2);
-/// Measurements on demand at the same time, of all sessions: each holds one of the few connections of an init.
+/// Concurrent measurements on demand of all sessions: each holds one of the few connections of an
+/// init.
 static MEASURING: Semaphore = Semaphore::const_new(4);
 
-/// Child numbers of probes: far from those of claude (1, 2, ...).
+/// Child numbers of probes, far from those of claude (1, 2, ...).
 const FIRST_CHILD: u32 = 0xC000_0000;
 
 impl Shared {
-    /// Measures the sandbox of a session that starts, and compares it with the floor of the configuration.
+    /// Measures the sandbox of a starting session, and compares it with the configured floor.
     ///
     /// # Errors
-    /// `Failed` with every layer that is missing, why, and the way out; also when the measuring itself failed.
+    /// `Failed` with each missing layer, the reason and the remedy; also when the measurement
+    /// failed.
     pub async fn prove_confined(
         &self,
         session: Uuid,
@@ -49,11 +52,11 @@ impl Shared {
         let proof = self.proof(session, sandbox, events).await;
         proof.map(drop).map_err(|why| {
             event!(&events::NOT_CONFINED, ASH_SESSION = %session, "{why}");
-            SessionError::Failed(format!("the session is not started, since its confinement is not proven: {why}"))
+            SessionError::Failed(format!("session not started, because its confinement is not proven: {why}"))
         })
     }
 
-    /// The report of a sandbox that is confined as the floor asks, which is kept beside it; else why it is not.
+    /// Measures the sandbox and stores the report; `Err` when it is below the floor.
     pub async fn proof(
         &self,
         id: Uuid,
@@ -67,7 +70,7 @@ impl Shared {
         Ok(report)
     }
 
-    /// The proof of before, with the limits as they are now.
+    /// Checks an earlier proof against the current limits.
     pub async fn judge_again(&self, id: Uuid, info: &SandboxInfo, proof: Report) -> Result<(), String> {
         let report =
             Report::new(proof.inside, measure::outside(info), &self.floor(), proof.measured_at, proof.took_micros);
@@ -80,13 +83,13 @@ impl Shared {
         }
         for verdict in report.layers.iter().filter(|verdict| !verdict.in_force) {
             tracing::warn!(ASH_SESSION = %id, ASH_EVENT = "layer-missing", layer = %verdict.layer,
-                "below the full confinement, as the floor allows: {}", verdict.evidence);
+                "reduced confinement, permitted by the floor: {}", verdict.evidence);
         }
         for broken in report.broken() {
             tracing::warn!(ASH_SESSION = %id, ASH_EVENT = "probe-failed", "does not work in the sandbox: {broken}");
         }
         if let Err(error) = self.keep(id, report).await {
-            tracing::warn!(ASH_SESSION = %id, "the report of the confinement could not be kept: {error}");
+            tracing::warn!(ASH_SESSION = %id, "cannot store the confinement report: {error}");
         }
         Ok(())
     }
@@ -112,7 +115,7 @@ impl Shared {
         self.dir(session).root().join("confinement.json")
     }
 
-    /// By rename: a reader sees the old report or the new one.
+    /// By rename, so that a reader sees the old report or the new one.
     async fn keep(&self, session: Uuid, report: &Report) -> io::Result<()> {
         let path = self.report_path(session);
         let text = serde_json::to_vec(report).map_err(io::Error::other)?;
@@ -133,8 +136,8 @@ impl Shared {
 }
 
 impl Sessions {
-    /// What was measured of the session's sandbox: now, when it is awake and was not measured within the last second;
-    /// else at the last time, with the limits as they are now while it lives.
+    /// Measures the session's sandbox if it is awake and was not measured within the last second.
+    /// Otherwise returns the last report, with the current limits while the sandbox lives.
     ///
     /// # Errors
     /// `Invalid` for a session that was never started; `Unavailable` without the launcher.
@@ -152,13 +155,13 @@ impl Sessions {
                     shared.keep(id, &report).await.ok();
                     return Ok(report);
                 }
-                // Frozen, ended or at its limit of processes in this very moment: the last report stands.
-                Ok(Err(error)) => tracing::info!(ASH_SESSION = %id, "not measured again: {error}"),
-                Err(_) => tracing::info!(ASH_SESSION = %id, "not measured again: frozen meanwhile"),
+                // Just frozen, ended or at its process limit: the last report stands.
+                Ok(Err(error)) => tracing::info!(ASH_SESSION = %id, "confinement not measured again: {error}"),
+                Err(_) => tracing::info!(ASH_SESSION = %id, "confinement not measured again: frozen meanwhile"),
             }
         }
         let kept = shared.kept(id).await.ok_or_else(|| {
-            SessionError::Invalid("the session's confinement was not measured yet: it has not been started".to_owned())
+            SessionError::Invalid("the session has no confinement report, because it was never started".to_owned())
         })?;
         Ok(match sandbox {
             Some(sandbox) if sandbox.info.pid != 0 => {

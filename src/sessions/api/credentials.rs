@@ -1,8 +1,8 @@
-//! Keys of model providers that tenants keep here. A session that names one has it used by the gateway; the key never
-//! enters a sandbox, and never stands in the database in the open.
+//! Keys of model providers, stored by tenants. The gateway uses the credential that a session
+//! names; the key never enters a sandbox and is stored encrypted.
 //!
-//! Whose key a session's requests go with, the first that is there: its own `extraEnv`, its credential, its agent's `env`,
-//! the gateway's.
+//! A session's requests use the first key of: its own `extraEnv`, its credential, its agent's
+//! `env`, the gateway's.
 
 use uuid::Uuid;
 
@@ -12,11 +12,11 @@ use crate::sessions::{CreateSession, SessionError, Sessions};
 use crate::store::{Credential, Session};
 use ash_model::{TenantId, now_ms};
 
-/// Those that are keys for the API that claude speaks. An older ashd also kept others, which no session can use.
+/// Types for the API that claude uses. Older versions also stored others, which no session can use.
 pub const FOR_SESSIONS: [&str; 2] = ["anthropic", "custom"];
 
 impl Sessions {
-    /// Seals the key and keeps it.
+    /// Encrypts and stores the key.
     ///
     /// # Errors
     /// `Failed` when it cannot be sealed; `Store`.
@@ -49,7 +49,7 @@ impl Sessions {
 }
 
 impl Shared {
-    /// The credential that a new session asks for, checked.
+    /// Checks the credential that a new session names.
     pub(in crate::sessions) async fn credential_for(
         &self,
         tenant: &TenantId,
@@ -77,7 +77,7 @@ impl Shared {
         Ok(Some(credential.id))
     }
 
-    /// The session's own key for the model, if it has one.
+    /// The session's own model key, if it has one.
     pub(in crate::sessions) async fn model_key(
         &self,
         session: &Session,

@@ -1,14 +1,16 @@
-//! `POST /api/sessions/:id/exec`: a command beside claude, in the same sandbox, with the same confinement and environment.
+//! `POST /api/sessions/:id/exec`: a command beside claude, in the same sandbox, with the same
+//! confinement and environment.
 //!
 //! ```text
 //!   driver: active? thaw --> Place --> init: keeper -> bash -c command
 //!                                        |       stdout, stderr: pipes
 //!             ExecResult <-- end ........+       |
-//!                  ^------------------ drain <---+   keeps 1 MiB, reads 64 MiB, then hangs up (SIGPIPE)
+//!                  ^------------------ drain <---+   keeps 1 MiB, reads 64 MiB, then closes (SIGPIPE)
 //! ```
 //!
-//! The deadline is the keeper's, inside the sandbox: it holds whatever becomes of ashd or of the client. What the command
-//! leaves in the background lives on after its answer: init gets the reading ends of its pipes, and discards what it prints.
+//! The keeper in the sandbox enforces the deadline, independent of ashd and the client. Background
+//! jobs keep running after the answer: init gets the reading ends of their pipes, and discards
+//! their output.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -34,33 +36,34 @@ use crate::sessions::{SessionError, Sessions};
 use ash_model::{SessionStatus, TenantId};
 use ash_protocol::init::{Exit, SpawnSpec};
 
-/// Commands that run at the same time: of one tenant (one more is 429), and in all sessions together (503). Each may hold
-/// 2 MiB of output.
+/// Concurrent commands of one tenant (above it 429) and of all sessions (503). Each may hold 2 MiB
+/// of output.
 pub const RUNNING: Bounds = Bounds { each: 64, all: 256 };
-/// Milliseconds a command has when the client names none, and at most.
+/// Default deadline in milliseconds.
 pub const DEFAULT_TIMEOUT_MS: u64 = 30_000;
 pub const MAX_TIMEOUT_MS: u64 = 300_000;
-/// How long past its deadline an end is waited for: the keeper gives up killing after 10 s. Only a frozen sandbox is later.
+/// Wait for the end after the deadline: the keeper stops killing after 10 s. Only a frozen sandbox
+/// is later.
 pub(in crate::sessions) const GRACE: Duration = Duration::from_secs(11);
-/// How long init's answer is waited for when it gets the pipes of background jobs.
+/// Wait for init's answer when it gets the pipes of background jobs.
 const HAND_OVER: Duration = Duration::from_secs(1);
-/// Exit code of a command that was ended by its deadline, as timeout(1) has it.
+/// Exit code of a command that exceeded its deadline, as in timeout(1).
 const TIMED_OUT: i32 = 124;
 
-/// How a command ended.
+/// Result of a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExecResult {
-    /// 0 to 255; 128 + n for a death by signal n; 124 for one that was ended by its deadline.
+    /// 0 to 255; 128 + n for a death by signal n; 124 for an exceeded deadline.
     pub exit_code: i32,
     pub stdout: String,
     pub stderr: String,
     pub timed_out: bool,
-    /// Whether stdout or stderr is not whole; the text itself says where it was cut.
+    /// Whether stdout or stderr is incomplete; a note in the text says so.
     pub truncated: bool,
 }
 
 impl ExecResult {
-    /// A line of ashd's own, last in stderr.
+    /// Appends a note of ashd to stderr.
     fn say(&mut self, what: &str) {
         if !self.stderr.is_empty() && !self.stderr.ends_with('\n') {
             self.stderr.push('\n');
@@ -69,7 +72,7 @@ impl ExecResult {
     }
 }
 
-/// Counts what runs, and numbers it.
+/// Counts and numbers running commands.
 #[derive(Debug)]
 pub struct Execs {
     running: Shares<TenantId>,
@@ -84,11 +87,11 @@ impl Execs {
 }
 
 impl Default for Execs {
-    /// The numbers begin anywhere in their lower half: init must not see one twice in the life of a sandbox, which may
-    /// outlive this daemon and its count.
+    /// Numbers begin at a random place in their lower half: init must not see one twice in the life
+    /// of a sandbox, which may outlive this daemon.
     fn default() -> Self {
         let mut random = [0; 4];
-        getrandom::fill(&mut random).expect("the kernel gives random bytes once it has booted");
+        getrandom::fill(&mut random).expect("getrandom works once the kernel has booted");
         let next = FIRST_EXEC_CHILD + u32::from_le_bytes(random) / 2;
         Self { running: Shares::default(), next: AtomicU32::new(next) }
     }
@@ -106,10 +109,10 @@ pub struct Place {
 }
 
 impl Sessions {
-    /// Runs `command` with the sandbox's shell in /workspace and answers when it has ended.
+    /// Runs `command` with the sandbox's shell in /workspace; returns when it has ended.
     ///
     /// # Errors
-    /// `NotActive`, also when the session is stopped meanwhile; `Invalid` for a command no shell can be given;
+    /// `NotActive`, also when the session is stopped meanwhile; `Invalid` for an invalid command;
     /// `Unavailable` when too many run; `Failed` when it cannot be started.
     pub async fn exec(&self, own: &Own, command: &str, timeout_ms: u64) -> Result<ExecResult, SessionError> {
         check(command)?;
@@ -117,11 +120,11 @@ impl Sessions {
         let tenant = own.tenant();
         let _running = execs.running.take(tenant, 1, RUNNING).map_err(|over| match over {
             Over::Own => SessionError::Unavailable(format!(
-                "{} commands of tenant {tenant} run already, the most that one tenant may run at once; try again",
+                "tenant {tenant} runs {} commands already, the maximum of one tenant; try again",
                 RUNNING.each
             )),
             Over::All => SessionError::Unavailable(format!(
-                "{} commands run already on this host, or so many that tenant {tenant} may run no more; try again",
+                "too many commands run on this host (limit {}), tenant {tenant} may start no more now; try again",
                 RUNNING.all
             )),
         })?;
@@ -133,7 +136,7 @@ impl Sessions {
             Ok(mut result) => {
                 let more = OomCount::read(&place.sandbox.info.cgroup).since(kills);
                 if more.number > 0 {
-                    // They may have been changed while it ran.
+                    // They may have changed while the command ran.
                     let limits = self.get(own.tenant(), own.id()).await?.limits;
                     let oom = self.shared.oom(own.id(), &limits, more).await;
                     result.say(&format!("memory: while the command ran, {}", oom.words()));
@@ -143,7 +146,8 @@ impl Sessions {
         }
     }
 
-    /// What became of a command whose sandbox is gone: the session's own task learns it at the same time as this one.
+    /// The reason why a command's sandbox is gone, which the session's task learns at the same
+    /// time.
     async fn lost(&self, own: &Own) -> Result<SessionError, SessionError> {
         const TRIES: u32 = 20;
         for _ in 0..TRIES {
@@ -151,12 +155,12 @@ impl Sessions {
             match (now.status, now.error) {
                 (SessionStatus::Active, _) => tokio::time::sleep(Duration::from_millis(50)).await,
                 (SessionStatus::Error, Some(why)) => {
-                    return Ok(SessionError::Failed(format!("the command was lost with its session: {why}")));
+                    return Ok(SessionError::Failed(format!("the command ended with its session: {why}")));
                 }
                 (status, _) => return Ok(SessionError::NotActive(status)),
             }
         }
-        Ok(SessionError::Failed("the command was lost: its sandbox ended and a new one has taken its place".to_owned()))
+        Ok(SessionError::Failed("the command ended, because its sandbox was replaced by a new one".to_owned()))
     }
 }
 
@@ -169,14 +173,14 @@ fn check(command: &str) -> Result<(), SessionError> {
     }
     if command.len() > MAX_ARG_BYTES {
         return Err(SessionError::Invalid(format!(
-            "command is too long: at most {MAX_ARG_BYTES} bytes; write it to a file of the workspace and run that"
+            "command is too long, maximum {MAX_ARG_BYTES} bytes: write it to a file of the workspace and run that"
         )));
     }
     Ok(())
 }
 
 enum ExecError {
-    /// The sandbox is.
+    /// The sandbox is gone.
     Gone,
     Session(SessionError),
 }
@@ -185,9 +189,9 @@ impl From<LauncherError> for ExecError {
     fn from(error: LauncherError) -> Self {
         match &error {
             LauncherError::Gone => Self::Gone,
-            // init's own bound is the only reason before the process exists.
+            // Before the process exists, only init's own bound refuses it.
             LauncherError::Failed(failure) if failure.step == "spawn" => Self::Session(SessionError::Unavailable(
-                format!("the session has no room for another command: {}; try again", failure.message),
+                format!("the session cannot run another command: {}; try again", failure.message),
             )),
             LauncherError::Failed(failure) => {
                 Self::Session(SessionError::Failed(format!("the command could not be started ({failure})")))
@@ -199,7 +203,7 @@ impl From<LauncherError> for ExecError {
 
 async fn run(place: &Place, child: impl Fn() -> u32, command: &str, within: Duration) -> Result<ExecResult, ExecError> {
     let (mut watched, mut out, mut err) = match start(place, child(), "/bin/bash", command, within).await {
-        // A rootfs of the agent's own may have no bash.
+        // An agent's own rootfs may have no bash.
         Err(LauncherError::Failed(failure)) if failure.step == "execve" && failure.message.contains("ENOENT") => {
             start(place, child(), "/bin/sh", command, within).await?
         }
@@ -224,29 +228,29 @@ async fn run(place: &Place, child: impl Fn() -> u32, command: &str, within: Dura
         ExecResult { exit_code, stdout: out.text("stdout"), stderr: err.text("stderr"), timed_out, truncated };
     if timed_out {
         let how = match end {
-            Ok(_) => "was ended with everything it had started",
-            Err(_) => "does not end: the session is paused, and the command ends when the session continues",
+            Ok(_) => "was killed with all processes that it started",
+            Err(_) => "could not be killed yet, because the session is paused; it ends when the session continues",
         };
-        result.say(&format!("timeout: the command {how}, after {} ms", within.as_millis()));
+        result.say(&format!("timeout after {} ms: the command {how}", within.as_millis()));
     }
     if let Err(why) = unread {
         result.say(&format!(
-            "background: what the command left running loses its output, and ends when it prints: {why}; end jobs that are not \
-             needed, or send their output to a file"
+            "background: the output of background jobs of the command is lost, and they end when they print: {why}; end jobs \
+             that are not needed, or redirect their output to a file"
         ));
     }
     Ok(result)
 }
 
-/// Hands over to init what background jobs can still write to.
+/// Hands the pipes that background jobs still write to over to init.
 pub async fn leave<const N: usize>(sandbox: &Sandbox, drains: [&mut Drain; N]) -> Result<(), LauncherError> {
     let pipes: Vec<OwnedFd> = drains.into_iter().filter_map(Drain::left).collect();
     if pipes.is_empty() {
         return Ok(());
     }
-    // A frozen init answers later; the pipes are with it once they are sent.
+    // A frozen init answers later; it has the pipes once they are sent.
     match timeout(HAND_OVER, sandbox.discard(&pipes)).await {
-        // With the sandbox, its jobs are gone.
+        // Without the sandbox there are no jobs.
         Err(_) | Ok(Err(LauncherError::Gone)) => Ok(()),
         Ok(done) => done,
     }
@@ -275,10 +279,11 @@ async fn start(
     Ok((watched, out, err))
 }
 
-/// For the output of a command: the reading end, non-blocking, and the writing end.
+/// For a command's output: the reading end, non-blocking, and the writing end.
 pub fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    // A pipe belongs to who made it: without this, `echo > /dev/stderr` of another user fails.
+    // Mode 666: otherwise `echo > /dev/stderr` of another user fails, because a pipe belongs to its
+    // creator.
     fchmod(&write, Mode::from_raw_mode(0o666))?;
     rustix::io::ioctl_fionbio(read.as_fd(), true)?;
     Ok((read, write))
@@ -294,7 +299,7 @@ mod tests {
             (String::new(), "command is required"),
             (" \n".to_owned(), "command is required"),
             ("a\0b".to_owned(), "NUL"),
-            ("x".repeat(MAX_ARG_BYTES + 1), "too long: at most 131071 bytes"),
+            ("x".repeat(MAX_ARG_BYTES + 1), "too long, maximum 131071 bytes"),
         ] {
             let error = check(&command).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

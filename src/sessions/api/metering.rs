@@ -1,11 +1,11 @@
-//! What the gateway counted, on its way into the database: the usage of record.
+//! Moves the gateway's usage records into the database, which has the usage of record.
 //!
 //! ```text
-//!   every 10 s, and before usage is shown:  marks (database) --> gateway --> entries behind them --> one transaction
+//!   every 10 s, and before usage is shown:  marks (database) --> gateway --> entries after them --> one transaction
 //! ```
 //!
-//! The marks move in the same transaction as the entries are stored, and the gateway keeps what no mark covers. So whichever
-//! process dies in between, an entry is stored once.
+//! One transaction stores the entries and moves the marks, and the gateway keeps entries after the
+//! marks. So an entry is stored exactly once, whichever process dies in between.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,25 +16,26 @@ use crate::store::{Usage, UsageEntry};
 use ash_observe::tasks;
 use ash_protocol::gateway::Refused;
 
-/// Between two rounds when nobody asks.
+/// Interval of rounds without requests.
 const EVERY: Duration = Duration::from_secs(10);
-/// How long a request waits for what the gateway has; then it is answered with what is stored.
+/// How long a request waits for the gateway; then it gets the stored usage.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Marks of one request: more would not fit its packet. Ledgers that are not named come again.
+/// Marks of one request, bounded by its packet. Ledgers without a mark are sent again.
 const MARKS: usize = 1000;
 
 #[derive(Debug, Default)]
 pub struct Metering {
-    /// Held by the round that runs.
+    /// Held by the running round.
     round: tokio::sync::Mutex<()>,
     refused: Mutex<Refused>,
 }
 
 impl Shared {
-    /// Takes over what the gateway counted, again and again.
+    /// Fetches the gateway's usage periodically.
     pub fn keep_metering(self: &Arc<Self>) {
         let shared = Arc::clone(self);
-        // Without it the gateway's records grow to their bound, and then no session may ask the model.
+        // Without it the gateway's records reach their bound, and then no session may ask the
+        // model.
         tasks::spawn_restarting("usage", move || Arc::clone(&shared).meter());
     }
 
@@ -43,11 +44,11 @@ impl Shared {
         loop {
             match self.collect_usage().await {
                 Ok(()) => said = false,
-                // A gateway that is being restarted has it later.
-                Err(why) if said => tracing::debug!("usage is not taken over yet: {why}"),
+                // A restarting gateway delivers it later.
+                Err(why) if said => tracing::debug!("cannot fetch the usage from the gateway yet: {why}"),
                 Err(why) => {
                     said = true;
-                    tracing::warn!("usage is not taken over yet, the gateway keeps it: {why}");
+                    tracing::warn!("cannot fetch the usage from the gateway yet, which keeps it: {why}");
                 }
             }
             tokio::time::sleep(EVERY).await;
@@ -92,20 +93,20 @@ impl Shared {
 }
 
 impl Sessions {
-    /// Brings the stored usage up to date, where the gateway answers soon.
+    /// Updates the stored usage, if the gateway answers soon.
     pub async fn collect_usage(&self) {
         let shared = Arc::clone(&self.shared);
-        // A task of its own: a client that hangs up does not break off a round.
+        // Its own task, so that a client that disconnects does not abort a round.
         let round = tokio::spawn(async move { shared.collect_usage().await });
         match tokio::time::timeout(PATIENCE, round).await {
             Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(why))) => tracing::debug!("usage is shown as it is stored: {why}"),
-            Ok(Err(why)) => tracing::error!("usage is shown as it is stored: {why}"),
-            Err(_) => tracing::debug!("usage is shown as it is stored: the gateway did not answer in time"),
+            Ok(Ok(Err(why))) => tracing::debug!("the stored usage is shown: {why}"),
+            Ok(Err(why)) => tracing::error!("the stored usage is shown: {why}"),
+            Err(_) => tracing::debug!("the stored usage is shown: the gateway did not answer in time"),
         }
     }
 
-    /// How often the gateway held requests back since it was started, by cause, as of the last round.
+    /// Requests that the gateway held back since its start, by cause, as of the last round.
     pub fn gateway_refused(&self) -> [(&'static str, u64); 3] {
         let refused = *self.shared.metering.refused.lock().unwrap_or_else(PoisonError::into_inner);
         [("outside", refused.outside), ("slowed", refused.slowed), ("unrecorded", refused.unrecorded)]

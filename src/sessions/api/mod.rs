@@ -1,4 +1,4 @@
-//! What the HTTP layer asks of sessions: requests, their checks, and how each can fail.
+//! The interface of sessions to the HTTP layer: requests, their checks, and their errors.
 
 pub mod ask;
 pub mod confinement;

@@ -1,9 +1,9 @@
-//! A client's message, parsed once: what it says, and what it asks of its turn.
+//! A client's message, parsed once: its content, and the options of its turn.
 //!
 //! ```text
-//!   body of the request --serde--> SendMessage --NewMessage::read--> NewMessage --> the session's task
-//!                                                     |
-//!                                                     +--> 400 that names the field, 413 when the model cannot take it
+//!   request body --serde--> SendMessage --NewMessage::read--> NewMessage --> the session's task
+//!                                               |
+//!                                               +--> 400 that names the field, 413 when the model cannot take it
 //! ```
 
 use serde_json::Value;
@@ -15,30 +15,30 @@ use crate::sessions::{SendMessage, SessionError};
 use ash_model::raw::{elements, kind, members, text};
 use ash_model::{RawJson, bounded};
 
-/// Kinds of content blocks that a client may send, and the part that each must have.
+/// Types of content blocks that a client may send, and the required member of each.
 const BLOCKS: [(&str, &str); 3] = [("text", "text"), ("image", "source"), ("document", "source")];
 /// Efforts that claude knows.
 const EFFORTS: [&str; 4] = ["low", "medium", "high", "max"];
-/// Bytes of the name of a model.
+/// Maximum bytes of a model's name.
 const MODEL: usize = 1024;
-/// Bytes of an option of a message.
+/// Maximum bytes of an option of a message.
 const OPTION: usize = 4096;
-/// Bytes of text in one message. A request to the model has at most 32 MiB, the system prompt and the tools included; a text that
-/// does not fit would stay in the conversation and make every later turn fail as well. Images and files are not counted: they have
-/// bounds of their own.
+/// Maximum bytes of text in one message. A request to the model has at most 32 MiB, including
+/// system prompt and tools. A larger text would stay in the conversation and make every later turn
+/// fail as well. Images and files have their own bounds.
 pub const MAX_TEXT: u64 = 31 << 20;
 
 /// A message whose every part was checked.
 #[derive(Clone, Debug, Default)]
 pub struct NewMessage {
-    /// A string or an array of content blocks, as it came.
+    /// A string or an array of content blocks, unchanged.
     pub content: RawJson,
     /// Whether the sender's stream has partial messages.
     pub partial: bool,
     options: TurnOptions,
 }
 
-/// What a message asks of its turn.
+/// Options of a message's turn.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TurnOptions {
     /// Set by requests to the running process.
@@ -55,14 +55,14 @@ impl NewMessage {
         let bytes = check_content(&body.content).map_err(SessionError::Invalid)?;
         if bytes > MAX_TEXT {
             return Err(SessionError::TooLarge(format!(
-                "content has {bytes} bytes of text; at most {MAX_TEXT} (31 MiB) fit into a request to the model. Put the text into a \
-                 file of the workspace and name it in the message"
+                "content has {bytes} bytes of text, maximum {MAX_TEXT} (31 MiB) for a request to the model. Put the text into a \
+                 file of the workspace and refer to it in the message"
             )));
         }
         Ok(Self { content: body.content, partial: body.include_partial_messages, options })
     }
 
-    /// A text without any options.
+    /// A text without options.
     ///
     /// # Errors
     /// As for [`NewMessage::read`].
@@ -70,7 +70,7 @@ impl NewMessage {
         Self::read(SendMessage { content: RawJson::of(text), ..SendMessage::default() })
     }
 
-    /// What it asks of its turn, in a session with this model.
+    /// The options of its turn, in a session with this model.
     pub fn options(&self, session_model: Option<&str>) -> TurnOptions {
         let mut options = self.options.clone();
         options.applied.model = options.applied.model.or_else(|| session_model.map(str::to_owned));
@@ -86,7 +86,7 @@ fn options_of(body: &SendMessage) -> Result<TurnOptions, String> {
         return Err("maxBudgetUsd must be more than 0".to_owned());
     }
     if let Some(model) = body.model.as_ref().filter(|model| model.len() > MODEL) {
-        return Err(format!("model has {} bytes, at most {MODEL} fit", model.len()));
+        return Err(format!("model has {} bytes, maximum {MODEL}", model.len()));
     }
     let given = |name: &str, value: &Option<RawJson>| -> Result<Option<Value>, String> {
         let value = value.as_ref().filter(|value| !value.is_null());
@@ -107,7 +107,7 @@ fn options_of(body: &SendMessage) -> Result<TurnOptions, String> {
     })
 }
 
-/// How many bytes of text it has, as the model gets them.
+/// Bytes of text, as the model gets them.
 fn check_content(content: &RawJson) -> Result<u64, String> {
     if content.is_null() {
         return Err("content is required: a string or an array of content blocks".to_owned());
@@ -137,7 +137,7 @@ fn check_content(content: &RawJson) -> Result<u64, String> {
     }
 }
 
-/// The bytes of text in a block. The error is continued behind the block's place.
+/// Bytes of text in a block. The error completes the block's position.
 fn check_block(block: &RawValue) -> Result<u64, String> {
     let (mut type_, mut part_text, mut source) = (None, None, None);
     let mut twice = false;
@@ -166,7 +166,7 @@ fn check_block(block: &RawValue) -> Result<u64, String> {
     }
 }
 
-/// A document may be plain text, which the model gets as text.
+/// A plain text document goes to the model as text.
 fn document_text(source: &str) -> u64 {
     let (mut plain, mut bytes) = (false, 0);
     members(source, |name, value| match name {
@@ -177,7 +177,8 @@ fn document_text(source: &str) -> u64 {
     if plain { bytes } else { 0 }
 }
 
-/// Bytes of a JSON string when it is written again as claude writes it: only what must be escaped is. The text is not copied.
+/// Bytes of a JSON string in claude's encoding, which escapes only what it must. The text is not
+/// copied.
 fn text_bytes(json: &str) -> u64 {
     let (mut bytes, mut left) = (0, json.as_bytes());
     while let Some(at) = memchr::memchr(b'\\', left) {
@@ -188,7 +189,7 @@ fn text_bytes(json: &str) -> u64 {
         bytes += match code {
             Some(0x20..=0x7F) => 1,
             Some(0x80..=0x7FF) => 2,
-            // A pair is four bytes.
+            // A surrogate pair has four bytes.
             Some(0xD800..=0xDFFF) => 2,
             Some(0x800..) => 3,
             Some(_) => 6,
@@ -207,7 +208,7 @@ mod tests {
         NewMessage::read(serde_json::from_str(json).expect(json))
     }
 
-    /// anthropics/claude-code and our own tries, A7: claude never begins a turn for a block that it cannot read.
+    /// claude never begins a turn for a block that it cannot read.
     #[test]
     fn each_field_is_checked_and_named() {
         for (json, text) in [
@@ -249,7 +250,8 @@ mod tests {
         }
     }
 
-    /// <https://github.com/anthropics/claude-code/issues/9269>: accepted, it makes every later turn fail.
+    /// If accepted, it makes every later turn fail:
+    /// <https://github.com/anthropics/claude-code/issues/9269>.
     #[test]
     fn a_text_that_the_model_cannot_take_is_refused_with_the_bound() {
         let most = usize::try_from(MAX_TEXT).unwrap();
@@ -259,7 +261,7 @@ mod tests {
         assert!(
             matches!(&refused, Err(SessionError::TooLarge(why)) if why.contains("32505857 bytes") && why.contains("31 MiB"))
         );
-        // Images have a bound of their own; plain text in a document is text.
+        // Images have their own bound; plain text in a document is text.
         let source = |kind: &str, type_: &str| {
             let data = "x".repeat(most);
             read(&format!(r#"{{"content":[{{"type":"{kind}","source":{{"type":"{type_}","data":"{data}"}}}}]}}"#))

@@ -1,4 +1,4 @@
-//! Whose a session is, found once for each request.
+//! The tenant of a session, found once per request.
 
 use uuid::Uuid;
 
@@ -6,13 +6,13 @@ use crate::sessions::{SessionError, Sessions};
 use crate::store::Session;
 use ash_model::TenantId;
 
-/// A session that a tenant was found to have. That stays true: no row is ever given to another tenant, and none is removed while a
-/// request of its tenant is under way ([`tenants`](super::tenants)).
+/// A session that belongs to a tenant. This stays true: no row moves to another tenant, and none is
+/// removed during a request of its tenant ([`tenants`](super::tenants)).
 #[derive(Clone, Debug)]
 pub struct Own {
     tenant: TenantId,
     id: Uuid,
-    /// Where it had to be read to find out. Its status and limits may be other ones by now.
+    /// Set if the row was read to find out. Its status and limits may have changed since.
     row: Option<Box<Session>>,
 }
 
@@ -33,7 +33,7 @@ impl From<Session> for Own {
 }
 
 impl Sessions {
-    /// The tenant's session of this id. One that has a task is not looked up in the database.
+    /// The tenant's session of this id. The database is not read for a session with a task.
     ///
     /// # Errors
     /// `NotFound`, also for another tenant's.
@@ -45,8 +45,8 @@ impl Sessions {
         }
     }
 
-    /// Its row: the one that was read when the session was found, else it is read now. A request that may have taken a while
-    /// since then asks [`Sessions::get`] for what can change.
+    /// Its row, from when the session was found, or read now. Use [`Sessions::get`] for current
+    /// values after a longer operation.
     pub async fn row(&self, own: &Own) -> Result<Session, SessionError> {
         match &own.row {
             Some(row) => Ok((**row).clone()),

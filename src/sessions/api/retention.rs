@@ -1,12 +1,13 @@
-//! What is removed by itself, so that nothing grows for ever.
+//! Automatic removal, so that nothing grows forever.
 //!
 //! | what | when |
 //! |---|---|
-//! | directory of an ended session | `[sessions] keep_ended` after its end; its row, messages and timeline stay |
-//! | directory without a row (a warm sandbox's, or of a creation that was killed) | at the next start |
-//! | a removal that was cut short | at the next start |
+//! | directory of an ended session | `[sessions] keep_ended` after its end; row, messages and timeline stay |
+//! | directory without a row (a warm sandbox's, or of an interrupted creation) | at the next start |
+//! | an interrupted removal | at the next start |
 //!
-//! A clock that jumps ahead makes nothing old ([`past_ms`]). A directory is renamed before it is removed: a client sees all of a session's files or is told that they are gone.
+//! A clock that jumps ahead makes nothing old ([`past_ms`]). A directory is renamed before its
+//! removal: a client sees all files of a session, or an error that they are gone.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,21 +21,22 @@ use crate::sessions::workspace::remove_tree::remove_tree;
 use ash_model::past_ms;
 use ash_observe::tasks;
 
-/// Longest time between two looks for sessions that ended long enough ago.
+/// Longest interval of checks for sessions that ended long enough ago.
 const LOOK: Duration = Duration::from_secs(3600);
-/// Shortest, however short `keep_ended` is.
+/// Shortest interval, for any `keep_ended`.
 const LOOK_AT_MOST: Duration = Duration::from_secs(1);
-/// Beginning of the name of a directory on its way out.
+/// Prefix of a directory that is being removed.
 const GOING: &str = ".removing-";
 
 impl Shared {
-    /// Starts the cleaning. Called before anything new is made: a directory that is there now and has no row is nobody's.
+    /// Starts the cleaning. Call it before anything new is created: an existing directory without a
+    /// row belongs to no session.
     pub fn keep_clean(self: &Arc<Self>) {
         let sessions = self.config.now().data_dir.join("sessions");
         let found = match directories(&sessions) {
             Ok(found) => found,
             Err(e) => {
-                tracing::warn!("{} cannot be searched for what is left over: {e}", sessions.display());
+                tracing::warn!("cannot search {} for left-over directories: {e}", sessions.display());
                 Vec::new()
             }
         };
@@ -60,12 +62,12 @@ impl Shared {
                     Ok(None) => {}
                     Ok(Some(_)) => continue,
                     Err(e) => {
-                        // Not known is not gone.
-                        tracing::warn!(ASH_SESSION = %id, "whether its directory is still wanted cannot be read: {e}");
+                        // A read error does not mean that the row is gone.
+                        tracing::warn!(ASH_SESSION = %id, "cannot read whether the session's directory is still needed: {e}");
                         continue;
                     }
                 }
-                tracing::info!(ASH_SESSION = %id, ASH_EVENT = "orphan-directory", "a directory without a session is removed");
+                tracing::info!(ASH_SESSION = %id, ASH_EVENT = "orphan-directory", "removing a directory without a session");
             }
             self.remove(path).await;
         }
@@ -76,22 +78,23 @@ impl Shared {
         let ended = match self.store.sessions_ended_before(before).await {
             Ok(ended) => ended,
             Err(e) => {
-                tracing::warn!("which sessions ended long ago cannot be read: {e}");
+                tracing::warn!("cannot read which sessions ended long ago: {e}");
                 return;
             }
         };
         for id in ended {
             let dir = self.dir(id).root().to_owned();
-            // Most were removed by an earlier look: their rows stay.
+            // Most were removed by an earlier check: their rows stay.
             if tokio::fs::try_exists(&dir).await.unwrap_or(false) {
-                tracing::info!(ASH_SESSION = %id, ASH_EVENT = "files-removed", "the files of an ended session are removed");
+                tracing::info!(ASH_SESSION = %id, ASH_EVENT = "files-removed", "removing the files of an ended session");
                 self.remove(dir).await;
                 self.storage.removed(id);
             }
         }
     }
 
-    /// The directory of a session that is nobody's any more. What cannot be removed now is tried again at the next start.
+    /// Removes the directory of a session that no longer exists. A failed removal is repeated at
+    /// the next start.
     pub async fn remove_directory(&self, id: Uuid) {
         self.remove(self.dir(id).root().to_owned()).await;
         self.storage.removed(id);
@@ -103,12 +106,12 @@ impl Shared {
             move || take_away(&path)
         });
         if let Err(e) = removed.await.unwrap_or_else(|e| Err(io::Error::other(e))) {
-            tracing::warn!("{} could not be removed: {e}", path.display());
+            tracing::warn!("cannot remove {}: {e}", path.display());
         }
     }
 }
 
-/// Out of sight first, then piece by piece.
+/// Renames first, then removes.
 fn take_away(path: &Path) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if name.starts_with(GOING) {
@@ -118,12 +121,13 @@ fn take_away(path: &Path) -> io::Result<()> {
     match std::fs::rename(path, &going) {
         Ok(()) => remove_tree(&going),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // Not even a name for it: then in the open.
+        // Not even a rename is possible (disk full): removes it in place.
         Err(_) => remove_tree(path),
     }
 }
 
-/// Directories of sessions (with their ids) and removals that were cut short (without). What else lies there is not ours.
+/// Directories of sessions (with their ids) and interrupted removals (without). Other entries are
+/// ignored.
 fn directories(sessions: &Path) -> io::Result<Vec<(PathBuf, Option<Uuid>)>> {
     let entries = match std::fs::read_dir(sessions) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -159,7 +163,7 @@ mod tests {
         found.sort();
         assert_eq!(found, [None, Some(id)]);
         assert!(directories(&temp.path().join("missing")).unwrap().is_empty());
-        // An earlier removal of the same name may lie there, empty or not.
+        // An earlier removal of the same name may exist, empty or not.
         std::fs::write(temp.path().join(format!("{GOING}{id}/rest")), "").unwrap();
         take_away(&temp.path().join(id.to_string())).unwrap();
         take_away(&temp.path().join(format!("{GOING}{id}"))).unwrap();

@@ -1,11 +1,14 @@
-//! The bound of what a tenant stores: who asks, what is looked at, and what the sessions are told.
+//! Enforces the limit of what a tenant stores.
 //!
 //! ```text
-//!   every write of a client --check_write--> reserve of the disk --> fits?  -- yes --> taken into account
-//!                                                                     | no
-//!                                                                     v
-//!                                             settle: measure what changed, read the counters --> fits? -- no --> 507
-//!   once a second: settle whoever changed          once an hour: everything          at the start: everything, and the counters are checked
+//!   each write of a client --check_write--> disk reserve --> fits? -- yes --> accounted
+//!                                                              | no
+//!                                                              v
+//!                   settle: measure what changed, read the counters --> fits? -- no --> 507
+//!
+//!   once a second: settle tenants that changed
+//!   once an hour:  everything
+//!   at the start:  everything, and the counters are checked
 //! ```
 
 use std::collections::HashMap;
@@ -28,31 +31,31 @@ use crate::sessions::{Own, SessionError, Sessions};
 use ash_model::TenantId;
 use ash_observe::tasks;
 
-/// The name of the limit.
+/// Name of the limit.
 pub const STORAGE: &str = "storageBytes";
-/// Between two looks at tenants that changed.
+/// Interval of measurements of tenants that changed.
 const SETTLE: Duration = Duration::from_secs(1);
-/// Between two looks at everything.
+/// Interval of measurements of everything.
 const SWEEP: Duration = Duration::from_secs(3600);
-/// Sessions that are measured before a refusal. The others are measured by the task, a second later.
+/// Sessions measured before a refusal. The task measures the others a second later.
 const AT_REFUSAL: usize = 16;
-/// Between two times that the measured bytes are written down, and by how much they must have changed.
+/// Shortest interval of storing the measured bytes, and the least change.
 const WRITE_DOWN: Duration = Duration::from_secs(10);
 const WORTH: u64 = 1 << 20;
-/// Names below the agents' directory that are looked at: those of tenants, and no other.
+/// No bound.
 const ALL: Bound = Bound { bytes: u64::MAX, files: u64::MAX };
 
 impl Shared {
-    /// Whether the tenant stores as much as it may, or more. From what is known: nothing is looked at.
+    /// `Some` when the tenant's storage is full, as far as known: measures nothing.
     pub fn is_storage_full(&self, tenant: &TenantId) -> Option<SessionError> {
         let (stored, limit) = (self.storage.stored(tenant), self.storage.limit(tenant).value);
         (stored.total() >= limit).then(|| exceeded(stored.total(), limit))
     }
 
-    /// Every write of a client comes through here before it changes anything: so many bytes more for this tenant.
+    /// Every write of a client calls this before it changes anything: `bytes` more for this tenant.
     ///
     /// # Errors
-    /// `Full`: the disk has less left than its reserve, or the tenant stores as much as it may.
+    /// `Full`: free disk space is below the reserve, or the tenant's storage is full.
     pub async fn check_write(&self, tenant: &TenantId, bytes: u64) -> Result<(), SessionError> {
         self.check_reserve()?;
         if self.storage.admit(tenant, bytes) {
@@ -66,7 +69,7 @@ impl Shared {
         Err(exceeded(self.storage.stored(tenant).total().saturating_add(bytes), limit))
     }
 
-    /// Looks at what changed of a tenant.
+    /// Measures what changed of a tenant.
     pub async fn settle(&self, tenant: &TenantId, most: usize) {
         let _one = self.storage.settling(tenant).await;
         let look = self.storage.begin(tenant, most);
@@ -79,13 +82,13 @@ impl Shared {
         match self.store.tenant_use(tenant).await {
             Ok(used) => self.storage.settled(tenant, Some(used.database)),
             Err(e) => {
-                tracing::warn!(ASH_TENANT = %tenant, "what it stores cannot be read: {e}");
+                tracing::warn!(ASH_TENANT = %tenant, "cannot read what the tenant stores: {e}");
                 self.storage.settled(tenant, None);
             }
         }
     }
 
-    /// Part by part, so that whoever is refused in the meantime need not wait for all of it.
+    /// In parts, so that a refused request need not wait for all of it.
     async fn settle_all(&self, tenant: &TenantId) {
         const PARTS: usize = 64;
         for _ in 0..PARTS {
@@ -96,7 +99,7 @@ impl Shared {
         }
     }
 
-    /// The same, and who was paused for storage is told when there is room again.
+    /// The same, and informs sessions paused for storage when there is space again.
     async fn settle_in_time(self: Arc<Self>, tenant: TenantId) {
         let was_full = self.is_storage_full(&tenant).is_some();
         self.settle_all(&tenant).await;
@@ -120,7 +123,7 @@ impl Shared {
         self.storage.agents_measured(tenant, used);
     }
 
-    /// Keeps the accounts. What was known before the start holds until everything was measured.
+    /// Keeps the accounts. Earlier values hold until everything was measured.
     pub async fn keep_storage(self: &Arc<Self>) -> Result<(), SessionError> {
         for tenant in self.store.tenants_with_use().await? {
             let used = self.store.tenant_use(&tenant).await?;
@@ -139,8 +142,8 @@ impl Shared {
         let shared = self;
         match shared.store.tenant_use_check().await {
             Ok(0) => {}
-            Ok(wrong) => tracing::warn!(wrong, "the counters of what tenants store were wrong, and are right now"),
-            Err(e) => tracing::warn!("the counters of what tenants store cannot be checked: {e}"),
+            Ok(wrong) => tracing::warn!(wrong, "the storage counters of tenants were wrong and have been corrected"),
+            Err(e) => tracing::warn!("cannot check the storage counters of tenants: {e}"),
         }
         let mut written = HashMap::new();
         let mut looks = HashMap::<TenantId, JoinHandle<()>>::new();
@@ -152,7 +155,7 @@ impl Shared {
             }
             looks.retain(|_, look| !look.is_finished());
             for tenant in shared.storage.unsettled() {
-                // A tenant of many files is looked at for long, and the others meanwhile.
+                // A tenant with many files takes long, so tenants are measured concurrently.
                 looks.entry(tenant.clone()).or_insert_with(|| tokio::spawn(Arc::clone(&shared).settle_in_time(tenant)));
             }
             if wrote.elapsed() >= WRITE_DOWN {
@@ -164,7 +167,7 @@ impl Shared {
         }
     }
 
-    /// Everything that lies there, whoever wrote it.
+    /// Measures everything on the disk.
     async fn sweep(&self) {
         let data = self.config.now().data_dir.clone();
         let names = |dir: &Path| -> Vec<String> {
@@ -172,7 +175,7 @@ impl Shared {
             entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
         };
         for id in names(&data.join("sessions")).iter().filter_map(|name| Uuid::try_parse(name).ok()) {
-            // A directory without a row is no tenant's yet; cleaning looks after it.
+            // A directory without a row belongs to no tenant yet; the cleaning handles it.
             if let Ok(Some(tenant)) = self.store.tenant_of_session(id).await {
                 self.measure_session(&tenant, id).await;
             }
@@ -193,15 +196,15 @@ impl Shared {
             }
             match self.store.tenant_files_put(&tenant, files).await {
                 Ok(()) => drop(written.insert(tenant, files)),
-                Err(e) => tracing::warn!(ASH_TENANT = %tenant, "what its files have cannot be written down: {e}"),
+                Err(e) => tracing::warn!(ASH_TENANT = %tenant, "cannot store the measured bytes of the tenant: {e}"),
             }
         }
     }
 
-    /// Sessions that were paused because the tenant stored too much may continue.
+    /// Sessions that were paused for the tenant's storage may continue.
     pub fn room_again(&self, tenant: &TenantId) {
         for (_, handle) in self.registry.all().into_iter().filter(|(_, handle)| handle.tenant == *tenant) {
-            // A task with a full queue has other things to do; its client can resume it.
+            // Not awaited: if the queue is full, the client can resume the session.
             let _ = handle.requests.try_send(Request::FilesChanged);
         }
     }
@@ -229,28 +232,28 @@ impl Sessions {
         self.shared.check_write(tenant, bytes).await
     }
 
-    /// A request of the tenant changed files or rows: what it stores is looked at.
+    /// A request of the tenant changed files or rows: schedules a measurement.
     pub fn touched(&self, tenant: &TenantId, session: Option<Uuid>, agents: bool) {
         self.shared.storage.touched(tenant, session, agents);
     }
 
-    /// So many bytes of a body of unknown length came in.
+    /// Accounts bytes of a body of unknown length.
     pub fn arrived(&self, tenant: &TenantId, bytes: u64) {
         self.shared.storage.add(tenant, bytes);
     }
 
-    /// What a tenant may store, and what it does.
+    /// A tenant's limit, and what it stores.
     pub async fn storage(&self, tenant: &TenantId) -> (StorageLimit, Stored) {
         self.shared.settle(tenant, AT_REFUSAL).await;
         (self.shared.storage.limit(tenant), self.shared.storage.stored(tenant))
     }
 
-    /// Sandboxes a tenant has, and the most it may have.
+    /// A tenant's sandboxes, and their maximum.
     pub fn sandboxes(&self, tenant: &TenantId) -> (usize, Option<usize>) {
         self.shared.pool.of_tenant(tenant)
     }
 
-    /// The limits that are a tenant's as a whole, with what it uses.
+    /// The limits of a tenant as a whole, with its use.
     pub(in crate::sessions) async fn tenant_report(&self, tenant: &TenantId, admin: bool) -> [(String, LimitState); 2] {
         let (limit, stored) = self.storage(tenant).await;
         let (sandboxes, most) = self.sandboxes(tenant);
@@ -278,7 +281,7 @@ impl Sessions {
         [(STORAGE.to_owned(), storage), ("sandboxes".to_owned(), sandboxes)]
     }
 
-    /// Whether an admin may say so of a tenant; `None`: the configuration decides again.
+    /// Checks an admin's limit for a tenant; `None`: the configuration's.
     ///
     /// # Errors
     /// `Invalid` above the ceiling.
@@ -292,7 +295,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// The same, checked before.
+    /// Sets a checked limit.
     ///
     /// # Errors
     /// `Store`.
@@ -313,8 +316,8 @@ impl Sessions {
         self.shared.check_write(own.tenant(), files.saturating_add(rows)).await
     }
 
-    /// Ends a session and removes everything it had, but the record of what it used: the files, the row, messages, timeline and
-    /// attachments. The session as it was.
+    /// Ends a session and removes everything but its usage: files, row, messages, timeline and
+    /// attachments. Returns the session as it was.
     ///
     /// # Errors
     /// As for the end of a session.

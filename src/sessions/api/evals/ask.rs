@@ -17,10 +17,10 @@ use ash_model::{RawJson, raw};
 
 /// Bytes of an answer that are kept and scored, from its beginning.
 const MAX_ANSWER: usize = 256 << 10;
-/// How often a case whose agent or run may have been deleted is looked at.
+/// Interval of checks for a deleted agent or run.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How one try of a case ended.
+/// How one attempt of a case ended.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Answered {
@@ -32,13 +32,13 @@ pub(super) enum Outcome {
         error: String,
         latency_ms: Option<i64>,
     },
-    /// It was no try: there is no room for a session.
+    /// Not counted: no sandbox is available.
     NoRoom,
-    /// The daemon before this one was ended meanwhile, and its turn is lost.
+    /// The previous daemon ended meanwhile, and the turn is lost.
     CutShort(String),
     /// The run was deleted, with its agent or its tenant.
     Gone,
-    /// The daemon is stopping; the next one takes it up.
+    /// The daemon is stopping; the next one continues.
     Left,
 }
 
@@ -67,10 +67,10 @@ pub(super) fn scores(case: &EvalCase, answer: &str) -> Result<Scores, String> {
 }
 
 impl Sessions {
-    /// One try, and the session that it made, if it came so far.
+    /// One attempt. Also returns its session, if one was created.
     pub(super) async fn work_case(&self, result: &EvalResult, begun: bool) -> (Option<Uuid>, Outcome) {
         let mut session = result.session.filter(|_| begun);
-        // A panic is a failed try: the result must not stay in `running`.
+        // A panic is a failed attempt: the result must not stay in `running`.
         let outcome = AssertUnwindSafe(self.try_case(result, begun, &mut session)).catch_unwind().await;
         let outcome =
             outcome.unwrap_or_else(|_| Outcome::failed("internal error: the task that asked this case panicked"));
@@ -89,13 +89,14 @@ impl Sessions {
         }
         match self.begin_case(result, &task, case, session).await {
             Ok(turn) => self.await_answer(result, case, session.unwrap_or_default(), turn).await,
-            // What is refused or cut off because ashd stops is no failure of the case.
+            // Refusals and failures because ashd stops do not count.
             Err(_) if self.shared.check_accepting().is_err() => Outcome::Left,
             Err(error) => judge(&error),
         }
     }
 
-    /// A case that the daemon before this one had begun. Its turn continues in its sandbox, whatever happened to ashd.
+    /// Continues a case that the previous daemon began. Its turn runs in its sandbox, independent
+    /// of ashd.
     async fn take_up(&self, result: &EvalResult, case: &EvalCase) -> Outcome {
         let (Some(session), Some(turn)) = (result.session, result.turn) else {
             return Outcome::CutShort("it was not asked yet".to_owned());
@@ -130,7 +131,7 @@ impl Sessions {
         let (id, message) = (Uuid::new_v4(), Box::new(NewMessage::of_text(&case.question)?));
         let turn = self.ask(&own, |reply| Request::Send { id, message, reply }).await?;
         if turn.number != 1 {
-            // A client sent something to this session.
+            // A client sent a message to this session.
             store.eval_change(result, EvalChange::Sent { turn: turn.number }).await?;
         }
         Ok(turn.number)
@@ -165,7 +166,8 @@ impl Sessions {
                 now.closed.is_some()
                     || newest.is_some_and(|t| t.number > number || (t.number == number && t.end.is_some()))
             });
-            // A task that rests takes its end with it; and a deletion, or a daemon that stops, is noticed.
+            // With a timeout: a task that rests does not publish an end, and deletions and stops
+            // must be noticed.
             let _ = tokio::time::timeout(LOOK.min(until.saturating_duration_since(Instant::now())), over).await;
         }
     }
@@ -193,7 +195,7 @@ impl Sessions {
     }
 }
 
-/// What a refusal means for the case.
+/// Outcome of a refusal.
 fn judge(error: &SessionError) -> Outcome {
     use SessionError as E;
     match error {

@@ -1,14 +1,15 @@
 //! Runs of an agent's eval cases: several cases at once, bounded, and none lost by a restart.
 //!
 //! ```text
-//!   start --wake--> loop: claim --> a session of its own --> the question, as turn 1 --> turn ended? --> scored --> session removed
-//!                     ^                    |                          |                       |
-//!                     |   no room: the run is put back a moment <-----+     an end of ashd: the turn is found again, else the
-//!                     +-----------------------------------------------+     case is asked anew, once
+//!   start --wake--> loop: claim --> own session --> question, as turn 1 --> turn ended? --> scored --> session removed
+//!                     ^                  |                     |
+//!                     |   no sandbox:    |                     |  ashd ended: the turn is found again,
+//!                     |   retried later  |                     |  or the case is asked again, once
+//!                     +------------------+---------------------+
 //! ```
 //!
-//! The session is written down before it is created, and the turn before it is sent, so that a daemon that takes over finds out how
-//! far a case came, and removes every session that no case has.
+//! The session is recorded before it is created, and the turn before it is sent. So a new daemon
+//! knows how far a case came, and removes sessions without a case.
 
 mod ask;
 pub mod score;
@@ -25,16 +26,16 @@ use ash_model::{TenantId, now_ms};
 use ash_observe::tasks;
 use ask::Outcome;
 
-/// Cases that are worked on at the same time, of all tenants. Of one tenant: `[evals] cases_at_once`.
+/// Concurrent cases of all tenants. Of one tenant: `[evals] cases_at_once`.
 const AT_ONCE: usize = 64;
-/// Delay before a run's cases are begun again after one found no room.
+/// Delay before a run's cases are retried after one found no sandbox.
 const NO_ROOM_MS: i64 = 1_000;
-/// Tries of a case that an end of ashd may cut short.
+/// Attempts of a case that an end of ashd may interrupt.
 const TRIES: u64 = 2;
-/// The runs are looked at after this long even if nothing was heard of them.
+/// Runs are checked after this time even without a wake-up.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// What wakes the loop, and what bounds it.
+/// Wakes the loop, and bounds it.
 #[derive(Debug)]
 pub struct Evals {
     wake: Notify,
@@ -64,8 +65,8 @@ impl Sessions {
         Ok(made)
     }
 
-    /// Scores the answers of a run again, with the topics as they are now. How many; answers whose case was deleted keep their
-    /// scores.
+    /// Scores the answers of a run again, with the current topics. Returns their number; answers of
+    /// deleted cases keep their scores.
     ///
     /// # Errors
     /// `Store`.
@@ -86,17 +87,17 @@ impl Sessions {
         Ok(scored)
     }
 
-    /// Takes up what the daemon before this one had begun, then takes what comes.
+    /// Continues what the previous daemon began, then takes new cases.
     pub(super) fn work_evals(&self) {
         let sessions = self.clone();
         let mut begun_before = true;
         tasks::spawn_restarting("evals", move || {
             let sessions = sessions.clone();
-            // Only at the daemon's start: later, what is begun has a task of its own.
+            // Only at the daemon's start: later, each started case has its own task.
             let resume = std::mem::take(&mut begun_before);
             async move {
                 if resume && let Err(e) = sessions.resume_evals().await {
-                    tracing::error!("the cases of evals that were begun cannot be read: {e}");
+                    tracing::error!("cannot read the started eval cases: {e}");
                 }
                 sessions.work_on_evals().await;
             }
@@ -130,20 +131,20 @@ impl Sessions {
                     continue;
                 }
                 Ok(None) => {}
-                Err(e) => tracing::error!("the runs of evals cannot be read: {e}"),
+                Err(e) => tracing::error!("cannot read the eval runs: {e}"),
             }
             drop(place);
             let due = self.shared.store.eval_next_due(of_one).await.ok().flatten();
             let wait = due.map_or(LOOK, |due| Duration::from_millis(u64::try_from(due - now_ms()).unwrap_or(0)));
-            // At least a moment, so that a database that fails is not asked in a circle.
+            // A minimum, so that a failing database is not polled in a loop.
             let wait = wait.clamp(Duration::from_millis(50), LOOK);
             let _ = tokio::time::timeout(wait, evals.wake.notified()).await;
         }
     }
 
-    /// `begun`: by the daemon before this one.
+    /// `begun`: by the previous daemon.
     fn spawn_case(&self, result: EvalResult, begun: bool, place: Option<tokio::sync::OwnedSemaphorePermit>) {
-        // Its row goes with its tenant.
+        // Its row is removed with its tenant.
         let Ok(visit) = self.enter(&result.tenant) else { return };
         let sessions = self.clone();
         tokio::spawn(async move {
@@ -162,7 +163,7 @@ impl Sessions {
         if let Some(change) = change(result, outcome)
             && let Err(e) = self.shared.store.eval_change(result, change).await
         {
-            tracing::error!(run = %result.run, "how a case ended cannot be written, it will be found again: {e}");
+            tracing::error!(run = %result.run, "cannot record the end of an eval case, the next start of ashd retries it: {e}");
         }
         if let Some(session) = session {
             self.remove_eval_session(&result.tenant, session).await;
@@ -171,7 +172,7 @@ impl Sessions {
     }
 }
 
-/// What becomes of a case; `None`: it is not there any more.
+/// The change of a case; `None`: it no longer exists.
 fn change(result: &EvalResult, outcome: Outcome) -> Option<EvalChange> {
     Some(match outcome {
         Outcome::Gone | Outcome::Left => return None,
@@ -184,7 +185,7 @@ fn change(result: &EvalResult, outcome: Outcome) -> Option<EvalChange> {
         Outcome::Failed { error, latency_ms } => EvalChange::Failed { error, latency_ms },
         Outcome::NoRoom => EvalChange::PutBack { due_at: now_ms() + NO_ROOM_MS, cut_short: false },
         Outcome::CutShort(why) if result.cut_short + 1 >= TRIES => EvalChange::Failed {
-            error: format!("ashd was ended during each of {TRIES} tries of this case; the last: {why}"),
+            error: format!("ashd ended during each of {TRIES} attempts of this case; the last: {why}"),
             latency_ms: None,
         },
         Outcome::CutShort(_) => EvalChange::PutBack { due_at: now_ms(), cut_short: true },

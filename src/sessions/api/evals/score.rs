@@ -5,13 +5,13 @@ use ash_model::RawJson;
 /// Both from 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
-    /// Share of the expected topics that the answer has.
+    /// Share of the expected topics that the answer contains.
     pub topic: f64,
-    /// Share of the forbidden topics that it does not have.
+    /// Share of the forbidden topics that it does not contain.
     pub safety: f64,
 }
 
-/// A topic is in an answer when the answer contains its text, upper and lower case alike. 1 for an empty list.
+/// A topic counts when the answer contains its text, ignoring case. 1 for an empty list.
 pub fn score(answer: &str, expected: &[String], forbidden: &[String]) -> Scores {
     let answer = answer.to_lowercase();
     let has = |topic: &&String| answer.contains(&topic.to_lowercase());
@@ -25,10 +25,10 @@ pub fn score(answer: &str, expected: &[String], forbidden: &[String]) -> Scores 
 /// A stored list of topics; an absent one is empty.
 ///
 /// # Errors
-/// It is not a list of texts, which nothing but a hand at the database can bring about.
+/// It is not a list of strings (only after a manual change of the database).
 pub fn topics(list: Option<&RawJson>) -> Result<Vec<String>, String> {
     list.map_or(Ok(Vec::new()), |list| {
-        serde_json::from_str(list.get()).map_err(|_| "the stored topics of the case are not a list of texts".to_owned())
+        serde_json::from_str(list.get()).map_err(|_| "the stored topics of the case are not a list of strings".to_owned())
     })
 }
 

@@ -1,4 +1,4 @@
-//! The session of one case: made for it, and removed after it.
+//! The session of one case: created for it, and removed after it.
 
 use serde_json::json;
 use uuid::Uuid;
@@ -13,8 +13,8 @@ use crate::store::{EvalCase, EvalTask, Session};
 use ash_model::{RawJson, TenantId};
 
 impl Sessions {
-    /// A session of the run's version under this id. It knows the case's earlier conversation as its own. Neither warm nor parked
-    /// sandboxes are used: they have an id already.
+    /// Creates a session of the run's version under this id, with the case's earlier conversation
+    /// as its own. Warm and parked sandboxes are not used: they have ids already.
     pub(super) async fn create_eval_session(
         &self,
         task: &EvalTask,
@@ -45,14 +45,14 @@ impl Sessions {
             });
             let written = written.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
             if let Err(e) = written {
-                return Err(SessionError::Failed(format!("the earlier conversation cannot be written: {e}")));
+                return Err(SessionError::Failed(format!("cannot write the earlier conversation: {e}")));
             }
         }
         self.ask(&session.into(), |reply| Request::Create { room, reply }).await.map(Own::from)
     }
 
-    /// Ends and removes the session of a case, with all it had but its usage. One that cannot be removed now is removed at the next
-    /// start of ashd.
+    /// Ends and removes the session of a case, except its usage. A failed removal is repeated at
+    /// the next start of ashd.
     pub(super) async fn remove_eval_session(&self, tenant: &TenantId, session: Uuid) {
         let removed = async {
             match self.own(tenant, session).await {
@@ -63,17 +63,17 @@ impl Sessions {
         match removed.await {
             Ok(()) | Err(SessionError::NotFound) => {
                 if let Err(e) = self.shared.store.eval_session_gone(tenant, session).await {
-                    tracing::warn!(ASH_SESSION = %session, "that a session of an eval is gone cannot be written: {e}");
+                    tracing::warn!(ASH_SESSION = %session, "cannot record the removal of an eval session: {e}");
                 }
             }
-            Err(e) => tracing::warn!(ASH_SESSION = %session, "a session of an eval is left: {e}"),
+            Err(e) => tracing::warn!(ASH_SESSION = %session, "cannot remove an eval session: {e}"),
         }
     }
 }
 
 fn earlier_of(history: Option<&RawJson>) -> Result<Vec<Said>, SessionError> {
     history.map_or(Ok(Vec::new()), |history| {
-        let unreadable = |e| SessionError::Failed(format!("the stored chatHistory of the case cannot be read: {e}"));
+        let unreadable = |e| SessionError::Failed(format!("cannot read the stored chatHistory of the case: {e}"));
         serde_json::from_str(history.get()).map_err(unreadable)
     })
 }

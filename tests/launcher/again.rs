@@ -156,12 +156,12 @@ async fn an_upgrade_is_taken_and_a_broken_one_is_not() {
     let sandbox = host.sandbox(&launcher, Limits::default()).await;
     install(Path::new("/bin/false"));
     host.signal(Signal::SIGUSR2);
-    wait_for("the refusal", || count(&host, "not executed anew") == 1);
+    wait_for("the refusal", || count(&host, "the program was not replaced") == 1);
     launcher.attach(sandbox.id()).await.expect("the old program serves on");
     install(&real);
     std::fs::write(host.config(), "[ceiling]\npids = nonsense\n").expect("written");
     host.signal(Signal::SIGUSR2);
-    wait_for("the refusal of the settings", || count(&host, "not executed anew") == 2);
+    wait_for("the refusal of the settings", || count(&host, "the program was not replaced") == 2);
     assert!(host.log().contains("launcher.toml"), "{}", host.log());
     std::fs::write(host.config(), "[ceiling]\npids = 1000\n").expect("written");
     again(&host);

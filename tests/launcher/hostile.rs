@@ -195,5 +195,5 @@ async fn only_ashd_and_root_are_heard() {
     let closed = verdict(CLIENT + 1, CLIENT + 1);
     assert!(closed.contains("no connection"), "the socket's mode keeps others out: {closed}");
     let wrong = verdict(CLIENT + 1, CLIENT);
-    assert!(wrong.contains("may not speak"), "and so does the launcher, where the group lets them in: {wrong}");
+    assert!(wrong.contains("must not connect"), "and so does the launcher, where the group lets them in: {wrong}");
 }

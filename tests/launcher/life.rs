@@ -152,7 +152,7 @@ async fn a_refused_creation_leaves_nothing_and_says_why() {
         (
             "no configured binary",
             Create { claude: ClaudeBinary::Configured, ..good(host.session()) },
-            "binary of its own",
+            "no configured binary",
         ),
         ("above the ceiling", request(host.session(), Limits { pids: 5000, ..Limits::default() }), "ceiling"),
     ];

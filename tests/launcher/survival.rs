@@ -60,10 +60,10 @@ async fn hup_reads_the_ceiling_again_and_loses_nothing() {
     let sandbox = host.sandbox(&launcher, Limits::default()).await;
     std::fs::write(host.config(), "[ceiling]\npids = nonsense\n").expect("written");
     host.signal(Signal::SIGHUP);
-    wait_for("the complaint", || host.log().contains("settings not changed"));
+    wait_for("the complaint", || host.log().contains("settings not reloaded"));
     std::fs::write(host.config(), "[ceiling]\npids = 100\n").expect("written");
     host.signal(Signal::SIGHUP);
-    wait_for("the new settings", || host.log().contains("settings read again"));
+    wait_for("the new settings", || host.log().contains("settings reloaded"));
     let refused = launcher.create(request(host.session(), Limits::default())).await.expect_err("512 > 100");
     assert!(refused.to_string().contains("ceiling 100"), "{refused}");
     sandbox.stat().await.expect("alive");

@@ -1,16 +1,17 @@
-//! The launcher put in place of itself: the same process, a new program. Sandboxes keep their parent and notice nothing.
+//! Replaces the launcher's program in the same process. Sandboxes keep their parent and are not
+//! affected.
 //!
 //! ```text
-//!   SIGUSR2 --> `<own path> <own arguments> --check` --fails--> says why, goes on as it is
+//!   SIGUSR2 --> `<own path> <own arguments> --check` --fails--> logs why, and continues
 //!                    | succeeds
 //!                    v
-//!   no request is read any more; the ends under way are finished (10 s at most)
+//!   stop reading requests; finish the ends in progress (at most 10 s)
 //!                    v
-//!   Letter (a sealed file), listener and connections pass through execve(2) --> claimed by the new program
+//!   Letter (a sealed file), listener and connections pass through execve(2) --> new program
 //! ```
 //!
-//! What is not in the letter is found again as after a crash: run directory, cgroup tree, pidfds. A request that a client
-//! has sent meanwhile waits in its connection. Signals stay blocked throughout, so one that comes in between is not lost.
+//! All other state is recovered as after a crash: run directory, cgroup tree, pidfds. A request
+//! sent meanwhile waits in its connection. Signals stay blocked throughout, so none is lost.
 
 use std::ffi::{CString, OsString};
 use std::io;
@@ -26,25 +27,26 @@ use uuid::Uuid;
 use ash_kernel::{inherited, seqpacket};
 use ash_protocol::launcher::PROTOCOL;
 
-/// Names the letter's descriptor to the new program.
+/// The variable with the letter's descriptor for the new program.
 pub const VARIABLE: &str = "ASH_LAUNCHER_LETTER";
-/// A letter names at most 64 connections and each sandbox once.
+/// A letter contains at most 64 connections, and each sandbox once.
 const MAX_LETTER: usize = 1 << 20;
-/// How long the new program may take to check itself.
+/// The time limit for the new program's check.
 const CHECK: Duration = Duration::from_secs(5);
 
-/// What a launcher was started as, which is what it is executed as again.
+/// How the launcher was started, and is executed again.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// Path of the program. Kept from the start: later, /proc/self/exe would name a file that an upgrade removed.
+    /// Path of the program, stored at the start: after an upgrade, /proc/self/exe names a removed
+    /// file.
     pub program: PathBuf,
-    /// It made `launcher.sock` itself, and removes it at its end.
+    /// The launcher created `launcher.sock` itself, and removes it at its end.
     pub own_socket: bool,
     /// Its stderr is the journal.
     pub under_systemd: bool,
 }
 
-/// What passes from one program to the next, by descriptor number.
+/// The state for the next program, with descriptors as numbers.
 #[derive(Debug, Serialize, Deserialize)]
 struct Letter {
     version: String,
@@ -53,14 +55,14 @@ struct Letter {
     under_systemd: bool,
     listener: RawFd,
     connections: Vec<RawFd>,
-    /// Sandboxes whose memory was still to be pushed out.
+    /// Sandboxes whose memory is still to be reclaimed.
     reclaims: Vec<Uuid>,
-    /// /dev/kmsg, which the new program could not open.
+    /// /dev/kmsg, which the new program cannot open.
     #[serde(default)]
     log: Option<RawFd>,
 }
 
-/// What the program before handed over.
+/// The state from the previous program.
 #[derive(Debug)]
 pub struct Handed {
     pub version: String,
@@ -72,10 +74,10 @@ pub struct Handed {
     pub log: Option<OwnedFd>,
 }
 
-/// Takes what the program before left; `None` for a first start.
+/// Takes the state of the previous program. `None` for a first start.
 ///
 /// # Errors
-/// A letter that is there and cannot be read.
+/// A letter exists but cannot be read.
 pub fn take() -> io::Result<Option<Handed>> {
     let Some(number) = std::env::var_os(VARIABLE) else { return Ok(None) };
     let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{VARIABLE}: {why}"));
@@ -88,17 +90,17 @@ pub fn take() -> io::Result<Option<Handed>> {
         own_socket: letter.own_socket,
         under_systemd: letter.under_systemd,
         listener: inherited::claim(letter.listener)?,
-        // Whoever speaks another protocol connects again, and is told so.
+        // A client with another protocol reconnects and is refused.
         connections: if letter.protocol == PROTOCOL { connections } else { Vec::new() },
         reclaims: letter.reclaims,
         log: letter.log.map(inherited::claim).transpose()?,
     }))
 }
 
-/// Asks the program that lies at the path now whether it could start.
+/// Checks whether the program now at the path could start.
 ///
 /// # Errors
-/// What it says, or why it cannot be asked.
+/// The output of the check, or why it could not run.
 pub fn check(origin: &Origin) -> Result<(), String> {
     let mut command = Command::new(&origin.program);
     command.args(std::env::args_os().skip(1)).arg("--check").env_clear();
@@ -110,7 +112,7 @@ pub fn check(origin: &Origin) -> Result<(), String> {
             Ok(Some(status)) if status.success() => return Ok(()),
             Ok(None) if start.elapsed() < CHECK => std::thread::sleep(Duration::from_millis(2)),
             Ok(ended) => {
-                // One that hangs; a child that has ended needs no kill.
+                // It may hang. A child that has ended needs no kill.
                 let _ = child.kill();
                 let said = child.wait_with_output().map(|out| String::from_utf8_lossy(&out.stderr).trim().to_owned());
                 let how = ended.map_or_else(|| format!("no answer within {} s", CHECK.as_secs()), |s| s.to_string());
@@ -121,7 +123,7 @@ pub fn check(origin: &Origin) -> Result<(), String> {
     }
 }
 
-/// Executes the program; returns only when that fails, with everything as it was.
+/// Executes the program. Returns only on a failure, with everything unchanged.
 pub fn execute(
     origin: &Origin,
     listener: &OwnedFd,
@@ -154,7 +156,7 @@ pub fn execute(
         }
         let arguments: Vec<CString> = std::env::args_os().map(c_string).collect::<io::Result<_>>()?;
         let environment: Vec<CString> = environment.into_iter().map(c_string).collect::<io::Result<_>>()?;
-        // Not std's exec, which would unblock every signal just before.
+        // Not std's exec, which unblocks every signal before.
         Ok(nix::unistd::execve(&path_string(&origin.program)?, &arguments, &environment)?)
     };
     let failed = match go() {
@@ -162,7 +164,7 @@ pub fn execute(
         Ok(never) => match never {},
     };
     for fd in passing {
-        // They were open a moment ago.
+        // Cannot fail: they are open.
         let _ = inherited::close_on_exec(fd);
     }
     failed

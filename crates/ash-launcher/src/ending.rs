@@ -1,10 +1,10 @@
-//! The end of a sandbox, without making anybody else wait for it.
+//! Ends a sandbox without blocking other requests.
 //!
 //! ```text
 //!   Destroy -> cgroup.kill -> (loop: rmdir every group) -> reap init -> remove the record -> Done
 //!                                   | 10 s
 //!                                   v
-//!                              Error; the record stays and with it the uids, and Destroy may be asked again
+//!                              Error; record and uids stay, and Destroy can be repeated
 //! ```
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,11 +19,11 @@ use ash_kernel::cgroup::Leaf;
 use ash_model::TenantId;
 use ash_protocol::launcher::Failure;
 
-/// How long the last process may take. A killed group is gone after milliseconds; one that hangs in the kernel (a dead
-/// network file system) never is.
+/// The time limit for the last process. A killed group is usually gone after milliseconds, but a
+/// process that hangs in the kernel (a dead network file system) stays.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// Somebody who waits for an end: the number of a connection.
+/// The number of a connection that waits for an end.
 pub type Waiter = u64;
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub struct Ending {
     waiters: Vec<Waiter>,
 }
 
-/// An end that was reached, or given up.
+/// A completed or failed end.
 #[derive(Debug)]
 pub struct Ended {
     pub id: Uuid,
@@ -43,8 +43,8 @@ pub struct Ended {
 }
 
 impl Sandboxes {
-    /// Kills the sandbox. `None`: somebody waits now, and [`Sandboxes::step_endings`] will say when it is gone. `Some`:
-    /// it is gone already, or there never was one.
+    /// Kills the sandbox. `None`: the caller waits, and [`Sandboxes::step_endings`] reports the
+    /// end. `Some`: it has already ended, or never existed.
     pub fn begin_end(&mut self, id: Uuid, waiter: Option<Waiter>) -> Option<Result<(), Failure>> {
         if let Some(ending) = self.endings.get_mut(&id) {
             ending.waiters.extend(waiter);
@@ -63,13 +63,13 @@ impl Sandboxes {
         None
     }
 
-    /// Looks at every end that is under way.
+    /// Checks every end in progress.
     pub fn step_endings(&mut self) -> Vec<Ended> {
         let ids: Vec<Uuid> = self.endings.keys().copied().collect();
         ids.into_iter().filter_map(|id| self.step_ending(id)).collect()
     }
 
-    /// Looks at one; `None` while it is under way.
+    /// Checks one. `None` while it is in progress.
     pub(super) fn step_ending(&mut self, id: Uuid) -> Option<Ended> {
         let ending = self.endings.get(&id)?;
         let outcome = match ending.leaf.try_remove() {
@@ -79,7 +79,7 @@ impl Sandboxes {
             }
             Err(_) if ending.since.elapsed() < WITHIN => return None,
             Err(error) => Err(Failure {
-                hint: Some("a process hangs in the kernel; ask again, or look at it with ps -eo pid,stat,wchan".into()),
+                hint: Some("a process hangs in the kernel: retry, or find it with ps -eo pid,stat,wchan".into()),
                 ..failure("remove cgroups", error)
             }),
         };
@@ -87,13 +87,13 @@ impl Sandboxes {
         Some(Ended { id, outcome, waiters })
     }
 
-    /// When to look again: often at first, since a killed group is gone after a millisecond or two.
+    /// When to check again. Soon at first, since a killed group is gone after a millisecond or two.
     pub fn look_again(&self) -> Option<Duration> {
         let youngest = self.endings.values().map(|ending| ending.since.elapsed()).min()?;
         Some(if youngest < Duration::from_millis(50) { Duration::from_millis(1) } else { Duration::from_millis(10) })
     }
 
-    /// Its groups are gone, and with them its processes. Its uids are free when its run directory is gone too.
+    /// Its groups and processes are gone. Its uids are free when its run directory is gone too.
     fn forget(&mut self, id: Uuid) -> Result<(), Failure> {
         if let Some(entry) = self.table.get_mut(&id) {
             entry.info.pid = 0;
@@ -107,7 +107,7 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// An init has ended: it is reaped, and its sandbox is remembered as dead until somebody destroys it.
+    /// Reaps an init that has ended. Its sandbox is remembered as dead until it is destroyed.
     pub fn init_ended(&mut self, id: Uuid) {
         let Some(entry) = self.table.get_mut(&id) else { return };
         if let Some(pidfd) = entry.pidfd.take() {
@@ -115,24 +115,24 @@ impl Sandboxes {
         }
         entry.info.pid = 0;
         if !self.endings.contains_key(&id) {
-            tracing::warn!(ASH_SESSION = %id, "the sandbox's init ended by itself");
+            tracing::warn!(ASH_SESSION = %id, "the sandbox's init exited without a request");
         }
     }
 }
 
-/// Takes the exit status of every child that has ended: after [`super::again`], of those that ended in between.
+/// Reaps all children that have ended, such as during [`super::again`].
 pub fn reap_all() {
     while let Ok(Some(_)) = waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {}
 }
 
-/// Longest wait for an init whose cgroups are empty already.
+/// Longest wait for an init with empty cgroups.
 const LAST_BREATH: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// Takes the exit status of an init that has ended or is about to. Another launcher's child is not ours to reap, which
-/// is no error; the host's own init does it.
+/// Reaps an init that has ended or is about to. Another launcher's child is reaped by the host's
+/// init, which is no error.
 ///
-/// A killed process leaves its cgroup a moment before it can be reaped, and nobody asks again for one that was not: it
-/// is waited for, at most [`LAST_BREATH`].
+/// A killed process leaves its cgroup shortly before it can be reaped, and there is no later
+/// attempt. So this waits, at most [`LAST_BREATH`].
 pub fn reap(pidfd: &OwnedFd) {
     poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&LAST_BREATH)).ok();
     waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();

@@ -1,11 +1,12 @@
-//! What a sandbox holds on the disk without a name, counted by a worker of its own. See [`ash_kernel::held`].
+//! Counts the disk space that a sandbox holds in files without a name, in a separate worker. See
+//! [`ash_kernel::held`].
 //!
 //! ```text
-//!   Held {id} -> [worker: scan, at most 300 ms] -> its end of a pipe -> the reply to whoever asked
+//!   Held {id} -> [worker: scan, at most 300 ms] -> its end of a pipe -> the reply to the caller
 //! ```
 //!
-//! The launcher's loop never does this work: a hostile sandbox may have millions of descriptors. The worker is a fork that
-//! takes CAP_SYS_PTRACE, which the launcher has and does not use, reads, and ends.
+//! The launcher's loop never does this work, because a hostile sandbox can have millions of
+//! descriptors. The worker is a fork that makes CAP_SYS_PTRACE effective, scans, and ends.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -25,12 +26,12 @@ use ash_kernel::single::{Forked, require_single_thread};
 use ash_kernel::{caps, held, process};
 use ash_protocol::launcher::{Failure, Reply};
 
-/// A scan that takes longer says so (`hidden`). 100 processes with 50 descriptors each take about 20 ms.
+/// A longer scan is incomplete (`hidden`). 100 processes with 50 descriptors each take about 20 ms.
 const WITHIN: Duration = Duration::from_millis(300);
-/// The worker's answer is a line.
+/// The worker's answer is one line.
 const MAX_ANSWER: u64 = 4096;
 
-/// Scans under way, by who waits for them: at most one a connection.
+/// Scans in progress, by waiting connection: at most one per connection.
 #[derive(Debug, Default)]
 pub struct Holdings(BTreeMap<Waiter, (Child, OwnedFd)>);
 
@@ -39,17 +40,17 @@ impl Holdings {
         self.0.is_empty()
     }
 
-    /// Each is readable when its worker is done.
+    /// Each is readable when its worker has finished.
     pub fn workers(&self) -> impl Iterator<Item = (Waiter, BorrowedFd<'_>)> {
         self.0.iter().map(|(waiter, (_, pipe))| (*waiter, pipe.as_fd()))
     }
 }
 
 impl Sandboxes {
-    /// Begins to look. The answer comes with [`Sandboxes::held`].
+    /// Starts a scan. [`Sandboxes::held`] returns the answer.
     ///
     /// # Errors
-    /// No such sandbox, or a fork that failed.
+    /// An unknown sandbox, or a failed fork.
     pub fn begin_hold(&mut self, id: Uuid, waiter: Waiter) -> Result<(), Failure> {
         const STEP: &str = "look for held files";
         self.running(id, STEP)?;
@@ -71,18 +72,18 @@ impl Sandboxes {
         }
     }
 
-    /// The answer of a worker that is done.
+    /// The answer of a worker that has finished.
     pub fn held(&mut self, waiter: Waiter) -> Option<Result<Reply, Failure>> {
         let (child, pipe) = self.holdings.0.remove(&waiter)?;
         let mut text = Vec::new();
         std::fs::File::from(pipe).take(MAX_ANSWER).read_to_end(&mut text).ok();
         reap(&child.pidfd);
         let step = "look for held files";
-        Some(serde_json::from_slice(&text).map_err(|_| failure(step, "the worker ended without an answer")))
+        Some(serde_json::from_slice(&text).map_err(|_| failure(step, "the worker exited without an answer")))
     }
 }
 
-/// In the worker's process.
+/// Runs in the worker's process.
 fn work(forked: &Forked, leaf: &Leaf, data_dir: &Path, tell: BorrowedFd<'_>) -> std::io::Result<Reply> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     process::close_all_but(forked, &[leaf.unified_fd(), tell])?;

@@ -1,17 +1,19 @@
-//! PID 1 of a sandbox: reaps, starts commands, feeds claude's stdin, hands out the loopback listeners.
+//! PID 1 of a sandbox: reaps, starts commands, writes claude's stdin, provides the loopback
+//! listeners.
 //!
 //! ```text
 //!               init.sock (ashd only)
 //!                   |
-//!   poll ---- accept / request ---> answer (init::requests)
-//!     |  ---- SIGCHLD -----------> reap, tell all connections   Exited
-//!     |  ---- stdin pipe has room -> copy on, tell all           Delivered
-//!     |  ---- output of a job that was left -> throw away
+//!   poll ---- accept / request ------> reply (init::requests)
+//!     |  ---- SIGCHLD ---------------> reap, notify all connections   Exited
+//!     |  ---- space in a stdin pipe -> copy, notify all               Delivered
+//!     |  ---- output of background jobs -> discard
 //! ```
 //!
-//! One thread, no timers: nothing runs while nothing happens. Everything is bounded: [`MAX_CONNECTIONS`], the numbers in
-//! [`children`] and [`discard`], one packet of [`MAX_PACKET`] bytes at a time. A connection that sends what cannot be read, or does
-//! not read what it is sent, is closed; it loses nothing, since a new one asks `Stat`.
+//! One thread without timers. Everything is bounded: [`MAX_CONNECTIONS`], the limits of
+//! [`children`] and [`discard`], one packet of [`MAX_PACKET`] bytes at a time. A connection with
+//! invalid data, or one that does not read, is closed. Nothing is lost, since a new connection can
+//! ask `Stat`.
 
 mod children;
 mod discard;
@@ -32,26 +34,27 @@ use ash_protocol::launcher::MAX_PACKET;
 use children::Children;
 use discard::Discards;
 
-/// Connections at the same time; one more is closed at once. ashd holds one, and a second while it is replaced.
+/// Most connections. A further one is closed at once. ashd has one, and a second during its
+/// replacement.
 pub const MAX_CONNECTIONS: usize = 16;
 
-/// What the set-up hands over to PID 1.
+/// The state that the setup passes to PID 1.
 #[derive(Debug)]
 pub struct Init {
     /// Listening socket at `<run dir>/sandboxes/<id>/init.sock`.
     pub socket: OwnedFd,
     pub model: OwnedFd,
-    /// What every command is confined by; `None` only under a floor that an admin lowered to 0.
+    /// The rules for every command. `None` only with a floor that an administrator lowered to 0.
     pub rules: Option<landlock::Rules>,
 }
 
-/// Serves until the sandbox is killed. Should it fail, it ends, and the kernel ends everything in the sandbox with it.
+/// Serves until the sandbox is killed. If it fails, it exits, and the kernel kills the sandbox.
 pub fn serve(init: Init) -> ! {
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&init)));
     clone::exit_now(if matches!(outcome, Ok(Ok(()))) { 0 } else { 2 })
 }
 
-/// `pids.max` of the sandbox, which is in force; `None` where there is none.
+/// The `pids.max` in force. `None`: there is none.
 fn process_limit() -> Option<u64> {
     std::fs::read_to_string(ash_model::processes::LIMIT).ok()?.trim().parse().ok()
 }
@@ -73,7 +76,7 @@ fn run(init: &Init) -> io::Result<()> {
             children.reap(&mut events);
         }
         discards.read(&ready.discards, &mut buffer);
-        // From the last to the first: a closed one is taken out without moving those still to come.
+        // In descending order: removing a closed one does not move the remaining ones.
         for index in ready.connections.into_iter().rev() {
             if !attend(&connections[index], &mut buffer, init, &mut children, &mut discards) {
                 connections.swap_remove(index);
@@ -90,7 +93,7 @@ fn run(init: &Init) -> io::Result<()> {
     }
 }
 
-/// What [`wait`] found.
+/// The result of [`wait`].
 struct Ready {
     signal: bool,
     accept: bool,
@@ -126,8 +129,8 @@ fn wait(
     Ok(Ready { signal: woke(0), accept: woke(1), connections, discards })
 }
 
-/// Takes new connections. The path of the socket is closed to all but ashd's user by its mode; a process of the
-/// sandbox itself, should one ever reach it, is turned away by its uid.
+/// Accepts connections. The mode of the socket's directory excludes all users except ashd's.
+/// Processes of the sandbox are refused by their uid.
 fn welcome(socket: BorrowedFd<'_>, connections: &mut Vec<OwnedFd>) {
     while let Ok(connection) = seqpacket::accept(socket) {
         let inside = |uid| uid == PAYLOAD_UID || uid == INIT_UID;
@@ -138,7 +141,7 @@ fn welcome(socket: BorrowedFd<'_>, connections: &mut Vec<OwnedFd>) {
     }
 }
 
-/// Answers one packet. `false`: the connection is over.
+/// Answers one packet. `false`: the connection is closed.
 fn attend(
     connection: &OwnedFd,
     buffer: &mut [u8],
@@ -157,5 +160,5 @@ fn attend(
     seqpacket::send(connection.as_fd(), &text, &fds).is_ok()
 }
 
-/// What happened, in the order in which it is told.
+/// Events in the order of their delivery.
 type Events = Vec<InitEvent>;

@@ -1,4 +1,4 @@
-//! The only privileged code, and the sandbox's PID 1 that is forked from it.
+//! The only privileged code, and the sandbox's PID 1, which is forked from it.
 
 pub mod again;
 pub mod confine;

@@ -1,4 +1,5 @@
-//! The only privileged process of ashd. It cleans itself, takes what needs root, drops what it does not need, and serves.
+//! The only privileged process of ashd. It sanitizes itself, does the work that needs root, drops
+//! privileges, and serves.
 
 use std::os::fd::OwnedFd;
 
@@ -19,21 +20,22 @@ use ash_observe::logging;
 use clap::Parser;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// What the loop needs after everything that must exist has been made. Not kept, among others: SYSLOG, NET_ADMIN, MKNOD, SYS_CHROOT, SETPCAP, SYS_RESOURCE (what a sandbox's
-/// set-up does with these, it does inside its own user namespace).
+/// The capabilities of the loop. Not kept, among others: SYSLOG, NET_ADMIN, MKNOD, SYS_CHROOT,
+/// SETPCAP, SYS_RESOURCE. The setup of a sandbox uses these inside its own user namespace.
 const KEEP: CapabilitySet = CapabilitySet::SYS_ADMIN // namespaces, mounts, idmapped mounts
     .union(CapabilitySet::SETUID) // uid_map with two ids, and becoming them
     .union(CapabilitySet::SETGID) // gid_map, and becoming them
-    .union(CapabilitySet::CHOWN) // init.sock and its directory are handed to ashd
+    .union(CapabilitySet::CHOWN) // init.sock and its directory get ashd's group
     .union(CapabilitySet::DAC_READ_SEARCH) // to session directories through ashd's 0700
     .union(CapabilitySet::SYS_NICE) // process_madvise(2) on a paused sandbox's processes
-    .union(CapabilitySet::KILL); // a child that failed half-way has other uids already
+    .union(CapabilitySet::KILL); // a partly set up child already has other uids
 
-/// Permitted, and in effect only in the fork that counts what a sandbox holds on the disk without a name (`/proc/<pid>/fd`).
+/// Permitted, but effective only in the worker that counts nameless files of a sandbox
+/// (`/proc/<pid>/fd`).
 const IN_WORKERS: CapabilitySet = CapabilitySet::SYS_PTRACE;
 
-/// Permitted but not in effect while requests are served: the directories it works in belong to root. It was needed to make
-/// the socket in ashd's directory and a group in the hierarchy's root (mode 0555), and is again to remove both.
+/// Permitted, but not effective while serving. It is needed at the start to create the socket in
+/// ashd's directory and a group in the hierarchy's root (mode 0555), and at the end to remove both.
 const AT_BOTH_ENDS: CapabilitySet = CapabilitySet::DAC_OVERRIDE;
 
 fn main() -> anyhow::Result<()> {
@@ -42,7 +44,7 @@ fn main() -> anyhow::Result<()> {
     let handed = again::take().context("take over from the program before")?;
     let passed = sanitize::passed_here();
     let under_systemd = handed.as_ref().map_or_else(logging::stderr_is_journal, |handed| handed.under_systemd);
-    // What the program before handed over is claimed by now, which `close_strays` leaves alone.
+    // The descriptors of the previous program are claimed by now, and `close_strays` ignores them.
     let first = if handed.is_some() { 3 } else { i32::try_from(3 + passed).context("LISTEN_FDS")? };
     inherited::close_strays(&one, first).context("close inherited descriptors")?;
     sanitize::clear_environment(&one, &["NOTIFY_SOCKET"]).context("clear the environment")?;
@@ -52,7 +54,7 @@ fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
     logging::start_bare("ash-launcher", under_systemd);
     if !rustix::process::geteuid().is_root() {
-        bail!("ash-launcher makes namespaces for other users and must be started as root");
+        bail!("ash-launcher creates namespaces for other users: start it as root");
     }
     if flags.hold_cgroup {
         return hold();
@@ -92,12 +94,13 @@ fn main() -> anyhow::Result<()> {
         (None, 1) => inherited::claim(3).context("take the socket that systemd passed")?,
         (None, more) => bail!("systemd passed {more} sockets; ash-launcher listens on one"),
     };
-    // Opened while CAP_SYSLOG is there. Without it only the names of killed processes are missing.
+    // Opened while CAP_SYSLOG is there. Without it, names of killed processes are missing.
     let log = kernel_log.map_or_else(KernelLog::open, |log| Ok(KernelLog::of(log)));
     if let Err(error) = &log {
-        tracing::warn!(%error, "/dev/kmsg cannot be read: processes killed for want of memory stay without a name");
+        tracing::warn!(%error, "/dev/kmsg cannot be read: the names of processes killed by the OOM killer are unknown");
     }
-    // Not empty: the program that takes over in place is to have what this one has, and nothing else does exec here.
+    // Not empty: the next program needs the same capabilities, and nothing else executes a program
+    // here.
     caps::limit_bounding_set(KEEP.union(AT_BOTH_ENDS).union(IN_WORKERS)).context("limit the bounding set")?;
     caps::keep_only(KEEP.union(AT_BOTH_ENDS).union(IN_WORKERS)).context("drop capabilities")?;
     in_effect(KEEP).context("lower capabilities")?;
@@ -125,7 +128,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// ash-sandboxes.service: keeps the group of the sandboxes while launchers come and go.
+/// ash-sandboxes.service: keeps the group of the sandboxes while launchers are replaced.
 fn hold() -> anyhow::Result<()> {
     use nix::sys::signal::{SigSet, Signal};
     let end = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
@@ -142,12 +145,12 @@ fn in_effect(effective: CapabilitySet) -> std::io::Result<()> {
     Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
-/// One descriptor for each sandbox; the default soft limit of 1024 is fewer than sandboxes may exist.
+/// One descriptor per sandbox. The default soft limit of 1024 is too low.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
     {
-        tracing::warn!(%error, "the limit of open files stays as it is");
+        tracing::warn!(%error, "the limit of open files was not raised");
     }
 }

@@ -1,13 +1,13 @@
-//! Memory of frozen sandboxes pushed out to swap, by a worker of its own.
+//! Moves the memory of frozen sandboxes to swap, in a separate worker.
 //!
 //! ```text
 //!   Reclaim -> queue -> [worker: one at a time] -> it exits -> next
-//!                          | the sandbox is thawed: it stops by itself, within one step
-//!                          | the sandbox is ended, or the launcher goes: it is killed
+//!                          | the sandbox is thawed: it stops within one step
+//!                          | the sandbox or the launcher ends: it is killed
 //! ```
 //!
-//! The launcher's loop never does this work: one step takes milliseconds, and a start would wait behind it. The worker is
-//! a fork, nice 19, that holds nothing but the group's directory and stderr.
+//! The launcher's loop never does this work: one step takes milliseconds and would delay a start.
+//! The worker is a fork with niceness 19 that only holds the group's directory and stderr.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,7 +24,7 @@ use ash_kernel::{process, reclaim};
 use ash_observe::logging;
 use ash_protocol::launcher::{Failure, Reply};
 
-/// What waits and what is under way. Bounded by the sandboxes there are: each waits once.
+/// The queue and the running worker. Each sandbox is queued at most once.
 #[derive(Debug, Default)]
 pub struct Reclaims {
     queue: VecDeque<Uuid>,
@@ -37,10 +37,10 @@ impl Reclaims {
         self.worker.as_ref().map(|(_, child)| child.pidfd.as_fd())
     }
 
-    /// What is still to be done, for the program that takes over: the worker is killed, and its sandbox comes first.
+    /// The remaining work for the next program. The worker is killed, and its sandbox comes first.
     pub fn hand_over(&mut self) -> Vec<Uuid> {
         let under_way = self.worker.take().map(|(id, child)| {
-            // One that has ended already needs no signal.
+            // A worker that has ended needs no signal.
             pidfd_send_signal(&child.pidfd, Signal::KILL).ok();
             reap(&child.pidfd);
             id
@@ -48,21 +48,22 @@ impl Reclaims {
         under_way.into_iter().chain(self.queue.drain(..)).collect()
     }
 
-    /// This sandbox is about to end: its worker is killed (and reaped by the loop), its place in the queue is free.
+    /// Called before this sandbox ends. Kills its worker (the loop reaps it) and removes it from
+    /// the queue.
     pub fn forget(&mut self, id: Uuid) {
         self.queue.retain(|waiting| *waiting != id);
         if let Some((_, child)) = self.worker.as_ref().filter(|(of, _)| *of == id) {
-            // One that has ended already needs no signal.
+            // A worker that has ended needs no signal.
             pidfd_send_signal(&child.pidfd, Signal::KILL).ok();
         }
     }
 }
 
 impl Sandboxes {
-    /// Queues it, once.
+    /// Queues the sandbox, at most once.
     ///
     /// # Errors
-    /// No such sandbox.
+    /// An unknown sandbox.
     pub fn reclaim(&mut self, id: Uuid) -> Result<Answer, Failure> {
         self.running(id, "reclaim")?;
         if !self.reclaims.queue.contains(&id) {
@@ -86,7 +87,7 @@ impl Sandboxes {
             let started = self.leaf(id, "reclaim").and_then(|leaf| start(id, &leaf));
             match started {
                 Ok(child) => self.reclaims.worker = Some((id, child)),
-                Err(error) => tracing::warn!(ASH_SESSION = %id, %error, "its memory is not reclaimed"),
+                Err(error) => tracing::warn!(ASH_SESSION = %id, %error, "the memory of the sandbox was not reclaimed"),
             }
         }
     }
@@ -103,7 +104,7 @@ fn start(id: Uuid, leaf: &Leaf) -> Result<Child, Failure> {
     }
 }
 
-/// In the worker's process.
+/// Runs in the worker's process.
 fn work(forked: &Forked, id: Uuid, leaf: &Leaf) {
     let alone = || -> std::io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -117,6 +118,6 @@ fn work(forked: &Forked, id: Uuid, leaf: &Leaf) {
             tracing::info!(ASH_SESSION = %id, end = ?report.end, way = ?report.way, resident_before = report.before,
             resident_after = report.after, ms = report.took.as_millis(), "reclaimed")
         }
-        Err(error) => tracing::warn!(ASH_SESSION = %id, %error, "its memory is not reclaimed"),
+        Err(error) => tracing::warn!(ASH_SESSION = %id, %error, "the memory of the sandbox was not reclaimed"),
     });
 }

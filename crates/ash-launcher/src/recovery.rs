@@ -1,13 +1,14 @@
-//! What was there before, and what is made before it is needed: sandboxes found again, creations undone, the next one's uids.
+//! Recovery and preparation: finds sandboxes again, undoes creations, and prepares the next
+//! sandbox's uids.
 //!
 //! ```text
 //!   records of the run directory -> table, uids kept        interrupted ones -> undone
-//!   groups without a record      -> removed, or their uids kept until they can be
-//!   uids that processes have     -> not given to anyone
+//!   groups without a record      -> removed; until then their uids are kept
+//!   uids in use by processes     -> not assigned
 //! ```
 //!
-//! A sandbox keeps its record, and so its uids, until nothing of it is left. One that cannot be removed stays in the table as a
-//! dead one: `List` tells of it, `Destroy` tries again.
+//! A sandbox keeps its record, and so its uids, until nothing of it is left. One that cannot be
+//! removed stays in the table as dead: `List` reports it, `Destroy` tries again.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -29,24 +30,25 @@ use ash_kernel::procfs;
 use ash_kernel::single::require_single_thread;
 use ash_protocol::launcher::{Failure, SandboxInfo};
 
-/// How long a creation that failed waits for what it left to be gone. Then it goes on beside other requests.
+/// How long a failed creation waits until its remains are gone. Then this continues in the
+/// background.
 const UNDO_WITHIN: Duration = Duration::from_millis(200);
 
-/// The uids of the next sandbox and the namespace that maps its files, taken while nothing was asked.
+/// The uids of the next sandbox and the namespace for its files, prepared while idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prepared {
-    /// To be done when there is time.
+    /// To be prepared when idle.
     No,
     Ready(Pair),
-    /// It failed, or is not wanted any more: the next creation does it itself, and says why it cannot.
+    /// The preparation failed or is disabled. The next creation does the work and reports errors.
     Never,
 }
 
 impl Sandboxes {
-    /// Finds again what an earlier launcher made, and removes what it did not finish.
+    /// Finds the sandboxes of an earlier launcher, and removes incomplete ones.
     ///
     /// # Errors
-    /// A run directory or cgroup tree that cannot be read.
+    /// The run directory or cgroup tree cannot be read.
     pub fn recover(settings: Settings, tree: Tree, run: RunDir, policies: Policies) -> anyhow::Result<Self> {
         let (table, endings, reclaims) = (BTreeMap::new(), BTreeMap::new(), Reclaims::default());
         let (victims, holdings) = (Victims::default(), super::holding::Holdings::default());
@@ -98,7 +100,7 @@ impl Sandboxes {
             let known = self.table.contains_key(&id) || self.endings.contains_key(&id);
             let Some((_, leaf)) = self.tree.find(id)?.filter(|_| !known) else { continue };
             if leaf.try_remove().is_err() {
-                tracing::warn!(ASH_SESSION = %id, ASH_TENANT = %tenant, "processes run in a cgroup that has no record; destroy it by its id");
+                tracing::warn!(ASH_SESSION = %id, ASH_TENANT = %tenant, "processes run in a cgroup without a record: destroy the sandbox by its id");
                 for uid in leaf.processes().unwrap_or_default().into_iter().flat_map(procfs::uids_of) {
                     self.uids.keep(uid, id);
                 }
@@ -108,7 +110,8 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Uids that were taken for what is not there any more: a launcher that was killed between two steps left them.
+    /// Releases uids of sandboxes that no longer exist, left by a launcher that was killed between
+    /// two steps.
     fn free_what_is_gone(&mut self) -> anyhow::Result<()> {
         let running = procfs::uids_in_use(self.settings.uid_base, self.settings.uid_count)?;
         let groups: Vec<Uuid> = self.tree.leaves()?.into_iter().map(|(_, id)| id).collect();
@@ -118,12 +121,13 @@ impl Sandboxes {
                 self.uids.release(id);
             }
         }
-        // After the release: what still runs with one of these is not given away all the same.
+        // After the release: uids of running processes are still not assigned.
         self.uids.sweep(&running)?;
         Ok(())
     }
 
-    /// Removes whatever a creation left; its uids are free when all of it is gone. `info`: as far as it is known.
+    /// Removes everything that a creation left. Its uids are released when all of it is gone.
+    /// `info`: as far as known.
     pub(super) fn undo(&mut self, id: Uuid, info: Option<SandboxInfo>, pidfd: Option<OwnedFd>) {
         if let Some(info) = info {
             self.table.insert(id, Entry { info: SandboxInfo { pid: 0, ..info }, pidfd });
@@ -139,10 +143,10 @@ impl Sandboxes {
         match outcome {
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                tracing::error!(ASH_SESSION = %id, %error, "a failed creation was left behind; its uids stay taken")
+                tracing::error!(ASH_SESSION = %id, %error, "the remains of a failed creation could not be removed: its uids stay reserved")
             }
             None => {
-                tracing::warn!(ASH_SESSION = %id, "a failed creation is not gone yet; its uids stay taken until it is")
+                tracing::warn!(ASH_SESSION = %id, "a failed creation is not removed yet: its uids stay reserved until then")
             }
         }
     }
@@ -150,7 +154,7 @@ impl Sandboxes {
     /// Uids for a new sandbox.
     pub(super) fn take_uids(&mut self, id: Uuid) -> Result<Pair, Failure> {
         const STEP: &str = "choose uids";
-        let failed = |error: std::io::Error| hinted(STEP, format!("{SHARED}: {error}"), "make room in /run");
+        let failed = |error: std::io::Error| hinted(STEP, format!("{SHARED}: {error}"), "free space in /run");
         if let Prepared::Ready(pair) = std::mem::replace(&mut self.prepared, Prepared::No) {
             self.uids.assign(pair, id).map_err(failed)?;
             return Ok(pair);
@@ -158,7 +162,7 @@ impl Sandboxes {
         if let Some(pair) = self.uids.take(id).map_err(failed)? {
             return Ok(pair);
         }
-        // Perhaps some belong to a launcher that is gone for good.
+        // Some may belong to a launcher that no longer exists.
         self.free_what_is_gone().map_err(|error| failure(STEP, error))?;
         self.uids.take(id).map_err(failed)?.ok_or_else(|| {
             let message = format!("all {} pairs of uids are in use", self.settings.uid_count / 2);
@@ -166,12 +170,13 @@ impl Sandboxes {
         })
     }
 
-    /// Whether [`Sandboxes::prepare`] has something to do.
+    /// Whether [`Sandboxes::prepare`] has work to do.
     pub fn unprepared(&self) -> bool {
         self.prepared == Prepared::No
     }
 
-    /// Takes the uids of the next sandbox and makes the namespace for them: 0.7 ms, at a moment in which nothing is asked.
+    /// Takes the uids of the next sandbox and creates their namespace. Takes 0.7 ms, so it is
+    /// called while idle.
     pub fn prepare(&mut self) {
         self.prepared = Prepared::Never;
         let Ok(Some(pair)) = self.uids.take(Uuid::nil()) else { return };
@@ -186,7 +191,7 @@ impl Sandboxes {
         }
     }
 
-    /// The undo of [`Sandboxes::prepare`], before this program ends or is executed anew.
+    /// Reverts [`Sandboxes::prepare`], before this program ends or is replaced.
     pub fn unprepare(&mut self) {
         self.prepared = Prepared::Never;
         self.mappings = Mappings::default();

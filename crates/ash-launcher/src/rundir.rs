@@ -1,18 +1,19 @@
-//! The run directory: the launcher's socket, and what is known of each sandbox.
+//! The run directory: the launcher's socket, and the records of all sandboxes.
 //!
 //! ```text
-//!   <run dir>/                           0755 root
+//!   <run dir>/                          0755 root
 //!     launcher.sock                     0660 root:<ashd's group>   requests
-//!     sandboxes/                        0710 root:<ashd's group>   locked by the one launcher that uses it
+//!     sandboxes/                        0710 root:<ashd's group>   locked by the launcher in use
 //!       <id>/                           0710 root:<ashd's group>
 //!         sandbox.json                  0600 root                  the record, written by rename
 //!         init.sock                     0600 ashd                  the sandbox's init listens
 //! ```
 //!
-//! The run directory is root's, and so is all that it is reached through: root works in it by path, and whoever could write it
-//! could put a link in the place of what root is about to hand over. ashd reaches what is its own by group and mode: it passes
-//! through the directories and cannot open them, since whoever opens a directory can lock it, and keep the next launcher out.
-//! `sandboxes/` is held open: everything below goes through that descriptor.
+//! The run directory and everything above it must belong to root: root uses it by path, and a user
+//! with write access could place a link where root changes an owner. ashd reaches its own files by
+//! group and mode. It can pass through the directories but not open them, because an open directory
+//! can be locked, which would block the next launcher. `sandboxes/` is held open, and everything
+//! below uses that descriptor.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,7 +33,7 @@ const RECORD: &str = "sandbox.json";
 const NEW_RECORD: &str = "sandbox.json.new";
 const INIT_SOCKET: &str = "init.sock";
 const LAUNCHER_SOCKET: &str = "launcher.sock";
-/// Of `sandboxes/` and what is in it: ashd's group passes through, and cannot open it.
+/// Mode of `sandboxes/` and the directories below: ashd's group can pass through but not open them.
 const PASS: u32 = 0o710;
 /// A record is about 1 KiB.
 const MAX_RECORD: u64 = 64 * 1024;
@@ -54,17 +55,17 @@ fn fault(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirErro
 #[derive(Debug)]
 pub struct RunDir {
     sandboxes: Tree,
-    /// The same directory, locked as long as this is open.
+    /// The same directory, locked while this is open.
     _lock: OwnedFd,
     client_uid: u32,
 }
 
 impl RunDir {
-    /// Makes what is missing and takes the lock.
+    /// Creates missing directories and takes the lock.
     ///
     /// # Errors
-    /// Names the path: a directory that ashd could exchange or write, one that belongs to another user, or another launcher that uses
-    /// it already.
+    /// Names the path: a directory that ashd could replace or write, one of another user, or one in
+    /// use by another launcher.
     pub fn open(path: &Path, client_uid: u32, client_gid: u32) -> Result<Self, RunDirError> {
         directory(path)?;
         let at = path.join(SANDBOXES);
@@ -101,10 +102,11 @@ impl RunDir {
         self.sandboxes.directory(id.to_string())
     }
 
-    /// Makes a sandbox's directory, with a record that says who uses its uids. `AlreadyExists` when there is one.
+    /// Creates a sandbox's directory with a record that reserves its uids. `AlreadyExists` if there
+    /// is one.
     ///
     /// # Errors
-    /// Names the path; nothing is left.
+    /// Names the path. Nothing is left.
     pub fn claim(&self, info: &SandboxInfo, client_gid: u32) -> Result<(), RunDirError> {
         let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: client_gid };
         let dir = match self.sandboxes.make_dir(info.id.to_string(), PASS, Some(owner)) {
@@ -118,7 +120,7 @@ impl RunDir {
         made
     }
 
-    /// Writes the record, whole or not at all.
+    /// Writes the record completely or not at all.
     ///
     /// # Errors
     /// Names the path.
@@ -127,31 +129,32 @@ impl RunDir {
         self.record_in(&dir, info)
     }
 
-    /// An old one is exchanged and then removed: a rename in its place makes ext4 send the new one to the disk at once
-    /// (auto_da_alloc in ext4(5)), which is for files that must outlast a power cut. No sandbox does.
+    /// An old record is exchanged and then removed. A rename over it would make ext4 write the new
+    /// one to disk at once (auto_da_alloc in ext4(5)), which is for files that must survive a power
+    /// cut. No sandbox does.
     fn record_in(&self, dir: &Tree, info: &SandboxInfo) -> Result<(), RunDirError> {
         let write = || -> io::Result<()> {
-            // One that an interrupted launcher left.
+            // Left by an interrupted launcher.
             dir.remove(NEW_RECORD)?;
             let mut file = dir.create_file(NEW_RECORD)?;
             file.write_all(&serde_json::to_vec(info)?)?;
             match dir.exchange(NEW_RECORD, dir, RECORD) {
                 Ok(()) => dir.remove(NEW_RECORD),
-                // There is no old one, or the file system cannot exchange.
+                // There is no old one, or the file system does not support the exchange.
                 Err(_) => Ok(dir.replace(NEW_RECORD, RECORD)?),
             }
         };
         write().map_err(fault("write", &dir.path().join(RECORD)))
     }
 
-    /// A sandbox's record. `None` when it is missing or cannot be understood: the directory of a creation that was
-    /// interrupted, or of another version.
+    /// A sandbox's record. `None` if it is missing or invalid: the directory of an interrupted
+    /// creation, or of another version.
     pub fn recorded(&self, id: Uuid) -> Option<SandboxInfo> {
         let text = self.open_dir(id).ok()?.read(RECORD, MAX_RECORD).ok()?;
         serde_json::from_slice::<SandboxInfo>(&text).ok().filter(|info| info.id == id)
     }
 
-    /// The ids of all sandboxes' directories.
+    /// The ids of all sandbox directories.
     ///
     /// # Errors
     /// Names the path.
@@ -161,7 +164,7 @@ impl RunDir {
         Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
     }
 
-    /// Binds the socket the sandbox's init will listen on; only ashd may connect to it.
+    /// Binds the socket of the sandbox's init. Only ashd may connect.
     ///
     /// # Errors
     /// Names the path.
@@ -172,7 +175,7 @@ impl RunDir {
         seqpacket::listen_in(dir.as_fd(), INIT_SOCKET, access).map_err(fault("bind", &path))
     }
 
-    /// Removes a sandbox's directory; one that is gone is no error.
+    /// Removes a sandbox's directory. A missing one is no error.
     ///
     /// # Errors
     /// Names the path.
@@ -181,7 +184,8 @@ impl RunDir {
     }
 }
 
-/// The run directory, made as root's where it is missing. No other user may be able to change it, or exchange it for another.
+/// Opens the run directory, or creates it for root. No other user may be able to change or replace
+/// it.
 fn directory(path: &Path) -> Result<OwnedFd, RunDirError> {
     let found = match trusted::directory(path) {
         Err(why) if why.is_missing() => trusted::make_directory(path),
@@ -189,23 +193,23 @@ fn directory(path: &Path) -> Result<OwnedFd, RunDirError> {
     };
     let found = found.map_err(|why| {
         let remedy = why.remedy().map(|command| format!(", or `{command}`")).unwrap_or_default();
-        let why = format!("{why}; the launcher works in it as root: remove it while nothing runs{remedy}");
+        let why = format!("{why}; the launcher uses it as root: remove it while no launcher runs{remedy}");
         fault("use", path)(io::Error::other(why))
     })?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(&found, ".", flags, Mode::empty()).map_err(|error| fault("open", path)(error.into()))
 }
 
-/// Whether [`RunDir::open`] would take this directory, for a program that is asked before it is executed. One that is missing is
-/// made.
+/// Checks whether [`RunDir::open`] would accept this directory, before the program is executed.
+/// Creates a missing one.
 ///
 /// # Errors
-/// As [`RunDir::open`], without the lock.
+/// As for [`RunDir::open`], without the lock.
 pub fn check(path: &Path) -> Result<(), RunDirError> {
     directory(path).map(drop)
 }
 
-/// Binds `<run dir>/launcher.sock` in place of a socket that an earlier launcher left.
+/// Binds `<run dir>/launcher.sock`, and replaces a socket of an earlier launcher.
 ///
 /// # Errors
 /// Names the path.
@@ -223,10 +227,10 @@ pub fn bind_launcher(run_dir: &Path, client_gid: u32) -> Result<OwnedFd, RunDirE
     bind().map_err(fault("bind", &path))
 }
 
-/// The undo of [`bind_launcher`].
+/// Reverts [`bind_launcher`].
 pub fn unbind_launcher(run_dir: &Path) {
     if let Ok(dir) = directory(run_dir) {
-        // Gone already is as good.
+        // A missing socket is fine.
         rustix::fs::unlinkat(&dir, LAUNCHER_SOCKET, AtFlags::empty()).ok();
     }
 }

@@ -1,12 +1,15 @@
-//! The sandboxes there are: made, changed, listed. Finding them again is in [`super::recovery`], ending them in [`super::ending`].
+//! The table of sandboxes: creates, changes and lists them. [`super::recovery`] finds them again,
+//! [`super::ending`] ends them.
 //!
 //! ```text
-//!   create: limits -> uids -> directories -> claim (record) -> cgroups -> init.sock -> set-up -> record with pid
-//!   any step fails: everything before it is undone, and the reply names the step; what cannot be removed at once keeps its
-//!   record and its uids, and Destroy removes it later
+//!   create: limits -> uids -> directories -> claim (record) -> cgroups -> init.sock -> setup
+//!           -> record with pid
 //! ```
 //!
-//! The table is a view of the run directory and the cgroup tree; a new launcher builds it from them.
+//! If a step fails, all steps before are undone, and the reply names the step. Anything that cannot
+//! be removed at once keeps its record and uids, and Destroy removes it later.
+//!
+//! The table mirrors the run directory and the cgroup tree. A new launcher builds it from them.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,7 +35,7 @@ use ash_kernel::{procfs, trusted};
 use ash_model::{Limits, now_ms};
 use ash_protocol::launcher::{self, ClaudeBinary, Create, Failure, MAX_PACKET, Reply, SandboxInfo};
 
-/// A reply with the descriptors that travel beside it.
+/// A reply with its descriptors.
 #[derive(Debug)]
 pub struct Answer {
     pub reply: Reply,
@@ -45,11 +48,11 @@ impl Answer {
     }
 }
 
-/// One sandbox of the table.
+/// A sandbox in the table.
 #[derive(Debug)]
 pub struct Entry {
     pub info: SandboxInfo,
-    /// `None` once init has ended; the cgroups and the record stay until `Destroy`.
+    /// `None` after init has ended. Cgroups and record stay until `Destroy`.
     pub pidfd: Option<OwnedFd>,
 }
 
@@ -79,7 +82,7 @@ pub(super) fn hinted(step: &str, message: impl ToString, hint: impl ToString) ->
 }
 
 impl Sandboxes {
-    /// Where it is read who was killed for want of memory.
+    /// Sets the source of OOM kills.
     #[must_use]
     pub fn hearing(self, log: Option<KernelLog>) -> Self {
         Self { victims: Victims::new(log), ..self }
@@ -113,9 +116,10 @@ impl Sandboxes {
             cgroup: Default::default(),
             steps: Vec::new(),
         };
-        // Written before anything runs: a launcher that is killed from here on leaves a trace to clean up by.
+        // Written before anything runs, so that a launcher killed from here on leaves a record for
+        // the cleanup.
         if let Err(error) = self.run.claim(&info, self.settings.client_gid) {
-            // Nothing has had them.
+            // They were never in use.
             self.uids.give_back((uid, init_uid));
             return Err(failure("claim run directory", error));
         }
@@ -132,7 +136,7 @@ impl Sandboxes {
         }
     }
 
-    /// The part of `create` that leaves something behind; on an error, with the init if it was started.
+    /// The steps of `create` with lasting effects. An error includes the init if it was started.
     fn build(
         &mut self,
         info: &mut SandboxInfo,
@@ -173,7 +177,7 @@ impl Sandboxes {
     }
 
     /// # Errors
-    /// No such sandbox, or one whose init has ended.
+    /// An unknown sandbox, or one whose init has ended.
     pub fn attach(&self, id: Uuid) -> Result<Answer, Failure> {
         let entry = self.running(id, "attach")?;
         let leaf = self.leaf(id, "attach")?;
@@ -190,10 +194,10 @@ impl Sandboxes {
         Ok(Answer { reply: Reply::Sandbox(info.clone()), fds })
     }
 
-    /// Writes new limits; on an error the old ones are in force.
+    /// Writes new limits. After an error the old ones are in force.
     ///
     /// # Errors
-    /// The limit or file at fault.
+    /// The limit or file that failed.
     pub fn set_limits(&mut self, id: Uuid, limits: &Limits) -> Result<Answer, Failure> {
         self.check_limits(limits)?;
         let old = self.running(id, "set limits")?.info.clone();
@@ -205,7 +209,7 @@ impl Sandboxes {
             .and_then(|_| self.run.record(&new).map_err(|error| failure("record", error)));
         if let Err(error) = set {
             if let Err(error) = leaf.set_limits(&old.limits) {
-                tracing::error!(ASH_SESSION = %id, %error, "the old limits could not be written again");
+                tracing::error!(ASH_SESSION = %id, %error, "the old limits could not be restored");
             }
             return Err(error);
         }
@@ -215,8 +219,8 @@ impl Sandboxes {
         Ok(Answer::plain(Reply::Done))
     }
 
-    /// The sandboxes behind `after` in the order of their ids, as many as fit a packet; the steps of their set-up are
-    /// left out.
+    /// The sandboxes after `after` ordered by id, as many as fit into a packet, without their setup
+    /// steps.
     pub fn list(&self, after: Option<Uuid>) -> Answer {
         let mut sandboxes = Vec::new();
         let mut left = MAX_PACKET - 1024;
@@ -237,13 +241,13 @@ impl Sandboxes {
     pub(super) fn running(&self, id: Uuid, step: &str) -> Result<&Entry, Failure> {
         let ending = self.endings.contains_key(&id);
         let known = self.table.get(&id).filter(|_| !ending);
-        known.ok_or_else(|| hinted(step, format!("there is no sandbox {id}"), "List names those there are"))
+        known.ok_or_else(|| hinted(step, format!("sandbox {id} does not exist"), "List shows the existing ones"))
     }
 
     pub(super) fn leaf(&self, id: Uuid, step: &str) -> Result<Leaf, Failure> {
         match self.tree.find(id) {
             Ok(Some((_, leaf))) => Ok(leaf),
-            Ok(None) => Err(failure(step, format!("the cgroup of sandbox {id} is gone"))),
+            Ok(None) => Err(failure(step, format!("the cgroup of sandbox {id} does not exist"))),
             Err(error) => Err(failure(step, error)),
         }
     }
@@ -252,7 +256,7 @@ impl Sandboxes {
         ash_kernel::cgroup::limits::values(limits).map_err(limit_failure)?;
         match self.settings.ceiling.exceeded(limits) {
             Some((field, asked, ceiling)) => {
-                let hint = "ask for less, or raise [ceiling] in launcher.toml and send the launcher SIGHUP";
+                let hint = "lower the limit, or raise [ceiling] in launcher.toml and send SIGHUP to the launcher";
                 Err(hinted("check limits", format!("{field} = {asked} is above the host's ceiling {ceiling}"), hint))
             }
             None => Ok(()),
@@ -263,7 +267,8 @@ impl Sandboxes {
         let at = format!("sessions/{id}/{name}");
         let open = || {
             let root = trusted::any_directory(&self.settings.data_dir).map_err(|why| Refused::Io(why.into()))?.0;
-            // What a payload makes is ashd's on the disk, with any mode: nobody else may reach it.
+            // On the disk, files of a payload belong to ashd with any mode. No other user may reach
+            // them.
             let session = beneath::directory(&root, Path::new(&format!("sessions/{id}")))?;
             beneath::closed(&session)?;
             let dir = beneath::directory(&session, Path::new(name))?;
@@ -273,7 +278,7 @@ impl Sandboxes {
         open().map_err(|refused: Refused| {
             let message = format!("{}/{at} {refused}", self.settings.data_dir.display());
             let hint = format!(
-                "it must belong to uid {}, and the directory above it have mode 0700",
+                "it must belong to uid {}, and its parent directory must have mode 0700",
                 self.settings.client_uid
             );
             hinted(&format!("open {name}"), message, hint)
@@ -286,14 +291,14 @@ impl Sandboxes {
             ClaudeBinary::Configured => {
                 let Some(path) = &self.settings.claude_binary else {
                     let hint = "set claude_binary in launcher.toml (--claude-binary), or install a version";
-                    return Err(hinted(step, "the launcher has no binary of its own", hint));
+                    return Err(hinted(step, "the launcher has no configured binary", hint));
                 };
                 path.clone()
             }
             ClaudeBinary::Version(version) => {
                 if !launcher::is_version(version) {
                     let message = format!("\"{}\" is not a version", version.escape_debug());
-                    return Err(hinted(step, message, "1 to 64 of 0-9 A-Z a-z . _ -, not starting with a dot"));
+                    return Err(hinted(step, message, "use 1 to 64 characters of 0-9 A-Z a-z . _ -, not starting with a dot"));
                 }
                 self.settings.claude_dir.join(version).join("claude")
             }

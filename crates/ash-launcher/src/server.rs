@@ -5,12 +5,13 @@
 //!        | listener      connections       pidfds of inits    signals |
 //!        +----+--------------+--------------------+--------------+----+
 //!          accept      one packet each         reap         TERM: end all
-//!        (uid checked)  -> one reply                        HUP: read settings
-//!                                                           USR2: execute anew ([`super::again`])
+//!        (uid checked)  -> one reply                        HUP: reload settings
+//!                                                           USR2: replace the program
 //! ```
 //!
-//! No client can hold it up: packets come whole or not at all, replies that do not fit the socket close it, and what
-//! takes time (an end) is looked at in passes while its connection waits.
+//! No client can block the loop: packets are read completely or not at all, a reply that does not
+//! fit the socket closes it, and long operations (an end, [`super::again`]) are checked in passes
+//! while their connection waits.
 
 mod renewal;
 
@@ -31,18 +32,19 @@ use super::settings::Flags;
 use ash_kernel::seqpacket;
 use ash_protocol::launcher::{Failure, MAX_PACKET, PROTOCOL, Reply, Request};
 
-/// ashd uses a handful. More are refused with an error.
+/// ashd uses a few. Further ones get an error.
 pub const MAX_CONNECTIONS: usize = 64;
-/// After accept(2) failed for want of descriptors: how long the listener rests, so that the loop does not spin.
+/// The pause of the listener after accept(2) failed for lack of descriptors, so that the loop does
+/// not spin.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
-/// What `systemctl status` shows of it.
+/// Shown by `systemctl status`.
 pub const STATUS: &str = concat!("version ", env!("CARGO_PKG_VERSION"));
 
 #[derive(Debug)]
 struct Connection {
     socket: OwnedFd,
-    /// It waits for an end, and is not read meanwhile: requests are answered in order.
+    /// It waits for an end and is not read meanwhile: requests are answered in order.
     waiting: bool,
 }
 
@@ -55,15 +57,16 @@ pub struct Server {
     connections: BTreeMap<Waiter, Connection>,
     next: Waiter,
     accept_from: Instant,
-    /// Set by SIGTERM and Shutdown; who asked is told at the end.
+    /// Set by SIGTERM and Shutdown. The connections get a reply at the end.
     stopping: Option<Vec<Waiter>>,
     origin: Origin,
-    /// Set by SIGUSR2: nothing is read any more, and when no end is under way the program is executed anew.
+    /// Set by SIGUSR2: requests are no longer read, and without an end in progress the program is
+    /// replaced.
     again: bool,
     buffer: Vec<u8>,
 }
 
-/// What a ready descriptor is.
+/// The source of an event.
 enum Source {
     Listener,
     Signals,
@@ -71,15 +74,15 @@ enum Source {
     Init(Uuid),
     Reclaimer,
     Holder(Waiter),
-    /// Whoever started this launcher for itself is gone.
+    /// The process that started this launcher for itself has ended.
     Starter,
 }
 
-/// Holds back the signals that [`Server::run`] obeys, until it does. Called before anything is made that has to be undone: one
-/// that comes in the middle of the start would end it and leave its groups and its socket.
+/// Blocks the signals that [`Server::run`] handles. Called before anything is created that must be
+/// undone: a signal during the start would end it and leave groups and socket.
 ///
 /// # Errors
-/// What sigprocmask(2) answers.
+/// As for sigprocmask(2).
 pub fn block_signals() -> io::Result<SigSet> {
     let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2]);
     set.thread_block()?;
@@ -88,7 +91,7 @@ pub fn block_signals() -> io::Result<SigSet> {
 
 impl Server {
     /// # Errors
-    /// When the signals cannot be blocked.
+    /// The signals cannot be blocked.
     pub fn new(sandboxes: Sandboxes, flags: Flags, listener: OwnedFd, origin: Origin) -> io::Result<Self> {
         let signals = SignalFd::with_flags(&block_signals()?, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         Ok(Self {
@@ -106,7 +109,7 @@ impl Server {
         })
     }
 
-    /// Goes on with the connections and the work of the program before.
+    /// Takes over the connections and the work of the previous program.
     pub fn resume(&mut self, connections: Vec<OwnedFd>, reclaims: Vec<Uuid>) {
         for socket in connections {
             self.connections.insert(self.next, Connection { socket, waiting: false });
@@ -114,15 +117,15 @@ impl Server {
         }
         for id in reclaims {
             if let Err(error) = self.sandboxes.reclaim(id) {
-                tracing::info!(ASH_SESSION = %id, %error, "its memory is not reclaimed");
+                tracing::info!(ASH_SESSION = %id, %error, "the memory of the sandbox was not reclaimed");
             }
         }
     }
 
-    /// Serves until it is told to end. `true`: every sandbox was ended and removed.
+    /// Serves until it is stopped. `true`: every sandbox was ended and removed.
     ///
     /// # Errors
-    /// poll(2) itself failing, which no client can cause.
+    /// poll(2) itself fails, which no client can cause.
     pub fn run(mut self) -> io::Result<bool> {
         let mut clean = true;
         loop {
@@ -130,7 +133,7 @@ impl Server {
                 match &ended.outcome {
                     Ok(()) => tracing::info!(ASH_SESSION = %ended.id, "ended"),
                     Err(error) => {
-                        tracing::error!(ASH_SESSION = %ended.id, %error, "could not be ended");
+                        tracing::error!(ASH_SESSION = %ended.id, %error, "the sandbox could not be ended");
                         clean &= self.stopping.is_none();
                     }
                 }
@@ -167,7 +170,7 @@ impl Server {
         }
     }
 
-    /// What is ready; work that nothing waits for is done in between.
+    /// The ready sources. Does background work while idle.
     fn next(&mut self) -> io::Result<Vec<Source>> {
         if self.sandboxes.unprepared() && !self.again && self.stopping.is_none() {
             let ready = self.wait(true)?;
@@ -179,14 +182,14 @@ impl Server {
         self.wait(false)
     }
 
-    /// `only_look`: what is ready now, without waiting.
+    /// `only_look`: without waiting.
     fn wait(&self, only_look: bool) -> io::Result<Vec<Source>> {
         let stdin = io::stdin();
         let mut sources = vec![Source::Signals];
         let mut fds = vec![PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)];
         if self.flags.while_stdin_is_open && self.stopping.is_none() {
             sources.push(Source::Starter);
-            // Nothing is asked for: a pipe without a writer is reported all the same.
+            // No events requested: a pipe without a writer is reported nevertheless.
             fds.push(PollFd::new(&stdin, PollFlags::empty()));
         }
         let rest = self.accept_from.checked_duration_since(Instant::now());
@@ -197,7 +200,7 @@ impl Server {
         }
         for (number, connection) in self.connections.iter().filter(|_| reading) {
             sources.push(Source::Connection(*number));
-            // A hang-up is reported even when nothing is asked for.
+            // A hang-up is reported even if no events are requested.
             let wanted = if connection.waiting { PollFlags::empty() } else { PollFlags::IN };
             fds.push(PollFd::from_borrowed_fd(connection.socket.as_fd(), wanted));
         }
@@ -227,7 +230,7 @@ impl Server {
         Ok(sources.into_iter().zip(ready).filter_map(|(source, ready)| ready.then_some(source)).collect())
     }
 
-    /// Takes one connection; the loop comes back for the next.
+    /// Accepts one connection. The loop returns for the next.
     fn accept(&mut self) {
         let socket = match seqpacket::accept(self.listener.as_fd()) {
             Ok(socket) => socket,
@@ -245,11 +248,11 @@ impl Server {
                 let wanted = self.sandboxes.settings.client_uid;
                 failure(
                     "connect",
-                    format!("uid {} may not speak to the launcher, only uid {wanted} and root", peer.uid),
+                    format!("uid {} must not connect to the launcher: only uid {wanted} and root are allowed", peer.uid),
                 )
             }
             Ok(_) if self.connections.len() >= MAX_CONNECTIONS => {
-                failure("connect", format!("{MAX_CONNECTIONS} connections are open, which is the most"))
+                failure("connect", format!("the limit of {MAX_CONNECTIONS} connections is reached"))
             }
             Ok(_) => {
                 self.connections.insert(self.next, Connection { socket, waiting: false });
@@ -261,7 +264,8 @@ impl Server {
     }
 
     fn signal(&mut self) {
-        // Once however often it came: the check takes time, and signals faster than it would keep this loop from serving.
+        // Handled once, however many signals came: the check takes time, and repeated signals would
+        // block the loop.
         let mut again = false;
         while let Ok(Some(info)) = self.signals.read_signal() {
             match i32::try_from(info.ssi_signo).map(Signal::try_from) {
@@ -283,16 +287,16 @@ impl Server {
         let ids: Vec<Uuid> = self.sandboxes.table.keys().copied().collect();
         for id in ids {
             if let Some(Err(error)) = self.sandboxes.begin_end(id, None) {
-                tracing::error!(ASH_SESSION = %id, %error, "could not be ended");
+                tracing::error!(ASH_SESSION = %id, %error, "the sandbox could not be ended");
             }
         }
     }
 
-    /// One packet of one connection.
+    /// Handles one packet of one connection.
     fn serve(&mut self, number: Waiter) {
         let Some(connection) = self.connections.get(&number) else { return };
         if connection.waiting {
-            // Readable while not asked for means that the client is gone. The end goes on without it.
+            // Readable without requested events: the client is gone. The end continues without it.
             self.connections.remove(&number);
             return;
         }
@@ -309,11 +313,11 @@ impl Server {
                 return;
             }
         };
-        // No request has descriptors; what came is closed here.
+        // No request has descriptors. Received ones are closed here.
         drop(packet.fds);
         let request = serde_json::from_slice::<Request>(&self.buffer[..packet.len]);
         let answer = match request {
-            // Its client has given up, and tells others that nothing was changed.
+            // Its client has given up, and assumes that nothing was changed.
             Ok(Request::Create(_) | Request::SetLimits { .. }) if seqpacket::hung_up(connection.socket.as_fd()) => {
                 self.connections.remove(&number);
                 return;
@@ -334,7 +338,7 @@ impl Server {
         }
     }
 
-    /// `None`: the answer comes later.
+    /// `None`: the reply comes later.
     fn handle(&mut self, number: Waiter, request: Request) -> Option<Result<Answer, Failure>> {
         match request {
             Request::Hello => Some(Ok(Answer::plain(Reply::Hello {
@@ -376,12 +380,12 @@ impl Server {
         }
     }
 
-    /// Sends a reply; a client that does not take it is dropped.
+    /// Sends a reply. A client that does not read it is disconnected.
     fn answer(&mut self, number: Waiter, answer: Answer) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         connection.waiting = false;
         if let Err(error) = send(connection.socket.as_fd(), answer) {
-            tracing::warn!(%error, "a client did not take its reply");
+            tracing::warn!(%error, "a client did not read its reply");
             self.connections.remove(&number);
         }
     }

@@ -1,5 +1,5 @@
-//! What the launcher is allowed to do: flags, then `launcher.toml`, then defaults. Nothing of it can be changed by a
-//! request.
+//! The settings of the launcher: flags, then `launcher.toml`, then defaults. Requests cannot change
+//! them.
 
 use std::path::{Path, PathBuf};
 
@@ -10,80 +10,84 @@ use super::policy::Floor;
 use ash_kernel::trusted;
 use ash_model::{CLAUDE_DIR, Limits, UNLIMITED};
 
-/// Lowest uid that may be handed to a sandbox; system and ordinary users are below 65536 (login.defs).
+/// Lowest uid for sandboxes. System and ordinary users are below 65536 (login.defs).
 const LOWEST_UID: u32 = 65_536;
-/// A configuration is a page of text.
+/// Most bytes of the configuration file.
 const MAX_FILE: u64 = 64 * 1024;
 
-/// The privileged part of ashd: makes and ends sandboxes on request over a unix socket.
+/// The privileged part of ashd: creates and ends sandboxes on request over a unix socket.
 ///
-/// It speaks to nobody but the user named by --client-user (and root). A request names a sandbox by its id; which
-/// directories, uids, cgroups and limits it may use is decided here and in the file, which only root may write.
+/// Only the user named by --client-user (and root) can connect. A request names a sandbox by its
+/// id. The launcher's settings, which only root can write, decide its directories, uids, cgroups
+/// and limits.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "ash-launcher", version, after_help = AFTER_HELP)]
 pub struct Flags {
-    /// Where launcher.sock and sandboxes/ are made
+    /// Where launcher.sock and sandboxes/ are created
     #[arg(long, value_name = "DIR", default_value = "/run/ashd")]
     pub run_dir: PathBuf,
     /// Sessions: <DIR>/sessions/<id>/{workspace,home}
     #[arg(long, value_name = "DIR", default_value = "/var/lib/ashd")]
     pub data_dir: PathBuf,
-    /// Claude Code versions, <DIR>/<version>/claude; all that leads there must be root's [default: /var/lib/ash-claude]
+    /// Claude Code versions, <DIR>/<version>/claude; the whole path must be root's [default:
+    /// /var/lib/ash-claude]
     #[arg(long, value_name = "DIR")]
     pub claude_dir: Option<PathBuf>,
-    /// User (name or number) that may connect, and that owns the session directories
+    /// User (name or number) that may connect and that owns the session directories
     #[arg(long, value_name = "USER", default_value = "ashd")]
     pub client_user: String,
-    /// Settings; must belong to root and be writable by nobody else [default: /etc/ashd/launcher.toml, if it exists]
+    /// Settings file; must belong to root and be writable by root only [default:
+    /// /etc/ashd/launcher.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// First host uid of the range for sandboxes; each uses two [default: 1900000000]
+    /// First host uid of the range for sandboxes, which use two each [default: 1900000000]
     #[arg(long, value_name = "UID")]
     pub uid_base: Option<u32>,
     /// Number of uids in the range [default: 131072]
     #[arg(long, value_name = "N")]
     pub uid_count: Option<u32>,
-    /// Name of the cgroup all sandboxes are below, where systemd gives none [default: ashd]
+    /// Name of the parent cgroup of all sandboxes, if systemd gives none [default: ashd]
     #[arg(long, value_name = "NAME")]
     pub cgroup: Option<String>,
-    /// Group of cgroup v2, below the mount, that systemd delegates for the sandboxes; --hold-cgroup runs in it
+    /// Group of cgroup v2 (path below the mount) that systemd delegates for sandboxes;
+    /// --hold-cgroup runs in it
     #[arg(long, value_name = "PATH")]
     pub delegated_cgroup: Option<PathBuf>,
-    /// Do nothing but keep this process's cgroup for the sandboxes, until SIGTERM
+    /// Only keep this process's cgroup for the sandboxes, until SIGTERM
     #[arg(long)]
     pub hold_cgroup: bool,
-    /// A Claude Code binary to use instead of an installed version
+    /// A Claude Code binary, used instead of an installed version
     #[arg(long, value_name = "FILE")]
     pub claude_binary: Option<PathBuf>,
-    /// End, with every sandbox, when the writing end of the pipe on standard input is closed: a launcher of `ashctl doctor` must not
-    /// outlive it
+    /// End with all sandboxes when the pipe on standard input is closed: a launcher of `ashctl
+    /// doctor` must not outlive it
     #[arg(long, hide = true)]
     pub while_stdin_is_open: bool,
-    /// Say whether a launcher could start with these settings on this host, and end
+    /// Check whether a launcher could start with these settings on this host, and exit
     #[arg(long)]
     pub check: bool,
 }
 
 const AFTER_HELP: &str = "\
-Example of launcher.toml (every line may be left out; a flag wins over the file):
+Example of launcher.toml (every line is optional; a flag overrides the file):
   uid_base = 1900000000
   uid_count = 131072
   cgroup = \"ashd\"
   claude_dir = \"/var/lib/ash-claude\"
   claude_binary = \"/opt/claude/claude\"
-  [ceiling]                 # no sandbox gets more than this
+  [ceiling]                 # upper bounds for every sandbox
   memory_bytes = 8589934592
   swap_bytes = 8589934592
   cpu_millis = 4000         # thousandths of a core
   cpu_weight = 1000
   pids = 4096
-  io_write_bps = 104857600  # bytes a second; also io_read_bps, io_read_iops, io_write_iops; left out: no bound
-  [floor]                   # below it no sandbox starts
+  io_write_bps = 104857600  # bytes per second; also io_read_bps, io_read_iops, io_write_iops; default: no limit
+  [floor]                   # requirements for sandboxes to start
   landlock_abi = 2
 
 Signals: TERM and INT end every sandbox and then the launcher. KILL leaves them running: the next launcher finds them
-again. HUP reads ceiling, floor and claude_binary again. USR2 executes the program anew in the same process, for an
-upgrade: sandboxes and connections go on; a program or settings that fail their --check change nothing.";
+again. HUP reloads ceiling, floor and claude_binary. USR2 replaces the program in the same process, for an upgrade:
+sandboxes and connections continue. If the program or the settings fail --check, nothing changes.";
 
 /// `launcher.toml` as written.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -104,7 +108,7 @@ struct FloorFile {
     landlock_abi: Option<u32>,
 }
 
-/// The most any sandbox gets, of what the launcher enforces. Disk and time of a turn are ashd's to watch.
+/// Upper bounds for the limits that the launcher enforces. ashd itself watches disk and turn time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ceiling {
@@ -136,8 +140,8 @@ impl Default for Ceiling {
 }
 
 impl Ceiling {
-    /// The first limit that is higher than allowed: its name, what was asked for, and the ceiling. Refused rather than
-    /// lowered, so that nobody believes in a limit that is not in force.
+    /// The first limit above the ceiling: its name, the requested value, and the ceiling. Refused
+    /// instead of lowered, so that every accepted limit is in force.
     pub fn exceeded(&self, asked: &Limits) -> Option<(&'static str, u64, u64)> {
         [
             ("memoryBytes", asked.memory_bytes, self.memory_bytes),
@@ -155,7 +159,7 @@ impl Ceiling {
     }
 }
 
-/// Everything decided.
+/// The effective settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub run_dir: PathBuf,
@@ -175,17 +179,17 @@ pub struct Settings {
 pub enum SettingsError {
     #[error("{path}: {why}")]
     File { path: PathBuf, why: String },
-    #[error("--client-user {0}: there is no such user; create it, or name another")]
+    #[error("--client-user {0}: the user does not exist: create it, or name another one")]
     NoUser(String),
     #[error("{name}: {why}")]
     Value { name: &'static str, why: String },
 }
 
 impl Settings {
-    /// Joins flags and file.
+    /// Combines flags and file.
     ///
     /// # Errors
-    /// Names the flag or the file with the line at fault.
+    /// Names the flag, or the file and line.
     pub fn load(flags: &Flags) -> Result<Self, SettingsError> {
         let default = PathBuf::from("/etc/ashd/launcher.toml");
         let file = match &flags.config {
@@ -225,7 +229,7 @@ fn read(path: &Path) -> Result<File, SettingsError> {
     let fault = |why: String| SettingsError::File { path: path.to_owned(), why };
     let path = std::path::absolute(path).map_err(|error| fault(error.to_string()))?;
     let text = trusted::read(&path, MAX_FILE).map_err(|why| match why.remedy() {
-        Some(remedy) => fault(format!("must be writable by root alone: {why} ({remedy})")),
+        Some(remedy) => fault(format!("must be writable by root only: {why} ({remedy})")),
         None => fault(why.to_string()),
     })?;
     let text = String::from_utf8(text).map_err(|error| fault(error.to_string()))?;
@@ -239,7 +243,7 @@ fn user(name: &str) -> Result<(u32, u32), SettingsError> {
     };
     match (found.ok().flatten(), name.parse()) {
         (Some(user), _) => Ok((user.uid.as_raw(), user.gid.as_raw())),
-        // A number needs no entry in /etc/passwd; its group is the one of the same number.
+        // A number needs no entry in /etc/passwd. Its group has the same number.
         (None, Ok(uid)) => Ok((uid, uid)),
         (None, Err(_)) => Err(SettingsError::NoUser(name.to_owned())),
     }
@@ -248,17 +252,17 @@ fn user(name: &str) -> Result<(u32, u32), SettingsError> {
 fn check_range(base: u32, count: u32, client: u32) -> Result<(), SettingsError> {
     let fault = |why: String| Err(SettingsError::Value { name: "uid_base, uid_count", why });
     if count < 2 {
-        return fault(format!("{count} uids are not enough: each sandbox uses two"));
+        return fault(format!("{count} uids are too few: each sandbox uses two"));
     }
     // u32::MAX is "no id" (chown(2)).
     let Some(end) = base.checked_add(count).filter(|end| *end < u32::MAX) else {
-        return fault(format!("{base} + {count} is past the last uid"));
+        return fault(format!("{base} + {count} is above the last uid"));
     };
     if base < LOWEST_UID {
-        return fault(format!("the range must start at {LOWEST_UID} or above, where no system or user account is"));
+        return fault(format!("the range must start at {LOWEST_UID} or above, outside of system and user accounts"));
     }
     if (base..end).contains(&client) {
-        return fault(format!("the range holds uid {client} of --client-user: a sandbox would own ashd's files"));
+        return fault(format!("the range contains uid {client} of --client-user: a sandbox would own ashd's files"));
     }
     Ok(())
 }
@@ -270,7 +274,7 @@ fn check_cgroup(name: &str) -> Result<(), SettingsError> {
     if fits {
         return Ok(());
     }
-    let why = format!("\"{name}\" must be 1 to 64 of A-Z a-z 0-9 _ - (a name, not a path)");
+    let why = format!("\"{name}\" must be 1 to 64 characters of A-Z a-z 0-9 _ - (a name, not a path)");
     Err(SettingsError::Value { name: "cgroup", why })
 }
 

@@ -1,17 +1,20 @@
-//! The set-up of one sandbox, as the launcher does it. `docs/sandbox.md` has the same steps with their times.
+//! The launcher's half of a sandbox setup. `docs/sandbox.md` lists the same steps with their times.
 //!
 //! ```text
 //!   launcher                                   child (PID 1 of the sandbox)
 //!   detached trees, idmap namespace
 //!   clone3 into namespaces and v2 group  --->  waits at the gate
-//!   uid_map, gid_map, gate ------------------> mounts, pivot_root, loopback, landlock rules   (setup::inside)
+//!   uid_map, gid_map, gate ------------------> mounts, pivot_root, loopback, landlock rules
 //!   v1 groups (slow: RCU), gate -------------> cgroup namespace, capabilities, seccomp
 //!   report <---------------------------------- ready, or the step that failed
-//!   done                                       serves init.sock                               (init)
+//!   done                                       serves init.sock
 //! ```
 //!
-//! The undo: nothing of a sandbox is outside its processes and cgroups, so ending the child ends mounts, namespaces and
-//! sockets. A set-up that fails has ended and reaped the child before it returns.
+//! The child's half is in [`inside`], its service in [`super::init`].
+//!
+//! Nothing of a sandbox exists outside of its processes and cgroups, so the end of the child also
+//! ends mounts, namespaces and sockets. A failed setup has ended and reaped the child before it
+//! returns.
 
 mod host_etc;
 mod inside;
@@ -37,48 +40,48 @@ use ash_protocol::launcher::Failure;
 use steps::{Report, Steps};
 use trees::Trees;
 
-/// How long the child may take to report. It needs milliseconds; a host this slow cannot run claude either.
+/// The time limit for the child's report. It normally takes milliseconds.
 const REPORT_WITHIN: Duration = Duration::from_secs(30);
 
-/// What the launcher has decided and opened for one sandbox.
+/// The inputs of one setup.
 #[derive(Debug)]
 pub struct SetupSpec<'a> {
     pub id: Uuid,
     /// The payload's uid and gid on the host ([`PAYLOAD_UID`] inside).
     pub uid: u32,
-    /// init's uid and gid on the host ([`INIT_UID`] inside). The user namespace is made under this uid, which the kernel charges for
-    /// everything the sandbox takes of a user's quotas.
+    /// init's uid and gid on the host ([`INIT_UID`] inside). The user namespace is created under
+    /// this uid, which the kernel charges for the sandbox's use of user quotas.
     pub init_uid: u32,
-    /// Owner of the files on disk; they appear as the payload's.
+    /// Owner of the files on disk. Inside, they belong to the payload.
     pub disk_uid: u32,
     pub disk_gid: u32,
     /// `O_PATH` directories, opened beneath their roots.
     pub workspace: BorrowedFd<'a>,
     pub home: BorrowedFd<'a>,
-    /// `O_PATH` file, appears read-only as `/opt/claude/claude`.
+    /// `O_PATH` file, shown read-only as `/opt/claude/claude`.
     pub claude: BorrowedFd<'a>,
-    /// Listening, non-blocking `SOCK_SEQPACKET` socket on which init serves.
+    /// Listening, non-blocking `SOCK_SEQPACKET` socket of init.
     pub init_socket: BorrowedFd<'a>,
-    /// The sandbox's cgroups, limits already set.
+    /// The sandbox's cgroups, with limits set.
     pub leaf: &'a Leaf,
     pub floor: &'a Floor,
 }
 
-/// A sandbox that runs and confines whatever its init starts.
+/// A running, confined sandbox.
 #[derive(Debug)]
 pub struct Started {
     /// init's process id on the host.
     pub pid: i32,
     pub pidfd: OwnedFd,
-    /// Microseconds each step took: the launcher's, then the child's (which overlap).
+    /// Microseconds of each step: the launcher's, then the child's (they overlap).
     pub steps: Vec<(String, u64)>,
 }
 
-/// Sets up a sandbox. The caller is init's parent: it must reap it.
+/// Sets up a sandbox. The caller is init's parent and must reap it.
 ///
 /// # Errors
-/// The step that failed, why, and the way out where one is known; nothing is left behind. In a process with several threads that
-/// is `check threads`.
+/// The step that failed, the reason, and the remedy if known. Nothing is left. In a process with
+/// several threads the step is `check threads`.
 pub fn start(spec: &SetupSpec<'_>, policies: &Policies, mappings: &mut Mappings) -> Result<Started, Failure> {
     let mut steps = Steps::new();
     spec.floor.check(policies)?;
@@ -98,7 +101,8 @@ pub fn start(spec: &SetupSpec<'_>, policies: &Policies, mappings: &mut Mappings)
     };
     drop((gate_in, report_out, trees));
     let accompanied = accompany(spec, &child, gate_out, report_in, &mut steps);
-    // Not before: the process that made it may not have ended yet, and the child would wait for that too.
+    // Not earlier: the process that created it may not have ended yet, and the child would wait for
+    // that too.
     idmap.settle();
     match accompanied {
         Ok(()) => Ok(Started { pid: child.pid, pidfd: child.pidfd, steps: steps.done }),
@@ -109,7 +113,8 @@ pub fn start(spec: &SetupSpec<'_>, policies: &Policies, mappings: &mut Mappings)
     }
 }
 
-/// Clones into the sandbox's v2 group; where a kernel or a mount refuses that, clones and then moves.
+/// Clones into the sandbox's v2 group. If a kernel or a mount refuses that, clones first and then
+/// moves the child.
 fn clone_child(one: &SingleThreaded, leaf: &Leaf) -> io::Result<Side> {
     const REFUSALS: [i32; 5] = [libc::EINVAL, libc::EBADF, libc::EACCES, libc::EOPNOTSUPP, libc::EBUSY];
     let first = match clone::clone_into(one, clone::SANDBOX_NAMESPACES, Some(leaf.unified_fd())) {
@@ -126,7 +131,7 @@ fn clone_child(one: &SingleThreaded, leaf: &Leaf) -> io::Result<Side> {
     Ok(side)
 }
 
-/// The launcher's half while the child sets itself up.
+/// The launcher's half during the child's setup.
 fn accompany(
     spec: &SetupSpec<'_>,
     child: &Child,
@@ -137,7 +142,7 @@ fn accompany(
     let ids = [Entry { inside: PAYLOAD_UID, outside: spec.uid }, Entry { inside: INIT_UID, outside: spec.init_uid }];
     let mut gate = std::fs::File::from(gate);
     steps.run("write id maps", || idmap::write_maps(child.pid, &ids, &ids))?;
-    // A gate that is closed already means that the child has failed: its report says why.
+    // A closed gate means that the child has failed. Its report says why.
     gate.write_all(b"1").ok();
     let attached = steps.run("attach cgroups", || spec.leaf.attach(child.pid));
     if attached.is_ok() {
@@ -171,8 +176,8 @@ fn accompany(
 fn ended_early() -> Failure {
     Failure {
         step: "wait for init".into(),
-        message: "the sandbox's init ended before it was ready".into(),
-        hint: Some("a memory limit too low for the set-up? see the kernel's log for an OOM kill".into()),
+        message: "the sandbox's init exited before it was ready".into(),
+        hint: Some("the memory limit may be too low: check the kernel log for an OOM kill".into()),
     }
 }
 

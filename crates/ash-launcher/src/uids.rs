@@ -1,14 +1,16 @@
-//! Which uids a sandbox gets: a pair that nothing on this host has, and that was free for as long as possible.
+//! Assigns uids to sandboxes: a pair that is unused on this host, and was free for as long as
+//! possible.
 //!
 //! ```text
 //!   /run/ash-uids/                     0700 root, shared by all launchers of the host
-//!     1900000000, 1900000001           a pair that is taken: "<sandbox's id>\n<run directory of its launcher>\n"
-//!     next-<base>-<count>              where the search goes on: pairs are given round the range
+//!     1900000000, 1900000001           a reserved pair: "<sandbox's id>\n<run directory>\n"
+//!     next-<base>-<count>              where the next search begins: pairs are assigned in turn
 //! ```
 //!
-//! A pair is taken by making its two files, which fails where they exist, so launchers with overlapping ranges never share one. It
-//! is given back when the sandbox's groups, processes and run directory are gone, and not before: a removal that fails keeps it.
-//! Both outlive the launcher; the directory goes with /run at the next boot, like every process that had one of the uids.
+//! A pair is reserved by creating its two files, which fails if they exist, so launchers with
+//! overlapping ranges never share one. It is released after the sandbox's groups, processes and run
+//! directory are gone, never before. The reservations outlive the launcher. The directory is
+//! removed with /run at the next boot, as are all processes with these uids.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -19,12 +21,12 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-/// Where it is kept which uids are taken.
+/// The directory of the reservations.
 pub const SHARED: &str = "/run/ash-uids";
-/// An id and a path.
+/// Most bytes of a file: an id and a path.
 const MAX_FILE: u64 = 8192;
 
-/// A sandbox's uids: payload's and init's.
+/// The uids of a sandbox: payload's and init's.
 pub type Pair = (u32, u32);
 
 #[derive(Debug)]
@@ -32,18 +34,18 @@ pub struct Uids {
     dir: OwnedFd,
     base: u32,
     pairs: u32,
-    /// Number of the pair at which the next search begins.
+    /// The number of the pair at which the next search begins.
     next: u32,
     run_dir: String,
-    /// First uid of each pair that this launcher took, and whose it is. `nil`: nobody's yet.
+    /// First uid of each pair reserved by this launcher, and its sandbox. `nil`: not yet assigned.
     held: BTreeMap<u32, Uuid>,
-    /// First uids of pairs that processes have of which nothing else is known.
+    /// First uids of pairs in use by processes of unknown origin.
     seen: BTreeSet<u32>,
 }
 
 impl Uids {
     /// # Errors
-    /// When `shared` cannot be used; it is made where it is missing.
+    /// `shared` cannot be used. A missing one is created.
     pub fn open(shared: &Path, base: u32, count: u32, run_dir: &Path) -> io::Result<Self> {
         match rustix::fs::mkdirat(CWD, shared, Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -68,10 +70,10 @@ impl Uids {
         Ok(all)
     }
 
-    /// Takes the next pair for `id`. `None`: all are taken.
+    /// Reserves the next pair for `id`. `None`: all are in use.
     ///
     /// # Errors
-    /// When the files cannot be written.
+    /// The files cannot be written.
     pub fn take(&mut self, id: Uuid) -> io::Result<Option<Pair>> {
         for number in round(self.next, self.pairs) {
             let uid = self.base + 2 * number;
@@ -86,31 +88,31 @@ impl Uids {
         Ok(None)
     }
 
-    /// A pair that was taken for nobody in particular becomes `id`'s.
+    /// Assigns a prepared pair to `id`.
     ///
     /// # Errors
-    /// When the files cannot be written.
+    /// The files cannot be written.
     pub fn assign(&mut self, pair: Pair, id: Uuid) -> io::Result<()> {
         for uid in [pair.0, pair.1] {
-            // As long as what is there, so at no moment half of it.
+            // The same length as the old text, so it is never partly written.
             self.write(&uid.to_string(), OFlags::empty(), &self.text(id))?;
         }
         self.held.insert(pair.0, id);
         Ok(())
     }
 
-    /// What a sandbox that was found has, by whichever launcher it got it.
+    /// Reserves the pair of an existing sandbox, whichever launcher created it.
     pub fn keep(&mut self, uid: u32, id: Uuid) {
         let Some(first) = self.number(uid).map(|number| self.base + 2 * number) else { return };
         self.held.insert(first, id);
         for uid in [first, first + 1] {
             if let Err(error) = self.write(&uid.to_string(), OFlags::TRUNC, &self.text(id)) {
-                tracing::error!(uid, %error, "other launchers are not told that this uid is taken");
+                tracing::error!(uid, %error, "this uid could not be reserved for other launchers");
             }
         }
     }
 
-    /// Nothing of `id` is left: its uids may be given to others, once all others were.
+    /// Nothing of `id` is left: its uids can be assigned again, after all others.
     pub fn release(&mut self, id: Uuid) {
         let gone: Vec<u32> = self.held.iter().filter(|(_, of)| **of == id).map(|(uid, _)| *uid).collect();
         for uid in gone {
@@ -119,28 +121,29 @@ impl Uids {
         }
     }
 
-    /// A pair that was taken a moment ago and that nothing has had, whatever else its taker holds.
+    /// Releases a pair that was just reserved and never used. Other pairs of its sandbox stay.
     pub fn give_back(&mut self, pair: Pair) {
         self.held.remove(&pair.0);
         self.remove(pair.0);
     }
 
-    /// The sandboxes that hold a pair.
+    /// The sandboxes with a pair.
     pub fn holders(&self) -> BTreeSet<Uuid> {
         self.held.values().copied().collect()
     }
 
-    /// `running`: uids that processes have. What processes of unknown origin have is not given to anyone; what a launcher that is
-    /// gone for good, directory and all, had taken is free again.
+    /// Updates the reservations. `running`: uids in use by processes. Uids of processes of unknown
+    /// origin are not assigned. Pairs of a launcher whose run directory no longer exists are
+    /// released.
     ///
     /// # Errors
-    /// When the directory cannot be read.
+    /// The directory cannot be read.
     pub fn sweep(&mut self, running: &BTreeSet<u32>) -> io::Result<()> {
         self.seen = running.iter().filter_map(|uid| Some(self.base + 2 * self.number(*uid)?)).collect();
         self.seen.retain(|uid| !self.held.contains_key(uid));
         for (uid, _, owner) in self.files()? {
             let gone = owner != self.run_dir && !Path::new(&owner).join("sandboxes").exists();
-            // Of a pair in this range both files; of another range each for itself.
+            // In this range both files of a pair, otherwise each file separately.
             let both = self.number(uid).is_some();
             if gone && !running.contains(&uid) && !(both && running.contains(&(uid + 1))) {
                 self.unlink(uid);
@@ -152,7 +155,7 @@ impl Uids {
         Ok(())
     }
 
-    /// The pair a uid is of; `None` outside of the range.
+    /// The number of a uid's pair. `None` outside of the range.
     fn number(&self, uid: u32) -> Option<u32> {
         uid.checked_sub(self.base).map(|offset| offset / 2).filter(|number| *number < self.pairs)
     }
@@ -165,7 +168,7 @@ impl Uids {
         format!("{id}\n{}\n", self.run_dir)
     }
 
-    /// Both files or none. `false`: one of them is there.
+    /// Creates both files or none. `false`: one of them exists.
     fn claim(&self, uid: u32, id: Uuid) -> io::Result<bool> {
         for (made, uid) in [uid, uid + 1].into_iter().enumerate() {
             match self.write(&uid.to_string(), OFlags::EXCL, &self.text(id)) {
@@ -177,7 +180,7 @@ impl Uids {
                     if error.kind() == io::ErrorKind::AlreadyExists {
                         return Ok(false);
                     }
-                    // Made, and not written.
+                    // Created, but not written.
                     self.unlink(uid);
                     return Err(error);
                 }
@@ -194,8 +197,8 @@ impl Uids {
     fn unlink(&self, uid: u32) {
         match unlinkat(&self.dir, uid.to_string(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
-            // It stays taken.
-            Err(error) => tracing::error!(uid, %error, "a uid cannot be given back"),
+            // It stays reserved.
+            Err(error) => tracing::error!(uid, %error, "a uid could not be released"),
         }
     }
 
@@ -213,7 +216,7 @@ impl Uids {
         Some(text)
     }
 
-    /// Every uid that is taken, by whom, and the run directory of its launcher.
+    /// Every reserved uid, its sandbox, and the run directory of its launcher.
     fn files(&self) -> io::Result<Vec<(u32, Uuid, String)>> {
         let mut all = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.dir)? {
@@ -224,13 +227,13 @@ impl Uids {
             let id = lines.next().and_then(|id| id.parse().ok()).unwrap_or(Uuid::nil());
             all.push((uid, id, lines.next().unwrap_or_default().to_owned()));
         }
-        // Of this range only the first of each pair.
+        // In this range only the first of each pair.
         all.retain(|(uid, ..)| self.number(*uid).is_none_or(|number| self.base + 2 * number == *uid));
         Ok(all)
     }
 }
 
-/// All pairs once, from `next` on.
+/// All pairs once, starting with `next`.
 fn round(next: u32, pairs: u32) -> impl Iterator<Item = u32> {
     let next = if next < pairs { next } else { 0 };
     (next..pairs).chain(0..next)
@@ -260,7 +263,7 @@ mod tests {
         let ids: Vec<Uuid> = (0..4).map(|_| Uuid::new_v4()).collect();
         assert_eq!(first(&mut uids, ids[0]), Some(1000));
         uids.release(ids[0]);
-        // Half a pair is none: 1006 is not given.
+        // Half a pair is not usable: 1006 is not assigned.
         let got: Vec<_> = ids[1..].iter().map(|id| first(&mut uids, *id)).collect();
         assert_eq!(got, [Some(1002), Some(1004), Some(1000)], "the one that was free for the shortest time comes last");
         assert_eq!(first(&mut uids, ids[0]), None);
@@ -299,7 +302,8 @@ mod tests {
                 break;
             }
         }
-        // Taken in turns, each launcher gets every other pair: between two of one lies a pair of the other, shifted by one uid.
+        // Each launcher gets every other pair, because the other launcher's pairs are shifted by
+        // one uid.
         assert_eq!(taken, [1000, 1001, 1003, 1004, 1006, 1007, 1009, 1010].into());
         let files = std::fs::read_dir(dir.path().join("uids")).unwrap();
         let files: BTreeSet<u32> = files.filter_map(|file| file.unwrap().file_name().to_str()?.parse().ok()).collect();
@@ -316,7 +320,7 @@ mod tests {
         first(&mut gone, Uuid::new_v4());
         drop(gone);
         let mut uids = open(dir.path(), 1000, 8, "/run/b");
-        // A process of unknown origin has 1007, which is init's of the last pair.
+        // A process of unknown origin has 1007, init's uid of the last pair.
         let running = [1007].into();
         uids.sweep(&running).unwrap();
         let id = Uuid::new_v4();

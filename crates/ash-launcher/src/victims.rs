@@ -1,12 +1,12 @@
-//! Who was killed for want of memory: the kernel's log, sorted by sandbox. See [`ash_kernel::kmsg`].
+//! Processes killed by the OOM killer: the kernel's log by sandbox. See [`ash_kernel::kmsg`].
 //!
 //! ```text
-//!   Victims {id} -> read what the log has since last time -> by uid -> those of this sandbox
-//!   Create       -> read, and forget what was of the uid's former user
+//!   Victims {id} -> read new lines of the log -> by uid -> those of this sandbox
+//!   Create       -> read, and forget those of the uid's previous sandbox
 //! ```
 //!
-//! Nothing is read while nobody asks. A line is in the log before the process it tells of has the signal, so who asks
-//! after a death finds it.
+//! The log is read only on request. A line is written before its process gets the signal, so a
+//! request after a death finds it.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +17,7 @@ use super::sandboxes::{Answer, Sandboxes};
 use ash_kernel::kmsg::{self, KernelLog};
 use ash_protocol::launcher::{Failure, Reply, Victim};
 
-/// Kills that are kept of one sandbox; further ones take the place of the newest but one.
+/// Kills kept per sandbox. Further ones replace the newest but one.
 const KEPT: usize = 16;
 
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ pub struct Victims {
 #[derive(Debug, Default)]
 struct Killed {
     all: Vec<Victim>,
-    /// The last of them took the whole sandbox with it: those that died with it were not chosen.
+    /// The last of them killed the whole sandbox: processes killed with it were not chosen.
     group: bool,
 }
 
@@ -40,7 +40,7 @@ impl Victims {
         Self { log, ..Self::default() }
     }
 
-    /// For the program that takes over: what it hears goes on where this one ended.
+    /// For the next program, which continues to read at this position.
     pub fn log(&self) -> Option<BorrowedFd<'_>> {
         self.log.as_ref().map(AsFd::as_fd)
     }
@@ -84,7 +84,7 @@ impl Victims {
 
 impl Sandboxes {
     /// # Errors
-    /// No such sandbox.
+    /// An unknown sandbox.
     pub fn victims(&mut self, id: Uuid) -> Result<Answer, Failure> {
         let uid = self.running(id, "victims")?.info.uid;
         self.victims.hear(self.settings.uid_base, self.settings.uid_count);
@@ -92,7 +92,7 @@ impl Sandboxes {
         Ok(Answer::plain(Reply::Victims { victims, readable: self.victims.log.is_some() }))
     }
 
-    /// The uid gets a new user.
+    /// The uid is assigned to a new sandbox.
     pub(super) fn forget_victims(&mut self, uid: u32) {
         self.victims.hear(self.settings.uid_base, self.settings.uid_count);
         self.victims.of.remove(&uid);

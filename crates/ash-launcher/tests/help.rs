@@ -1,4 +1,5 @@
-//! The program explains itself. Its being here also makes cargo build the program for the tests of other packages.
+//! Tests the help text. This test also makes cargo build the program for the tests of other
+//! packages.
 
 use std::process::Command;
 

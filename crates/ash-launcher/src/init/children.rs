@@ -1,4 +1,4 @@
-//! The commands of a sandbox: who runs, who ended how, and what is still to be copied to whose stdin.
+//! The commands of a sandbox: running ones, exit statuses, and data for their stdin.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,13 +12,13 @@ use super::requests::Refusal;
 use ash_model::processes;
 use ash_protocol::init::{ChildStat, Exit, InitEvent};
 
-/// Commands that run at the same time; one more is refused. Fewer where few processes are allowed ([`processes::commands`]).
+/// Most running commands. With a low process limit it is less ([`processes::commands`]).
 pub const MAX_LIVE: usize = 64;
-/// Ended commands that `Stat` still tells of; older ones are forgotten.
+/// Ended commands that `Stat` reports. Older ones are forgotten.
 pub const MAX_ENDED: usize = 64;
-/// Messages accepted and not yet copied, of all commands together; one more is refused.
+/// Most accepted messages that are not yet copied, for all commands together.
 pub const MAX_QUEUED: usize = 256;
-/// Bytes copied to one stdin before others get their turn.
+/// Bytes copied to one stdin before the next.
 const TURN: usize = 1 << 20;
 
 #[derive(Debug)]
@@ -26,7 +26,7 @@ struct Child {
     number: u32,
     pid: i32,
     exited: Option<Exit>,
-    /// Writing end, non-blocking. `None` without stdin, or once closed by either side.
+    /// Writing end, non-blocking. `None` without stdin, or after either side closed it.
     stdin: Option<OwnedFd>,
     close_when_fed: bool,
     queue: VecDeque<Message>,
@@ -34,33 +34,33 @@ struct Child {
     delivered: Option<u64>,
 }
 
-/// A file on its way into a pipe.
+/// A file being copied to a pipe.
 #[derive(Debug)]
 struct Message {
     number: u64,
     file: OwnedFd,
-    /// Bytes of it that are in the pipe.
+    /// Bytes already in the pipe.
     copied: u64,
 }
 
 #[derive(Debug, Default)]
 pub struct Children {
-    /// In the order in which they were started.
+    /// In the order of their start.
     all: Vec<Child>,
 }
 
 impl Children {
     /// # Errors
-    /// When the number is taken or too many run.
+    /// The number is in use, or too many commands run.
     pub fn admit(&self, number: u32) -> Result<(), Refusal> {
         if self.all.iter().any(|child| child.number == number) {
             return Err(Refusal::new("spawn", format!("child {number} exists already")));
         }
         let live = self.all.iter().filter(|child| child.exited.is_none()).count();
-        // One more is claude itself.
+        // claude is one more.
         let most = super::process_limit().map_or(MAX_LIVE, |limit| MAX_LIVE.min(processes::commands(limit) + 1));
         if live >= most {
-            return Err(Refusal::new("spawn", format!("{live} commands run already")));
+            return Err(Refusal::new("spawn", format!("the limit of {most} running commands is reached")));
         }
         Ok(())
     }
@@ -79,11 +79,12 @@ impl Children {
         });
     }
 
-    /// Signals a command or, also after its own end, what is left of its process group. Nothing left is no error.
+    /// Signals a command or, also after its end, the rest of its process group. No process is no
+    /// error.
     pub fn signal(&self, number: u32, signal: i32, group: bool) -> Result<(), Refusal> {
         let child = self.all.iter().find(|child| child.number == number).ok_or_else(|| unknown("signal", number))?;
         let signal = nix::sys::signal::Signal::try_from(signal)
-            .map_err(|_| Refusal::new("signal", format!("{signal} is no signal")))?;
+            .map_err(|_| Refusal::new("signal", format!("{signal} is not a signal")))?;
         let target = match (group, child.exited) {
             (true, _) => Pid::from_raw(-child.pid),
             (false, None) => Pid::from_raw(child.pid),
@@ -95,7 +96,7 @@ impl Children {
         }
     }
 
-    /// Queues a file. A number that was accepted before is done already.
+    /// Queues a file. An already accepted number needs no action.
     pub fn deliver(&mut self, number: u32, message: u64, file: OwnedFd) -> Result<(), Refusal> {
         const STEP: &str = "deliver";
         let queued: usize = self.all.iter().map(|child| child.queue.len()).sum();
@@ -107,9 +108,9 @@ impl Children {
             return Err(Refusal::new(STEP, format!("stdin of child {number} is closed")));
         }
         if queued >= MAX_QUEUED {
-            return Err(Refusal::new(STEP, format!("{MAX_QUEUED} messages wait already")));
+            return Err(Refusal::new(STEP, format!("the limit of {MAX_QUEUED} queued messages is reached")));
         }
-        // Anything but a regular file could block init, and the whole sandbox with it.
+        // Any other file type could block init, and the whole sandbox with it.
         let stat = rustix::fs::fstat(&file).map_err(|error| Refusal::new(STEP, error))?;
         if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err(Refusal::new(STEP, "the descriptor is not a regular file"));
@@ -138,7 +139,7 @@ impl Children {
         self.all.iter().map(stat).collect()
     }
 
-    /// Reaps everything that ended: commands, and orphans that were left to PID 1.
+    /// Reaps everything that has ended: commands, and orphans adopted by PID 1.
     pub fn reap(&mut self, events: &mut Events) {
         loop {
             let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -146,7 +147,8 @@ impl Children {
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as i32)),
                 Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => break,
                 Ok(_) | Err(nix::errno::Errno::EINTR) => continue,
-                // A signal number that nix has no name for (real-time signals): the process is reaped all the same.
+                // A signal without a name in nix (real-time signals). The process is reaped
+                // nevertheless.
                 Err(_) => {
                     self.find_vanished(events);
                     continue;
@@ -160,7 +162,7 @@ impl Children {
         self.forget_old();
     }
 
-    /// Ends the commands whose process is gone though its status could not be read.
+    /// Ends commands whose process is gone without a readable status.
     fn find_vanished(&mut self, events: &mut Events) {
         for child in self.all.iter_mut().filter(|child| child.exited.is_none()) {
             if nix::sys::signal::kill(Pid::from_raw(child.pid), None) == Err(nix::errno::Errno::ESRCH) {
@@ -179,7 +181,7 @@ impl Children {
         });
     }
 
-    /// The pipes that something waits for.
+    /// The pipes with waiting data.
     pub fn hungry(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.all
             .iter()
@@ -187,7 +189,7 @@ impl Children {
             .filter_map(|child| child.stdin.as_ref().map(AsFd::as_fd))
     }
 
-    /// Copies on, as far as the pipes take it.
+    /// Copies as much as the pipes accept.
     pub fn feed(&mut self, buffer: &mut [u8], events: &mut Events) {
         for child in self.all.iter_mut().filter(|child| !child.queue.is_empty()) {
             child.feed(buffer, events);
@@ -201,7 +203,7 @@ impl Children {
 }
 
 fn unknown(step: &'static str, number: u32) -> Refusal {
-    Refusal::new(step, format!("there is no child {number}"))
+    Refusal::new(step, format!("child {number} does not exist"))
 }
 
 impl Child {
@@ -211,7 +213,7 @@ impl Child {
         events.push(InitEvent::Exited { child: self.number, status });
     }
 
-    /// Nobody reads any more: what waits is dropped, and `delivered` stays behind `accepted`.
+    /// The reader is gone: waiting data is dropped, and `delivered` stays behind `accepted`.
     fn hang_up(&mut self) {
         self.stdin = None;
         self.queue.clear();
@@ -229,7 +231,8 @@ impl Child {
             let read = match rustix::io::pread(&message.file, &mut *buffer, message.copied) {
                 Ok(read) => read,
                 Err(rustix::io::Errno::INTR) => continue,
-                // Half a message must never be followed by another: claude would read both as one line.
+                // A partial message must not be followed by another: claude would read both as one
+                // line.
                 Err(_) => return self.hang_up(),
             };
             if read == 0 {

@@ -1,14 +1,14 @@
-//! Output that no one reads: a command has ended and was answered, and what it left in the background still prints.
+//! Discards the output of background processes of commands that have ended and were answered.
 //!
-//! With the reading end closed, its next line would end it (SIGPIPE, signal(7)): a development server that was started with `&`
-//! dies at its first request. So init keeps the reading ends, reads what comes and throws it away. It costs processor time of the
-//! sandbox, and no memory: one buffer for all pipes.
+//! Without a reader, the next line would kill such a process (SIGPIPE, signal(7)): a development
+//! server started with `&` would die at its first request. So init keeps the reading ends and
+//! discards the data. This uses CPU time of the sandbox, and one buffer for all pipes.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::requests::Refusal;
 
-/// Pipes that are read at the same time; more are refused, and closed by whoever has them.
+/// Most pipes. Further ones are refused, and closed by their owner.
 pub const MAX_PIPES: usize = 256;
 
 #[derive(Debug, Default)]
@@ -18,17 +18,17 @@ pub struct Discards {
 
 impl Discards {
     /// # Errors
-    /// None came, one is no pipe, or too many are read already; then none of these is.
+    /// There are no descriptors, one is not a pipe, or the limit is reached. None is taken then.
     pub fn take(&mut self, pipes: Vec<OwnedFd>) -> Result<(), Refusal> {
         let refused = |why: String| Err(Refusal::new("discard", why));
         if pipes.is_empty() {
-            return refused("1 descriptor or more is needed, 0 came".to_owned());
+            return refused("at least 1 descriptor is required, got 0".to_owned());
         }
         if self.pipes.len() + pipes.len() > MAX_PIPES {
             return refused(format!("{MAX_PIPES} outputs of background jobs are read already"));
         }
         for pipe in &pipes {
-            // Anything else could be readable for ever, and never at its end.
+            // Other file types could be readable forever.
             let stat = rustix::fs::fstat(pipe).map_err(|error| Refusal::new("discard", error))?;
             if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_fifo() {
                 return refused("the descriptor is not a pipe".to_owned());
@@ -48,9 +48,9 @@ impl Discards {
         self.pipes.len()
     }
 
-    /// Reads each of `ready` once, one buffer at most: others get their turn. A pipe without a writer is closed.
+    /// Reads at most one buffer from each of `ready`. Closes pipes without a writer.
     pub fn read(&mut self, ready: &[usize], buffer: &mut [u8]) {
-        // From the last to the first: a closed one is taken out without moving those still to come.
+        // In descending order: removing a closed one does not move the remaining ones.
         for index in ready.iter().rev() {
             let over = match rustix::io::read(&self.pipes[*index], &mut *buffer) {
                 Ok(read) => read == 0,

@@ -1,4 +1,5 @@
-//! Between init and a command with a deadline: nothing that the command starts can leave it, so the deadline ends all.
+//! The keeper of a command with a deadline. No process of the command can leave it, so the deadline
+//! ends all of them.
 //!
 //! ```text
 //!   init --+-- claude ...
@@ -7,15 +8,16 @@
 //!                        +---- adopts it, because its parents ended ----+
 //! ```
 //!
-//! A process group or a session would not do: `setsid` leaves both. An orphan cannot choose its new parent: it is the
-//! nearest subreaper above it (prctl(2)), and `CLONE_PARENT` gives a sibling, which is the keeper's child too. The keeper
-//! is of init's user, so the payload can neither signal nor trace it.
+//! A process group or a session is not sufficient, because `setsid` leaves both. An orphan cannot
+//! choose its new parent: it is the nearest subreaper above (prctl(2)). `CLONE_PARENT` creates a
+//! sibling, which is the keeper's child too. The keeper runs as init's user, so the payload can
+//! neither signal nor trace it.
 //!
-//! | the command | the keeper ends with |
+//! | the command | exit of the keeper |
 //! |---|---|
-//! | exits with n | n; what it left running in the background goes on, as init's |
-//! | dies of signal n | 128 + n, as a shell says it |
-//! | runs past the deadline | SIGALRM, when all of its processes are gone |
+//! | exits with n | n; background processes continue as children of init |
+//! | is killed by signal n | 128 + n, as in a shell |
+//! | runs past the deadline | SIGALRM, after all of its processes have ended |
 
 use std::io;
 use std::os::fd::AsFd;
@@ -28,17 +30,18 @@ use rustix::process::{WaitOptions, WaitStatus, wait};
 
 use ash_kernel::{clone, pidfd, procfs};
 
-/// How long the killing is repeated: long enough for processes that fork as fast as they can, or stand in the kernel.
+/// How long killing is repeated, for processes that fork fast or hang in the kernel.
 const END_WITHIN: Duration = Duration::from_secs(10);
-/// Exit status when the keeper itself cannot go on; the shells have it for "found, and not executable".
+/// Exit status if the keeper itself fails. Shells use it for "found, but not executable".
 const BROKEN: i32 = 126;
 
-/// Waits for `command`, this process's only child so far, at most `within`. SIGCHLD is blocked already, as in init.
+/// Waits for `command`, so far this process's only child, at most `within`. SIGCHLD is already
+/// blocked, as in init.
 pub fn keep(command: i32, within: Duration) -> ! {
     let status = match watch(command, within) {
         Ok(Some(status)) => status,
         Ok(None) => {
-            // The one way out that no command's own end looks like; see the table.
+            // The only end that differs from every end of a command; see the table.
             nix::sys::signal::raise(Signal::SIGALRM).ok();
             BROKEN
         }
@@ -52,7 +55,7 @@ pub fn keep(command: i32, within: Duration) -> ! {
     clone::exit_now(status)
 }
 
-/// The command's end as an exit status; `None` when the deadline came first.
+/// The command's end as an exit status. `None` if the deadline came first.
 fn watch(command: i32, within: Duration) -> io::Result<Option<i32>> {
     let deadline = Instant::now() + within;
     let mut sigchld = SigSet::empty();
@@ -70,7 +73,7 @@ fn watch(command: i32, within: Duration) -> io::Result<Option<i32>> {
     }
     let give_up = Instant::now() + END_WITHIN;
     while Instant::now() < give_up {
-        // Top down: whose parent ends becomes a child of the keeper, and comes next.
+        // Top down: children of an ended process become the keeper's and are handled next.
         for pid in procfs::children()? {
             kill(pid);
         }
@@ -96,15 +99,15 @@ fn kill(pid: i32) {
 }
 
 enum Reaped {
-    /// The command has ended, with this status.
+    /// The command has ended with this status.
     Command(i32),
-    /// Some processes still run.
+    /// Other processes still run.
     Others,
-    /// There is no child left, and so no descendant.
+    /// No child is left, and so no descendant.
     Nobody,
 }
 
-/// Reaps everything that ended.
+/// Reaps everything that has ended.
 fn reap(command: i32) -> Reaped {
     let mut ended = None;
     let rest = loop {

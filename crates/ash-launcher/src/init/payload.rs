@@ -1,8 +1,9 @@
-//! One command: forked from init, confined, checked, executed.
+//! Starts one command: forked from init, confined, checked, executed.
 //!
-//! The order matters: landlock needs `no_new_privs` (inherited from init) and comes before the capabilities go; the uid
-//! changes while `CAP_SETUID` is there; capabilities are emptied after it; seccomp, the bounding set and
-//! `no_new_privs` are init's own and inherited. Then the kernel is asked whether all of it holds.
+//! The order matters. Landlock needs `no_new_privs` (inherited from init) and comes before the
+//! capabilities are dropped. The uid changes while `CAP_SETUID` is there; then the capabilities are
+//! cleared. seccomp, the bounding set and `no_new_privs` are inherited from init. At last, all of
+//! this is verified with the kernel.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -23,12 +24,12 @@ use ash_kernel::single::{Forked, require_single_thread};
 use ash_kernel::{caps, landlock, pidfd, process, seqpacket};
 use ash_protocol::init::{PAYLOAD_UID, SpawnSpec};
 
-/// Bytes of a [`SpawnSpec`] as JSON, at most.
+/// Most bytes of a [`SpawnSpec`] as JSON.
 const MAX_SPEC: usize = 1 << 20;
-/// How long a command may take to reach execve. It needs a millisecond.
+/// The time limit until execve. It normally takes a millisecond.
 const EXEC_WITHIN: Duration = Duration::from_secs(10);
 
-/// A command that runs.
+/// A running command.
 #[derive(Debug)]
 pub struct Payload {
     pub pid: i32,
@@ -36,7 +37,7 @@ pub struct Payload {
     pub stdin: Option<OwnedFd>,
 }
 
-/// The fields that init itself needs; the command's own process reads the rest, in its own memory.
+/// The fields that init needs. The command's process reads the others in its own memory.
 #[derive(Deserialize)]
 struct Ways {
     stdin: bool,
@@ -47,7 +48,7 @@ struct Ways {
 /// Starts a command. `fds`: a memfd with the [`SpawnSpec`], stdout, stderr.
 ///
 /// # Errors
-/// What is wrong with the spec, or the step before or at execve that failed; then no process is left.
+/// An error of the spec, or the failed step up to execve. No process is left then.
 pub fn start(fds: [OwnedFd; 3], rules: Option<&landlock::Rules>) -> Result<Payload, Refusal> {
     let [spec, stdout, stderr] = fds;
     let text = seqpacket::read_all(spec.as_fd(), MAX_SPEC).map_err(|error| Refusal::new("read spec", error))?;
@@ -90,24 +91,24 @@ pub fn start(fds: [OwnedFd; 3], rules: Option<&landlock::Rules>) -> Result<Paylo
     Ok(Payload { pid, stdin: feed })
 }
 
-/// Returns in a new process; this one becomes the [`keeper`] of it, which holds none of its descriptors.
+/// Returns in a new process. This process becomes its [`keeper`] and closes all descriptors.
 fn stay_above(forked: &Forked, within: Duration) -> Result<(), Failed> {
     at("keeper", nix::sys::prctl::set_child_subreaper(true))?;
     match at("keeper", fork(&forked.single()))? {
-        // The outer proof holds for this process too, and outlives its code.
+        // The outer proof is also valid in this process, and outlives its code.
         Fork::Child(inner) => {
             std::mem::forget(inner);
             Ok(())
         }
         Fork::Parent(command) => {
-            // Left open, the pipe of the start would never tell that the command runs.
+            // If it stayed open, the start pipe would never signal that the command runs.
             at("keeper", process::close_all_but(forked, &[]))?;
             keeper::keep(command, within)
         }
     }
 }
 
-/// Waits until execve closes the pipe; a text in it is the step that failed.
+/// Waits until execve closes the pipe. A text in it names the failed step.
 fn listen(heard: OwnedFd) -> Result<(), Refusal> {
     let mut text = String::new();
     pidfd::wait_readable(heard.as_fd(), EXEC_WITHIN).map_err(|error| Refusal::new("execve", error))?;
@@ -153,7 +154,7 @@ fn become_payload(
     let spec: SpawnSpec = at("read spec", serde_json::from_slice(text))?;
     let (argv, env) = strings(&spec)?;
     at("session", nix::unistd::setsid())?;
-    // Without stdin, descriptor 0 stays init's own: /dev/null.
+    // Without stdin, descriptor 0 stays init's: /dev/null.
     if let Some(input) = &input {
         at("stdio", nix::unistd::dup2_stdin(input))?;
     }
@@ -169,7 +170,8 @@ fn become_payload(
     let (uid, gid) = (Uid::from_raw(PAYLOAD_UID), Gid::from_raw(PAYLOAD_UID));
     at("ids", nix::unistd::setresgid(gid, gid, gid))?;
     at("ids", nix::unistd::setresuid(uid, uid, uid))?;
-    // Behind the change of user, which would count this process against it: at the limit, a command that starts no other still runs.
+    // After the change of user, which would count this process against the limit. At the limit, a
+    // command that starts no other still runs.
     if spec.leaves_share
         && let Some(limit) = super::process_limit()
     {
@@ -191,9 +193,9 @@ fn strings(spec: &SpawnSpec) -> Result<(Vec<CString>, Vec<CString>), Failed> {
         return Err(refused("cwd must be an absolute path".into()));
     }
     if let Some((name, _)) = spec.env.iter().find(|(name, _)| name.is_empty() || name.contains('=')) {
-        return Err(refused(format!("\"{name}\" is no name of an environment variable")));
+        return Err(refused(format!("\"{name}\" is not a valid name of an environment variable")));
     }
-    let string = |text: String| CString::new(text).map_err(|_| refused("a string has a zero byte".into()));
+    let string = |text: String| CString::new(text).map_err(|_| refused("a string contains a zero byte".into()));
     let argv = spec.argv.iter().map(|arg| string(arg.clone())).collect::<Result<_, _>>()?;
     let env = spec.env.iter().map(|(name, value)| string(format!("{name}={value}"))).collect::<Result<_, _>>()?;
     Ok((argv, env))

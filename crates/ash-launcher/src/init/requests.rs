@@ -1,4 +1,4 @@
-//! One request, one reply.
+//! Handles one request.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -7,7 +7,7 @@ use super::discard::Discards;
 use super::{Init, payload};
 use ash_protocol::init::{InitReply, InitRequest, Listener};
 
-/// Why a request is refused: the step and the message of [`InitReply::Error`].
+/// Why a request is refused: step and message of [`InitReply::Error`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub step: &'static str,
@@ -20,7 +20,7 @@ impl Refusal {
     }
 }
 
-/// The reply, and the descriptors that go with it. Descriptors that the request does not call for are closed.
+/// The reply and its descriptors. Unexpected descriptors of the request are closed.
 pub fn answer<'a>(
     request: InitRequest,
     fds: Vec<OwnedFd>,
@@ -33,7 +33,7 @@ pub fn answer<'a>(
         InitRequest::Signal { child, signal, group } => children.signal(child, signal, group).map(|()| InitReply::Done),
         InitRequest::Deliver { child, message } => match <[OwnedFd; 1]>::try_from(fds) {
             Ok([file]) => children.deliver(child, message, file).map(|()| InitReply::Done),
-            Err(fds) => Err(Refusal::new("deliver", format!("1 descriptor is needed, {} came", fds.len()))),
+            Err(fds) => Err(Refusal::new("deliver", format!("1 descriptor is required, got {}", fds.len()))),
         },
         InitRequest::CloseStdin { child } => children.close_stdin(child).map(|()| InitReply::Done),
         InitRequest::Discard => discards.take(fds).map(|()| InitReply::Done),
@@ -51,7 +51,7 @@ pub fn answer<'a>(
 
 fn spawn(child: u32, fds: Vec<OwnedFd>, init: &Init, children: &mut Children) -> Result<InitReply, Refusal> {
     let fds = <[OwnedFd; 3]>::try_from(fds)
-        .map_err(|fds| Refusal::new("spawn", format!("3 descriptors are needed, {} came", fds.len())))?;
+        .map_err(|fds| Refusal::new("spawn", format!("3 descriptors are required, got {}", fds.len())))?;
     children.admit(child)?;
     let payload = payload::start(fds, init.rules.as_ref())?;
     let pid = payload.pid;

@@ -1,14 +1,14 @@
-//! The sandbox's `/etc`: a few files written for it, and those of the host's that programs of Debian's packages need and that hold no
-//! secret.
+//! The sandbox's `/etc`: generated files, and files of the host that programs of Debian's packages
+//! need and that contain no secrets.
 
 use ash_protocol::init::{INIT_UID, PAYLOAD_UID};
 
-/// The host's, shown read-only where they exist, are root's, and can be read by everybody. Each with the reason. A `*` stands for any
-/// text within a part of the path.
+/// Files of the host with reasons. They are shown read-only if they exist, belong to root and are
+/// readable by everyone. A `*` matches any text within a path component.
 ///
-/// What an admin may write a password, a token or the name of a private server into is not among them: `environment`, `profile.d`,
-/// `bash.bashrc`, `pip.conf`, `npmrc`, `wgetrc`, `gemrc`, `apt`, `maven/settings.xml`, `php.ini`, `Renviron.site`, `gitconfig`,
-/// `ssh`, `krb5.conf`.
+/// Excluded are files that can contain a password, a token or the name of a private server:
+/// `environment`, `profile.d`, `bash.bashrc`, `pip.conf`, `npmrc`, `wgetrc`, `gemrc`, `apt`,
+/// `maven/settings.xml`, `php.ini`, `Renviron.site`, `gitconfig`, `ssh`, `krb5.conf`.
 pub const FROM_HOST: &[(&str, &str)] = &[
     ("/etc/ld.so.cache", "the loader finds libraries outside its default directories"),
     ("/etc/ld.so.conf", "ld finds libraries that a library needs (ld(1), -rpath-link)"),
@@ -51,13 +51,15 @@ pub const FROM_HOST: &[(&str, &str)] = &[
     ("/etc/crypto-policies", "Fedora's openssl.cnf includes it"),
 ];
 
-/// Where something of the host's `/etc` may lead: nothing else of the host is in the sandbox.
+/// Allowed targets of the host's `/etc` entries. Nothing else of the host is in the sandbox.
 pub const LEADS_TO: [&str; 2] = ["/etc", "/usr"];
 
-/// The directory whose contents the sandbox has already: what leads there is a link, which is cheaper than a mount.
+/// The sandbox already contains this directory. Entries that lead to it become links, which cost
+/// less than mounts.
 pub const THERE: &str = "/usr";
 
-/// Name in `/etc` and contents. `machine` tells this sandbox from others, as /etc/machine-id does (machine-id(5)): 32 digits.
+/// File name in `/etc` and content. `machine` identifies this sandbox like /etc/machine-id
+/// (machine-id(5)): 32 digits.
 pub fn files(hostname: &str, machine: &str) -> Vec<(&'static str, String)> {
     vec![
         (
@@ -71,7 +73,8 @@ pub fn files(hostname: &str, machine: &str) -> Vec<(&'static str, String)> {
         ),
         ("group", format!("root:x:0:\ntty:x:5:\nash-init:x:{INIT_UID}:\nagent:x:{PAYLOAD_UID}:\nnogroup:x:65534:\n")),
         ("hostname", format!("{hostname}\n")),
-        // D-Bus, systemd's library, browsers and Java's licence checks stop without one. The host's own is not shown.
+        // D-Bus, systemd's library, browsers and Java's licence checks require one. The host's own
+        // is not shown.
         ("machine-id", format!("{machine}\n")),
         ("hosts", format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost\n")),
         ("resolv.conf", "# No name server: the network of a sandbox is its own loopback.\n".into()),
@@ -79,7 +82,7 @@ pub fn files(hostname: &str, machine: &str) -> Vec<(&'static str, String)> {
             "nsswitch.conf",
             "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n".into(),
         ),
-        // git refuses a directory of another owner; files copied in by other means may appear so.
+        // git refuses a directory of another owner, and copied files can have one.
         ("gitconfig", "[safe]\n\tdirectory = *\n".into()),
         ("shells", "/bin/sh\n/bin/bash\n".into()),
     ]

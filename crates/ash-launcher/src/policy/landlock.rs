@@ -1,8 +1,8 @@
-//! Landlock: which path may be used how. Everything not named here is refused, whatever its mode says.
+//! Landlock rules: allowed use of each path. All other paths are refused, whatever their mode.
 
 use ash_kernel::landlock::Right;
 
-/// A path inside the sandbox, what it may be used for, and why.
+/// A path inside the sandbox, its allowed use, and the reason.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {
     pub path: &'static str,
@@ -14,7 +14,7 @@ const fn rule(path: &'static str, right: Right, why: &'static str) -> Rule {
     Rule { path, right, why }
 }
 
-/// Rights add up along a path: a rule on `/` reaches everything, so it gives names only.
+/// Rights add up along a path. A rule on `/` applies to everything, so it only allows listing.
 pub const RULES: &[Rule] = &[
     rule("/", Right::List, "ls / and find; there is nothing in the sandbox whose name is a secret"),
     rule("/usr", Right::ReadExecute, "programs, libraries, headers"),
@@ -34,5 +34,6 @@ pub const RULES: &[Rule] = &[
     rule("/home/agent", Right::Full, "claude's own state, caches of package managers"),
 ];
 
-/// Directories of a host whose `/bin` and friends are not links into `/usr`; the same right as `/usr`.
+/// Directories of a host whose `/bin` and others are not links to `/usr`. They get the same rights
+/// as `/usr`.
 pub const UNMERGED: &[&str] = &["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];

@@ -1,4 +1,4 @@
-//! What a payload may do, as data: each entry with the reason it is there.
+//! The permissions of a payload as data: each entry with its reason.
 
 pub mod etc;
 pub mod landlock;
@@ -12,18 +12,18 @@ pub use ash_model::processes;
 use ash_kernel::seccomp::Filters;
 use ash_protocol::launcher::Failure;
 
-/// What is worked out once, when the launcher starts, and used by every set-up.
+/// Computed once when the launcher starts, and used by every setup.
 #[derive(Clone, Debug)]
 pub struct Policies {
     pub seccomp: Filters,
     pub landlock: Vec<landlock::Rule>,
-    /// Landlock's ABI on this host; 0 where there is none.
+    /// Landlock ABI of this host. 0: no landlock.
     pub landlock_abi: u32,
 }
 
 impl Policies {
     /// # Errors
-    /// When the seccomp filters cannot be built for this machine.
+    /// The seccomp filters cannot be built for this architecture.
     pub fn compile() -> Result<Self, Failure> {
         let allowed = ash_kernel::syscalls::of(seccomp::ALLOWED);
         let refused: Vec<_> = seccomp::REFUSED.iter().flat_map(|group| group.refusals()).collect();
@@ -37,7 +37,8 @@ impl Policies {
     }
 }
 
-/// The least a host must offer; below it no sandbox starts. An admin lowers it by name.
+/// The minimum that a host must offer for sandboxes to start. An administrator can lower it by
+/// name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Floor {
     /// Version of landlock's ABI (landlock(7)); 0 allows sandboxes without landlock.
@@ -45,9 +46,10 @@ pub struct Floor {
 }
 
 impl Default for Floor {
-    /// ABI 2 is what Debian 12's own kernel (6.1) has. What later ABIs add (truncation, devices' ioctls, scoped signals and
-    /// abstract sockets) is asked for where it exists; below, file modes, the read-only mounts, the pid namespace with
-    /// two uids, and the network namespace hold the same lines.
+    /// ABI 2 is that of Debian 12's kernel (6.1). Rights of later ABIs (truncation, ioctls of
+    /// devices, scopes of signals and abstract sockets) are used if available. Without them, file
+    /// modes, read-only mounts, the pid namespace with two uids and the network namespace give the
+    /// same protection.
     fn default() -> Self {
         Self { landlock_abi: 2 }
     }
@@ -55,7 +57,7 @@ impl Default for Floor {
 
 impl Floor {
     /// # Errors
-    /// Which layer this host lacks, and the way out.
+    /// The missing layer and the remedy.
     pub fn check(&self, policies: &Policies) -> Result<(), Failure> {
         if policies.landlock_abi >= self.landlock_abi {
             return Ok(());
@@ -63,11 +65,11 @@ impl Floor {
         let wanted = self.landlock_abi;
         let (message, hint) = match policies.landlock_abi {
             0 => (
-                format!("this kernel has no landlock, the floor is ABI {wanted}"),
+                format!("this kernel has no landlock, but the floor requires ABI {wanted}"),
                 "add landlock to the lsm= line of the kernel's command line, or lower the floor by name (docs/sandbox.md)",
             ),
             found => (
-                format!("this kernel has landlock ABI {found}, the floor is ABI {wanted}"),
+                format!("this kernel has landlock ABI {found}, but the floor requires ABI {wanted}"),
                 "boot a newer kernel, or lower the floor by name (docs/sandbox.md)",
             ),
         };

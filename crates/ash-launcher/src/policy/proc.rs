@@ -1,7 +1,9 @@
-//! What a command sees in `/proc` beside the processes: this list and no more. Everything else that its mode lets others read or
-//! write is covered, also what a later kernel adds; what is root's alone stays so, since uid 0 has no id in a sandbox.
+//! Visible entries in `/proc` besides processes: only this list. All others that are readable or
+//! writable for others are covered, including those of later kernels. Entries of root alone need no
+//! cover, because uid 0 has no id in a sandbox.
 
-/// Entries of `/proc` that stay, each with the reason. Links (`self`, `net`, `mounts`) and directories of processes always do.
+/// Visible entries of `/proc` with reasons. Links (`self`, `net`, `mounts`) and directories of
+/// processes are always visible.
 pub const KEPT: &[(&str, &str)] = &[
     ("cgroups", "names of controllers: the JVM finds the limits of its group by them"),
     (
@@ -9,7 +11,7 @@ pub const KEPT: &[(&str, &str)] = &[
         "node, compilers and numeric libraries ask for processors and their features, as the instruction CPUID tells them",
     ),
     ("crypto", "names of ciphers"),
-    ("dma", "channels of 1981, the same on every machine"),
+    ("dma", "ISA DMA channels, the same on every machine"),
     ("execdomains", "one line, the same everywhere"),
     ("filesystems", "names of file systems: mount(8), df, libblkid"),
     ("loadavg", "make -l, os.getloadavg; the load is the host's"),
@@ -23,7 +25,7 @@ pub const KEPT: &[(&str, &str)] = &[
     ("version", "one line written for the sandbox: what uname(2) tells, without who built the kernel and how"),
 ];
 
-/// Entries below those of [`KEPT`] that are covered all the same.
+/// Entries below those of [`KEPT`] that are covered.
 pub const COVERED: &[(&str, &str)] = &[
     ("sys/kernel/random/boot_id", "tells one start of the host from another, in every sandbox"),
     ("sys/kernel/core_pattern", "programs of the host and their paths"),

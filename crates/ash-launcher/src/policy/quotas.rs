@@ -1,7 +1,7 @@
-//! Quotas of the sandbox's own user namespace (`/proc/sys/user`, namespaces(7)): what its users may have beside what the host allows
-//! the owner of the namespace ([`ash_kernel::owner`]). The lower of both counts.
+//! Quotas of the sandbox's own user namespace (`/proc/sys/user`, namespaces(7)), in addition to the
+//! host's quotas for the owner of the namespace ([`ash_kernel::owner`]). The lower of both applies.
 
-/// Name in `/proc/sys/user`, value, and why. A name that this kernel does not have bounds nothing there.
+/// Name in `/proc/sys/user`, value, and reason. Names unknown to this kernel are ignored.
 pub const QUOTAS: &[(&str, u32, &str)] = &[
     (
         "max_inotify_instances",
@@ -13,7 +13,8 @@ pub const QUOTAS: &[(&str, u32, &str)] = &[
         131_072,
         "a bundler watches every directory of node_modules; a watch takes 1 KiB of the memory limit",
     ),
-    // The other kinds take a capability that only a new user namespace could give (and each file here is 11 us of a start).
+    // Other quotas apply to resources that need a capability in a new user namespace (and each file
+    // costs 11 us of a start).
     (
         "max_user_namespaces",
         0,
@@ -21,7 +22,7 @@ pub const QUOTAS: &[(&str, u32, &str)] = &[
     ),
 ];
 
-/// The same of its network namespace, in `/proc/sys/net`.
+/// The same for its network namespace, in `/proc/sys/net`.
 pub const NETWORK: &[(&str, u32, &str)] = &[(
     "core/optmem_max",
     20_480,

@@ -1,18 +1,20 @@
-//! System calls: [`ALLOWED`] by group with the reason, [`ANSWERED`] without being made, [`REFUSED`] by name or by argument. What is on
-//! no list answers `ENOSYS`, as an older kernel would, and programs fall back: among them io_uring, clone3 (whose flags a filter cannot
-//! read; the C library then uses clone, which is checked below) and asynchronous I/O (`io_setup` and its kin, whose events are one
-//! quota of the whole machine, fs.aio-max-nr; InnoDB and nginx then use threads or plain reads, and glibc's aio(7) never used it).
+//! System calls: [`ALLOWED`] by group with the reason, [`ANSWERED`] without execution, [`REFUSED`]
+//! by name or by argument. All others return `ENOSYS`, as on an older kernel, and programs use
+//! their fallback. Among them are io_uring, clone3 (a filter cannot read its flags; the C library
+//! then uses clone, which is checked below) and asynchronous I/O (`io_setup` and related calls: its
+//! events are one quota of the whole machine, fs.aio-max-nr. InnoDB and nginx then use threads or
+//! plain reads, and glibc's aio(7) does not use it).
 
 use ash_kernel::seccomp::{Answer, Arg, Refusal};
 use ash_kernel::syscalls::{BASE, BESIDE_INTERNET, BESIDE_UNIX, Group, HANDLES, MACHINE, NAMESPACES, PORTS, TERMINALS};
 use libc as sys;
 
-/// System calls that are refused with `EPERM`, always or with certain arguments.
+/// System calls that return `EPERM`, always or with certain arguments.
 #[derive(Clone, Copy, Debug)]
 pub struct RefusedGroup {
     pub why: &'static str,
     pub calls: &'static [i64],
-    /// Alternatives: refused when all comparisons of one of them hold. Empty: always.
+    /// Alternatives: refused if all comparisons of one alternative match. Empty: always.
     pub when: &'static [&'static [Arg]],
 }
 
@@ -26,7 +28,7 @@ impl RefusedGroup {
 
 pub const ALLOWED: &[&[Group]] = &[BASE, MORE];
 
-/// What agents' programs need beyond [`BASE`].
+/// The calls that agents' programs need in addition to [`BASE`].
 #[rustfmt::skip]
 const MORE: &[Group] = &[
     Group { why: "memory: allocators, JITs (bun, node, the JVM), the dynamic loader", calls: &[
@@ -51,14 +53,14 @@ const MORE: &[Group] = &[
         sys::SYS_futimesat, sys::SYS_mknod, sys::SYS_fork, sys::SYS_vfork, sys::SYS_pause, sys::SYS_alarm] },
 ];
 
-/// Calls that succeed or fail without being made: the call, the errno (0: success).
+/// Calls that succeed or fail without being executed: the call and the errno (0: success).
 pub const ANSWERED: &[(&str, Answer)] = &[
     (
-        "sync(2) writes what everybody has dirty, on every disk, and cannot fail; fsync and fdatasync are made",
+        "sync(2) writes dirty pages of all users to every disk, and cannot fail; fsync and fdatasync are executed",
         (sys::SYS_sync, 0),
     ),
     ("syncfs(2) does so for the whole file system, which holds every session", (sys::SYS_syncfs, 0)),
-    // Allowed as well: init installs the second of its filters by it.
+    // Also allowed, because init uses it to install its second filter.
     (
         "filters of a program's own: their machine code is outside of the memory limit, in net.core.bpf_jit_limit of the whole machine, \
         without which no sandbox can be made; EINVAL is what a kernel without filters says, and programs go on without",
@@ -66,26 +68,28 @@ pub const ANSWERED: &[(&str, Answer)] = &[
     ),
 ];
 
-/// AF_INET (2) and AF_INET6 (10) at once.
+/// Matches AF_INET (2) and AF_INET6 (10).
 const INTERNET: Arg = Arg::Masked(0, !8, libc::AF_INET as u32);
-/// `SOCK_TYPE_MASK`: the rest are SOCK_CLOEXEC and SOCK_NONBLOCK.
+/// `SOCK_TYPE_MASK`: the other bits are SOCK_CLOEXEC and SOCK_NONBLOCK.
 const TYPE: u32 = 0xf;
 
-/// Streams of TCP and datagrams of UDP. Any other pair reaches the kernel's table of protocols (SCTP, DCCP, MPTCP, UDPLITE, L2TP, SMC),
-/// which runs `modprobe` as root for each one it does not have, before it looks at capabilities.
+/// Everything except TCP streams and UDP datagrams. Other pairs reach the kernel's table of
+/// protocols (SCTP, DCCP, MPTCP, UDPLITE, L2TP, SMC), which runs `modprobe` as root for each
+/// missing one before it checks capabilities.
 const PROTOCOLS: &[&[Arg]] = &[
-    // Types 1 (SOCK_STREAM) and 2 (SOCK_DGRAM) are neither 0 nor 3 (SOCK_RAW), nor have one of the bits 4 and 8.
+    // Types 1 (SOCK_STREAM) and 2 (SOCK_DGRAM) are neither 0 nor 3 (SOCK_RAW), and have none of the
+    // bits 4 and 8.
     &[INTERNET, Arg::Masked(1, TYPE, 0)],
     &[INTERNET, Arg::Masked(1, TYPE, libc::SOCK_RAW as u32)],
     &[INTERNET, Arg::Has(1, 4)],
     &[INTERNET, Arg::Has(1, 8)],
     &[INTERNET, Arg::Masked(1, TYPE, libc::SOCK_STREAM as u32), Arg::Not(2, 0), Arg::Not(2, libc::IPPROTO_TCP as u32)],
     &[INTERNET, Arg::Masked(1, TYPE, libc::SOCK_DGRAM as u32), Arg::Not(2, 0), Arg::Not(2, libc::IPPROTO_UDP as u32)],
-    // PF_UNIX as its protocol means the same as 0.
+    // The protocol PF_UNIX is the same as 0.
     &[Arg::Is(0, libc::AF_UNIX as u32), Arg::Not(2, 0), Arg::Not(2, libc::AF_UNIX as u32)],
 ];
 
-/// Requests of ioctl(2) that `libc` has no name for.
+/// Requests of ioctl(2) without a constant in `libc`.
 mod request {
     pub const SIOCGIFVLAN: u32 = 0x8982;
     pub const SIOCSIFVLAN: u32 = 0x8983;
@@ -93,7 +97,7 @@ mod request {
     pub const SIOCSIFBR: u32 = 0x8941;
     pub const SIOCBRADDBR: u32 = 0x89a0;
     pub const SIOCBRDELBR: u32 = 0x89a1;
-    /// `_IOC_TYPE`: the letter of a request, which says whose it is.
+    /// `_IOC_TYPE`: the letter of a request, which identifies its driver.
     pub const TYPE: u32 = 0xff00;
     pub const BTRFS: u32 = 0x9400;
     pub const FICLONE: u32 = 0x4004_9409;
@@ -110,7 +114,7 @@ mod request {
     pub const FS_NAMES: u32 = 0x1500;
 }
 
-/// Options of setsockopt(2) and prctl(2) that `libc` has no name for.
+/// Options of setsockopt(2) and prctl(2) without a constant in `libc`.
 mod option {
     pub const TCP_MD5SIG: u32 = 14;
     pub const TCP_ULP: u32 = 31;
@@ -135,8 +139,9 @@ const fn socket_option(level: i32, name: u32) -> [Arg; 2] {
 pub const REFUSED: &[RefusedGroup] = &[
     RefusedGroup { why: "namespaces", calls: &[sys::SYS_clone], when: NAMESPACES },
     RefusedGroup { why: "namespaces, the other ways in", calls: &[sys::SYS_unshare, sys::SYS_setns], when: &[] },
-    // NETLINK with protocol 0 (ROUTE) stays: getifaddrs(3), and so node's os.networkInterfaces, asks it. The network
-    // namespace holds lo alone, and changing that takes a capability.
+    // NETLINK with protocol 0 (ROUTE) is allowed: getifaddrs(3), and so node's
+    // os.networkInterfaces, uses it. The network namespace contains only lo, and changes need a
+    // capability.
     RefusedGroup { why: "socket families beside UNIX, INET, INET6: packet, vsock, alg, bluetooth, and what comes next; netlink protocols beside \
         ROUTE: audit, kobject, netfilter, generic", calls: &[sys::SYS_socket], when: BESIDE_INTERNET },
     RefusedGroup { why: "types and protocols beside streams of TCP, datagrams of UDP and unix sockets", calls: &[sys::SYS_socket],
@@ -147,10 +152,12 @@ pub const REFUSED: &[RefusedGroup] = &[
     RefusedGroup { why: "bridges and VLANs: the kernel loads their modules before it looks at capabilities", calls: &[sys::SYS_ioctl],
         when: &[&[Arg::Is(1, request::SIOCGIFVLAN)], &[Arg::Is(1, request::SIOCSIFVLAN)], &[Arg::Is(1, request::SIOCGIFBR)],
             &[Arg::Is(1, request::SIOCSIFBR)], &[Arg::Is(1, request::SIOCBRADDBR)], &[Arg::Is(1, request::SIOCBRDELBR)]] },
-    // By the letter of the file system, because each adds requests: snapshots and subvolumes of btrfs (which a watch of the disk would not
-    // see), encryption and verity with keys and ciphers of the kernel, moved extents, the map of the whole disk (GETFSMAP), its UUID, label
-    // and device. FICLONE and FIDEDUPERANGE stay: cp and git use them, and they reach the session's own files. FS_IOC_SETFLAGS and
-    // FS_IOC_FSSETXATTR stay: what is not the owner's (immutable, append-only, project ids) takes capabilities of the host.
+    // By the letter of the file system, because each has its own requests: snapshots and subvolumes
+    // of btrfs (which a disk watch does not see), encryption and verity with kernel keys and
+    // ciphers, moved extents, the map of the whole disk (GETFSMAP), its UUID, label and device.
+    // FICLONE and FIDEDUPERANGE are allowed: cp and git use them, and they reach only the session's
+    // files. FS_IOC_SETFLAGS and FS_IOC_FSSETXATTR are allowed: privileged attributes (immutable,
+    // append-only, project ids) need capabilities of the host.
     RefusedGroup { why: "requests of a file system beside clones, flags and extents of one file: code that no agent needs, and names of the host's disks",
         calls: &[sys::SYS_ioctl], when: &[
             &[Arg::Masked(1, request::TYPE, request::BTRFS), Arg::Not(1, request::FICLONE), Arg::Not(1, request::FICLONERANGE),
@@ -168,8 +175,8 @@ pub const REFUSED: &[RefusedGroup] = &[
         when: &[&[Arg::Is(0, libc::PR_SET_SECCOMP as u32)]] },
     RefusedGroup { why: "flow labels of IPv6: 4096 for the whole machine", calls: &[sys::SYS_setsockopt],
         when: &[&socket_option(libc::IPPROTO_IPV6, option::IPV6_FLOWLABEL_MGR)] },
-    // TCP_CONGESTION stays: what is not loaded is loaded for CAP_NET_ADMIN of the host alone. The tables of iptables take
-    // CAP_NET_ADMIN in the namespace.
+    // TCP_CONGESTION is allowed: loading modules for it needs CAP_NET_ADMIN of the host. The tables
+    // of iptables need CAP_NET_ADMIN in the namespace.
     RefusedGroup { why: "protocols on top of TCP (kernel TLS and others); TLS libraries then do it themselves", calls: &[sys::SYS_setsockopt],
         when: &[&socket_option(libc::IPPROTO_TCP, option::TCP_ULP)] },
     RefusedGroup { why: "signed TCP segments (routers use them) and IPsec in UDP: the kernel loads ciphers for them, TCP-AO by any name it is given",

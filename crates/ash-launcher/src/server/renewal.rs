@@ -1,4 +1,4 @@
-//! What a running launcher takes over: new settings (SIGHUP), and a new program (SIGUSR2, [`again`]).
+//! Changes of a running launcher: new settings (SIGHUP), and a new program (SIGUSR2, [`again`]).
 
 use std::os::fd::OwnedFd;
 
@@ -16,7 +16,7 @@ impl Server {
         }
     }
 
-    /// Returns when it fails, and goes on as it is.
+    /// Returns only on a failure. The old program then continues.
     pub(super) fn execute(&mut self) {
         self.again = false;
         self.sandboxes.unprepare();
@@ -29,19 +29,19 @@ impl Server {
     }
 
     fn stay(&self, error: &str) {
-        tracing::error!(%error, "not executed anew; this program serves on");
+        tracing::error!(%error, "the program was not replaced: the old one continues");
         systemd::ready(STATUS);
     }
 
-    /// Takes over what may change while sandboxes run; the rest keeps its value until a restart.
+    /// Applies the settings that may change while sandboxes run. The others need a restart.
     pub(super) fn reload(&mut self) {
         match Settings::load(&self.flags) {
             Ok(new) => {
                 let now = &mut self.sandboxes.settings;
                 (now.ceiling, now.floor, now.claude_binary) = (new.ceiling, new.floor, new.claude_binary);
-                tracing::info!("settings read again");
+                tracing::info!("settings reloaded");
             }
-            Err(error) => tracing::error!(%error, "settings not changed"),
+            Err(error) => tracing::error!(%error, "settings not reloaded"),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What of the host's `/etc` a sandbox shows: the entries of [`etc::FROM_HOST`] that this host has and that are fit to be seen.
+//! The host's `/etc` entries shown in a sandbox: those of [`etc::FROM_HOST`] that exist on this
+//! host and are safe.
 
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
@@ -12,11 +13,11 @@ use crate::policy::etc;
 pub enum Shown {
     File,
     Dir,
-    /// To something that the sandbox has already.
+    /// A link to something that the sandbox already contains.
     Link(PathBuf),
 }
 
-/// The entries below `root` (`/`, but for tests): absolute path inside, and how it appears.
+/// The entries below `root` (`/` except in tests): absolute path inside, and how it appears.
 pub fn all(root: &Path) -> Vec<(String, Shown)> {
     let mut found = Vec::new();
     for (pattern, _why) in etc::FROM_HOST {
@@ -32,7 +33,8 @@ pub fn all(root: &Path) -> Vec<(String, Shown)> {
     found
 }
 
-/// The paths that a pattern stands for, in order. Without a `*` that is one, whether it exists or not.
+/// The paths that match a pattern, in order. Without a `*` the result is the path itself, even if
+/// it does not exist.
 fn expand(root: &Path, pattern: &str) -> Vec<PathBuf> {
     let mut paths = vec![root.to_owned()];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
@@ -56,7 +58,8 @@ fn expand(root: &Path, pattern: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// `None`: it does not exist, leads elsewhere, is not root's, or not for everybody to read. A link appears as what it names.
+/// `None`: it does not exist, leads elsewhere, is not root's, or is not readable by everyone. A
+/// link appears as its target.
 fn fit(root: &Path, path: &Path) -> Option<Shown> {
     let real = path.canonicalize().ok()?;
     let below = |dir: &&str| real.starts_with(root.join(dir.trim_start_matches('/')));
@@ -111,7 +114,7 @@ mod tests {
         symlink("../usr/lib/os-release", at("etc/os-release")).unwrap();
         symlink("../var/x", at("etc/debian_version")).unwrap();
         symlink("/nowhere", at("etc/localtime")).unwrap();
-        // Of another user, or not for everybody.
+        // Of another user, or not readable by everyone.
         chown(at("etc/mime.types"), Some(1000), None).unwrap();
         std::fs::set_permissions(at("etc/timezone"), PermissionsExt::from_mode(0o640)).unwrap();
         std::fs::set_permissions(at("etc/protocols"), PermissionsExt::from_mode(0o666)).unwrap();

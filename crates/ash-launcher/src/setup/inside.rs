@@ -1,4 +1,4 @@
-//! The child's half of a set-up: it makes the root it will live in, gives up what made that possible, and becomes init.
+//! The child's half of a setup: builds its root, drops its privileges, and becomes init.
 
 use std::ffi::OsStr;
 use std::ffi::{CStr, CString};
@@ -22,14 +22,16 @@ use ash_kernel::{caps, clone, landlock, mounts, net, process};
 use ash_protocol::init::{INIT_UID, MODEL_PORT};
 use ash_protocol::launcher::Failure;
 
-/// The step of waiting for the launcher; it fails only when the launcher gave up or died.
+/// The step of waiting for the launcher. It fails only if the launcher gave up or died.
 pub const GATE: &str = "wait for launcher";
 
-/// An existing directory of the host on which the new root is built, seen by this mount namespace alone.
+/// An existing directory of the host, used as the base of the new root in this mount namespace
+/// only.
 const BASE: &CStr = c"/tmp";
-/// The root holds mount points, links and a few small files. Past its size `/etc` could not be written.
+/// The root contains mount points, links and a few small files. Beyond its size `/etc` could not be
+/// written.
 const ROOT_OPTIONS: &CStr = c"size=1m,nr_inodes=1k,mode=0755";
-/// Memory of temporary files counts against the session's memory limit, which is the tighter bound.
+/// Temporary files count against the session's memory limit, which is the stricter bound.
 const TMP_OPTIONS: &CStr = c"size=1g,nr_inodes=200k,mode=1777";
 const RUN_OPTIONS: &CStr = c"size=16m,nr_inodes=4k,mode=1777";
 const SHM_OPTIONS: &CStr = c"size=256m,nr_inodes=4k,mode=1777";
@@ -44,7 +46,7 @@ pub fn run(
     report: OwnedFd,
 ) -> ! {
     let mut steps = Steps::new();
-    // A panic must not unwind into the launcher's frames, which this process has a copy of.
+    // A panic must not unwind into the copied frames of the launcher.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         build(&forked, spec, policies, trees, gate, report.as_fd(), &mut steps)
     }));
@@ -61,8 +63,9 @@ pub fn run(
     }
 }
 
-/// A host that runs out of memory takes an agent before anything of the admin's, and never the launcher in its place: its own
-/// -900 (`OOMScoreAdjust=`) would be inherited (proc_pid_oom_score_adj(5), -1000 to 1000).
+/// If the host runs out of memory, agents are killed before the host's own processes. Without this,
+/// they would inherit the launcher's -900 (`OOMScoreAdjust=`; proc_pid_oom_score_adj(5), -1000 to
+/// 1000).
 const OOM_SCORE_ADJ: &str = "500";
 
 fn build(
@@ -76,10 +79,10 @@ fn build(
 ) -> Result<Init, Failure> {
     let mut gate = std::fs::File::from(gate);
     let hostname = format!("ash-{}", &spec.id.simple().to_string()[..8]);
-    // While the host's /proc is there, which still is root's.
+    // While the host's /proc is mounted, which still belongs to root.
     steps.run("oom score", || std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ))?;
     steps.run(GATE, || pass(&mut gate))?;
-    // Before the first mount: an id that the namespace does not map cannot make files in its tmpfs.
+    // Before the first mount: an unmapped id cannot create files in its tmpfs.
     steps.run("become init", become_init)?;
     make_root(trees, &hostname, &spec.id.simple().to_string(), steps)?;
     steps.run("pivot root", mounts::pivot_to_here)?;
@@ -94,23 +97,24 @@ fn build(
         nix::unistd::dup2_stderr(&null)?;
         let socket = spec.init_socket.try_clone_to_owned()?;
         process::close_all_but(forked, &[socket.as_fd(), model.as_fd(), report, gate.as_fd()])?;
-        // Closed with the others already; as a number only.
+        // Already closed with the others; only the number is left.
         std::mem::forget(null);
         Ok(socket)
     })?;
     let rules = match policies.landlock_abi {
-        // Only under a floor that an admin lowered to 0.
+        // Only with a floor that an administrator lowered to 0.
         0 => None,
         _ => Some(steps.run("landlock", || landlock_rules(&policies.landlock))?),
     };
     steps.run("keyring", process::new_session_keyring)?;
     steps.run("bounding set", caps::empty_bounding_set)?;
-    // From here on the process sits in all of its groups: the first moment at which the cgroup namespace can be made.
+    // From here on the process is in all of its groups, which the cgroup namespace requires.
     steps.run(GATE, || pass(&mut gate))?;
     drop(gate);
     steps.run("cgroup namespace", || Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP)?))?;
     steps.run("capabilities", || {
-        // Enough to become the payload's uid in a new child and to signal it. uid 0 does not exist here.
+        // Sufficient to become the payload's uid in a new child and to signal it. uid 0 does not
+        // exist here.
         caps::keep_only(CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL)?;
         rustix::thread::set_no_new_privs(true)?;
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
@@ -132,11 +136,11 @@ fn become_init() -> io::Result<()> {
     Ok(nix::unistd::setresuid(uid, uid, uid)?)
 }
 
-/// Builds the new root on [`BASE`] and leaves the working directory there.
+/// Builds the new root on [`BASE`] and makes it the working directory.
 fn make_root(trees: &Trees, hostname: &str, machine: &str, steps: &mut Steps) -> Result<(), Failure> {
     steps.run("make mounts private", mounts::make_all_private)?;
     steps.run("mount root", || {
-        // Below the new root, so it goes with the old one.
+        // Below the new root, so it is unmounted with the old one.
         trees.view.as_ref().map_or(Ok(()), |view| view.attach(BASE))?;
         mounts::tmpfs(BASE, ROOT_OPTIONS)?;
         rustix::process::chdir(BASE)?;
@@ -193,7 +197,7 @@ fn place(path: &CStr, part: &Part) -> io::Result<()> {
     }
 }
 
-/// Makes the directories above a part that do not exist yet.
+/// Creates the missing parent directories of a part.
 fn above(path: &CStr) -> io::Result<()> {
     let here = relative(path);
     match Path::new(OsStr::from_bytes(here.as_bytes())).parent() {
@@ -207,7 +211,7 @@ fn place_dir(path: &CStr, tree: &Source) -> io::Result<()> {
     tree.attach(&here)
 }
 
-/// Makes the directory; its path from the new root.
+/// Creates the directory. Returns its path relative to the new root.
 fn directory(path: &CStr) -> io::Result<CString> {
     let here = relative(path);
     rustix::fs::mkdir(here.as_c_str(), rustix::fs::Mode::from_raw_mode(0o755))?;
@@ -221,7 +225,7 @@ fn place_file(path: &CStr, tree: &Source) -> io::Result<()> {
     tree.attach(&here)
 }
 
-/// An absolute path of the sandbox, seen from the new root as the working directory.
+/// An absolute path of the sandbox, relative to the new root as the working directory.
 fn relative(path: &CStr) -> CString {
     let bytes = path.to_bytes();
     CString::new(bytes.strip_prefix(b"/").unwrap_or(bytes)).expect("a part of a C string has no zero byte")

@@ -1,4 +1,5 @@
-//! The sandbox's `/proc`: quotas are written through it, then what it tells of the host is covered ([`policy::proc`]).
+//! The sandbox's `/proc`: writes quotas through it, then covers entries about the host
+//! ([`policy::proc`]).
 
 use std::ffi::CString;
 use std::io::{self, Write};
@@ -14,20 +15,21 @@ use crate::policy::{
 use ash_kernel::mounts;
 use ash_protocol::launcher::Failure;
 
-/// A file with the text of `/proc/version`, and an empty directory; both are mounted over others and lie below a directory that
-/// [`crate::policy::landlock`] lets list.
+/// A file with the text of `/proc/version`, and an empty directory. Both are mounted over others,
+/// and are in a directory that [`crate::policy::landlock`] only allows to list.
 const VERSION: &str = "opt/.version";
 const EMPTY: &str = "opt/.empty";
 
-/// Mounts it at `proc` of the working directory, which is the new root.
+/// Mounts `proc` in the working directory, which is the new root.
 pub fn make(steps: &mut Steps) -> Result<(), Failure> {
     steps.run("mount proc", || mounts::proc(c"proc"))?;
-    // Here: this /proc is writable until it is covered, and the namespace has everything it needs but its cgroup namespace.
+    // Here, because this /proc is writable until it is covered, and everything except the cgroup
+    // namespace exists.
     steps.run("quotas", quotas)?;
     steps.run("mask proc", mask)
 }
 
-/// Bounds what the users of this namespace may have. Needs `CAP_SYS_RESOURCE` and `CAP_NET_ADMIN` in it.
+/// Limits the users of this namespace. Needs `CAP_SYS_RESOURCE` and `CAP_NET_ADMIN` in it.
 fn quotas() -> io::Result<()> {
     let of = |below: &'static str| move |(name, value, _): &(&str, u32, &str)| (format!("{below}/{name}"), *value);
     for (name, value) in QUOTAS.iter().map(of("user")).chain(NETWORK.iter().map(of("net"))) {
@@ -62,11 +64,12 @@ fn mask() -> io::Result<()> {
     mounts::bind(&path(Path::new(VERSION))?, c"proc/version")
 }
 
-/// With nothing: an empty directory, or a file that reads as empty. Each cover is a mount (8 us), so what is root's alone has none.
+/// Covers with an empty directory, or a file that reads as empty. Each cover is a mount (8 us), so
+/// entries of root alone get none.
 fn cover(at: &Path) -> io::Result<()> {
     let meta = match at.symlink_metadata() {
         Ok(meta) => meta,
-        // What this kernel does not have needs no cover.
+        // An entry that this kernel does not have needs no cover.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };

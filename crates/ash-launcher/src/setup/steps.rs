@@ -1,4 +1,4 @@
-//! Steps with their times, and what a failed one tells.
+//! Setup steps with their times and error hints.
 
 use std::io;
 use std::time::Instant;
@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use ash_protocol::launcher::Failure;
 
-/// What the child sends when it is done, one way or the other.
+/// The child's report at its end.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     pub steps: Vec<(String, u64)>,
     pub failure: Option<Failure>,
 }
 
-/// The steps done so far.
+/// The completed steps.
 #[derive(Debug)]
 pub struct Steps {
     /// Name and microseconds.
@@ -26,7 +26,7 @@ impl Steps {
         Self { done: Vec::new() }
     }
 
-    /// Does one step. Steps of the same name add up.
+    /// Runs one step. Steps with the same name add up.
     pub fn run<T>(&mut self, name: &str, act: impl FnOnce() -> io::Result<T>) -> Result<T, Failure> {
         let began = Instant::now();
         let outcome = act();
@@ -44,29 +44,29 @@ fn failure(step: &str, error: &io::Error) -> Failure {
     Failure { step: step.to_owned(), message: error.to_string(), hint: hint.map(str::to_owned) }
 }
 
-/// The way out of the failures an admin is likely to meet.
+/// The remedy for failures that an administrator is likely to see.
 fn hint(step: &str, errno: i32) -> Option<&'static str> {
     match (step, errno) {
         ("clone" | "map disk ids", libc::ENOSPC) => {
-            Some("raise user.max_user_namespaces, user.max_net_namespaces and their kin (sysctl)")
+            Some("raise user.max_user_namespaces, user.max_net_namespaces and the other limits of this kind (sysctl)")
         }
         ("clone" | "map disk ids", libc::EPERM) => {
             Some("the launcher needs CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID, and a host that allows user namespaces")
         }
         ("clone", libc::EAGAIN) => {
-            Some("the host's or the launcher's limit of processes is reached (pids.max, ulimit -u)")
+            Some("the process limit of the host or of the launcher is reached (pids.max, ulimit -u)")
         }
         ("clone" | "map disk ids", libc::ENOSYS) => {
-            Some("clone3 is needed: Linux 5.7, and no seccomp filter around the launcher")
+            Some("clone3 is required: use Linux 5.7 or newer, and no seccomp filter that blocks it")
         }
         ("open workspace" | "open home", libc::EINVAL) => Some(
             "the data directory's file system has no idmapped mounts: use ext4, xfs, btrfs (Linux 5.15) or tmpfs (6.3)",
         ),
         ("mount proc", libc::EPERM) => {
-            Some("the host's own /proc is covered in part, as in a container: run the container with an unmasked /proc")
+            Some("the host's own /proc is partly covered, as in a container: run the container with an unmasked /proc")
         }
         ("write id maps", libc::EPERM) => Some("the launcher needs CAP_SETUID and CAP_SETGID"),
-        ("landlock", _) => Some("is landlock on the kernel's lsm= line? see docs/sandbox.md"),
+        ("landlock", _) => Some("check that landlock is on the kernel's lsm= line; see docs/sandbox.md"),
         _ => None,
     }
 }

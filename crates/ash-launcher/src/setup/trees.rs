@@ -1,5 +1,5 @@
-//! The parts of the host that appear in a sandbox, as detached mounts: made with the launcher's privilege, put in
-//! place by the child.
+//! The parts of the host shown in a sandbox, as detached mounts: created with the launcher's
+//! privileges, attached by the child.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -22,21 +22,21 @@ pub const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/ran
 /// The program of [`ash_kernel::probe`].
 const PROBE: &CStr = c"/opt/ashd/ash-probe";
 
-/// What appears at a path of the new root.
+/// The content of a path in the new root.
 #[derive(Debug)]
 pub enum Part {
     Dir(Source),
     File(Source),
-    /// On something that an earlier part shows.
+    /// On top of an earlier part.
     Over(Source),
     Link(PathBuf),
 }
 
 #[derive(Debug)]
 pub struct Trees {
-    /// What most of the others are in; `None` on a host without overlayfs.
+    /// The overlay that contains most of the others. `None` without overlayfs.
     pub view: Option<View>,
-    /// Absolute path inside, and what is there; in the order of mounting.
+    /// Absolute path inside and its content, in the order of mounting.
     pub system: Vec<(CString, Part)>,
     pub devices: Vec<Source>,
     pub workspace: OwnedFd,
@@ -45,14 +45,15 @@ pub struct Trees {
 }
 
 impl Trees {
-    /// Opens all of them; they go with their descriptors.
+    /// Opens all of them. Dropping their descriptors closes them.
     pub fn open(spec: &SetupSpec<'_>, idmap: BorrowedFd<'_>, steps: &mut Steps) -> Result<Self, Failure> {
         let read_only = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
         let own = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
         let view = steps.run("open view", || Ok(View::open().inspect_err(no_view).ok()))?;
         let mut system = steps.run("open system trees", || system(view.as_ref(), read_only))?;
         system.extend(steps.run("open pids limit", || pids_limit(spec.leaf, read_only | MOUNT_ATTR_NOEXEC))?);
-        // Read-only: nobody changes the times or attributes of a device file; what is written to the device passes.
+        // Read-only, so that times and attributes of a device file cannot change. Writes to the
+        // device still work.
         let device = |path: &&str| {
             view::source(view.as_ref(), Path::new(path), MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
         };
@@ -64,7 +65,7 @@ impl Trees {
     }
 }
 
-/// The limit of processes, where the host has one: always what is in force.
+/// The process limit in force, if the host has one.
 fn pids_limit(leaf: &Leaf, attributes: u64) -> io::Result<Option<(CString, Part)>> {
     let Some(group) = &leaf.paths().pids else { return Ok(None) };
     let file = CString::new(group.join("pids.max").into_os_string().into_vec())?;
@@ -72,15 +73,15 @@ fn pids_limit(leaf: &Leaf, attributes: u64) -> io::Result<Option<(CString, Part)
     Ok(Some((CString::new(processes::LIMIT)?, Part::File(source))))
 }
 
-/// Told once for each launcher.
+/// Logged once per launcher.
 fn no_view(error: &io::Error) {
     static TOLD: std::sync::Once = std::sync::Once::new();
     TOLD.call_once(|| {
-        tracing::warn!(%error, "no overlay of the host's files: sandboxes can lock and watch the files in /usr for each other and the host");
+        tracing::warn!(%error, "no overlay of the host's files: locks and watches on files in /usr are shared between sandboxes and the host");
     });
 }
 
-/// `/usr`, what the host has of `/bin` and friends (a link or a directory), and the host's share of `/etc`.
+/// `/usr`, the host's `/bin` and others (a link or a directory), and the host's part of `/etc`.
 fn system(view: Option<&View>, read_only: u64) -> io::Result<Vec<(CString, Part)>> {
     let mut parts = Vec::new();
     // Directories that are shown without the mounts below them.
@@ -119,7 +120,8 @@ fn system(view: Option<&View>, read_only: u64) -> io::Result<Vec<(CString, Part)
             Err(error) => return Err(error),
         }
     }
-    // Beside the launcher's own program. Without it no session starts: what was not measured is not believed.
+    // Next to the launcher's own program. Without it no session starts, because its confinement
+    // cannot be measured.
     if let Some(probe) = std::env::current_exe().ok().map(|exe| exe.with_file_name("ash-probe")).filter(|p| p.is_file())
     {
         parts.push((PROBE.to_owned(), Part::File(view::source(view, &probe, read_only)?)));

@@ -1,12 +1,15 @@
-//! The host's files through an overlay of the sandbox's own: the contents and the page cache are the host's, the inodes are not.
+//! Shows the host's files through an overlay per sandbox: contents and page cache are shared,
+//! inodes are not.
 //!
-//! A bind mount shows the host's inodes, and what the kernel keeps in an inode is everybody's who can open the file for reading, on a
-//! read-only mount too: `flock(2)` and `fcntl(2)` locks, and inotify watches, by which a sandbox would see what others open and run,
-//! and make them wait (128 watches on the C library: each start of a program takes eight times as long, everywhere on the host).
+//! A bind mount shows the host's inodes, and their state is shared with everyone who can read the
+//! file, even on a read-only mount: `flock(2)` and `fcntl(2)` locks, and inotify watches. A sandbox
+//! could see what others open and run, and slow them down (128 watches on the C library make each
+//! program start eight times as long, everywhere on the host).
 //!
 //! ```text
-//!   launcher    overlay of /dev over / --open_tree--> /usr, /etc/..., null, tty, claude      descriptors on the detached overlay
-//!   child       attaches the overlay to the old root, clones each of them, moves it to its place; the old root goes
+//!   launcher  overlay of /dev over / --open_tree--> /usr, /etc/..., null, tty, claude
+//!                                                   descriptors on the detached overlay
+//!   child     attaches the overlay to the old root, clones each of them, moves it to its place
 //! ```
 
 use std::ffi::{CStr, CString, OsStr};
@@ -19,11 +22,11 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use ash_kernel::mounts;
 
-/// The two file systems that hold what a sandbox shows of the host; `/dev` lies first, so `null` is `/dev/null`.
+/// The two file systems with all shown host files. `/dev` is first, so `null` is `/dev/null`.
 const DEV: &str = "/dev";
 const ROOT: &str = "/";
 
-/// The overlay of one sandbox. A path on any other mount is not in it, and is shown as a bind mount.
+/// The overlay of one sandbox. Paths on other mounts are not in it, and are shown as bind mounts.
 #[derive(Debug)]
 pub struct View {
     tree: OwnedFd,
@@ -31,17 +34,18 @@ pub struct View {
     dev: u64,
 }
 
-/// What is put at a path of the sandbox.
+/// The source of a path in the sandbox.
 #[derive(Debug)]
 pub enum Source {
     /// A detached tree, ready to be attached.
     Tree(OwnedFd),
-    /// Something in the [`View`], and the attributes (`MOUNT_ATTR_*`) of its mount; can be cloned once the view is attached.
+    /// An entry of the [`View`], and its mount attributes (`MOUNT_ATTR_*`). It can be cloned while
+    /// the view is attached.
     Seen(OwnedFd, u64),
 }
 
 impl Source {
-    /// Puts it on the existing `target`.
+    /// Attaches it to the existing `target`.
     pub fn attach(&self, target: &CStr) -> io::Result<()> {
         match self {
             Self::Tree(tree) => mounts::attach(tree.as_fd(), target),
@@ -54,18 +58,18 @@ impl Source {
 
 impl View {
     /// # Errors
-    /// As [`mounts::overlay`].
+    /// As for [`mounts::overlay`].
     pub fn open() -> io::Result<Self> {
         let (root, dev) = (mount_of(Path::new(ROOT))?, mount_of(Path::new(DEV))?);
         Ok(Self { tree: mounts::overlay(DEV, ROOT)?, root, dev })
     }
 
-    /// Puts the whole of it on `target`, where it must be while sources in it are attached.
+    /// Attaches all of it to `target`, where it must stay while sources in it are attached.
     pub fn attach(&self, target: &CStr) -> io::Result<()> {
         mounts::attach(self.tree.as_fd(), target)
     }
 
-    /// What is at an absolute path of the host, links followed.
+    /// Finds an absolute path of the host, following links.
     fn find(&self, path: &Path) -> Option<OwnedFd> {
         let path = path.canonicalize().ok()?;
         let mount = mount_of(&path).ok()?;
@@ -80,10 +84,11 @@ impl View {
     }
 }
 
-/// A path of the host with `attributes`: from the view where it is there, else a bind mount with all mounts below it.
+/// A path of the host with `attributes`: from the view if it contains the path, otherwise a bind
+/// mount with all mounts below.
 ///
 /// # Errors
-/// As [`mounts::detached`].
+/// As for [`mounts::detached`].
 pub fn source(view: Option<&View>, path: &Path, attributes: u64) -> io::Result<Source> {
     match view.and_then(|view| view.find(path)) {
         Some(at) => Ok(Source::Seen(at, attributes)),
@@ -91,15 +96,15 @@ pub fn source(view: Option<&View>, path: &Path, attributes: u64) -> io::Result<S
     }
 }
 
-/// The same of a file that is open: what the view has at its path is taken only if it is that file.
+/// The same for an open file. The view's entry is used only if it is the same file.
 ///
 /// # Errors
-/// As [`mounts::detached_at`].
+/// As for [`mounts::detached_at`].
 pub fn source_of(view: Option<&View>, file: BorrowedFd<'_>, attributes: u64) -> io::Result<Source> {
     let seen = view.and_then(|view| view.find(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd()))));
     if let Some(at) = seen {
         let (here, there) = (rustix::fs::fstat(file)?, rustix::fs::fstat(&at)?);
-        // The overlay tells the inode number and the times of the file below.
+        // The overlay reports the inode number and times of the underlying file.
         if (here.st_ino, here.st_size, here.st_ctime, here.st_ctime_nsec)
             == (there.st_ino, there.st_size, there.st_ctime, there.st_ctime_nsec)
         {
@@ -109,7 +114,8 @@ pub fn source_of(view: Option<&View>, file: BorrowedFd<'_>, attributes: u64) -> 
     Ok(Source::Tree(mounts::detached_at(file, attributes, None)?))
 }
 
-/// The mount points of the host strictly below one of `directories`, without those below another of them: an overlay does not show them.
+/// The host's mount points strictly below one of `directories`, without those below another of
+/// them. An overlay does not show them.
 ///
 /// # Errors
 /// `/proc/self/mountinfo` cannot be read.
@@ -127,7 +133,7 @@ fn points_below(mountinfo: &[u8], directories: &[PathBuf]) -> Vec<PathBuf> {
     points
 }
 
-/// Octal escapes of the kernel: space, tab, newline, backslash.
+/// Decodes the kernel's octal escapes: space, tab, newline, backslash.
 fn unescape(text: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;

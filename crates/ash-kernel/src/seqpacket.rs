@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   ashd  --launcher.sock-->  launcher      one packet = one JSON message (+ up to 8 descriptors)
-//!   ashd  --init.sock------>  init (PID 1)  packets too large for the buffer are refused, never cut
+//!   ashd  --init.sock------>  init (PID 1)  packets too large for the buffer are refused
 //! ```
 //!
 //! All functions are synchronous and use a [`BorrowedFd`]. On a non-blocking socket they return

@@ -11,7 +11,6 @@ const WINDOW_LOG: u32 = 23;
 /// Fast, with about the ratio of gzip's default.
 const ZSTD_LEVEL: i32 = 3;
 
-/// A compression method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
     Gzip,
@@ -57,7 +56,6 @@ fn other(kind: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("it is {kind}, which is not supported: use gzip, zstd or no compression"))
 }
 
-/// Compresses what is written.
 pub enum Encoder<W: Write> {
     Gzip(GzEncoder<W>),
     Zstd(Box<zstd::Encoder<'static, W>>),

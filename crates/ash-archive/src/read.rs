@@ -13,11 +13,9 @@ use super::{MAX_PIECES, Pieces, Time};
 /// Most bytes of a long name or link, and of the pax fields of an entry.
 const MAX_NAME: u64 = 64 << 10;
 const MAX_FIELDS: u64 = 4 << 20;
-/// Most headers before one entry.
 const MAX_HEADERS: usize = 16;
 const BLOCK: u64 = 512;
 
-/// The header of an entry.
 #[derive(Debug)]
 pub struct Head {
     pub kind: EntryType,
@@ -29,7 +27,6 @@ pub struct Head {
     pub size: u64,
     /// Bytes stored in the archive.
     pub stored: u64,
-    /// Whether it has holes.
     pub sparse: bool,
 }
 
@@ -319,7 +316,6 @@ fn read_map(value: &[u8]) -> io::Result<Pieces> {
 }
 
 impl<R> Content<'_, R> {
-    /// The remaining pieces.
     pub fn pieces(&self) -> &[(u64, u64)] {
         self.pieces.as_slice()
     }

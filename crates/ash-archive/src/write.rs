@@ -19,13 +19,10 @@ const NAME: usize = 100;
 /// Pieces in a header, and in each extension block.
 const FIRST: usize = 4;
 const FURTHER: usize = 21;
-/// Bytes per read.
 const BUFFER: usize = 64 << 10;
 
-/// Metadata of an entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Meta {
-    /// Permission bits.
     pub mode: u32,
     pub modified: Time,
 }
@@ -35,7 +32,6 @@ pub struct Writer<W> {
     out: W,
 }
 
-/// The fields of a header.
 struct Head<'a> {
     kind: u8,
     path: &'a [u8],

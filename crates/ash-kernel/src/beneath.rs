@@ -13,7 +13,6 @@ use rustix::io::Errno;
 
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
-/// Why a path below a root was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     #[error("does not exist")]

@@ -35,7 +35,6 @@ pub fn keep_only(keep: CapabilitySet) -> io::Result<()> {
     Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
-/// Makes every permitted capability effective.
 pub fn use_all_permitted() -> io::Result<()> {
     let now = rustix::thread::capabilities(None)?;
     Ok(rustix::thread::set_capabilities(None, CapabilitySets { effective: now.permitted, ..now })?)

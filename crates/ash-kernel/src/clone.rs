@@ -10,7 +10,6 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::single::{Forked, SingleThreaded};
 
-/// The side of a clone or fork.
 #[derive(Debug)]
 pub enum Side {
     Child(Forked),
@@ -108,7 +107,6 @@ pub fn fork(one: &SingleThreaded) -> io::Result<Fork> {
     }
 }
 
-/// The side of a [`fork`].
 #[derive(Debug)]
 pub enum Fork {
     Child(Forked),

@@ -38,7 +38,6 @@ impl Default for Bounds {
     }
 }
 
-/// The symbolic links that a copy includes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Links {
     /// All, unchanged: they are resolved inside a sandbox.
@@ -47,7 +46,6 @@ pub enum Links {
     Inside,
 }
 
-/// The copied amount and the omitted entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Copied {
     pub bytes: u64,
@@ -80,7 +78,6 @@ pub fn directory(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Selects every regular file.
 pub fn everything(_: &Stat) -> bool {
     true
 }
@@ -242,13 +239,11 @@ impl Visit for Copy {
     }
 }
 
-/// Sets mode and times of a copied entry.
 fn finish(made: BorrowedFd<'_>, mode: Mode, stat: &Stat) -> Result<(), Errno> {
     rustix::fs::fchmod(made, mode)?;
     rustix::fs::futimens(made, &times(stat))
 }
 
-/// The times of a file, to apply to another one.
 pub fn times(stat: &Stat) -> Timestamps {
     let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ };
     Timestamps {

@@ -33,12 +33,10 @@ const EAGER_READS: u32 = 3;
 const SOON: Duration = Duration::from_millis(3);
 const READ_SOON: Duration = Duration::from_micros(100);
 
-/// The values of `cgroup.events`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
     /// A living process is in the group or below it.
     pub populated: bool,
-    /// Every process of the group is frozen.
     pub frozen: bool,
 }
 

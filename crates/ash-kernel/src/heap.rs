@@ -25,7 +25,6 @@ pub fn configure(arenas: usize) {
     }
 }
 
-/// Returns unused pages of the heap to the kernel.
 pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes the allocator's own locks and touches free memory only.

@@ -10,7 +10,6 @@ use rustix::io::FdFlags;
 
 use super::single::SingleThreaded;
 
-/// Numbers already returned by [`claim`].
 static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
 /// Takes an inherited descriptor by its number, once. It is close-on-exec afterwards.

@@ -44,7 +44,6 @@ impl KernelLog {
         Ok(Self(file))
     }
 
-    /// Uses an open descriptor.
     pub fn of(file: OwnedFd) -> Self {
         Self(file)
     }
@@ -75,7 +74,6 @@ fn text_of_kernel(record: &str) -> Option<&str> {
     (priority < 8).then(|| rest.lines().next().unwrap_or(""))
 }
 
-/// A killed process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kill {
     /// On the host.

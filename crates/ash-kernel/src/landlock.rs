@@ -18,7 +18,6 @@ const TRIED: i32 = 7;
 /// Access rights for a path and everything below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Right {
-    /// List directories.
     List,
     /// Read files, list directories.
     Read,
@@ -110,7 +109,6 @@ impl Rules {
         Ok(Self { ruleset: created, abi: version as u32 })
     }
 
-    /// The ABI of the ruleset.
     pub fn abi(&self) -> u32 {
         self.abi
     }

@@ -84,7 +84,6 @@ fn set_attributes(tree: BorrowedFd<'_>, attributes: u64, idmap: Option<BorrowedF
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Attaches a detached tree to the existing `target`.
 pub fn attach(tree: BorrowedFd<'_>, target: &CStr) -> io::Result<()> {
     Ok(mount::move_mount(tree, c"", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }

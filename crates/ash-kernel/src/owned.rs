@@ -20,15 +20,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, chmod, fstat, openat2};
 use rustix::io::Errno;
 
-/// Device and inode.
 type Identity = (u64, u64);
 
-/// A temporarily wider mode.
 #[derive(Debug)]
 struct Change {
     /// The mode before, which is restored later.
     meant: u32,
-    /// The current, wider mode.
     set: u32,
     users: usize,
 }
@@ -153,7 +150,6 @@ pub fn open(dir: impl AsFd, path: &Path, flags: OFlags, mode: Mode, resolve: Res
     Err(Errno::ACCESS)
 }
 
-/// Opens one component.
 fn last(dir: BorrowedFd<'_>, name: &Path, flags: OFlags, mode: Mode, resolve: ResolveFlags) -> Result<Opened, Errno> {
     match openat2_again(dir, name, flags, mode, resolve) {
         // A directory that is readable but not searchable opens, but cannot be used.

@@ -12,7 +12,6 @@ pub struct Memory {
     pub stalled: f64,
 }
 
-/// Reads two small files.
 pub fn memory() -> Memory {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     Memory {

@@ -25,7 +25,6 @@ pub fn close_all_but(_child: &Forked, keep: &[BorrowedFd<'_>]) -> io::Result<()>
     close_range(first, u32::MAX, 0)
 }
 
-/// Marks every descriptor from 3 on as close-on-exec.
 pub fn close_on_exec_from_3() -> io::Result<()> {
     close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
 }

@@ -31,7 +31,6 @@ const STEP: usize = 2 << 20;
 /// The time limit for one group. 200 MiB take 0.7 s on a quiet machine.
 pub const WITHIN: Duration = Duration::from_secs(60);
 
-/// The method of reclaim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// The group's own file in cgroup v2.
@@ -40,18 +39,15 @@ pub enum Way {
     ProcessMadvise,
 }
 
-/// The outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// All reclaimable memory was moved.
     Done,
     /// The group was thawed or removed.
     Thawed,
-    /// [`WITHIN`] has passed.
     TookTooLong,
 }
 
-/// The result, for the journal.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
     pub end: End,
@@ -98,7 +94,6 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// The reason to stop now, if any.
     fn over(&self) -> Option<End> {
         match freeze::read_events(self.events) {
             Ok(events) if events.frozen => (Instant::now() >= self.until).then_some(End::TookTooLong),

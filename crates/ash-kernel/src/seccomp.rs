@@ -38,7 +38,6 @@ pub type Refusal<'a> = (i64, &'a [Arg]);
 /// A call that returns an errno without being executed. 0 is success.
 pub type Answer = (i64, u16);
 
-/// Both filters, ready to install.
 #[derive(Clone, Debug)]
 pub struct Filters {
     allow: BpfProgram,

@@ -29,7 +29,6 @@ const BACKLOG: i32 = 64;
 /// `sun_path` is 108 bytes with its final zero (unix(7)).
 const MAX_PATH: usize = 107;
 
-/// A received packet.
 #[derive(Debug)]
 pub struct Packet {
     /// Filled bytes of the caller's buffer. 0: the other side closed the connection.
@@ -60,7 +59,6 @@ pub fn listen(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Access to a socket in the file system.
 #[derive(Clone, Copy, Debug)]
 pub struct Access {
     pub mode: u32,
@@ -202,7 +200,6 @@ pub fn hung_up(socket: BorrowedFd<'_>) -> bool {
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
-/// The peer of a connection.
 pub fn peer(socket: BorrowedFd<'_>) -> io::Result<Peer> {
     let cred = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
     Ok(Peer { pid: cred.pid(), uid: cred.uid(), gid: cred.gid() })

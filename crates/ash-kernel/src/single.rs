@@ -67,7 +67,6 @@ impl Forked {
         Self(PhantomData)
     }
 
-    /// The child of a fork has only the thread that called it.
     pub fn single(&self) -> SingleThreaded {
         SingleThreaded(PhantomData)
     }

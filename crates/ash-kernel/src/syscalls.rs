@@ -6,14 +6,12 @@ use libc as sys;
 
 use super::seccomp::Arg;
 
-/// System calls that one kind of work needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Group {
     pub why: &'static str,
     pub calls: &'static [i64],
 }
 
-/// The calls of these groups.
 pub fn of(groups: &[&[Group]]) -> Vec<i64> {
     groups.iter().flat_map(|groups| groups.iter()).flat_map(|group| group.calls).copied().collect()
 }
@@ -95,7 +93,6 @@ pub const NAMESPACES: &[&[Arg]] = &[
 /// (TIOCSETD), each of which is a driver that the kernel loads by its number.
 pub const TERMINALS: &[&[Arg]] =
     &[&[Arg::Is(1, libc::TIOCSTI as u32)], &[Arg::Is(1, libc::TIOCLINUX as u32)], &[Arg::Is(1, libc::TIOCSETD as u32)]];
-/// Sockets except unix sockets.
 pub const BESIDE_UNIX: &[&[Arg]] = &[&[Arg::Not(0, libc::AF_UNIX as u32)]];
 /// Socket families except UNIX, INET, INET6 and NETLINK, and netlink protocols except ROUTE (0),
 /// which getifaddrs(3) and the C library's resolver use.
@@ -109,7 +106,6 @@ pub const BESIDE_INTERNET: &[&[Arg]] = &[
     &[Arg::Is(0, libc::AF_NETLINK as u32), Arg::Not(2, libc::NETLINK_ROUTE as u32)],
 ];
 
-/// Control of the machine.
 pub const MACHINE: &[i64] = &[
     sys::SYS_reboot,
     sys::SYS_kexec_load,

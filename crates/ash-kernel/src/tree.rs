@@ -27,14 +27,12 @@ use rustix::io::Errno;
 use super::beneath::{self, Refused};
 use super::trusted::{self, Untrusted};
 
-/// The user and group for a chown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     pub uid: u32,
     pub gid: u32,
 }
 
-/// An open directory, and its path for messages.
 #[derive(Debug)]
 pub struct Tree {
     dir: OwnedFd,

@@ -18,11 +18,9 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, openat, read
 
 /// Most symbolic links in one path, as in the kernel.
 const MAX_LINKS: usize = 40;
-/// Mode bits that allow group and others to write.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
-/// Why root refuses a path.
 #[derive(Debug, thiserror::Error)]
 pub enum Untrusted {
     #[error("{} belongs to uid {uid}, who could replace it: root uses only files and directories that belong to root", .path.display())]
@@ -40,7 +38,6 @@ pub enum Untrusted {
 }
 
 impl Untrusted {
-    /// Whether the path does not exist.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }

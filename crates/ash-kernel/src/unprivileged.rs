@@ -93,7 +93,6 @@ fn left(deadline: Instant) -> io::Result<Duration> {
     if left.is_zero() { Err(io::Error::new(io::ErrorKind::TimedOut, "did not exit in time")) } else { Ok(left) }
 }
 
-/// Waits until one of them is readable.
 fn wait_for(
     out: &Option<std::process::ChildStdout>,
     err: &Option<std::process::ChildStderr>,

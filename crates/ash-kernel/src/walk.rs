@@ -18,7 +18,6 @@ use rustix::io::Errno;
 
 use super::owned::{self, Opened};
 
-/// Most nested directories.
 pub const MAX_DEPTH: usize = 128;
 /// Most bytes of memory to find hard links.
 const MAX_NAMES: usize = 16 << 20;
@@ -26,7 +25,6 @@ const MAX_NAMES: usize = 16 << 20;
 pub const RESOLVE: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
-/// The current entry.
 #[derive(Debug)]
 pub struct Entry<'a> {
     /// Relative to the root of the walk.
@@ -37,7 +35,6 @@ pub struct Entry<'a> {
     pub mode: u32,
 }
 
-/// Why an entry was skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     Socket,
@@ -110,7 +107,6 @@ pub trait Visit {
 /// An opened file, if any, and its metadata.
 type Found = (Option<File>, Stat);
 
-/// An open directory of the walk.
 struct Level {
     entries: Dir,
     open: Opened,
@@ -265,7 +261,6 @@ impl<V: Visit> Walk<'_, V> {
     }
 }
 
-/// The memory use of a name in bytes.
 fn cost(name: &Path) -> usize {
     name.as_os_str().len() + 64
 }
@@ -311,7 +306,6 @@ pub fn next_piece(file: &File, from: u64, size: u64) -> io::Result<Option<(u64, 
     Ok((end > start).then_some((start, end - start)))
 }
 
-/// A path from bytes.
 pub fn path_of(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }

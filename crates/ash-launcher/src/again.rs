@@ -31,7 +31,6 @@ use ash_protocol::launcher::PROTOCOL;
 pub const VARIABLE: &str = "ASH_LAUNCHER_LETTER";
 /// A letter contains at most 64 connections, and each sandbox once.
 const MAX_LETTER: usize = 1 << 20;
-/// The time limit for the new program's check.
 const CHECK: Duration = Duration::from_secs(5);
 
 /// How the launcher was started, and is executed again.
@@ -42,7 +41,6 @@ pub struct Origin {
     pub program: PathBuf,
     /// The launcher created `launcher.sock` itself, and removes it at its end.
     pub own_socket: bool,
-    /// Its stderr is the journal.
     pub under_systemd: bool,
 }
 
@@ -62,7 +60,6 @@ struct Letter {
     log: Option<RawFd>,
 }
 
-/// The state from the previous program.
 #[derive(Debug)]
 pub struct Handed {
     pub version: String,

@@ -34,7 +34,6 @@ pub struct Ending {
     waiters: Vec<Waiter>,
 }
 
-/// A completed or failed end.
 #[derive(Debug)]
 pub struct Ended {
     pub id: Uuid,
@@ -63,7 +62,6 @@ impl Sandboxes {
         None
     }
 
-    /// Checks every end in progress.
     pub fn step_endings(&mut self) -> Vec<Ended> {
         let ids: Vec<Uuid> = self.endings.keys().copied().collect();
         ids.into_iter().filter_map(|id| self.step_ending(id)).collect()

@@ -28,7 +28,6 @@ use ash_protocol::launcher::{Failure, Reply};
 
 /// A longer scan is incomplete (`hidden`). 100 processes with 50 descriptors each take about 20 ms.
 const WITHIN: Duration = Duration::from_millis(300);
-/// The worker's answer is one line.
 const MAX_ANSWER: u64 = 4096;
 
 /// Scans in progress, by waiting connection: at most one per connection.
@@ -83,7 +82,6 @@ impl Sandboxes {
     }
 }
 
-/// Runs in the worker's process.
 fn work(forked: &Forked, leaf: &Leaf, data_dir: &Path, tell: BorrowedFd<'_>) -> std::io::Result<Reply> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     process::close_all_but(forked, &[leaf.unified_fd(), tell])?;

@@ -38,7 +38,6 @@ use discard::Discards;
 /// replacement.
 pub const MAX_CONNECTIONS: usize = 16;
 
-/// The state that the setup passes to PID 1.
 #[derive(Debug)]
 pub struct Init {
     /// Listening socket at `<run dir>/sandboxes/<id>/init.sock`.
@@ -93,7 +92,6 @@ fn run(init: &Init) -> io::Result<()> {
     }
 }
 
-/// The result of [`wait`].
 struct Ready {
     signal: bool,
     accept: bool,

@@ -104,7 +104,6 @@ fn start(id: Uuid, leaf: &Leaf) -> Result<Child, Failure> {
     }
 }
 
-/// Runs in the worker's process.
 fn work(forked: &Forked, id: Uuid, leaf: &Leaf) {
     let alone = || -> std::io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;

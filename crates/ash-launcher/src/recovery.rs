@@ -37,7 +37,6 @@ const UNDO_WITHIN: Duration = Duration::from_millis(200);
 /// The uids of the next sandbox and the namespace for its files, prepared while idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prepared {
-    /// To be prepared when idle.
     No,
     Ready(Pair),
     /// The preparation failed or is disabled. The next creation does the work and reports errors.
@@ -151,7 +150,6 @@ impl Sandboxes {
         }
     }
 
-    /// Uids for a new sandbox.
     pub(super) fn take_uids(&mut self, id: Uuid) -> Result<Pair, Failure> {
         const STEP: &str = "choose uids";
         let failed = |error: std::io::Error| hinted(STEP, format!("{SHARED}: {error}"), "free space in /run");

@@ -51,7 +51,6 @@ fn fault(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirErro
     move |source| RunDirError { act, path, source }
 }
 
-/// The open run directory.
 #[derive(Debug)]
 pub struct RunDir {
     sandboxes: Tree,
@@ -227,7 +226,6 @@ pub fn bind_launcher(run_dir: &Path, client_gid: u32) -> Result<OwnedFd, RunDirE
     bind().map_err(fault("bind", &path))
 }
 
-/// Reverts [`bind_launcher`].
 pub fn unbind_launcher(run_dir: &Path) {
     if let Ok(dir) = directory(run_dir) {
         // A missing socket is fine.

@@ -35,7 +35,6 @@ use ash_kernel::{procfs, trusted};
 use ash_model::{Limits, now_ms};
 use ash_protocol::launcher::{self, ClaudeBinary, Create, Failure, MAX_PACKET, Reply, SandboxInfo};
 
-/// A reply with its descriptors.
 #[derive(Debug)]
 pub struct Answer {
     pub reply: Reply,
@@ -48,7 +47,6 @@ impl Answer {
     }
 }
 
-/// A sandbox in the table.
 #[derive(Debug)]
 pub struct Entry {
     pub info: SandboxInfo,
@@ -72,7 +70,6 @@ pub struct Sandboxes {
     pub(super) mappings: Mappings,
 }
 
-/// A failure without a hint.
 pub(super) fn failure(step: &str, message: impl ToString) -> Failure {
     Failure { step: step.to_owned(), message: message.to_string(), hint: None }
 }
@@ -82,7 +79,6 @@ pub(super) fn hinted(step: &str, message: impl ToString, hint: impl ToString) ->
 }
 
 impl Sandboxes {
-    /// Sets the source of OOM kills.
     #[must_use]
     pub fn hearing(self, log: Option<KernelLog>) -> Self {
         Self { victims: Victims::new(log), ..self }

@@ -66,7 +66,6 @@ pub struct Server {
     buffer: Vec<u8>,
 }
 
-/// The source of an event.
 enum Source {
     Listener,
     Signals,
@@ -292,7 +291,6 @@ impl Server {
         }
     }
 
-    /// Handles one packet of one connection.
     fn serve(&mut self, number: Waiter) {
         let Some(connection) = self.connections.get(&number) else { return };
         if connection.waiting {

@@ -12,7 +12,6 @@ use ash_model::{CLAUDE_DIR, Limits, UNLIMITED};
 
 /// Lowest uid for sandboxes. System and ordinary users are below 65536 (login.defs).
 const LOWEST_UID: u32 = 65_536;
-/// Most bytes of the configuration file.
 const MAX_FILE: u64 = 64 * 1024;
 
 /// The privileged part of ashd: creates and ends sandboxes on request over a unix socket.
@@ -159,7 +158,6 @@ impl Ceiling {
     }
 }
 
-/// The effective settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub run_dir: PathBuf,

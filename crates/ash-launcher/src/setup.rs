@@ -43,7 +43,6 @@ use trees::Trees;
 /// The time limit for the child's report. It normally takes milliseconds.
 const REPORT_WITHIN: Duration = Duration::from_secs(30);
 
-/// The inputs of one setup.
 #[derive(Debug)]
 pub struct SetupSpec<'a> {
     pub id: Uuid,
@@ -62,12 +61,10 @@ pub struct SetupSpec<'a> {
     pub claude: BorrowedFd<'a>,
     /// Listening, non-blocking `SOCK_SEQPACKET` socket of init.
     pub init_socket: BorrowedFd<'a>,
-    /// The sandbox's cgroups, with limits set.
     pub leaf: &'a Leaf,
     pub floor: &'a Floor,
 }
 
-/// A running, confined sandbox.
 #[derive(Debug)]
 pub struct Started {
     /// init's process id on the host.

@@ -21,12 +21,10 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-/// The directory of the reservations.
 pub const SHARED: &str = "/run/ash-uids";
 /// Most bytes of a file: an id and a path.
 const MAX_FILE: u64 = 8192;
 
-/// The uids of a sandbox: payload's and init's.
 pub type Pair = (u32, u32);
 
 #[derive(Debug)]
@@ -127,7 +125,6 @@ impl Uids {
         self.remove(pair.0);
     }
 
-    /// The sandboxes with a pair.
     pub fn holders(&self) -> BTreeSet<Uuid> {
         self.held.values().copied().collect()
     }

@@ -15,7 +15,6 @@ use super::raw::{RawJson, RawObject, kind};
 
 /// Most elements of a list, and members of a map, in a request.
 pub const ELEMENTS: usize = 4096;
-/// Most bytes of a number, a flag or another short value.
 const SHORT: usize = 4096;
 
 /// A short value of any type: a number, a flag.

@@ -18,7 +18,6 @@ pub struct CgroupPaths {
     /// on no disk.
     #[serde(default)]
     pub io_device: Option<String>,
-    /// Whether the limits use cgroup v1 files.
     pub v1: bool,
 }
 

@@ -46,7 +46,6 @@ pub enum SessionStatus {
 impl SessionStatus {
     pub const ALL: [Self; 6] = [Self::Starting, Self::Active, Self::Paused, Self::Stopped, Self::Ended, Self::Error];
 
-    /// The word on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -144,7 +143,6 @@ impl From<TenantId> for String {
 /// Milliseconds since the epoch. Times are stored in this form.
 pub type Millis = i64;
 
-/// The current time as [`Millis`].
 pub fn now_ms() -> Millis {
     jiff::Timestamp::now().as_millisecond()
 }

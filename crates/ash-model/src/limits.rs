@@ -126,7 +126,6 @@ impl Limit {
         }
     }
 
-    /// The unit of the value.
     pub fn unit(self) -> &'static str {
         match self {
             Self::MemoryBytes | Self::SwapBytes | Self::DiskBytes => "bytes",

@@ -14,7 +14,6 @@ use std::path::Path;
 /// Most levels of encoding that are recognized. A name with more is used unchanged.
 const NESTED: usize = 8;
 
-/// A path as text.
 pub fn shown(path: &Path) -> String {
     let bytes = path.as_os_str().as_bytes();
     match std::str::from_utf8(bytes) {
@@ -95,7 +94,6 @@ fn looks_encoded(name: &str) -> bool {
     false
 }
 
-/// The name of one component as text.
 pub fn shown_name(name: &OsStr) -> String {
     encoded(name.as_bytes())
 }

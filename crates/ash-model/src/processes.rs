@@ -24,7 +24,6 @@ pub const SHELL: &str = "/opt/ashd/bash";
 
 /// The reserve for claude is the limit divided by this.
 const PART: u64 = 4;
-/// Upper bound of the reserve.
 const MOST: u64 = 128;
 
 /// The content of [`SHELL`]: [`for_commands`] as shell code.

@@ -53,7 +53,6 @@ impl RawJson {
         self.get().starts_with('"')
     }
 
-    /// The kind of the value, for error messages.
     pub fn kind(&self) -> &'static str {
         kind(self.get())
     }
@@ -138,7 +137,6 @@ impl utoipa::ToSchema for RawJson {
 pub struct RawObject(Vec<(String, RawJson)>);
 
 impl RawObject {
-    /// Most members of an object.
     pub const MEMBERS: usize = 1000;
 
     /// `None` if the value is no object or has more than [`RawObject::MEMBERS`].

@@ -23,7 +23,6 @@ pub struct SkippedEntry {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Skipped {
     pub entries: Vec<SkippedEntry>,
-    /// The number of further entries.
     pub more: u64,
 }
 

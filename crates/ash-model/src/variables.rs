@@ -38,7 +38,6 @@ pub const RESERVED: [&str; 17] = [
     "USER",
 ];
 
-/// Why a variable cannot be set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VariableError {
     #[error("{field}: \"{name}\" is not a variable name (letters, digits and _, not beginning with a digit)")]

@@ -2,7 +2,6 @@
 //! The table is the source of the journal catalog (`journalctl -x`, `packaging/ashd.catalog`).
 //! `journalctl MESSAGE_ID=...` finds the events.
 
-/// How an event is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
     Warning,

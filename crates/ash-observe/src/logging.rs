@@ -20,11 +20,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
-/// The variable that sets the log level.
 pub const VARIABLE: &str = "ASH_LOG";
 const DEFAULT: &str = "info,sqlx=warn,hyper=warn";
 
-/// Changes the filter of the running log.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Starts logging, including panics. `level` comes from the configuration. Without it, `ASH_LOG`
@@ -71,7 +69,6 @@ fn bare(identifier: &str, journal: bool) -> impl tracing::Subscriber + Send + Sy
     tracing_subscriber::registry().with(output(identifier, journal).with_filter(LevelFilter::INFO))
 }
 
-/// The destination and format of log entries.
 fn output(identifier: &str, journal: bool) -> Box<dyn Layer<Registry> + Send + Sync> {
     match journal.then(tracing_journald::layer).and_then(Result::ok) {
         Some(journal) => journal.with_field_prefix(None).with_syslog_identifier(identifier.to_owned()).boxed(),

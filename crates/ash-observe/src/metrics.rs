@@ -3,7 +3,6 @@
 
 use std::fmt::Write;
 
-/// `Content-Type` of the rendered text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All reported values at one moment. Counters start at 0 when the daemon starts.

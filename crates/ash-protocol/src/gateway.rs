@@ -15,7 +15,6 @@ pub const MAX_PACKET: usize = 64 * 1024;
 /// as much.
 pub const MAX_USAGE: usize = 16 << 20;
 
-/// The name of the control socket in the run directory.
 pub const SOCKET: &str = "gateway.sock";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -127,7 +126,6 @@ pub struct SessionUsage {
 /// The newest entry of each ledger that ashd has stored.
 pub type Marks = HashMap<Uuid, u64>;
 
-/// The payer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Payer {
     pub session: Uuid,
@@ -135,12 +133,10 @@ pub struct Payer {
     pub agent: String,
 }
 
-/// One line of a ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// From 1, without gaps, unless the disk lost a line.
     pub n: u64,
-    /// Milliseconds since the epoch.
     pub at: i64,
     #[serde(flatten)]
     pub payer: Payer,
@@ -158,7 +154,6 @@ pub struct Collected {
     pub more: bool,
 }
 
-/// Tokens by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokens {
     pub input: u64,
@@ -168,7 +163,6 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// The sum.
     pub fn plus(self, other: Self) -> Self {
         Self {
             input: self.input.saturating_add(other.input),

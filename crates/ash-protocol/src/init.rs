@@ -61,7 +61,6 @@ pub struct SpawnSpec {
     pub argv: Vec<String>,
     /// The whole environment: nothing is inherited.
     pub env: Vec<(String, String)>,
-    /// Working directory inside the sandbox.
     pub cwd: String,
     /// If set, stdin is a pipe that only init writes (see `Deliver`). Otherwise `/dev/null`.
     pub stdin: bool,
@@ -76,7 +75,6 @@ pub struct SpawnSpec {
     pub leaves_share: bool,
 }
 
-/// All messages from init.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum FromInit {

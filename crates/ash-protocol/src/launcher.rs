@@ -28,7 +28,6 @@ pub enum Request {
     /// Get the descriptors of a running sandbox again, for a restarted ashd. Reply: the same as for
     /// `Create`.
     Attach { id: Uuid },
-    /// Write new limits to the cgroup of a running sandbox.
     SetLimits { id: Uuid, limits: Limits },
     /// Move the memory of a frozen sandbox to swap, in the background. The reply comes when the
     /// work is queued. A sandbox that is running, or starts to run meanwhile, is skipped.
@@ -122,9 +121,7 @@ pub struct SandboxInfo {
     /// Start time of init in clock ticks since boot (field 22 of /proc/pid/stat). It distinguishes
     /// init from a later process with the same pid.
     pub start_time: u64,
-    /// The payload's uid on the host.
     pub uid: u32,
-    /// The init's uid on the host.
     pub init_uid: u32,
     pub created_at: Millis,
     pub limits: Limits,

@@ -9,7 +9,6 @@ use tokio::io::unix::AsyncFd;
 use ash_kernel::seqpacket::{self, Packet};
 use ash_kernel::watch::watch;
 
-/// A listener or a connection.
 #[derive(Debug)]
 pub struct PacketSocket(AsyncFd<OwnedFd>);
 

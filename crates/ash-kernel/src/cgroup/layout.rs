@@ -13,19 +13,15 @@ use std::path::{Component, Path, PathBuf};
 /// The v1 controllers with a limit of [`ash_model::Limits`].
 pub const V1_CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "blkio"];
 
-/// The detected layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// cgroup v2 for everything.
     Unified {
-        /// Where the hierarchy is mounted.
         mount: PathBuf,
         /// Directory of the cgroup this process is in.
         own: PathBuf,
     },
     /// cgroup v1 controllers and a v2 hierarchy.
     Hybrid {
-        /// Mount of the v2 hierarchy.
         unified: PathBuf,
         /// Mount of each existing v1 controller.
         memory: Option<PathBuf>,

@@ -37,7 +37,6 @@ pub use layout::{Layout, LayoutError};
 pub use leaf::Leaf;
 pub use tree::Tree;
 
-/// The operation that failed, and its file or directory.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     #[error(transparent)]

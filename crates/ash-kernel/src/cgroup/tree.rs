@@ -119,7 +119,6 @@ impl Tree {
         self
     }
 
-    /// The roots' directories.
     pub fn root(&self) -> &CgroupPaths {
         &self.root
     }
@@ -206,7 +205,6 @@ fn process_ids() -> Option<u64> {
     Some(number("pid_max")?.min(number("threads-max")?) / 4 * 3)
 }
 
-/// This host's layout.
 fn here() -> Result<Layout, CgroupError> {
     let read =
         |path: &str| std::fs::read_to_string(path).map_err(|error| CgroupError::io("read", Path::new(path), error));

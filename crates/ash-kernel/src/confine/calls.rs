@@ -22,14 +22,12 @@ pub const SUCCESSOR: &[Group] = &[
     Group { why: "older forms of clone", calls: &[sys::SYS_vfork, sys::SYS_fork] },
 ];
 
-/// The sockets that a daemon may create.
 #[derive(Clone, Copy, Debug)]
 pub enum Sockets {
     Unix,
     Internet,
 }
 
-/// The refusals by argument.
 pub fn refused(sockets: Sockets) -> Vec<Refusal<'static>> {
     let families = match sockets {
         // ashd has no access to a network: it accepts from existing sockets only.

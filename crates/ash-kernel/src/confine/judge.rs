@@ -3,12 +3,9 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-/// The facts in /proc about one process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// The text of `status`.
     pub status: String,
-    /// The text of `limits`.
     pub limits: String,
     /// Owner of a file in its directory: root if it is not dumpable, otherwise its own uid
     /// (proc(5)).
@@ -19,7 +16,6 @@ pub struct Facts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     pub layer: &'static str,
-    /// The state found instead.
     pub found: String,
 }
 

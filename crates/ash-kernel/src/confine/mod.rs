@@ -28,7 +28,6 @@ use crate::process;
 use crate::seccomp::{OwnFilter, Refusal, marked};
 use crate::single::SingleThreaded;
 
-/// The permissions of a program.
 #[derive(Debug)]
 pub struct Plan {
     pub program: &'static str,

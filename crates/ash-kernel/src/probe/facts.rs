@@ -20,7 +20,6 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Whether all sets are empty.
     pub fn none(&self) -> bool {
         [&self.inheritable, &self.permitted, &self.effective, &self.bounding, &self.ambient]
             .iter()

@@ -34,12 +34,10 @@ struct Child {
     delivered: Option<u64>,
 }
 
-/// A file being copied to a pipe.
 #[derive(Debug)]
 struct Message {
     number: u64,
     file: OwnedFd,
-    /// Bytes already in the pipe.
     copied: u64,
 }
 
@@ -181,7 +179,6 @@ impl Children {
         });
     }
 
-    /// The pipes with waiting data.
     pub fn hungry(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.all
             .iter()

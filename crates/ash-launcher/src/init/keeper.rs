@@ -99,15 +99,12 @@ fn kill(pid: i32) {
 }
 
 enum Reaped {
-    /// The command has ended with this status.
     Command(i32),
-    /// Other processes still run.
     Others,
     /// No child is left, and so no descendant.
     Nobody,
 }
 
-/// Reaps everything that has ended.
 fn reap(command: i32) -> Reaped {
     let mut ended = None;
     let rest = loop {

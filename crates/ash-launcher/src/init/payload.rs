@@ -24,12 +24,10 @@ use ash_kernel::single::{Forked, require_single_thread};
 use ash_kernel::{caps, landlock, pidfd, process, seqpacket};
 use ash_protocol::init::{PAYLOAD_UID, SpawnSpec};
 
-/// Most bytes of a [`SpawnSpec`] as JSON.
 const MAX_SPEC: usize = 1 << 20;
 /// The time limit until execve. It normally takes a millisecond.
 const EXEC_WITHIN: Duration = Duration::from_secs(10);
 
-/// A running command.
 #[derive(Debug)]
 pub struct Payload {
     pub pid: i32,

@@ -39,7 +39,6 @@ pub const COVERED: &[(&str, &str)] = &[
     ("tty/driver", "serial lines of the host"),
 ];
 
-/// `/proc/version`.
 pub fn version(release: &str) -> String {
     format!("Linux version {release}\n")
 }

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use crate::policy::etc;
 
-/// How an entry appears.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Shown {
     File,

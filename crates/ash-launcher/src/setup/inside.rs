@@ -124,7 +124,6 @@ fn build(
     Ok(Init { socket, model, rules })
 }
 
-/// Waits for one byte from the launcher.
 fn pass(gate: &mut std::fs::File) -> io::Result<()> {
     gate.read_exact(&mut [0])
 }
@@ -197,7 +196,6 @@ fn place(path: &CStr, part: &Part) -> io::Result<()> {
     }
 }
 
-/// Creates the missing parent directories of a part.
 fn above(path: &CStr) -> io::Result<()> {
     let here = relative(path);
     match Path::new(OsStr::from_bytes(here.as_bytes())).parent() {

@@ -7,14 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use ash_protocol::launcher::Failure;
 
-/// The child's report at its end.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     pub steps: Vec<(String, u64)>,
     pub failure: Option<Failure>,
 }
 
-/// The completed steps.
 #[derive(Debug)]
 pub struct Steps {
     /// Name and microseconds.

@@ -16,13 +16,11 @@ use ash_kernel::cgroup::Leaf;
 use ash_kernel::mounts::{self, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 use ash_protocol::launcher::Failure;
 
-/// The device files of a sandbox.
 pub const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
 
 /// The program of [`ash_kernel::probe`].
 const PROBE: &CStr = c"/opt/ashd/ash-probe";
 
-/// The content of a path in the new root.
 #[derive(Debug)]
 pub enum Part {
     Dir(Source),

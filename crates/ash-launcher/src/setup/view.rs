@@ -34,7 +34,6 @@ pub struct View {
     dev: u64,
 }
 
-/// The source of a path in the sandbox.
 #[derive(Debug)]
 pub enum Source {
     /// A detached tree, ready to be attached.
@@ -45,7 +44,6 @@ pub enum Source {
 }
 
 impl Source {
-    /// Attaches it to the existing `target`.
     pub fn attach(&self, target: &CStr) -> io::Result<()> {
         match self {
             Self::Tree(tree) => mounts::attach(tree.as_fd(), target),

@@ -53,7 +53,10 @@ pub fn decoder<'a>(mut from: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
 }
 
 fn other(kind: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("it is {kind}, which is not supported: use gzip, zstd or no compression"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("it is {kind}, which is not supported: use gzip, zstd or no compression"),
+    )
 }
 
 pub enum Encoder<W: Write> {

@@ -224,7 +224,7 @@ impl<R: Read> Entries<R> {
                             .and_then(|v| v.checked_add(u64::from(byte - b'0')))
                             .ok_or_else(too_large)?;
                     }
-                    _ => return Err(wrong("the map of a sparse file contains a value that is not a number")),
+                    _ => return Err(wrong("the map of a sparse file contains a non-number")),
                 }
             }
         };
@@ -310,7 +310,7 @@ fn read_pax(bytes: &[u8], fields: &mut Fields) -> io::Result<()> {
 fn read_map(value: &[u8]) -> io::Result<Pieces> {
     let text = std::str::from_utf8(value).map_err(|_| wrong("the map of a sparse file is not text"))?;
     let numbers =
-        text.split(',').map(|n| n.parse::<u64>().map_err(|_| wrong("the map of a sparse file contains a value that is not a number")));
+        text.split(',').map(|n| n.parse::<u64>().map_err(|_| wrong("the map of a sparse file contains a non-number")));
     let numbers = numbers.collect::<io::Result<Vec<_>>>()?;
     Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }

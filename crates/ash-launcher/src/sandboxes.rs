@@ -294,7 +294,11 @@ impl Sandboxes {
             ClaudeBinary::Version(version) => {
                 if !launcher::is_version(version) {
                     let message = format!("\"{}\" is not a version", version.escape_debug());
-                    return Err(hinted(step, message, "use 1 to 64 characters of 0-9 A-Z a-z . _ -, not starting with a dot"));
+                    return Err(hinted(
+                        step,
+                        message,
+                        "use 1 to 64 characters of 0-9 A-Z a-z . _ -, not starting with a dot",
+                    ));
                 }
                 self.settings.claude_dir.join(version).join("claude")
             }

@@ -247,7 +247,10 @@ impl Server {
                 let wanted = self.sandboxes.settings.client_uid;
                 failure(
                     "connect",
-                    format!("uid {} must not connect to the launcher: only uid {wanted} and root are allowed", peer.uid),
+                    format!(
+                        "uid {} must not connect to the launcher: only uid {wanted} and root are allowed",
+                        peer.uid
+                    ),
                 )
             }
             Ok(_) if self.connections.len() >= MAX_CONNECTIONS => {

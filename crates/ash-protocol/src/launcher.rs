@@ -28,6 +28,7 @@ pub enum Request {
     /// Get the descriptors of a running sandbox again, for a restarted ashd. Reply: the same as for
     /// `Create`.
     Attach { id: Uuid },
+    /// Write new limits to the cgroup of a running sandbox.
     SetLimits { id: Uuid, limits: Limits },
     /// Move the memory of a frozen sandbox to swap, in the background. The reply comes when the
     /// work is queued. A sandbox that is running, or starts to run meanwhile, is skipped.

@@ -45,7 +45,10 @@ pub fn missing(facts: &Facts) -> Vec<Missing> {
     // Name, soft limit, hard limit, unit.
     let core = facts.limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap_or_default();
     if core.split_whitespace().take(2).collect::<Vec<_>>() != ["0", "0"] {
-        missing("RLIMIT_CORE", format!("the core file limit is {}", core.split_whitespace().next().unwrap_or("unknown size")));
+        missing(
+            "RLIMIT_CORE",
+            format!("the core file limit is {}", core.split_whitespace().next().unwrap_or("unknown size")),
+        );
     }
     if field("NoNewPrivs") != "1" {
         missing("no_new_privs", format!("NoNewPrivs is \"{}\"", field("NoNewPrivs")));

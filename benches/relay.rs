@@ -1,6 +1,6 @@
-//! How many of claude's 200-byte stream events a second reach one client: from the file to bytes, and through axum over
-//! loopback. `cargo bench --bench relay`. Fails below 300,000 events a second of CPU time of the serving thread (issue 2:
-//! "at least 300,000 a second on one core"); CPU time, so that a busy machine does not fail it.
+//! How many of claude's 200-byte stream events per second reach one client: from the file to bytes,
+//! and through axum over loopback. `cargo bench --bench relay`. Fails below 300,000 events per
+//! second of CPU time of the serving thread. Other work on the machine does not affect CPU time.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
@@ -21,7 +21,7 @@ use uuid::Uuid;
 const EVENTS: usize = 600_000;
 const TARGET: f64 = 300_000.0;
 
-/// No turn but the one that is published.
+/// Only the published turn exists.
 #[derive(Clone)]
 struct NoOthers;
 
@@ -32,7 +32,7 @@ impl Turns for NoOthers {
 }
 
 fn main() {
-    // `cargo test --benches` only wants to know that it builds and runs.
+    // `cargo test --benches` only checks that it builds and runs.
     let events = if std::env::args().any(|a| a == "--bench") { EVENTS } else { 1000 };
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("stdout");
@@ -46,7 +46,7 @@ fn main() {
         over_http(&path, &published, events)
     });
     if !ok && events == EVENTS {
-        eprintln!("below the target of {TARGET} events a second of CPU time");
+        eprintln!("below the target of {TARGET} events per second of CPU time");
         std::process::exit(1);
     }
 }

@@ -1,6 +1,6 @@
-# Shared by the scripts beside it; sourced, not run.
+# Sourced by the scripts in this directory.
 #
-# As root, by sudo or not: sandboxes need root, but what is built belongs to whoever called sudo, with that user's cargo.
+# Runs as root, with sudo or without: sandboxes need root. Build results belong to the user who called sudo, with that user's cargo.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=$root/.cache
@@ -9,10 +9,10 @@ cd "$root"
 say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
 fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
-[ "$(id -u)" = 0 ] || fail "sandboxes are set up as root: run it with sudo"
+[ "$(id -u)" = 0 ] || fail "sandboxes need root: run it with sudo"
 [ "$(uname -s)" = Linux ] || fail "this needs Linux"
 
-# The user whose files these are, and that user's home, where rustup keeps cargo.
+# The owner of the source tree, and that user's home, where rustup keeps cargo.
 owner=${SUDO_USER:-root}
 home=$(getent passwd "$owner" | cut -d: -f6)
 export CARGO_HOME=${CARGO_HOME:-$home/.cargo} RUSTUP_HOME=${RUSTUP_HOME:-$home/.rustup}
@@ -23,14 +23,14 @@ as_owner() {
     if [ "$owner" = root ]; then
         "$@"
     else
-        # PATH by env: sudo's own secure_path would replace it, and has no cargo.
+        # PATH is set by env, because sudo's secure_path would replace it, and has no cargo.
         sudo -u "$owner" --preserve-env=CARGO_HOME,RUSTUP_HOME,ASHD_PROFILE,CARGO_TERM_COLOR,CARGO_INCREMENTAL -H -- env PATH="$PATH" "$@"
     fi
 }
 
 as_owner mkdir -p "$cache"
 
-# Optimised by default; ASHD_PROFILE=dev builds in a third of the time what is slower to run.
+# Optimised by default; ASHD_PROFILE=dev builds in a third of the time, and runs slower.
 case ${ASHD_PROFILE:=release} in
     release) bin=$root/target/release ;;
     dev) bin=$root/target/debug ;;

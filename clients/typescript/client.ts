@@ -1,4 +1,4 @@
-// A typed fetch: routes, bodies and answers are those of types.ts, which is generated from /docs/json.
+// A typed fetch with the routes, bodies and answers of types.ts, which is generated from /docs/json.
 
 import type { ApiError, Operations } from "./types.js";
 
@@ -9,13 +9,13 @@ export type Answer<R extends Route> = Operations[R]["answer"];
 
 /** A frame of an event stream. */
 export interface Frame {
-  /** Its place: send the last one as `Last-Event-ID` to follow the session from there. */
+  /** Its id. Send the last one as `Last-Event-ID` to continue from there. */
   id: string | undefined;
   event: string;
   data: unknown;
 }
 
-/** What ashd refused, in its own words. */
+/** An error answer of ashd, with its text. */
 export class AshError extends Error {
   constructor(
     readonly status: number,
@@ -38,7 +38,7 @@ export class Ash {
     private readonly key: string,
   ) {}
 
-  /** Calls a route. An answer that is no JSON is the `Response` itself. */
+  /** Calls a route. An answer that is not JSON is returned as the `Response`. */
   async call<R extends Route>(route: R, given: Given<R>): Promise<Answer<R>> {
     const parts = given as Parts;
     const [method = "", template = ""] = route.split(" ");

@@ -1,4 +1,4 @@
-// node example.js URL KEY MESSAGE: deploys an agent, opens a session, sends the message and prints what the agent writes.
+// node example.js URL KEY MESSAGE: deploys an agent, opens a session, sends the message and prints the agent's text.
 
 import { Ash, frames } from "./client.js";
 

@@ -1,4 +1,4 @@
-"""What the steps say to the daemon inside the machine, and read from it."""
+"""Requests of the steps to the daemon inside the machine."""
 
 import json
 import shlex
@@ -11,7 +11,7 @@ UNITS = "ashd.socket ashd.service ash-launcher.socket ash-launcher.service ash-g
 
 
 class StepFailed(Exception):
-    """What was promised and what was seen instead."""
+    """The expected and the actual result."""
 
 
 def must(condition, what: str):
@@ -25,7 +25,7 @@ class Guest:
     def __init__(self, machine: Machine, boot_limit: float):
         self.machine, self.boot_limit = machine, boot_limit
         self.run, self.status, self.wait_until = machine.run, machine.status, machine.wait_until
-        #: What later steps need of earlier ones, such as the session that was open over a reboot.
+        #: Results of earlier steps for later ones, such as the session that is open across a reboot.
         self.kept = {}
 
     # -- the API, over the unix socket, where root needs no key
@@ -48,13 +48,13 @@ class Guest:
         return answer
 
     def session(self, agent: str = "agent", **body) -> str:
-        # A step that runs alone has nobody before it who deployed.
+        # A step that runs alone has no earlier step that deployed the agent.
         if agent == "agent" and self.call("GET", "/api/agents/agent")[0] == 404:
             self.run("ashctl agent deploy /usr/share/doc/ashd/examples/agent")
         return self.ok("POST", "/api/sessions", {"agent": agent, **body}, 120)["session"]["id"]
 
     def live(self) -> str:
-        """The session that goes through all steps; active, whatever the step before did to it."""
+        """The session that all steps share; active, whatever the previous step did to it."""
         session = self.kept.get("session")
         if session is None:
             session = self.kept["session"] = self.session()
@@ -102,14 +102,13 @@ class Guest:
         status, out = self.machine.finish(ident, limit)
         must(status == 0, f"the rejoining client: {out.strip()}")
         seen = json.loads(out)
-        must(seen["joins"] >= joins, f"the stream was to break {joins} times, it broke {seen['joins']} times: {seen}")
+        must(seen["joins"] >= joins, f"the stream broke {seen['joins']} times, expected {joins}: {seen}")
         must(seen["refused"] == 0, f"{seen['refused']} connections were refused")
         must(not seen["errors"], f"the turn ended with {seen['errors']}")
         return seen
 
     def mid_turn(self, session: str, joins: int = 0, limit: float = 200):
-        """Until the client of `begin_turn` has come back so often, and has received text since: whatever happens now is in
-        mid-turn."""
+        """Waits until the client of `begin_turn` has rejoined this often and received text since: a turn is running then."""
         self.wait_until(f"[ \"$(cat /run/machine-client-{session} 2>/dev/null)\" = {joins} ]", limit, f"text after {joins} joins")
 
     # -- the units
@@ -140,7 +139,7 @@ class Guest:
         return found[0]
 
     def claude_pid(self, session: str) -> int:
-        """Process id, in the machine, of the session's claude: the child of init that is called so."""
+        """Process id in the machine of the session's claude, found by its name."""
         group = self.cgroup(session)
         out = self.run(f"for p in $(cat {group}/cgroup.procs); do echo $p $(tr '\\0' ' ' < /proc/$p/cmdline); done")
         for line in out.splitlines():
@@ -150,7 +149,7 @@ class Guest:
         raise StepFailed(f"no claude in {group}: {out}")
 
     def log_tail(self) -> str:
-        """For a step that failed; never fails itself."""
+        """Logs for a failed step; never fails itself."""
         if not self.machine.process:
             return "the machine is gone"
         try:

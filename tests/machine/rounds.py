@@ -1,4 +1,4 @@
-"""Which steps run on which machine, in this order."""
+"""The steps of each machine, in order."""
 
 import steps_host as host
 import steps_installed as installed
@@ -11,8 +11,8 @@ import steps_short as basic
 
 SHORT = [basic.install, basic.privileges, basic.session, basic.confinement, basic.restart, basic.out_of_memory, basic.remove]
 
-#: By kernel: the newest that Debian has for this release, and the release's own. A step goes on with the sessions of
-#: those before it, and makes what it needs when one before it failed.
+#: By kernel: Debian's newest for this release, and the release's own. A step uses the sessions of earlier steps, and creates
+#: what it needs if an earlier step failed.
 FULL = {
     "backports": [
         basic.install,
@@ -83,7 +83,7 @@ FULL = {
     ],
 }
 
-#: This repository's own tests of the kernel layer, on pure cgroup v2: hours under emulation, so a form of their own.
+#: This repository's tests of the kernel layer, on pure cgroup v2: hours under emulation, so they are a separate form.
 KERNEL = {
     "backports": [basic.install, kernel.reclaim_v2, kernel.start_v2, kernel.kernel_tests],
     "stock": [basic.install, kernel.reclaim_v2, kernel.kernel_tests],
@@ -91,5 +91,5 @@ KERNEL = {
 
 FORMS = {"full": FULL, "kernel": KERNEL}
 
-#: What a form needs in its image beside the packages of every one.
+#: Additional packages in the image of each form.
 PACKAGES = {"short": [], "full": ["man-db", "bash-completion", "zsh", "fish", "apparmor"], "kernel": kernel.PACKAGES}

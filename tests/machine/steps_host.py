@@ -10,7 +10,7 @@ ANALYZED = {"ashd.service": 1.5, "ash-gateway.service": 1.5, "ash-launcher.servi
 
 
 def units(g: Guest) -> str:
-    """`systemd-analyze verify` has nothing to say; `security` gives ashd and gateway at most 1.5."""
+    """`systemd-analyze verify` prints nothing; `security` gives ashd and gateway at most 1.5."""
     out = g.run("systemd-analyze verify --man=no ashd.service ashd.socket ash-launcher.service ash-launcher.socket ash-sandboxes.service "
                 "ash-gateway.service ash-gateway.socket ash.slice 2>&1", 120)  # fmt: skip
     must(not out.strip(), f"systemd-analyze verify: {out}")
@@ -24,9 +24,9 @@ def units(g: Guest) -> str:
 
 @contextmanager
 def real_claude(g: Guest):
-    """The real Claude Code where the fake one was; processes that run keep the one they have."""
+    """Replaces the fake Claude Code by the real one; running processes keep theirs."""
     real = "/var/lib/ash-claude/$(cat /opt/machine/claude-version)/claude"
-    # A link: copying it takes a minute under emulation.
+    # A link, because copying takes a minute under emulation.
     g.run(f"chown root: /opt/machine/claude && chmod 755 /opt/machine/claude && mv -f {real} /opt/machine/fake-installed && ln /opt/machine/claude {real}")
     try:
         yield
@@ -35,7 +35,7 @@ def real_claude(g: Guest):
 
 
 def first_hour(g: Guest) -> str:
-    """What an operator does first, with the real Claude Code and the offline model: each line of it as it would be typed."""
+    """An operator's first hour with the real Claude Code and the offline model: each command as typed."""
     with real_claude(g):
         g.run("mkdir -p /root/my-agent && echo '# A helper for the first hour' > /root/my-agent/CLAUDE.md && ashctl agent deploy /root/my-agent")
         begin = g.now()
@@ -55,7 +55,7 @@ def first_hour(g: Guest) -> str:
         g.run(f"ashctl limits set --session {s} memory=1GiB cpu=0.5")
         got = g.run(f"cd {g.cgroup(s)} && cat memory.max cpu.max").split()
         must(got == [str(1 << 30), "50000", "100000"], f"limits after ashctl limits set: {got}")
-        # In mid-turn, with the model's answer half-way through the gateway.
+        # During a turn, in the middle of the model's answer.
         turn = g.begin_turn(s, 0, 200, turn="@delay 100ms\n@repeat 150 w")
         g.mid_turn(s, limit=120)
         g.run("systemctl restart ashd")
@@ -70,7 +70,7 @@ def first_hour(g: Guest) -> str:
 
 
 def watchdog(g: Guest) -> str:
-    """An ashd that hangs (SIGSTOP) is killed by systemd and started again; the turn goes on meanwhile."""
+    """systemd kills and restarts an ashd that hangs (SIGSTOP); the turn continues meanwhile."""
     s = g.live()
     before = int(g.run("systemctl show -p NRestarts --value ashd"))
     old = g.pid("ashd")
@@ -87,7 +87,7 @@ def watchdog(g: Guest) -> str:
 
 
 def kills(g: Guest) -> str:
-    """kill -9 of each process, one after the other, in mid-turn: what must go on goes on, what must be told is told."""
+    """kill -9 of each process in turn, during a turn: what must continue continues, and the rest is reported."""
     s = g.live()
     turn = g.begin_turn(s, 800, 500)
     g.mid_turn(s)
@@ -101,7 +101,7 @@ def kills(g: Guest) -> str:
     g.serving()
     g.end_turn(turn, 520)
     must(g.claude_pid(s) == claude, "claude did not survive")
-    # The launcher that found the sandbox again can do everything with it.
+    # The restarted launcher has full control of the sandbox.
     must("in the sandbox" in g.ok("POST", f"/api/sessions/{s}/exec", {"command": "echo in the sandbox"})["stdout"], "no exec after the kills")
     new = g.session()
     g.ok("DELETE", f"/api/sessions/{new}")
@@ -118,7 +118,7 @@ def kills(g: Guest) -> str:
 
 
 def socket_activation(g: Guest) -> str:
-    """A stopped ashd is started by the first connection; one that comes while it is down waits and is answered."""
+    """The first connection starts a stopped ashd; a connection while it is down waits and is answered."""
     g.run("systemctl stop ashd.service 2>/dev/null")
     must(g.run("systemctl is-active ashd.service; true").strip() == "inactive", "ashd did not stop")
     must("running" in g.run("systemctl show -p SubState --value ash-launcher").strip(), "stopping ashd stopped the launcher")
@@ -128,7 +128,7 @@ def socket_activation(g: Guest) -> str:
 
 
 def launcher_stop(g: Guest) -> str:
-    """Stopping the launcher ends every sandbox cleanly: no process, no cgroup; sessions are paused or say why, and resume."""
+    """Stopping the launcher ends every sandbox cleanly: no process, no cgroup; sessions are paused or have a reason, and resume."""
     s = g.live()
     group = g.cgroup(s)
     g.run("systemctl stop ash-launcher.service 2>/dev/null", 60)
@@ -147,7 +147,7 @@ def history(g: Guest, session: str) -> list:
 
 
 def reboot(g: Guest) -> str:
-    """After a reboot every session is there, paused, with its messages; it resumes and remembers."""
+    """After a reboot every session exists, paused, with its messages; it resumes and remembers."""
     s = g.session()
     g.said(s, "@text remember the tide\n@write kept.txt over the reboot")
     before = history(g, s)
@@ -172,7 +172,7 @@ PY"""
 
 
 def powercut(g: Guest) -> str:
-    """The power fails in mid-turn: what was acknowledged is there, the database is intact, the session goes on."""
+    """The power fails during a turn: acknowledged data exists, the database is intact, the session continues."""
     s = g.session()
     g.said(s, "@text first light")
     before = history(g, s)

@@ -1,4 +1,4 @@
-"""Steps of the full form about what the package put on the host, seen as its programs see it: man, the shells, the journal, AppArmor."""
+"""Steps of the full form about the installed files and the programs that use them: man, the shells, the journal, AppArmor."""
 
 import json
 
@@ -22,7 +22,7 @@ root:root 755 /etc/ashd/ashd.toml.d"""
 
 
 def installed(g: Guest) -> str:
-    """Files as packed, users and directories made, manuals that man finds and prints without a warning, documents, monitoring."""
+    """Files are as packed, users and directories exist, man finds and prints the manuals without a warning; documents, monitoring."""
     changed = g.run("dpkg --verify ashd").strip()
     must(not changed, f"dpkg --verify: {changed}")
     users = g.run("getent passwd ashd ash-gateway").splitlines()
@@ -33,7 +33,7 @@ def installed(g: Guest) -> str:
     for page, section in MANUALS.items():
         place = g.run(f"man -w {section} {page}").strip()
         must(place == f"/usr/share/man/man{section}/{page}.{section}.gz", f"man -w {page}: {place}")
-        # As lintian reads a manual: every warning of groff is one.
+        # Every warning of groff counts, as with lintian.
         out = g.run(f"MANROFFSEQ='' MANWIDTH=100 man --warnings -P cat {section} {page} 2>/run/machine-groff | grep -c .; cat /run/machine-groff", 100)
         lines, _, said = out.partition("\n")
         must(int(lines) > 30 and not said.strip(), f"{page}({section}): {lines} lines; groff: {said}")
@@ -48,13 +48,13 @@ def installed(g: Guest) -> str:
 
 
 def completions(g: Guest) -> str:
-    """bash, zsh and fish find the completions of ashctl by themselves, and offer its commands."""
+    """bash, zsh and fish find the completions of ashctl, and offer its commands."""
     bash = "source /usr/share/bash-completion/bash_completion; _completion_loader ashctl; COMP_WORDS=(ashctl se); COMP_CWORD=1; COMP_LINE='ashctl se'; COMP_POINT=9; $(complete -p ashctl | sed 's/.*-F \\([^ ]*\\).*/\\1/') ashctl se ashctl; echo ${COMPREPLY[*]}"
     offered = {"bash": g.run(f"bash -c {quoted(bash)}", 60).split()}
     offered["fish"] = [line.split()[0] for line in g.run("fish -c 'complete -C \"ashctl se\"'", 60).splitlines()]
     for shell, words in offered.items():
         must("session" in words, f"{shell} offers {words} for `ashctl se`")
-    # Where compinit looks; itself it takes minutes under emulation.
+    # The directory that compinit searches; compinit itself takes minutes under emulation.
     zsh = g.run("zsh -fc 'for file in $^fpath/_ashctl(N); do print $file; head -n1 $file; zsh -n $file && grep -c session $file; done'", 60).split()
     must(zsh[1:3] == ["#compdef", "ashctl"] and int(zsh[3]) >= 1, f"zsh: {zsh}")
     return "bash, fish and zsh"
@@ -65,7 +65,7 @@ def quoted(text: str) -> str:
 
 
 def units_running(g: Guest) -> str:
-    """What runs is what the units say: user, slice, network, order in which the kernel kills for memory; the STATUS line counts."""
+    """Processes are as the units say: user, slice, network, OOM score; the STATUS line counts sessions."""
     s = g.live()
     pids = g.pids() | {"sandboxes": g.pid("ash-sandboxes"), "claude": g.claude_pid(s)}
     see = lambda file: {name: g.run(f"cat /proc/{pid}/{file}").strip() for name, pid in pids.items()}
@@ -75,7 +75,7 @@ def units_running(g: Guest) -> str:
     must(all("/ash.slice/" in text for text in groups.values()), f"not below ash.slice: {groups}")
     owner = {name: g.run(f"ps -o user:32= -p {pid}").strip() for name, pid in pids.items() if name != "claude"}
     must(owner == {"ashd": "ashd", "ash-gateway": "ash-gateway", "ash-launcher": "root", "sandboxes": "root"}, f"users: {owner}")
-    # What each daemon put on itself; the units' own filters are some of Seccomp_filters.
+    # Each daemon's own confinement; Seccomp_filters also counts those of the units.
     daemons = {name: pid for name, pid in pids.items() if name.startswith("ash")}
     for name, pid in daemons.items():
         told = g.run(f"grep -E '^(NoNewPrivs|Seccomp):' /proc/{pid}/status; grep '^Max core' /proc/{pid}/limits; stat -c %u /proc/{pid}/environ").split()
@@ -97,7 +97,7 @@ def units_running(g: Guest) -> str:
 
 
 def apparmor(g: Guest) -> str:
-    """The profile is loaded and attached to the launcher where the parser knows it; where not, it is left out and nothing fails."""
+    """The profile is loaded and attached to the launcher if the parser supports it; otherwise it is left out and nothing fails."""
     shipped, active = "/usr/share/ashd/apparmor/ash-launcher", "/etc/apparmor.d/ash-launcher"
     must(g.run("cat /sys/module/apparmor/parameters/enabled").strip() == "Y", "this kernel runs without AppArmor: the step shows nothing")
     must("active" == g.run("systemctl is-active apparmor; true").strip(), f"apparmor.service: {g.run('systemctl status --no-pager apparmor; true')}")

@@ -1,4 +1,4 @@
-"""Steps of the full form about the journal: a session's story, the catalog, and that no secret is in it."""
+"""Steps of the full form about the journal: the entries of a session, the catalog, and no secrets."""
 
 from guest_api import Guest, must
 from steps_host import real_claude
@@ -10,12 +10,12 @@ OOM_KILLED, KEY_REFUSED, RELOAD_FAILED = (
 
 
 def catalog(g: Guest, message: str, more: str = "") -> str:
-    """What `journalctl -x` prints of the last entry of one kind."""
+    """The output of `journalctl -x` for the last entry of one kind."""
     return g.run(f"journalctl -q --no-pager -x -n 1 MESSAGE_ID={message} {more}")
 
 
 def story(g: Guest) -> str:
-    """`journalctl ASH_SESSION=` tells what ashd, launcher and gateway did with a session, by fields; an OOM has our catalog text."""
+    """`journalctl ASH_SESSION=` shows what ashd, launcher and gateway did with a session, by fields; an OOM has the catalog text."""
     known = g.run("journalctl --list-catalog")
     ids = g.run("sed -n 's/^-- //p' /usr/lib/systemd/catalog/ashd.catalog").split()
     must(len(ids) > 20 and all(ident in known for ident in ids), f"not in systemd's catalog: {[i for i in ids if i not in known]}")
@@ -66,7 +66,7 @@ FIRST, SECOND, TENANT = "sk-ant-machine-planted-first", "sk-ant-machine-planted-
 
 
 def model_key(g: Guest) -> str:
-    """The key comes by LoadCredential= and reaches the model alone; a refused one is told with its remedy; no log and no sandbox has it."""
+    """The key from LoadCredential= reaches only the model; a refused key is reported with its remedy; no log and no sandbox has it."""
     plant = lambda key: g.run(f"echo {key} | install -m 600 /dev/stdin /etc/ashd/anthropic_api_key")
     g.run(f"cat > /opt/machine/upstream.py <<'PY'\n{UPSTREAM}\nPY\nrm -f /run/machine-keys")
     server = g.machine.start_script("exec python3 /opt/machine/upstream.py", 900)
@@ -77,7 +77,7 @@ def model_key(g: Guest) -> str:
             g.run("echo ANTHROPIC_BASE_URL=http://127.0.0.1:4999 > /etc/ashd/gateway.env; systemctl restart ash-gateway", 100)
             credential = g.run(f"echo {TENANT} | ashctl credentials add anthropic --label planted").strip()
             s = g.session()
-            # claude asks again and again, for minutes.
+            # claude retries for minutes.
             turn = g.machine.start_script(f"ashctl session send {s} hello", 500)
             took = g.wait_until(f"journalctl -q --no-pager MESSAGE_ID={KEY_REFUSED} ASH_SESSION={s} | grep -q .", 200, "the refused key is in the journal")
             asked = g.run("sort -u /run/machine-keys").split()
@@ -86,7 +86,7 @@ def model_key(g: Guest) -> str:
             must("The model's API refuses the key" in shown and "/etc/ashd/anthropic_api_key" in shown, f"journalctl -x:\n{shown}")
             remedy = "systemctl restart ash-gateway"
             must(remedy in shown, f"the remedy is not `{remedy}`:\n{shown}")
-            # Done as it says, in mid-turn.
+            # Apply the remedy during the turn.
             plant(SECOND)
             g.run(f"{remedy}; rm -f /run/machine-keys", 100)
             g.wait_until("test -s /run/machine-keys", 200, "claude asks the model again")

@@ -1,11 +1,11 @@
-"""Steps of the full form that show the kernel layer on pure cgroup v2: this repository's own tests inside the machine, the
-time of a start beside bwrap's, and memory.reclaim.
+"""Steps about the kernel layer on pure cgroup v2: this repository's tests inside the machine, the time of a start compared
+with bwrap, and memory.reclaim.
 
     host: cargo test --no-run --> the tests, our programs, fake claude and hostile payload (stripped) --> the machine: the same paths, by a bind mount
 
-A test knows the programs it starts by the absolute path they were built at, so the machine has them there while a step
-runs. Each test is a process of its own, as with nextest, in the cgroup of the machine's agent: one that it shares with others, so that every
-launcher makes its groups directly below /sys/fs/cgroup.
+A test contains the absolute build paths of the programs it starts, so the machine has them at the same paths while a step
+runs. Each test is a process of its own, as with nextest, in the cgroup of the machine's agent. That cgroup is shared, so every
+launcher creates its groups directly below /sys/fs/cgroup.
 """
 
 import json
@@ -17,21 +17,21 @@ from guest_api import Guest, StepFailed, must
 
 MIB = 1 << 20
 
-#: Everything that has to do with cgroups, freezing, limits, reclaiming; `pause_ladder` and `doctor` have the real Claude Code.
+#: Tests of cgroups, freezing, limits and reclaiming; `pause_ladder` and `doctor` use the real Claude Code.
 TESTS = ["cgroup", "launcher", "kernel_sandbox", "kernel_hostile", "api_limits", "api_limits_reached", "api_limits_causes", "api_limits_io",
          "api_pause", "api_confinement", "pause_ladder", "doctor"]  # fmt: skip
-#: What some of them run inside sandboxes, or beside them.
+#: Packages that some of them need.
 PACKAGES = ["bubblewrap", "nodejs", "gcc", "libc6-dev", "git"]
-#: By how much the emulated processor is slower, in the waits of the tests.
+#: Factor on the tests' time limits for the emulated CPU.
 PATIENCE = 15
-#: Seconds of one test. The longest runs some hundred programs in sandboxes, of which many must be seen to hang.
+#: Seconds of one test. The longest runs some hundred programs in sandboxes, many of which must be seen to hang.
 LIMIT = 3600
-#: The toolchain that built the tests is a GiB, and has nothing to do with cgroups: seen on the host, by the same test.
+#: Needs the toolchain (1 GiB), and does not concern cgroups: runs on the host only.
 NOT_HERE = {"policy::cargo_and_job_control_work"}
 
 
 def profile() -> str:
-    """Cargo's, of the tests and of what they start: ASHD_TESTS_PROFILE, else the package's own."""
+    """The cargo profile of the tests and their programs: ASHD_TESTS_PROFILE, else that of the package."""
     return os.environ.get("ASHD_TESTS_PROFILE") or os.environ.get("ASHD_PROFILE", "dev")
 
 
@@ -41,7 +41,7 @@ def directory() -> str:
 
 @contextmanager
 def placed(g: Guest):
-    """The programs at the paths they were built at."""
+    """The programs at their build paths."""
     at, files = g.kept["target"] / directory(), f"/opt/machine/{directory()}"
     g.run(f"mkdir -p {at} && mount --bind {files} {at}")
     claude = f"/opt/claude-{g.run('cat /opt/machine/claude-version').strip()}"
@@ -57,7 +57,7 @@ def names(listed: str) -> list[str]:
 
 
 def kernel_tests(g: Guest) -> str:
-    """The tests of cgroups, launcher, sandbox, limits, pause ladder and hostile payload, each one in the machine."""
+    """Runs the tests of cgroups, launcher, sandbox, limits, pause ladder and hostile payload in the machine."""
     only = re.compile(os.environ.get("ASHD_MACHINE_TESTS", ""))
     failed, passed = [], 0
     with placed(g) as at:
@@ -83,7 +83,7 @@ def kernel_tests(g: Guest) -> str:
 
 
 def start_v2(g: Guest) -> str:
-    """A sandbox with every layer and all limits, from the request to `/bin/true`, beside bwrap: what the ratio is on pure cgroup v2."""
+    """Time from the request to `/bin/true` for a sandbox with every layer and all limits, compared with bwrap, on pure cgroup v2."""
     with placed(g) as at:
         _, out = g.status(f"cd {at} && {at}/tests/perf start", 1200)
     try:
@@ -98,7 +98,7 @@ def start_v2(g: Guest) -> str:
 
 
 def reclaim_v2(g: Guest) -> str:
-    """A paused session gives its memory to swap through memory.reclaim; a resume in the middle of it ends it; nothing is lost."""
+    """memory.reclaim moves the memory of a paused session to swap; a resume during it ends it; nothing is lost."""
     swap = "/var/swap-machine"
     g.run(f"fallocate -l 1G {swap} && chmod 600 {swap} && mkswap -q {swap} && swapon {swap}", 120)
     g.run("printf '[pause]\\nreclaim_after_ms = 200\\n' > /etc/ashd/ashd.toml.d/50-reclaim.toml && systemctl restart ashd")
@@ -112,7 +112,7 @@ def reclaim_v2(g: Guest) -> str:
         before = value("memory.current")
         must(before > 400 * MIB, f"memory.current is {before}")
         g.ok("POST", f"/api/sessions/{s}/pause", {}, 60)
-        # In mid-way: some has gone, most has not.
+        # Part of the memory is reclaimed, most is not.
         g.wait_until(f"[ $(cat {group}/memory.swap.current) -gt {16 * MIB} ]", 60, "memory begins to go to swap")
         g.ok("POST", f"/api/sessions/{s}/resume", {}, 60)
         told = lambda end: f"journalctl -q -o json --since -20min ASH_SESSION={s} | grep '\"MESSAGE\":\"reclaimed\"' | grep MemoryReclaim | grep -q {end}"

@@ -8,7 +8,7 @@ MIB = 1 << 20
 
 
 def pids_limit(g: Guest) -> str:
-    """A fork bomb meets pids.max: fork fails, the cause is told, the session lives."""
+    """A fork bomb reaches pids.max: fork fails, the cause is reported, the session continues."""
     s = g.session()
     g.ok("PATCH", f"/api/sessions/{s}/limits", {"pids": 32})
     g.said(s, '@tool Bash {"command": "for i in $(seq 100); do sleep 20 & done; wait -n; true"}\n@text over')
@@ -40,7 +40,7 @@ def cpu_limit(g: Guest) -> str:
 
 
 def slice_limit(g: Guest) -> str:
-    """`systemctl set-property ash.slice` caps everything together: the OOM is inside the slice, the daemon survives it."""
+    """`systemctl set-property ash.slice` limits everything together: the OOM is inside the slice, and the daemon survives."""
     s = g.session()
     before = g.pids()
     g.run("systemctl set-property --runtime ash.slice MemoryMax=200M MemoryHigh=infinity")
@@ -60,9 +60,9 @@ def slice_limit(g: Guest) -> str:
 
 
 def io_limit(g: Guest) -> str:
-    """Bandwidth of the disk, set on the slice with systemd's own property, acts on a session's writes."""
+    """A disk bandwidth set on the slice with systemd's property limits a session's writes."""
     s = g.session()
-    # The device of /var/lib/ashd itself: /dev/root is only a name in the mount table.
+    # The device of /var/lib/ashd: /dev/root is only a name in the mount table.
     device = g.run("lsblk -ndo PATH $(readlink -f /dev/nvme0n1) 2>/dev/null || echo /dev/nvme0n1").strip()
     g.run(f"systemctl set-property --runtime ash.slice 'IOWriteBandwidthMax={device} 2M'")
     try:
@@ -77,7 +77,7 @@ def io_limit(g: Guest) -> str:
 
 
 def landlock_floor(g: Guest) -> str:
-    """A floor above what this kernel has: no session starts, and error, journal and doctor say what is missing and the way out."""
+    """With a floor above this kernel's features no session starts; error, journal and doctor name the feature and the remedy."""
     g.live()
     abi = int(g.run("python3 -c \"import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))\""))
     g.run(f"printf '[confinement]\\nlandlock_abi = {abi + 1}\\n' > /etc/ashd/ashd.toml.d/50-floor.toml && systemctl restart ashd")

@@ -1,4 +1,4 @@
-"""Steps of the full form about what an operator types: every command of ashctl, a faulty configuration, a backup."""
+"""Steps of the full form about an operator's commands: every command of ashctl, a faulty configuration, a backup."""
 
 import json
 
@@ -26,7 +26,7 @@ def ashctl(g: Guest) -> str:
     does("runuser -u nobody -- ashctl agent list", code=4)
     g.run("id operator-of-ashd >/dev/null 2>&1 || useradd -G ashd operator-of-ashd")
     does("runuser -u operator-of-ashd -- ashctl agent list")
-    # A folder that the hardened daemon cannot read.
+    # A directory that the hardened daemon cannot read.
     g.run("install -d -m 700 /root/hers && echo '# Hers' > /root/hers/CLAUDE.md")
     does("ashctl agent deploy /root/hers --env TEAM=blue", "deployed hers")
     does("ashctl agent list", "hers")
@@ -45,7 +45,7 @@ def ashctl(g: Guest) -> str:
     does(f"ashctl session confinement {s}", "seccomp", "confined: true")
     tail = g.machine.start_script(f"timeout 60 ashctl session tail {s} | grep -m1 -q seen-by-tail", 80)
     g.wait_until("pgrep -f '[a]shctl session tail'", 30, "tail runs")
-    for _ in range(3):  # the first may come before the tail has joined
+    for _ in range(3):  # the first may be sent before the tail has joined
         g.status("sleep 2")
         does(f"ashctl session send {s} '@text seen-by-tail'")
     status, out = g.machine.finish(tail, 80)
@@ -82,14 +82,14 @@ def ashctl(g: Guest) -> str:
 
 
 def doctor(g: Guest) -> str:
-    """`ashctl doctor` in its three exit codes: all well, a warning with its remedy, a failure with its own."""
+    """`ashctl doctor` with its three exit codes: success, a warning with its remedy, a failure with its remedy."""
     g.live()
     findings = lambda out: {f["check"]: f for f in json.loads(out)["findings"]}
     status, out = g.status("ashctl doctor --json", 150)
     odd = [f"{f['check']}: {f['found']}" for f in findings(out).values() if f["status"] != "ok"]
     must(status == (1 if odd else 0), f"status {status} with {odd}")
     must(not any(f["status"] == "failure" for f in findings(out).values()), f"{odd}")
-    # What it warns of on a machine of this size is mended: the disk's room, swap, how many processes there may be.
+    # Fix what it warns of on a machine of this size: disk space, swap, the number of processes.
     g.run("resize2fs /dev/nvme0n1 2>&1", 200)
     swap = "/var/swap-doctor"
     g.run(f"fallocate -l 256M {swap} && chmod 600 {swap} && mkswap -q {swap} && swapon {swap}; sysctl -q -w kernel.threads-max=60000", 120)
@@ -109,7 +109,7 @@ def doctor(g: Guest) -> str:
 
 
 def check_config(g: Guest) -> str:
-    """A faulty drop-in is named by file, line, key and nearest name; no reload takes it; a start waits for it to be mended; sessions go on."""
+    """A faulty drop-in is reported by file, line, key and nearest name; reloads refuse it; a start waits for a fix; sessions continue."""
     s = g.live()
     claude, pid = g.claude_pid(s), g.pid("ashd")
     drop_in = "/etc/ashd/ashd.toml.d/50-machine.toml"
@@ -121,7 +121,7 @@ def check_config(g: Guest) -> str:
         status, out = g.status("systemctl reload ashd", 60)
         must(status != 0, "systemctl reload says that it took a faulty configuration over")
         must(g.pid("ashd") == pid and '"status":"ok"' in g.run("curl -s --max-time 55 http://127.0.0.1:4100/health"), "the refused reload hurt the service")
-        # Past systemd's guard, ashd guards itself, and says so to whoever is on call.
+        # Without systemd's check, ashd checks by itself, and logs an event for the operator.
         g.run("systemctl kill -s HUP --kill-who=main ashd")
         g.wait_until(f"journalctl -q --no-pager --since -1min MESSAGE_ID={RELOAD_FAILED} | grep -q max_sandboxez", 40, "the refusal is in the journal")
         must("Subject: The configuration was not applied" in catalog(g, RELOAD_FAILED), f"journalctl -x: {catalog(g, RELOAD_FAILED)}")
@@ -135,7 +135,7 @@ def check_config(g: Guest) -> str:
         must(g.claude_pid(s) == claude, "claude did not survive")
     finally:
         g.run(f"rm -f {drop_in}")
-    # Nothing else is done: systemd tries again and again.
+    # Nothing else is needed: systemd keeps trying.
     took = g.serving()
     g.end_turn(turn, 320)
     g.units_active()
@@ -144,7 +144,7 @@ def check_config(g: Guest) -> str:
 
 
 def backup(g: Guest) -> str:
-    """A backup in mid-turn is verified, a damaged one refused; restored it has sessions, histories and files of its time; they resume."""
+    """A backup during a turn is verified, a damaged one refused; a restore brings back sessions, histories and files, which resume."""
     s, busy = g.session(), g.session()
     g.said(s, "@text remember the lighthouse\n@write kept.txt of the backup")
     history = lambda: g.ok("GET", f"/api/sessions/{s}/messages?limit=1000")["messages"]
@@ -160,7 +160,7 @@ def backup(g: Guest) -> str:
     must(status == 1, f"a cut archive: status {status} {out}")
     status, out = g.status("ashctl restore /root/ashd.tar.gz", 200)
     must(status != 0 and "stop" in out, f"restored under a running ashd: {status} {out}")
-    # What is lost afterwards comes back; what came afterwards is gone, but for the old data beside it.
+    # Data lost after the backup comes back; data created after it exists only in the old directory beside it.
     g.said(s, "@write kept.txt overwritten")
     later = g.session()
     g.run("systemctl stop ashd.socket ashd 2>&1", 60)

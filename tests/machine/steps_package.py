@@ -1,10 +1,10 @@
-"""Steps of the full form about the package: upgrade and reload in mid-turn, reinstallation."""
+"""Steps of the full form about the package: upgrade and reload during a turn, reinstallation."""
 
 from guest_api import Guest, must
 
 
 def launcher_reload(g: Guest) -> str:
-    """`systemctl reload ash-launcher` in mid-turn: the program is executed again in place, and no sandbox notices."""
+    """`systemctl reload ash-launcher` during a turn: the program is executed again in place, without effect on sandboxes."""
     s = g.live()
     turn = g.begin_turn(s, 200)
     g.mid_turn(s)
@@ -20,7 +20,7 @@ def launcher_reload(g: Guest) -> str:
 
 
 def reload(g: Guest) -> str:
-    """`systemctl reload ashd`: a faulty file is refused and changes nothing; a good one holds at once."""
+    """`systemctl reload ashd`: a faulty file is refused and changes nothing; a good one applies at once."""
     pid = g.pid("ashd")
     g.run("printf '[limits]\\npidz = 100\\n' > /etc/ashd/ashd.toml.d/50-machine.toml")
     status, out = g.status("systemctl reload ashd; journalctl -q --no-pager -u ashd -n 20", 60)
@@ -39,11 +39,11 @@ def reload(g: Guest) -> str:
 
 
 def upgrade(g: Guest) -> str:
-    """`apt install` of the next version in mid-turn: the session keeps its claude, its client misses nothing."""
+    """`apt install` of the next version during a turn: the session keeps its claude, its client misses nothing."""
     s = g.live()
     old = g.run("dpkg-query -W -f '${Version}' ashd")
     claude, before = g.claude_pid(s), g.pids()
-    # Long enough that the turn still runs when the maintainer scripts are through, also in emulation.
+    # Long enough that the turn still runs after the maintainer scripts, also under emulation.
     turn = g.begin_turn(s, 3000, 400)
     g.mid_turn(s)
     begin = g.now()
@@ -67,7 +67,7 @@ def upgrade(g: Guest) -> str:
 
 
 def reinstall(g: Guest) -> str:
-    """remove keeps the data; the package installed again finds sessions, keys and configuration as they were."""
+    """remove keeps the data; after a reinstallation, sessions, keys and configuration are unchanged."""
     s = g.live()
     key = g.run("cat /var/lib/ashd/initial-api-key")
     g.run("printf '[pool]\\nmax_sandboxes = 77\\n' > /etc/ashd/ashd.toml.d/50-machine.toml")

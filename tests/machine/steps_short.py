@@ -1,4 +1,4 @@
-"""The steps of the short form: what every change must keep. Each prints what it saw; each fails with what was promised."""
+"""The steps of the short form, required for every change. Each prints its observations, and on failure the expected result."""
 
 from guest_api import Guest, must
 
@@ -16,13 +16,13 @@ def install(g: Guest) -> str:
     must(g.run("curl -s --unix-socket /run/ashd/ashd.sock http://ashd/health").startswith('{"status":"ok"'), "no health on the unix socket")
     status = g.run("systemctl show -p StatusText --value ashd").strip()
     must("session" in status, f"STATUS is {status!r}")
-    # The fake goes where `ashctl claude install` puts the real one.
+    # The fake is installed where `ashctl claude install` puts the real one.
     g.run("d=/var/lib/ash-claude/$(cat /opt/machine/claude-version); install -d -m755 $d && install -m755 /opt/machine/fake-claude $d/claude")
     return f"apt install to serving {took:.1f} s; status: {status}"
 
 
 def privileges(g: Guest) -> str:
-    """ashd and the gateway hold no capability and are nobody special; the launcher holds what its unit names."""
+    """ashd and the gateway have no capability and ordinary users; the launcher has the capabilities of its unit."""
     pids = g.pids()
     for unit in ("ashd", "ash-gateway"):
         text = g.run(f"grep -E '^(Uid|Cap(Inh|Prm|Eff|Bnd|Amb)|NoNewPrivs)' /proc/{pids[unit]}/status")
@@ -32,7 +32,7 @@ def privileges(g: Guest) -> str:
     sets = g.run(f"sed -n 's/^Cap\\(Prm\\|Bnd\\):.//p' /proc/{pids['ash-launcher']}/status").split()
     permitted, bounding = (int(text, 16) for text in sets)
     must(bounding & ~permitted == 0 and bin(permitted).count("1") <= 9, f"the launcher holds {permitted:x}, bounding set {bounding:x}")
-    # ashd has no way out: loopback only, and it may not read the model's key.
+    # ashd reaches only loopback, and cannot read the model's key.
     must(g.run("systemctl show -p IPAddressDeny --value ashd").strip() != "", "ashd may reach the network")
     return f"ashd and gateway none; launcher {bin(permitted).count('1')} capabilities ({permitted:x})"
 
@@ -55,7 +55,7 @@ def session(g: Guest) -> str:
 
 
 def confinement(g: Guest) -> str:
-    """Every layer measured in force, by a probe inside the sandbox; and what /proc says from outside."""
+    """Every layer is in force, measured by a probe inside the sandbox and in /proc from outside."""
     s = g.live()
     proof = g.ok("GET", f"/api/sessions/{s}/confinement")["confinement"]
     lacking = [layer for layer in proof["layers"] if not layer["inForce"]]
@@ -74,7 +74,7 @@ def confinement(g: Guest) -> str:
 
 
 def restart(g: Guest) -> str:
-    """`systemctl restart ashd`, then kill -9, both in mid-turn: the client that rejoins has every event once."""
+    """`systemctl restart ashd`, then kill -9, both during a turn: the client that rejoins has every event once."""
     s = g.live()
     turn = g.begin_turn(s, 400)
     g.mid_turn(s)
@@ -93,7 +93,7 @@ def restart(g: Guest) -> str:
 
 
 def out_of_memory(g: Guest) -> str:
-    """A real OOM on cgroup v2: its cause in the stream, the timeline and the journal; the session can go on."""
+    """A real OOM on cgroup v2: its cause is in the stream, the timeline and the journal; the session can continue."""
     s = g.session()
     g.ok("PATCH", f"/api/sessions/{s}/limits", {"memoryBytes": 64 * MIB, "swapBytes": 0})
     must(g.run(f"cat {g.cgroup(s)}/memory.max").strip() == str(64 * MIB), "memory.max is not the new limit")
@@ -128,7 +128,7 @@ def remove(g: Guest) -> str:
 
 
 def nothing_left(g: Guest):
-    """No file, user, unit, mount, process or cgroup of ours."""
+    """No file, user, unit, mount, process or cgroup of ashd."""
     left = g.run("ls -d /var/lib/ashd /var/lib/ash-claude /etc/ashd /run/ashd /usr/lib/ashd /etc/systemd/system/*ash* /etc/systemd/system/*/ash* /etc/apparmor.d/ash* 2>/dev/null; "
                  "getent passwd ashd ash-gateway; getent group ashd ash-gateway; grep ashd /proc/mounts; pgrep -a 'ash-|ashd'; "
                  "systemctl list-units --all --plain --no-legend 'ash*' | awk '$2 != \"not-found\"'; "

@@ -1,9 +1,9 @@
 #!/usr/bin/python3
 """usage: unpack_kernel.py BZIMAGE OUT [COMMAND...]
 
-Writes the ELF kernel that is packed in a bzImage. Where it lies is said by the boot protocol's header
-(Documentation/arch/x86/boot.rst: setup_sects at 0x1f1, payload_offset and payload_length at 0x248, protocol 2.08 and later).
-COMMAND is put before the tool that unpacks it, such as `chroot DIR`.
+Writes the ELF kernel of a bzImage. The boot protocol's header has its position (Documentation/arch/x86/boot.rst:
+setup_sects at 0x1f1, payload_offset and payload_length at 0x248, protocol 2.08 and later).
+COMMAND is a prefix of the unpacking tool, such as `chroot DIR`.
 """
 
 import subprocess
@@ -20,9 +20,9 @@ offset, length = (int.from_bytes(image[at : at + 4], "little") for at in (0x248,
 payload = image[real_mode + offset : real_mode + offset + length]
 tool = next((tool for magic, tool in TOOLS.items() if payload.startswith(magic)), None)
 if tool is None:
-    sys.exit(f"{source}: packed in a way this program does not know ({payload[:6].hex()})")
-# The size of what is packed follows it in four bytes, which some tools take for a damaged second part: their status
-# says nothing, the result does.
+    sys.exit(f"{source}: unknown compression ({payload[:6].hex()})")
+# Four bytes with the unpacked size follow the data. Some tools report them as damage, so the result is checked instead of
+# the exit status.
 kernel = subprocess.run([*prefix, tool, "-dc"], input=payload, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 if not kernel.stdout.startswith(b"\x7fELF"):
     sys.exit(f"{source}: no ELF kernel inside ({tool}: {kernel.stderr.decode(errors='replace').strip()})")

@@ -2,9 +2,9 @@
 
     stopped --start--> running --reboot, powercut--> running --stop--> stopped
 
-The disk is a copy of the image (the image stays as it was made) and outlives `stop`, so a stopped machine may be started
-again. The machine has no network device. Files go in as a tar on a second, read-only disk (`/dev/nvme1n1`).
-Undo of everything made here: `stop`, then removing the directory.
+The disk is a copy of the image, which does not change. It survives `stop`, so a stopped machine can be started again. The
+machine has no network device. A second, read-only disk (`/dev/nvme1n1`) is a tar with the files.
+To undo everything: `stop`, then remove the directory.
 """
 
 import ctypes
@@ -24,24 +24,24 @@ PR_SET_PDEATHSIG = 1
 
 
 class MachineError(Exception):
-    """The machine did not do what it must; the text says what, and what its console said last."""
+    """A failure of the machine, with the end of its console."""
 
 
 def die_with_parent():
-    """QEMU must not outlive a test that was killed."""
+    """QEMU must not outlive a killed test."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @functools.cache
 def ticks_khz() -> int:
-    """Frequency of this processor's time stamp counter, which is the emulated one's too: measured, because a guest that
-    measures it on a host under load can be wrong by a factor, and all its clocks and time-outs with it."""
+    """Frequency of the CPU's time stamp counter, also of the emulated one. Measured here, because a guest on a busy host can
+    measure a wrong value, which makes all its clocks and time-outs wrong."""
     code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code.write(bytes.fromhex("0f31 48c1e220 4809d0 c3"))  # rdtsc; shl rdx, 32; or rax, rdx; ret
     ticks = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
 
     def look() -> tuple[int, int]:
-        """Ticks and nanoseconds of one moment: the narrowest of some pairs, in which nobody was interrupted."""
+        """Ticks and nanoseconds of one moment: the shortest of some measurements, without an interruption."""
         pairs = [(ticks(), time.monotonic_ns(), ticks()) for _ in range(50)]
         before, now, after = min(pairs, key=lambda pair: pair[2] - pair[0])
         return (before + after) // 2, now
@@ -60,7 +60,7 @@ class Machine:
         self.buffer, self.serial, self.boot, self.boots = b"", 0, None, 0
         self.answers = {}
 
-    # -- life
+    # -- start and stop
 
     def start(self, limit: float):
         """Boots and waits until the agent answers, at most `limit` seconds."""
@@ -70,12 +70,12 @@ class Machine:
         disk = self.directory / "disk.img"
         if not disk.exists():
             subprocess.run(["cp", "--sparse=always", "--reflink=auto", self.image / "root.img", disk], check=True)
-            # Room behind the file system, for a step that lets it grow.
+            # Space after the file system, for a step that grows it.
             os.truncate(disk, 12 << 30)
         (self.directory / "agent").unlink(missing_ok=True)
         arguments = [
             "qemu-system-x86_64", "-name", "ashd-machine", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
-            # Never /dev/kvm: where tests run it is absent, or nested and broken.
+            # No /dev/kvm: on test hosts it is absent, or nested and broken.
             "-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max",
             "-smp", str(self.processors), "-m", str(self.memory_mib),
             "-kernel", str(self.image / "vmlinux"),
@@ -99,7 +99,7 @@ class Machine:
             raise
 
     def stop(self):
-        """Ends QEMU at once, as if the cable were pulled. What the guest had written to its disk stays."""
+        """Kills QEMU, like a power failure. Data that the guest has written to its disk stays."""
         if self.port:
             self.port.close()
         if self.process:
@@ -109,21 +109,20 @@ class Machine:
         self.buffer, self.answers = b"", {}
 
     def powercut(self, limit: float):
-        """The cable pulled and put back. What was in the guest's page cache is lost; what it had sent to the disk is not
-        (QEMU keeps it in the host's page cache), so this shows what fsync and the journal of the file system are for, not
-        a disk that lies."""
+        """A power failure, then a boot. Data in the guest's page cache is lost; data sent to the disk is not (it is in the
+        host's page cache). So this tests fsync and the file system's journal, but not a disk that loses acknowledged writes."""
         self.stop()
         self.start(limit)
 
     def reboot(self, limit: float):
-        """`systemctl reboot`, and wait for the next boot."""
+        """`systemctl reboot`; waits for the next boot."""
         self.start_script("systemctl reboot")
         self._wait_for_boot(limit)
 
     # -- commands
 
     def run(self, script: str, limit: float = 60, check: bool = True) -> str:
-        """Output of a bash script. Status 0 unless `check` is false; never a silent failure."""
+        """Returns the output of a bash script. A status other than 0 is an error unless `check` is false."""
         status, out = self.finish(self.start_script(script, limit), limit)
         if check and status:
             raise MachineError(f"status {status} of: {script.strip()}\n{out.strip()}")
@@ -133,7 +132,7 @@ class Machine:
         return self.finish(self.start_script(script, limit), limit)
 
     def start_script(self, script: str, limit: float = 60) -> int:
-        """Begins a script that runs beside others; `finish` has its end."""
+        """Starts a script that runs concurrently; `finish` waits for its end."""
         self.serial += 1
         self._send({"id": self.serial, "run": script, "limit": limit})
         return self.serial
@@ -160,7 +159,7 @@ class Machine:
         while True:
             port = socket.socket(socket.AF_UNIX)
             try:
-                os.chdir(self.directory)  # the path of a socket holds 107 bytes; a build directory may be deeper
+                os.chdir(self.directory)  # a socket's path has at most 107 bytes; a build directory may be deeper
                 port.connect("agent")
                 self.port = port
                 return
@@ -173,11 +172,11 @@ class Machine:
                 os.chdir(here)
 
     def _wait_for_boot(self, limit: float):
-        """Until an agent of another boot than the last one answers."""
+        """Waits until an agent of a new boot answers."""
         deadline, last = time.monotonic() + limit, self.boot
         self.answers.clear()
         while self.boot == last:
-            # Nobody reads yet, and on a host under load not for long: what has been sent is answered when somebody does.
+            # The agent does not read yet, on a busy host for a long time; it answers pings when it starts to read.
             if select.select([], [self.port], [], 0)[1]:
                 self._send({"ping": 0})
             until = time.monotonic() + 1
@@ -190,11 +189,11 @@ class Machine:
     def _send(self, request: dict):
         data = b"\n" + json.dumps(request).encode() + b"\n"
         try:
-            # A host under load, or one that stops QEMU for a measurement, is no failure of the machine.
+            # A busy host, or one that stops QEMU for a measurement, is not a failure of the machine.
             self.port.settimeout(200)
             self.port.sendall(data)
         except OSError as error:
-            raise MachineError(f"the machine takes no commands: {error}; QEMU: {self._qemu_log()}") from error
+            raise MachineError(f"the machine accepts no commands: {error}; QEMU: {self._qemu_log()}") from error
 
     def _receive(self, deadline: float, wanted: str | None):
         left = deadline - time.monotonic()
@@ -209,7 +208,7 @@ class Machine:
         for line in filter(None, lines):
             try:
                 answer = json.loads(line)
-            except ValueError:  # cut off by a reset in mid-line
+            except ValueError:  # a line cut off by a reset
                 continue
             if "pong" in answer:
                 self.boot = answer["boot"]
@@ -220,7 +219,7 @@ class Machine:
         return (self.directory / "qemu.log").read_text(errors="replace")[-800:].strip()
 
     def console(self) -> str:
-        """What the kernel and systemd printed last."""
+        """The last output of the kernel and systemd."""
         path = self.directory / "console"
         return path.read_text(errors="replace")[-3000:].strip() if path.exists() else "(nothing)"
 

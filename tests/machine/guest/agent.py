@@ -1,14 +1,14 @@
 #!/usr/bin/python3
-"""The guest's half of tests/machine: carries out commands that come over a virtio serial port.
+"""The guest's part of tests/machine: executes commands from a virtio serial port.
 
-One JSON object a line, both ways:
+One JSON object per line, in both directions:
 
     host:  {"ping": N}                               guest: {"pong": N, "boot": "<boot id>"}
     host:  {"id": N, "run": "script", "limit": S}    guest: {"id": N, "status": S, "out": "..."}
 
-A script runs with bash, in a session of its own; stdout and stderr are one text, of which the last MiB is kept. Past its
-limit (seconds) it is killed, with status 124. Several run at the same time. The answer comes when the script itself has
-ended, whatever it left in the background.
+A script runs with bash in its own session. Stdout and stderr are one text, of which the last MiB is kept. At its limit
+(seconds) it is killed, with status 124. Several scripts can run at once. The answer is sent when the script itself has
+ended, even if it left background processes.
 """
 
 import glob
@@ -48,7 +48,7 @@ def run(port, ident, script, limit):
             cwd="/root",
             env=ENVIRONMENT,
             start_new_session=True,
-            # The agent is the last to die of want of memory; its commands are ordinary processes.
+            # The OOM killer spares the agent; its commands are ordinary processes.
             preexec_fn=lambda: open("/proc/self/oom_score_adj", "w").write("0"),
         )
         try:
@@ -74,14 +74,14 @@ def main():
     pending = b""
     while True:
         data = os.read(port, 1 << 16)
-        if not data:  # nobody is attached to the other side
+        if not data:  # the other side is not connected
             time.sleep(0.05)
             continue
         *lines, pending = (pending + data).split(b"\n")
         for line in lines:
             try:
                 request = json.loads(line)
-            except ValueError:  # the end of a line whose beginning an earlier agent took
+            except ValueError:  # the rest of a line that an earlier agent began to read
                 continue
             if "ping" in request:
                 say(port, {"pong": request["ping"], "boot": boot})

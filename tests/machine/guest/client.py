@@ -1,11 +1,11 @@
 #!/usr/bin/python3
 """usage: client.py SESSION WORDS [--turn TEXT] [--limit SECONDS]
 
-A client that rejoins, inside the machine. It sends one message, reads its stream, and whenever the stream breaks comes back with
-`Last-Event-ID`, until `done`. Then it compares what it received, frame by frame, with a replay of the whole turn and with
-the history, and says so as one JSON object. Exit status 1 when anything was lost, doubled, out of order or different.
+A client inside the machine that rejoins. It sends one message and reads its stream. When the stream breaks it reconnects with
+`Last-Event-ID`, until `done`. Then it compares the received frames with a replay of the whole turn and with the history, and
+prints the result as one JSON object. Exit status 1 when anything was lost, duplicated, out of order or different.
 
-WORDS is how often the turn says the word `w` (0: not checked); TEXT is the message instead of `@delay 50ms, @repeat WORDS w`.
+WORDS is how often the turn prints the word `w` (0: not checked); TEXT replaces the message `@delay 50ms, @repeat WORDS w`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ refused, last = 0, None
 
 
 def request(method, path, body=None, headers=None):
-    """The open response; tried again while nobody can be reached."""
+    """The open response; retried while the server cannot be reached."""
     global refused, last
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", **(headers or {})}
     while True:
@@ -40,7 +40,7 @@ def request(method, path, body=None, headers=None):
             connection.request(method, path, body and json.dumps(body), headers)
             response = connection.getresponse()
         except ConnectionRefusedError:
-            refused += 1  # the socket is systemd's: this must not happen while ashd restarts
+            refused += 1  # systemd holds the socket: this must not happen while ashd restarts
         except (OSError, http.client.HTTPException) as error:
             last = error
         else:
@@ -73,7 +73,7 @@ def until_done(response, received):
     told = False
     for frame in frames(response):
         received.append(frame)
-        if not told and frame[1] == "text_delta":  # for a test that wants to break the stream, once it is there
+        if not told and frame[1] == "text_delta":  # for a test that breaks the stream after it has started
             open(f"/run/machine-client-{arguments.session}", "w").write(f"{joins}\n")
             told = True
         if frame[1] == "done":
@@ -90,12 +90,12 @@ message = {
     "includePartialMessages": True,
 }
 received, joins = [], 0
-# The same key on every try: the message is carried out once, whatever happens to the connection.
+# The same key on every try: the message is sent once, whatever happens to the connection.
 once = {"Idempotency-Key": str(uuid.uuid4())}
 finished = False
 while not received:
     response = request("POST", f"{PATH}/messages", message, once)
-    if response.status == 409 and response.headers.get("Retry-After"):  # of a daemon that was killed in the middle of it
+    if response.status == 409 and response.headers.get("Retry-After"):  # the daemon was killed during the request
         response.read()
         time.sleep(float(response.headers["Retry-After"]))
         continue
@@ -113,7 +113,7 @@ number = lambda frame: tuple(int(part) for part in frame[0].split(":"))
 turn = number(received[0])[0]
 faults = []
 if any(number(a) >= number(b) for a, b in zip(received, received[1:])):
-    faults.append("ids do not grow: something came twice or out of order")
+    faults.append("ids do not grow: a frame is duplicated or out of order")
 
 replay = []
 for frame in frames(stream("0:0:0")):

@@ -10,7 +10,7 @@
 //!     +----+---------------+---+
 //!          |               | which session may use which key
 //!          |          +----v-------------------+
-//!          |          | ash-gateway            |  the only process with the model key and a way out
+//!          |          | ash-gateway            |  the only process with model key and network
 //!          |          +----^-------------------+
 //!          | typed requests| listeners inside the sandboxes' empty networks
 //!     +----v---------------+---+

@@ -331,7 +331,7 @@ async fn keys_have_a_number() {
     }
     assert_eq!(all, 999, "with the one it began with");
     let refused = acme.post("/api/api-keys", json!({"label": "l"})).await;
-    assert!(refused.text.contains("there are 1000 API keys of the tenant already"), "{}", refused.text);
+    assert!(refused.text.contains("limit reached: 1000 API keys of the tenant"), "{}", refused.text);
     refused.expect(409);
     let first = acme.get("/api/api-keys").await.expect(200)["keys"][1]["id"].as_str().unwrap().to_owned();
     acme.delete(&format!("/api/api-keys/{first}")).await.expect(204);

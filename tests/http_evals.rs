@@ -113,7 +113,7 @@ async fn what_is_exported_can_be_imported_and_a_bad_case_takes_none() {
     for again in [body, json!({"cases": [{"question": "one more"}]})] {
         let (status, text) = post(&api, "a/eval-cases/import", again).await;
         assert_eq!(status, 409, "{text}");
-        assert!(text["error"].as_str().unwrap().contains("there are 1000 eval cases of the agent already"), "{text}");
+        assert!(text["error"].as_str().unwrap().contains("limit reached: 1000 eval cases of the agent"), "{text}");
     }
     assert_eq!(post(&api, "a/eval-cases", json!({"question": "q"})).await.0, 409);
     let export = get(&api, "a/eval-cases/export").await;

@@ -97,7 +97,8 @@ pub struct ServerConfig {
     pub request_memory_per_tenant: u64,
     /// Milliseconds from a connection to the end of its first request's headers, default 10000.
     pub head_timeout_ms: u64,
-    /// Milliseconds from an answer to the end of the next request's headers on the same connection, default 75000.
+    /// Milliseconds from an answer to the end of the next request's headers on the connection,
+    /// default 75000.
     pub idle_timeout_ms: u64,
     /// Milliseconds without progress in writing an answer until the connection is closed, default
     /// 30000.
@@ -283,7 +284,8 @@ pub struct GatewayConfig {
     /// `/var/lib/ash-gateway` beside `/var/lib/ashd`, else the data directory's name with
     /// `-gateway`.
     pub state_dir: Option<PathBuf>,
-    /// `ASH_ALLOW_INSECURE_UPSTREAM`: allow an `http://` upstream on another host, which sends the key in clear.
+    /// `ASH_ALLOW_INSECURE_UPSTREAM`: allow an `http://` upstream on another host, which sends the
+    /// key in clear.
     pub allow_insecure_upstream: bool,
 }
 

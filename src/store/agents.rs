@@ -11,8 +11,9 @@ use super::{Agent, NewAgent, Store, StoreError};
 use ash_model::{Millis, TenantId, now_ms};
 
 impl Store {
-    /// A new agent, or the same name again: id and createdAt kept, version + 1. What the new deployment leaves out (an
-    /// optional field, an empty `env`) stays as it was, so that deploying a folder again does not undo a PATCH.
+    /// A new agent, or a new deployment of an existing one: keeps id and createdAt, increments the
+    /// version. Fields that the deployment omits (an optional field, an empty `env`) stay
+    /// unchanged, so that a new deployment does not undo a PATCH.
     pub async fn agent_upsert(&self, tenant: &TenantId, agent: NewAgent) -> Result<Agent, StoreError> {
         self.write(Upsert { tenant: tenant.clone(), agent, id: Uuid::now_v7(), now: now_ms() }).await
     }
@@ -26,7 +27,7 @@ impl Store {
         row.as_ref().map(agent).transpose()
     }
 
-    /// By name.
+    /// Sorted by name.
     pub async fn agents(&self, tenant: &TenantId) -> Result<Vec<Agent>, StoreError> {
         let rows = sqlx::query("SELECT * FROM agents WHERE tenant = ?1 ORDER BY name")
             .bind(tenant.as_str())
@@ -35,8 +36,8 @@ impl Store {
         rows.iter().map(agent).collect()
     }
 
-    /// Stores every field of `agent` but its id, tenant, name, version and creation time; `updated_at` becomes now.
-    /// `None` when the tenant has no agent of that name.
+    /// Stores every field of `agent` except id, tenant, name, version and creation time; sets
+    /// `updated_at` to now. `None` when the tenant has no agent of that name.
     pub async fn agent_update(&self, tenant: &TenantId, agent: &Agent) -> Result<Option<Agent>, StoreError> {
         self.write(Update { tenant: tenant.clone(), agent: agent.clone(), now: now_ms() }).await
     }
@@ -148,7 +149,7 @@ impl Write for Delete {
     }
 
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
-        // An agent of the same name that comes later is another one.
+        // A later agent with the same name is another one.
         sqlx::query("DELETE FROM limits WHERE tenant = ?1 AND scope = 'agent' AND name = ?2")
             .bind(self.tenant.as_str())
             .bind(&self.name)

@@ -9,7 +9,7 @@ use super::columns::count_of;
 use super::{Store, StoreError};
 use ash_model::{Millis, TenantId};
 
-/// What a tenant has.
+/// A tenant's counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub agents: u64,
@@ -27,7 +27,7 @@ enum Counted {
 }
 
 impl Store {
-    /// Sessions and eval runs that were created between the two times, both exclusive; all agents.
+    /// Sessions and eval runs created between the two times, both exclusive; all agents.
     pub async fn analytics(
         &self,
         tenant: &TenantId,

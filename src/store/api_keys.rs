@@ -1,4 +1,4 @@
-//! Table `api_keys`: the hashes of the tokens that clients send.
+//! Table `api_keys`: hashes of the clients' tokens.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,12 +13,12 @@ use super::writer::{Counters, Write};
 use super::{ApiKey, Store, StoreError};
 use ash_model::TenantId;
 
-/// Keys remembered after their first use, so that a request costs no read of the database. When there are more, all
-/// are looked up anew.
+/// Keys cached after their first use, so that a request needs no read of the database. Above this
+/// number, the cache is cleared.
 const CACHED: usize = 4096;
 
-/// Keys that were looked up, by hash. A deletion raises the generation, so that a lookup which began before it cannot
-/// put the deleted key back.
+/// Cached keys, by hash. A deletion increments the generation, so that a concurrent earlier lookup
+/// cannot insert the deleted key again.
 #[derive(Debug, Default)]
 pub(super) struct KeyCache {
     state: Mutex<Cached>,
@@ -67,7 +67,7 @@ impl Store {
         self.write(Insert(key)).await
     }
 
-    /// Looked up by the SHA-256 of the token.
+    /// Finds a key by the SHA-256 of its token.
     pub async fn key_by_hash(&self, hash: [u8; 32]) -> Result<Option<ApiKey>, StoreError> {
         let (generation, cached) = self.inner.keys.get(&hash);
         if cached.is_some() {
@@ -81,7 +81,7 @@ impl Store {
         Ok(Some(key))
     }
 
-    /// Oldest first; those of admins only `with_admins`.
+    /// Oldest first; includes admin keys only `with_admins`.
     pub async fn key_list(&self, tenant: &TenantId, with_admins: bool) -> Result<Vec<ApiKey>, StoreError> {
         let rows =
             sqlx::query("SELECT * FROM api_keys WHERE tenant = ?1 AND (?2 OR NOT admin) ORDER BY created_at, rowid")
@@ -92,8 +92,8 @@ impl Store {
         rows.iter().map(key).collect()
     }
 
-    /// Revokes a key of the tenant; one with the admin role only `by_admin`, and never the last of those. A revoked key is refused
-    /// from the moment this returns.
+    /// Revokes a key of the tenant; an admin key only `by_admin`, and never the last one. The key
+    /// is refused from the moment this returns.
     pub async fn key_delete(&self, tenant: &TenantId, id: Uuid, by_admin: bool) -> Result<KeyDelete, StoreError> {
         let done = self.write(Delete { tenant: tenant.clone(), id, by_admin }).await?;
         if done == KeyDelete::Done {
@@ -108,11 +108,11 @@ impl Store {
     }
 }
 
-/// What became of a revocation.
+/// The outcome of a revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyDelete {
     Done,
-    /// The tenant has no such key, or it is an admin's and the caller is none.
+    /// The tenant has no such key, or it is an admin key and the caller is not an admin.
     NotFound,
     /// It is the only key with the admin role.
     LastAdmin,
@@ -131,7 +131,7 @@ impl Write for Delete {
     }
 
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<KeyDelete, StoreError> {
-        // One transaction: of two admins that revoke each other at the same moment, one stays.
+        // One transaction: if two admins revoke each other concurrently, one stays.
         let (id, tenant) = (self.id.to_string(), self.tenant.as_str());
         let admin: Option<bool> = sqlx::query_scalar("SELECT admin FROM api_keys WHERE id = ?1 AND tenant = ?2")
             .bind(&id)

@@ -1,4 +1,4 @@
-//! Table `attachments`: what is known of a file that a client attached; its bytes are a file named by the id.
+//! Table `attachments`: metadata of attached files; the file itself is named by the id.
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
@@ -27,7 +27,6 @@ impl Store {
         row.as_ref().map(attachment).transpose()
     }
 
-    /// Oldest first.
     pub async fn attachments(&self, tenant: &TenantId, session: Uuid) -> Result<Vec<Attachment>, StoreError> {
         let rows =
             sqlx::query("SELECT * FROM attachments WHERE session = ?1 AND tenant = ?2 ORDER BY created_at, rowid")
@@ -38,7 +37,7 @@ impl Store {
         rows.iter().map(attachment).collect()
     }
 
-    /// `true` when the tenant had that attachment. Its file is the caller's to remove, after this.
+    /// `true` when the tenant had that attachment. The caller then removes its file.
     pub async fn attachment_delete(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
         self.write(DeleteOwned { table: OwnedTable::Attachments, tenant: tenant.clone(), id }).await
     }

@@ -1,4 +1,4 @@
-//! How values that SQLite has no type for are kept: ids and JSON as text, unsigned numbers as integers.
+//! Values without an SQLite type: ids and JSON are stored as text, unsigned numbers as integers.
 
 use serde_json::Value;
 use sqlx::Row;
@@ -25,12 +25,12 @@ pub(super) fn tenant_of(row: &SqliteRow) -> Result<TenantId, StoreError> {
     row.try_get::<String, _>("tenant")?.try_into().map_err(|why| unreadable("tenant", why))
 }
 
-/// A count or offset. SQLite's integers are signed; what was stored from a u64 below 2^63 comes back as it was.
+/// A count or offset. SQLite's integers are signed; values below 2^63 are read back unchanged.
 pub(super) fn count_of(row: &SqliteRow, column: &'static str) -> Result<u64, StoreError> {
     row.try_get::<i64, _>(column)?.try_into().map_err(|why| unreadable(column, why))
 }
 
-/// The form in which [`count_of`] finds it again; a number beyond 2^63 is kept as the largest there is.
+/// The stored form for [`count_of`]; numbers of 2^63 and above become the maximum.
 pub(super) fn count(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -40,7 +40,7 @@ pub(super) fn json_or_none(row: &SqliteRow, column: &'static str) -> Result<Opti
     text.map(RawJson::parse).transpose().map_err(|why| unreadable(column, why))
 }
 
-/// Limits as stored, with the default for every field that did not exist when they were.
+/// Stored limits, with the default for every field that did not exist when they were stored.
 pub(super) fn limits_of(row: &SqliteRow) -> Result<Limits, StoreError> {
     let stored: serde_json::Map<String, Value> =
         serde_json::from_str(row.try_get("limits")?).map_err(|why| unreadable("limits", why))?;

@@ -1,7 +1,8 @@
 //! One step of one session: its row, turn, messages, events and usage, in one transaction.
 //!
-//! The offset in the stdout file moves in the same transaction as the messages parsed up to it. So after any crash the
-//! next ashd reads on exactly where the database stops: no message is lost, none is stored twice.
+//! The offset in the stdout file changes in the same transaction as the messages parsed up to it.
+//! So after a crash the next ashd continues exactly where the database ends: no message is lost or
+//! stored twice.
 
 use sqlx::sqlite::Sqlite;
 use sqlx::{QueryBuilder, Row, SqliteConnection};
@@ -13,12 +14,12 @@ use super::writer::{Counters, Write};
 use super::{Commit, Committed, OnDisk, Store, StoreError, Text, Turn, Usage};
 use ash_model::{Millis, SessionStatus, now_ms};
 
-/// Rows of one INSERT; eight values each stay far below SQLite's 32766 parameters.
+/// Rows per INSERT; eight values each stay far below SQLite's 32766 parameters.
 const ROWS: usize = 256;
 
 impl Store {
-    /// Everything one step of a session changes, in one transaction. Sequence numbers are given by the writer: per
-    /// session from 1, without gaps. Returns when it is on the disk.
+    /// Stores all changes of one step of a session in one transaction. The writer assigns sequence
+    /// numbers: per session from 1, without gaps. Returns when it is on the disk.
     ///
     /// # Errors
     /// [`StoreError::NoSession`] when the tenant has no such session; nothing is stored then.
@@ -26,8 +27,8 @@ impl Store {
         self.write(Step { commit, now: now_ms() }).await
     }
 
-    /// The same, returned when it survives the end of ashd; [`OnDisk`] tells when it survives a power cut as well.
-    /// `at_once`: somebody is going to wait for that.
+    /// As [`Store::commit`], but returns when the change survives the end of ashd. [`OnDisk`]
+    /// reports when it survives a power failure. `at_once`: a caller will wait for that.
     ///
     /// # Errors
     /// As for [`Store::commit`].
@@ -43,7 +44,7 @@ struct Step {
 
 impl Write for Step {
     type Out = Committed;
-    /// A stop or an end, without anything that was said.
+    /// A stop or an end without messages.
     fn frees(&self) -> bool {
         let ends = matches!(self.commit.status, Some((SessionStatus::Stopped | SessionStatus::Ended, _)));
         ends && self.commit.messages.is_empty()
@@ -67,16 +68,17 @@ impl Write for Step {
     }
 }
 
-/// All statements of a step as one text: each way to SQLite's thread and back costs two changes of threads, and a client waits.
+/// All statements of a step as one text: each call to SQLite's thread costs two context switches,
+/// while a client waits.
 struct Script {
     sql: QueryBuilder<Sqlite>,
-    /// Rows that change when the session is there.
+    /// Rows that change when the session exists.
     rows: u64,
-    /// Messages of which these statements insert the beginning only.
+    /// Messages of which these statements insert only the first row.
     rest: Vec<Rest>,
 }
 
-/// What follows the beginning of a large message.
+/// The rest of a large message.
 struct Rest {
     sequence: i64,
     text: Text,
@@ -84,7 +86,7 @@ struct Rest {
 }
 
 impl Rest {
-    /// One row for each piece, so that SQLite never holds more than one.
+    /// One row per piece, so that SQLite never holds more than one.
     async fn insert(&self, conn: &mut SqliteConnection, commit: &Commit) -> Result<(), StoreError> {
         let mut from = self.from;
         while from < self.text.len() {
@@ -103,7 +105,7 @@ impl Rest {
     }
 }
 
-/// What the row of a message has of its text.
+/// The part of a text in the message's own row.
 fn first_row(text: &Text) -> Text {
     match beginning(text) {
         whole if whole.len() == text.len() => Text::clone(text),
@@ -111,7 +113,7 @@ fn first_row(text: &Text) -> Text {
     }
 }
 
-/// As much of a text as one row has: [`LARGE`] bytes at most, whole characters.
+/// The beginning of a text: at most [`LARGE`] bytes, whole characters.
 fn beginning(text: &str) -> &str {
     &text[..text.floor_char_boundary(LARGE)]
 }
@@ -123,11 +125,12 @@ impl Default for Script {
 }
 
 impl Script {
-    /// Rows up to which it is kept as prepared. Larger ones hardly ever have the same shape again, and each kept one has its statements'
-    /// memory.
+    /// Maximum rows of a script whose prepared statement is cached. Larger ones rarely have the
+    /// same shape again, and each cached one uses memory.
     const KEPT: u64 = 8;
 
-    /// [`StoreError::NoSession`] when the session's row is not there: nothing refers to it then, and what names it changes no row.
+    /// [`StoreError::NoSession`] when the session's row does not exist: no row refers to it then,
+    /// and the statements change nothing.
     async fn run(mut self, conn: &mut SqliteConnection, session: Uuid) -> Result<(), StoreError> {
         if self.rows == 0 {
             return Ok(());
@@ -142,7 +145,7 @@ impl Script {
 }
 
 impl Step {
-    /// Returns the newest sequence numbers behind it.
+    /// Returns the newest sequence numbers after it.
     fn write(&self, script: &mut Script, before: Committed) -> Committed {
         let commit = &self.commit;
         self.update_session(script);
@@ -175,7 +178,7 @@ impl Step {
         Committed { message_sequence, event_sequence }
     }
 
-    /// Whether this step is the one that begins the turn, with its message.
+    /// Whether this step begins the turn, with its message.
     fn opens(&self, turn: &Turn) -> bool {
         turn.end.is_none() && !turn.unasked && !turn.delivered && !self.commit.messages.is_empty()
     }
@@ -225,7 +228,7 @@ impl Step {
         script.rows += 1;
     }
 
-    /// Adds rows behind `last` and returns the number of the newest.
+    /// Adds rows after `last` and returns the number of the newest.
     fn append(
         &self,
         script: &mut Script,
@@ -260,7 +263,7 @@ enum Value {
     Number(i64),
 }
 
-/// The newest numbers as the tables have them, and the proof that the tenant has that session.
+/// The newest numbers in the tables; also proves that the tenant has the session.
 async fn newest(conn: &mut SqliteConnection, commit: &Commit) -> Result<Committed, StoreError> {
     let row = sqlx::query(
         "SELECT COALESCE((SELECT MAX(sequence) FROM messages WHERE session = ?1), 0) AS message,

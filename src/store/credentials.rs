@@ -1,4 +1,4 @@
-//! Table `credentials`: keys of tenants, sealed before they come here.
+//! Table `credentials`: keys of tenants, sealed by the caller.
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
@@ -25,7 +25,6 @@ impl Store {
         row.as_ref().map(credential).transpose()
     }
 
-    /// Oldest first.
     pub async fn credentials(&self, tenant: &TenantId) -> Result<Vec<Credential>, StoreError> {
         let rows = sqlx::query("SELECT * FROM credentials WHERE tenant = ?1 ORDER BY created_at, rowid")
             .bind(tenant.as_str())
@@ -40,13 +39,15 @@ impl Store {
     }
 }
 
-/// Notes that sessions made requests to the model at these times: their credentials were used. A session without one changes nothing.
+/// Records requests to the model at these times as uses of the sessions' credentials. Ignores
+/// sessions without one.
 pub(super) async fn used(
     conn: &mut SqliteConnection,
     sessions: impl Iterator<Item = (Uuid, Millis)>,
 ) -> Result<(), StoreError> {
     for (session, at) in sessions {
-        // SQLite does not read JSON that is nested more than a thousand levels deep; most sessions have no credential.
+        // SQLite cannot read JSON nested more than a thousand levels; most sessions have no
+        // credential.
         let put = "UPDATE credentials SET last_used_at = MAX(COALESCE(last_used_at, 0), ?2)
                    WHERE (id, tenant) = (SELECT json_extract(launch, '$.credential'), tenant FROM sessions WHERE id = ?1
                        AND CASE WHEN instr(launch, '\"credential\":\"') > 0 THEN json_valid(launch) ELSE 0 END)";
@@ -133,7 +134,7 @@ mod tests {
             store.session_insert(&session).await.unwrap();
             sessions.push(session.id);
         }
-        // One of another tenant, with an id that is not its own.
+        // A credential of another tenant.
         let mut foreign = a_session(&tenant("other"), "a", 1);
         foreign.launch = RawJson::parse(format!(r#"{{"credential":"{}"}}"#, Uuid::from_u128(2))).unwrap();
         store.session_insert(&foreign).await.unwrap();

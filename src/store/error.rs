@@ -1,4 +1,4 @@
-//! How the database can fail, in the words a client or an admin can act on.
+//! Errors of the database, with texts for clients and admins.
 
 use std::path::PathBuf;
 
@@ -6,9 +6,9 @@ use uuid::Uuid;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the database: {0}")]
+    #[error("database error: {0}")]
     Sqlx(sqlx::Error),
-    #[error("the database cannot be migrated: {0}")]
+    #[error("cannot migrate the database: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
@@ -17,30 +17,30 @@ pub enum StoreError {
     Newer(String),
     /// Another process has the database open.
     #[error(
-        "{path} is in use by another ashd; stop that one (`ashd stop`, `systemctl stop ashd`), or give this one another data directory (ASH_DATA_DIR)"
+        "{path} is in use by another ashd; stop it (`ashd stop`, `systemctl stop ashd`), or use another data directory (ASH_DATA_DIR)"
     )]
     InUse { path: PathBuf },
-    /// The disk (or the quota of the data directory) is full; nothing was written.
+    /// The disk, or the data directory's quota, is full; nothing was written.
     #[error("the disk that holds the database is full")]
     Full,
-    /// The change is made, and a power cut may undo it: the disk failed to take it.
-    #[error("the disk that holds the database fails, the change may be lost: {0}")]
+    /// The change is made, but a power failure may undo it: writing to the disk failed.
+    #[error("the disk of the database failed, the change may be lost: {0}")]
     NotOnDisk(String),
-    /// The tenant has as many rows of that kind as it may have.
-    #[error("there are {} {} already, the most there may be; {}", .0.rows, .0.what, .0.way_out)]
+    /// The tenant has the maximum number of such rows.
+    #[error("limit reached: {} {}; {}", .0.rows, .0.what, .0.way_out)]
     TooMany(super::Most),
     /// A commit for a session that the tenant does not have.
     #[error("session {0} is not in the database")]
     NoSession(Uuid),
     /// A stored value that this version cannot read.
-    #[error("the database holds an unreadable {what}: {why}")]
+    #[error("unreadable value in the database: {what}: {why}")]
     Unreadable { what: &'static str, why: String },
     #[error("the database's writer has stopped")]
     Closed,
 }
 
-/// SQLITE_FULL, and SQLITE_IOERR_SHMSIZE, which is how a full disk shows when the shared-memory file has to grow
-/// (<https://www.sqlite.org/rescode.html>).
+/// SQLITE_FULL, and SQLITE_IOERR_SHMSIZE, which a full disk causes when the shared-memory file
+/// grows (<https://www.sqlite.org/rescode.html>).
 const FULL: [&str; 2] = ["13", "4874"];
 
 impl From<sqlx::Error> for StoreError {

@@ -1,4 +1,4 @@
-//! Reading what commits wrote: turns, messages, events.
+//! Reads turns, messages and events.
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
@@ -10,7 +10,7 @@ use super::{Event, Message, Store, StoreError, Turn};
 use ash_model::{TenantId, now_ms};
 
 impl Store {
-    /// The turn that runs or ran last.
+    /// The running or last turn.
     pub async fn last_turn(&self, session: Uuid) -> Result<Option<Turn>, StoreError> {
         let row = sqlx::query("SELECT * FROM turns WHERE session = ?1 ORDER BY number DESC LIMIT 1")
             .bind(session.to_string())
@@ -19,7 +19,7 @@ impl Store {
         row.as_ref().map(turn).transpose()
     }
 
-    /// The turn with this number; the reader of a stream walks turns with it.
+    /// The turn with this number.
     pub async fn turn(&self, session: Uuid, number: i64) -> Result<Option<Turn>, StoreError> {
         let row = sqlx::query("SELECT * FROM turns WHERE session = ?1 AND number = ?2")
             .bind(session.to_string())
@@ -29,7 +29,6 @@ impl Store {
         row.as_ref().map(turn).transpose()
     }
 
-    /// The turn with this id.
     pub async fn turn_of_id(&self, session: Uuid, id: Uuid) -> Result<Option<Turn>, StoreError> {
         let row = sqlx::query("SELECT * FROM turns WHERE id = ?2 AND session = ?1")
             .bind(session.to_string())
@@ -39,8 +38,8 @@ impl Store {
         row.as_ref().map(turn).transpose()
     }
 
-    /// Turns without an end: the one that runs, and one that claude began by itself before it. A turn begins behind those of claude's
-    /// own that came before it, even if an ashd was killed before it wrote that down.
+    /// Turns without an end: the running one, and turns that claude began before it. A turn begins
+    /// after those, even if a killed ashd could not store that.
     pub async fn open_turns(&self, session: Uuid) -> Result<Vec<Turn>, StoreError> {
         let rows = sqlx::query(
             "SELECT *, COALESCE((SELECT MAX(to_offset) FROM turns AS later
@@ -54,7 +53,7 @@ impl Store {
         rows.iter().map(begins).collect()
     }
 
-    /// The message that began this turn, as it is in the history; `None` when claude began it by itself.
+    /// The message that began this turn, as in the history; `None` when claude began it.
     pub async fn message_of(&self, turn: &Turn) -> Result<Option<String>, StoreError> {
         let rows = sqlx::query(
             "SELECT 0 AS at, CAST(content AS BLOB) AS text
@@ -77,8 +76,8 @@ impl Store {
         text.map_err(|e| StoreError::Unreadable { what: "message", why: e.to_string() })
     }
 
-    /// Gives the messages of one session to another one of the tenant, which has none. They pass through SQLite alone, one
-    /// at a time, a bounded number in a transaction.
+    /// Copies the messages of one session to another session of the tenant that has none. They stay
+    /// within SQLite, one at a time, with a bounded number per transaction.
     pub async fn messages_copy(&self, tenant: &TenantId, from: Uuid, to: Uuid) -> Result<(), StoreError> {
         let mut after = 0;
         while let Some(last) = self.write(Copy { tenant: tenant.clone(), from, to, after }).await? {
@@ -87,7 +86,7 @@ impl Store {
         Ok(())
     }
 
-    /// Ascending, `sequence > after`; of a large one its first row only.
+    /// Ascending, `sequence > after`; of a large message only its first row.
     #[cfg(test)]
     pub(crate) async fn messages(
         &self,
@@ -108,7 +107,7 @@ impl Store {
         rows.iter().map(message).collect()
     }
 
-    /// Ascending, `sequence > after`, and with `kind` only those of that type.
+    /// Ascending, `sequence > after`; with `kind` only that type.
     #[cfg(test)]
     pub(crate) async fn events(
         &self,
@@ -132,7 +131,7 @@ impl Store {
         rows.iter().map(event).collect()
     }
 
-    /// Data of the `turn_complete` event of this turn.
+    /// Data of this turn's `turn_complete` event.
     pub async fn result_of(&self, tenant: &TenantId, session: Uuid, turn: &Turn) -> Result<Option<String>, StoreError> {
         let row = sqlx::query(
             "SELECT data FROM events WHERE session = ?1 AND tenant = ?2 AND type = 'turn_complete' AND turn = ?3
@@ -147,7 +146,7 @@ impl Store {
     }
 }
 
-/// A few messages, until so many bytes of them.
+/// Copies messages up to a number of bytes.
 struct Copy {
     tenant: TenantId,
     from: Uuid,
@@ -161,7 +160,7 @@ impl Write for Copy {
     async fn apply(&self, conn: &mut SqliteConnection, counters: &mut Counters) -> Result<Option<i64>, StoreError> {
         const ROWS: i64 = 500;
         const BYTES: i64 = 8 << 20;
-        // SQLite knows how long a text is without reading it.
+        // SQLite knows the length of a text without reading it.
         let rows = sqlx::query(
             "SELECT sequence, octet_length(content) AS bytes FROM messages
              WHERE session = ?1 AND tenant = ?2 AND sequence > ?3 ORDER BY sequence LIMIT ?4",
@@ -175,7 +174,7 @@ impl Write for Copy {
         let (mut bytes, mut last) = (0, None);
         for row in rows {
             let sequence: i64 = row.try_get("sequence")?;
-            // SQLite holds a copied row several times over; `message_rest` keeps them small.
+            // SQLite holds a copied row several times in memory; `message_rest` keeps rows small.
             sqlx::query(
                 "INSERT INTO messages (session, sequence, id, tenant, role, content, created_at)
                  SELECT ?1, sequence, ?2, tenant, role, content, ?3 FROM messages
@@ -202,7 +201,7 @@ impl Write for Copy {
 }
 
 impl Copy {
-    /// What follows the beginning of a large message, piece by piece; its bytes.
+    /// Copies the rest of a large message, piece by piece; returns its bytes.
     async fn rest(&self, conn: &mut SqliteConnection, sequence: i64) -> Result<i64, StoreError> {
         let pieces = sqlx::query(
             "SELECT at, octet_length(text) AS bytes FROM message_rest WHERE session = ?1 AND tenant = ?2 AND sequence = ?3

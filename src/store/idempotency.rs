@@ -1,5 +1,5 @@
-//! Table `idempotency`: what was answered to requests that carry a key of the client's, so that one that comes again is
-//! not carried out again.
+//! Table `idempotency`: answers to requests with a client's key, so that a repeated request is not
+//! executed again.
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
@@ -14,19 +14,20 @@ use ash_model::{Millis, TenantId, now_ms, past_ms};
 /// Milliseconds an answer is kept: one day.
 pub const KEEP_MS: Millis = 24 * 60 * 60 * 1000;
 
-/// What is known of a request that came before.
+/// An earlier request with the same key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Earlier {
     /// SHA-256 of method, path and body.
     pub request: [u8; 32],
-    /// The session of a message, and the turn that it became or would have become.
+    /// The session of a message, and its intended turn.
     pub turn: Option<(Uuid, Uuid)>,
-    /// Status and body, once it was answered.
+    /// Status and body, once answered.
     pub answer: Option<(u16, Vec<u8>)>,
 }
 
 impl Store {
-    /// Takes the key for this request; what is known of the one that has it already. Keys older than [`KEEP_MS`] are free.
+    /// Claims the key for this request; returns the earlier request if there is one. Keys older
+    /// than [`KEEP_MS`] are free.
     pub async fn idempotency_begin(
         &self,
         tenant: &TenantId,
@@ -36,7 +37,7 @@ impl Store {
         self.write(Begin { tenant: tenant.clone(), key: key.to_owned(), request, now: now_ms() }).await
     }
 
-    /// The message of this request is about to be sent to this session, as this turn.
+    /// Stores that this request's message will be sent to this session, as this turn.
     pub async fn idempotency_turn(
         &self,
         tenant: &TenantId,
@@ -57,7 +58,7 @@ impl Store {
         self.note(tenant, key, Note::Answer(status, body)).await
     }
 
-    /// The request changed nothing: its key is free again.
+    /// Frees the key of a request that changed nothing.
     pub async fn idempotency_forget(&self, tenant: &TenantId, key: &str) -> Result<(), StoreError> {
         self.note(tenant, key, Note::Forget).await
     }
@@ -91,7 +92,7 @@ impl Write for Begin {
         .execute(&mut *conn)
         .await?;
         if made.rows_affected() > 0 {
-            // Its own row is counted already.
+            // Its own row is already counted.
             check_rows(conn, &self.tenant, "idempotency", Most { rows: MAX_ONCE.rows + 1, ..MAX_ONCE }).await?;
             return Ok(None);
         }
@@ -165,7 +166,7 @@ mod tests {
         let store = Store::open(dir.path()).await.unwrap();
         let (a, b): (TenantId, TenantId) = ("a".parse().unwrap(), "b".parse().unwrap());
         assert_eq!(store.idempotency_begin(&a, "k", [1; 32]).await.unwrap(), None);
-        assert_eq!(store.idempotency_begin(&b, "k", [2; 32]).await.unwrap(), None, "tenants have keys of their own");
+        assert_eq!(store.idempotency_begin(&b, "k", [2; 32]).await.unwrap(), None, "each tenant has its own keys");
         let open = Earlier { request: [1; 32], turn: None, answer: None };
         assert_eq!(store.idempotency_begin(&a, "k", [9; 32]).await.unwrap(), Some(open.clone()));
         let (session, turn) = (Uuid::new_v4(), Uuid::new_v4());
@@ -175,7 +176,7 @@ mod tests {
         assert_eq!(store.idempotency_begin(&a, "k", [1; 32]).await.unwrap(), Some(done));
         store.idempotency_forget(&a, "k").await.unwrap();
         assert_eq!(store.idempotency_begin(&a, "k", [3; 32]).await.unwrap(), None);
-        // What is older than a day is gone with the next request.
+        // The next request removes keys older than a day.
         let ancient = Begin { tenant: a.clone(), key: "old".into(), request: [0; 32], now: now_ms() - KEEP_MS - 1000 };
         assert_eq!(store.write(ancient).await.unwrap(), None);
         assert_eq!(store.idempotency_begin(&a, "old", [0; 32]).await.unwrap(), None);

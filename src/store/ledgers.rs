@@ -1,4 +1,4 @@
-//! Tables `usage` and `usage_ledgers`: what the gateway counted, stored exactly once.
+//! Tables `usage` and `usage_ledgers`: the gateway's counts, stored exactly once.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,34 +11,33 @@ use super::writer::{Counters, Write};
 use super::{Store, StoreError, Usage, credentials};
 use ash_model::Millis;
 
-/// Rows of one INSERT; eleven values each stay far below SQLite's 32766 parameters.
+/// Rows per INSERT; eleven values each stay far below SQLite's 32766 parameters.
 const ROWS: usize = 256;
 
-/// What the gateway counted of one answer, or of a part of it.
+/// The gateway's count of one answer, or of a part of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UsageEntry {
     pub ledger: Uuid,
-    /// Its number in the ledger, from 1.
     pub number: u64,
     pub session: Uuid,
     pub tenant: String,
     pub agent_name: String,
     pub at: Millis,
-    /// 1 with the first part of an answer.
+    /// 1 for the first part of an answer.
     pub requests: u64,
     /// Tokens only.
     pub usage: Usage,
 }
 
 impl Store {
-    /// The newest number of each ledger that is stored, for good.
+    /// The newest durably stored number of each ledger.
     pub async fn usage_marks(&self) -> Result<HashMap<Uuid, u64>, StoreError> {
         let rows = sqlx::query("SELECT id, sequence FROM usage_ledgers").fetch_all(self.reader()).await?;
         rows.iter().map(|row| Ok((id_of(row, "id")?, count_of(row, "sequence")?))).collect()
     }
 
-    /// Stores entries that are not stored yet, and forgets the numbers of all ledgers but `kept`. Returns when it is on the
-    /// disk. Entries of a ledger come in order.
+    /// Stores new entries, and forgets the numbers of all ledgers except `kept`. Returns when this
+    /// is on the disk. Entries of a ledger are in order.
     pub async fn usage_collect(&self, entries: Vec<UsageEntry>, kept: Vec<Uuid>) -> Result<(), StoreError> {
         self.write(Collect { entries, kept: kept.into_iter().collect() }).await
     }
@@ -93,7 +92,7 @@ async fn insert(conn: &mut SqliteConnection, entries: &[&UsageEntry]) -> Result<
         "INSERT INTO usage (id, session, created_at, input_tokens, output_tokens, cache_creation_tokens,
                             cache_read_tokens, requests, tool_calls, compute_ms, messages, tenant, agent_name) ",
     );
-    // A gateway that an older ashd registered its sessions with does not know whose they are.
+    // A gateway that an older ashd registered its sessions with does not know their tenants.
     let unnamed = named_by_session(conn, entries).await?;
     query.push_values(entries, |mut row, entry| {
         let named = (entry.tenant.clone(), entry.agent_name.clone());
@@ -117,7 +116,7 @@ async fn insert(conn: &mut SqliteConnection, entries: &[&UsageEntry]) -> Result<
     Ok(())
 }
 
-/// Tenant and agent of the sessions of entries that do not say them, where the session is still there.
+/// Tenant and agent for entries without them, if their sessions still exist.
 async fn named_by_session(
     conn: &mut SqliteConnection,
     entries: &[&UsageEntry],
@@ -159,7 +158,7 @@ mod tests {
         assert_eq!(store.usage_marks().await.unwrap(), HashMap::from([(one, 4), (two, 1)]));
         let totals = store.usage_totals(&acme, &UsageFilter::default()).await.unwrap();
         assert_eq!((totals.usage.input_tokens, totals.usage.output_tokens, totals.results), (50, 1 + 2 + 3 + 4 + 1, 0));
-        // A ledger that is gone is forgotten, what it said is not.
+        // A removed ledger is forgotten, its entries are not.
         store.usage_collect(vec![], vec![two]).await.unwrap();
         assert_eq!(store.usage_marks().await.unwrap(), HashMap::from([(two, 1)]));
         assert_eq!(store.usage_totals(&acme, &UsageFilter::default()).await.unwrap().usage.input_tokens, 50);
@@ -175,7 +174,7 @@ mod tests {
         store.usage_collect(vec![entry(ledger, 1, session.id, "")], vec![ledger]).await.unwrap();
         let rows = store.usage(&acme, &UsageFilter::default()).await.unwrap();
         assert_eq!((rows.len(), rows[0].agent_name.as_str(), rows[0].session), (1, "helper", session.id));
-        // A result of ashd's own is counted beside it.
+        // A result counted by ashd is stored beside it.
         let usage = Some(Usage { messages: 1, compute_ms: 7, ..Usage::default() });
         store.commit(Commit { usage, ..Commit::of(&session) }).await.unwrap();
         let totals = store.usage_totals(&acme, &UsageFilter::default()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Table `limits`: what a tenant, an agent or a session says about what may be used.
+//! Table `limits`: the limits of tenants, agents and sessions.
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
@@ -9,11 +9,10 @@ use super::writer::{Counters, Write};
 use super::{Store, StoreError};
 use ash_model::{PartialLimits, TenantId};
 
-/// Whose limits a row holds.
+/// The level of a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LimitScope {
     Tenant,
-    /// By name.
     Agent(String),
     Session(Uuid),
 }
@@ -28,7 +27,7 @@ impl LimitScope {
     }
 }
 
-/// What each level says; empty where it says nothing.
+/// The limits of each level; empty if not set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredLimits {
     pub tenant: PartialLimits,
@@ -37,7 +36,7 @@ pub struct StoredLimits {
 }
 
 impl Store {
-    /// The tenant's level, and those of an agent and a session where they are named.
+    /// The limits of the tenant, and of an agent and a session if given.
     pub async fn limits(
         &self,
         tenant: &TenantId,
@@ -65,7 +64,7 @@ impl Store {
         Ok(stored)
     }
 
-    /// Replaces what that level says; an empty one says nothing any more.
+    /// Replaces the limits of a level; an empty map removes them.
     pub async fn limits_put(
         &self,
         tenant: &TenantId,

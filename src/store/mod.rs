@@ -1,15 +1,16 @@
-//! SQLite: what must outlive every process. One writer task commits in batches; readers never wait for it.
-//! Every query of a tenant's object has the tenant in its WHERE clause.
+//! SQLite: everything that must outlive all processes. One writer task commits in batches; readers
+//! never wait for it. Every query of a tenant's object has the tenant in its WHERE clause.
 //!
 //! ```text
-//!   write: caller --Write--> queue (1024) --> writer task: BEGIN, all that is queued, COMMIT --> fdatasync --> every caller's answer
+//!   write: caller --Write--> queue (1024) --> writer task: BEGIN, all that is queued, COMMIT
+//!                                         --> fdatasync --> answers to all callers
 //!   read:  caller -----------------------------> one of 4 read-only connections
 //! ```
 //!
-//! The first write of a quiet moment is committed at once; what arrives meanwhile shares the next transaction, and all
-//! commits before a sync share it. An answer is given when the change is on the disk, so whatever was acknowledged
-//! survives a power cut. [`Store::commit_early`] answers twice: when the change survives the end of this process, and when it is
-//! on the disk.
+//! The first write of an idle moment is committed immediately. Writes that arrive meanwhile share
+//! the next transaction, and all commits before a sync share it. The answer is sent when the change
+//! is on the disk, so acknowledged changes survive a power failure. [`Store::commit_early`] answers
+//! twice: when the change survives the end of this process, and when it is on the disk.
 
 mod agents;
 mod analytics;
@@ -75,7 +76,6 @@ use sqlx::SqlitePool;
 use api_keys::KeyCache;
 use writer::{Write, Writer};
 
-/// The database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -89,17 +89,18 @@ struct Inner {
 }
 
 impl Store {
-    /// Opens `<data_dir>/ashd.db`, makes it if need be, and migrates it forward (a copy of the database is left beside it as
-    /// `ashd.db.before-<version>` first). Only one process at a time may have it open.
+    /// Opens `<data_dir>/ashd.db`, creates it if needed, and migrates it (keeping a copy as
+    /// `ashd.db.before-<version>`). Only one process at a time can open it.
     ///
     /// # Errors
-    /// [`StoreError::Newer`] when a newer ashd wrote it, [`StoreError::InUse`] when another process holds it.
+    /// [`StoreError::Newer`] when a newer ashd wrote it, [`StoreError::InUse`] when another process
+    /// holds it.
     pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
         let log = data_dir.join("ashd.db-wal");
         Self::open_with(data_dir, Arc::new(move || std::fs::File::open(&log)?.sync_data())).await
     }
 
-    /// With another way of bringing the log to the disk, for tests.
+    /// With another way to sync the log, for tests.
     async fn open_with(data_dir: &Path, sync: durable::SyncLog) -> Result<Self, StoreError> {
         let opened = open::open(data_dir).await?;
         let writer = Writer::start(opened.writer, opened.lock, sync, room::Room::new(data_dir));
@@ -107,17 +108,18 @@ impl Store {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Commits what is queued and closes the database; later calls answer [`StoreError::Closed`]. A process that just
-    /// exits loses nothing that was acknowledged.
+    /// Commits what is queued and closes the database; later calls return [`StoreError::Closed`]. A
+    /// process that exits without it loses nothing that was acknowledged.
     pub async fn close(&self) {
         self.inner.readers.close().await;
         self.inner.writer.close().await;
     }
 
-    /// Answers when the one task that writes comes round to it: whatever was queued before has been tried.
+    /// Returns when the writer has processed everything queued before.
     ///
     /// # Errors
-    /// What keeps it from writing: a full or read-only disk, a lock of another program. It works all the same.
+    /// What keeps it from writing: a full or read-only disk, a lock of another program. The task
+    /// itself works then.
     pub async fn pulse(&self) -> Result<(), StoreError> {
         self.write(Nothing).await
     }

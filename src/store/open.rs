@@ -1,4 +1,4 @@
-//! Opening: the lock, the connections, the migrations.
+//! Opens the database: lock, connections, migrations.
 
 use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -14,16 +14,16 @@ use super::StoreError;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
-/// Connections that read at the same time; a read more waits for one of them.
+/// Concurrent read connections; further reads wait.
 const READERS: u32 = 4;
-/// How long a statement waits for a lock of SQLite. Only a backup tool can hold one: ashd has one writer.
+/// Timeout for a lock of SQLite. Only a backup tool can hold one: ashd has one writer.
 const BUSY: Duration = Duration::from_secs(10);
-/// How long a starting ashd waits for an ending one to let go of the database.
+/// How long a starting ashd waits for an ending one to release the database.
 const LOCK_WAIT: Duration = Duration::from_secs(3);
-/// KiB of pages that a connection keeps, written as SQLite wants it (its own default is 2000). All of the database that is in use is in the
-/// kernel's page cache as well; what is kept here twice would only let ashd grow with its age.
+/// KiB of pages cached per connection, as SQLite writes it (its default is 2000). The kernel's page
+/// cache holds the used pages as well; a larger cache would only let ashd grow.
 const CACHE: &str = "-256";
-/// Bytes to which the WAL file is cut back after a checkpoint.
+/// Maximum bytes of the WAL file after a checkpoint.
 const WAL_BYTES: &str = "16777216";
 
 pub(super) struct Opened {
@@ -35,7 +35,7 @@ pub(super) struct Opened {
 pub(super) async fn open(data_dir: &Path) -> Result<Opened, StoreError> {
     let path = data_dir.join("ashd.db");
     let lock = lock(data_dir.join("ashd.lock")).await?;
-    // Made here, so that it and the files SQLite puts beside it with the same mode are readable by ashd alone.
+    // Created here, so that only ashd can read it and the files SQLite creates with the same mode.
     OpenOptions::new()
         .write(true)
         .create(true)
@@ -49,7 +49,7 @@ pub(super) async fn open(data_dir: &Path) -> Result<Opened, StoreError> {
         .foreign_keys(true)
         .busy_timeout(BUSY)
         .journal_mode(SqliteJournalMode::Wal)
-        // COMMIT does not wait for the disk: `durable` does.
+        // `durable` waits for the disk, not COMMIT.
         .synchronous(SqliteSynchronous::Normal)
         .pragma("cache_size", CACHE)
         .pragma("journal_size_limit", WAL_BYTES)
@@ -87,7 +87,8 @@ async fn lock(path: PathBuf) -> Result<Flock<std::fs::File>, StoreError> {
     }
 }
 
-/// Brings the database to the newest schema. Forward only: an unknown version is refused before anything is written.
+/// Migrates the database to the newest schema. Forward only: refuses an unknown version before it
+/// writes anything.
 pub(super) async fn migrate(conn: &mut SqliteConnection, path: &Path, migrations: &Migrator) -> Result<(), StoreError> {
     let known = migrations.iter().map(|m| m.version).max().unwrap_or(0);
     let has_table: bool =
@@ -113,8 +114,8 @@ pub(super) async fn migrate(conn: &mut SqliteConnection, path: &Path, migrations
     Ok(migrations.run_direct(None, conn, false).await?)
 }
 
-/// `<db>.before-<version>`: the database as it was before the migration to that version. A copy of the same name is
-/// of an attempt that failed, and is replaced.
+/// `<db>.before-<version>`: a copy from before the migration to that version. Replaces a copy of an
+/// earlier failed attempt.
 async fn copy(conn: &mut SqliteConnection, path: &Path, version: i64) -> Result<(), StoreError> {
     let to = PathBuf::from(format!("{}.before-{version}", path.display()));
     let unfinished = PathBuf::from(format!("{}.unfinished", to.display()));
@@ -127,7 +128,7 @@ async fn copy(conn: &mut SqliteConnection, path: &Path, version: i64) -> Result<
     std::fs::set_permissions(&unfinished, Permissions::from_mode(0o600)).map_err(|e| io(&unfinished, e))?;
     std::fs::File::open(&unfinished).and_then(|f| f.sync_all()).map_err(|e| io(&unfinished, e))?;
     std::fs::rename(&unfinished, &to).map_err(|e| io(&to, e))?;
-    tracing::info!(copy = %to.display(), "the database was copied before its migration");
+    tracing::info!(copy = %to.display(), "copied the database before its migration");
     Ok(())
 }
 
@@ -137,20 +138,21 @@ impl std::fmt::Debug for Opened {
     }
 }
 
-/// Moves the write-ahead log into the database and syncs that; whether all of it could be moved.
+/// Moves the write-ahead log into the database and syncs it; returns whether all of it was moved.
 pub(super) async fn move_log(conn: &mut SqliteConnection) -> bool {
-    // One row: busy, frames in the log, frames moved (<https://www.sqlite.org/pragma.html#pragma_wal_checkpoint>).
+    // One row: busy, frames in the log, frames moved
+    // (<https://www.sqlite.org/pragma.html#pragma_wal_checkpoint>).
     match sqlx::query_as::<_, (i64, i64, i64)>("PRAGMA wal_checkpoint(FULL)").fetch_one(conn).await {
         Ok((busy, frames, moved)) => busy == 0 && frames == moved,
         Err(error) => {
-            tracing::debug!(%error, "the log could not be moved into the database");
+            tracing::debug!(%error, "cannot move the log into the database");
             false
         }
     }
 }
 
-/// Closes a connection after the writer's last commit; what is left in the log is moved by SQLite itself. `false` when
-/// that is left to the next start.
+/// Closes a connection after the writer's last commit; SQLite moves the rest of the log. `false`
+/// when the next start must do that.
 pub(super) async fn close(conn: SqliteConnection) -> bool {
     let closed = conn.close().await;
     if let Err(error) = &closed {

@@ -1,4 +1,4 @@
-//! Rows that one tenant has and removes by id: one statement for every table of that form.
+//! Deletes a tenant's row by id: one statement for all tables of that form.
 
 use sqlx::SqliteConnection;
 use uuid::Uuid;
@@ -7,7 +7,7 @@ use super::StoreError;
 use super::writer::{Counters, Write};
 use ash_model::TenantId;
 
-/// Removes a row that belongs to `tenant`; `true` when there was one.
+/// Deletes a row of `tenant`; `true` when there was one.
 pub(super) struct DeleteOwned {
     pub table: OwnedTable,
     pub tenant: TenantId,

@@ -1,7 +1,8 @@
-//! Lists without all of their rows in memory: first where the rows are and how large each is, then the rows, a few at a
-//! time.
+//! Reads lists without having all rows in memory: first the positions and sizes of the rows, then a
+//! few rows at a time.
 //!
-//! A row may have up to 50 MiB, and a list any number of rows. SQLite knows the length of a column without reading it.
+//! A row may have up to 50 MiB, and a list any number of rows. SQLite knows the length of a column
+//! without reading it.
 
 use std::collections::HashMap;
 
@@ -17,30 +18,31 @@ use super::{
 use crate::store::AgentVersion;
 use ash_model::TenantId;
 
-/// Bytes of a text that one row of a history has, and of one piece of a larger text. SQLite holds rows in memory whole.
+/// Maximum bytes of a text in one row of a history, and of one piece of a larger text. SQLite holds
+/// whole rows in memory.
 pub const LARGE: usize = 1 << 20;
 
-/// One row of a list.
+/// The position of a row of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     rowid: i64,
-    /// Of the columns that can be large.
+    /// Size of the columns that can be large.
     pub bytes: u64,
 }
 
-/// Which part of a history.
+/// Selects a part of a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     pub limit: u32,
-    /// Only sequence numbers above this one.
+    /// Only greater sequence numbers.
     pub after: i64,
-    /// Only those below.
+    /// Only smaller sequence numbers.
     pub before: Option<i64>,
     pub newest_first: bool,
 }
 
 impl Window {
-    /// The oldest so many.
+    /// The oldest `limit` rows.
     pub fn first(limit: u32) -> Self {
         Self { limit, after: 0, before: None, newest_first: false }
     }
@@ -55,23 +57,24 @@ impl Window {
     }
 }
 
-/// A kind of row that lists have.
+/// A kind of row in lists.
 pub trait Listed: Sized + Send + 'static {
     const TABLE: &'static str;
-    /// What is read of a row.
+    /// The columns to read.
     const COLUMNS: &'static str = "*";
-    /// SQL for how large it is.
+    /// SQL for the size of a row.
     const BYTES: &'static str;
-    /// The column that alone can be larger than memory allows; it is then read in pieces.
+    /// The column that can be larger than memory allows; it is then read in pieces.
     const TEXT: Option<&'static str> = None;
-    /// Where that column goes on in rows of their own, by `session`, `sequence` and the offset `at`.
+    /// The table with the rest of that column, by `session`, `sequence` and the offset `at`.
     const REST: Option<&'static str> = None;
-    /// SQL for a row as the JSON that clients see, where SQLite writes it: a row costs a tenth of what reading its columns does.
+    /// SQL for a row as the clients' JSON, written by SQLite: ten times faster than reading its
+    /// columns.
     const LINE: Option<&'static str> = None;
     fn read(row: &SqliteRow) -> Result<Self, StoreError>;
 }
 
-/// A session as JSON. `http::sessions` has the type that it must be equal to, and the test of it.
+/// A session as JSON. It must be equal to the type in `http::sessions`, which a test checks.
 const SESSION: &str = r#"'{"id":"' || id || '","tenantId":' || json_quote(tenant) || ',"agentName":' || json_quote(agent_name)
     || ',"sandboxId":"' || id || '","status":"' || status || '","model":' || json_quote(model) || ',"config":' || COALESCE(config, 'null')
     || ',"runnerId":null,"parentSessionId":' || json_quote(parent)
@@ -80,12 +83,12 @@ const SESSION: &str = r#"'{"id":"' || id || '","tenantId":' || json_quote(tenant
     || CASE WHEN error IS NULL THEN '' ELSE ',"error":' || json_quote(error) END || '}'"#;
 
 impl Store {
-    /// Rows of the tenant among these places, in the order of the places. A row that is gone meanwhile is left out.
+    /// The tenant's rows at these places, in their order. Skips rows deleted meanwhile.
     pub async fn rows_at<T: Listed>(&self, tenant: &TenantId, places: &[Place]) -> Result<Vec<T>, StoreError> {
         self.rows_with(tenant, places, T::COLUMNS).await
     }
 
-    /// The same as JSON, with commas between the rows, of a kind that has a [`Listed::LINE`].
+    /// The same as JSON, separated by commas, for a kind with a [`Listed::LINE`].
     pub async fn lines_at<T: Listed>(&self, tenant: &TenantId, places: &[Place]) -> Result<String, StoreError> {
         let line = T::LINE.unwrap_or("''");
         let sql = format!(
@@ -103,7 +106,7 @@ impl Store {
         Ok(lines.unwrap_or_default())
     }
 
-    /// The same of one row, with another text in place of its large one. `text` must need no quoting.
+    /// One row, with another text in place of its large one. `text` must need no quoting.
     pub async fn row_with_text<T: Listed>(
         &self,
         tenant: &TenantId,
@@ -143,7 +146,8 @@ impl Store {
         Ok(found.into_iter().map(|(_, row)| row).collect())
     }
 
-    /// Bytes of the large text of a row, from `from` on, at most [`LARGE`]; empty at its end. `None`: the row is gone.
+    /// Bytes of the large text of a row from `from`, at most [`LARGE`]; empty at its end. `None`:
+    /// the row was deleted.
     pub async fn text_piece<T: Listed>(
         &self,
         tenant: &TenantId,
@@ -187,7 +191,7 @@ impl Store {
         .await
     }
 
-    /// Events of a session, and with `kind` only those of that type.
+    /// Events of a session; with `kind` only that type.
     pub async fn event_places(
         &self,
         tenant: &TenantId,
@@ -260,7 +264,7 @@ impl Store {
         .await
     }
 
-    /// API keys, oldest first; those of admins only `with_admins`.
+    /// API keys, oldest first; includes admin keys only `with_admins`.
     pub async fn key_places(&self, tenant: &TenantId, with_admins: bool) -> Result<Vec<Place>, StoreError> {
         self.places::<ApiKey>(|query| {
             query.push(" WHERE tenant = ").push_bind(tenant.to_string()).push(" AND (NOT admin OR ");
@@ -282,7 +286,7 @@ impl Store {
         &self,
         which: impl FnOnce(&mut QueryBuilder<Sqlite>),
     ) -> Result<Vec<Place>, StoreError> {
-        // As one text: each row of an answer costs more than reading it does.
+        // As one text: each result row costs more than reading it.
         let mut query =
             QueryBuilder::<Sqlite>::new("SELECT group_concat(place || ':' || bytes) FROM (SELECT rowid AS place, ");
         query.push(T::BYTES).push(" AS bytes FROM ").push(T::TABLE);
@@ -294,12 +298,13 @@ impl Store {
             Some(Place { rowid: rowid.parse().ok()?, bytes: bytes.parse().ok()? })
         };
         let places: Option<Vec<Place>> = text.split(',').filter(|pair| !pair.is_empty()).map(place).collect();
-        let unreadable = || StoreError::Unreadable { what: T::TABLE, why: "the size of a row is no number".to_owned() };
+        let unreadable =
+            || StoreError::Unreadable { what: T::TABLE, why: "the size of a row is not a number".to_owned() };
         places.ok_or_else(unreadable)
     }
 }
 
-/// What each kind of list reads.
+/// Defines the kinds of list.
 macro_rules! listed {
     ($($row:ty: $table:literal, $columns:literal, $bytes:literal, $text:expr, $rest:expr, $line:expr, $read:path;)*) => {$(
         impl Listed for $row {
@@ -323,7 +328,7 @@ listed! {
         Some("content"), Some("message_rest"), None, history::message;
     Event: "events", "session, sequence, id, tenant, type, data, created_at", "octet_length(data)", Some("data"),
         None, None, history::event;
-    // How it is started is for nobody to see.
+    // The launch options are never shown.
     Session: "sessions",
         "id, tenant, agent_name, status, error, model, config, '{}' AS launch, limits, parent, stdout_offset, \
          conversation, conversation_turn, created_at, last_active_at",

@@ -1,4 +1,4 @@
-//! Table `queue`: prompts that wait for a session of their agent.
+//! Table `queue`: prompts waiting for a session of their agent.
 //!
 //! ```text
 //!   pending --claim--> processing --+--> completed
@@ -46,7 +46,10 @@ impl FromStr for QueueStatus {
     type Err = String;
     fn from_str(word: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|status| status.as_str() == word).ok_or_else(|| {
-            format!("\"{word}\" is not a status of the queue: {}", Self::ALL.map(Self::as_str).join(", "))
+            format!(
+                "\"{word}\" is not a status of the queue; expected one of {}",
+                Self::ALL.map(Self::as_str).join(", ")
+            )
         })
     }
 }
@@ -57,14 +60,14 @@ pub struct QueueItem {
     pub tenant: TenantId,
     pub agent_name: String,
     pub prompt: String,
-    /// Higher goes first, within the tenant.
+    /// Higher values first, within the tenant.
     pub priority: i64,
     pub status: QueueStatus,
     pub retry_count: u64,
     pub max_retries: u64,
-    /// The client's own session, where it named one.
+    /// The session that the client named.
     pub wanted: Option<Uuid>,
-    /// Where the prompt runs or ran, and as which turn.
+    /// The session and turn of the prompt.
     pub session: Option<Uuid>,
     pub turn: Option<Uuid>,
     pub result: Option<String>,
@@ -75,26 +78,23 @@ pub struct QueueItem {
     pub completed_at: Option<Millis>,
 }
 
-/// Milliseconds that an item is put back for at most. One that is due later than that was put back by a clock that was
-/// ahead of its time, and is due now.
+/// Maximum milliseconds until a returned item is due. A later due time comes from a clock that was
+/// wrong, and counts as due now.
 pub const LATEST_MS: i64 = 60_000;
 
-/// Items of one tenant that may wait.
-pub const MAX_PENDING: Most = Most {
-    what: "items of the queue that wait",
-    rows: 10_000,
-    way_out: "try again when some are done, or cancel some",
-};
+/// Pending items per tenant.
+pub const MAX_PENDING: Most =
+    Most { what: "pending items in the queue", rows: 10_000, way_out: "wait until some are processed, or cancel some" };
 
-/// A change of one item that is being processed.
+/// A change of an item in progress.
 #[derive(Clone, Debug)]
 pub enum QueueChange {
-    /// The prompt is about to be sent to this session, as this turn.
+    /// The prompt is sent to this session next, as this turn.
     Bound {
         session: Uuid,
         turn: Uuid,
     },
-    /// It is tried again at `due_at`; `counted` when the try was one of its retries.
+    /// The item is retried at `due_at`; `counted` when the attempt counts as one of its retries.
     PutBack {
         due_at: Millis,
         error: Option<String>,
@@ -140,7 +140,7 @@ impl Store {
         rows.iter().map(item).collect()
     }
 
-    /// How many items of the tenant there are of each status that occurs.
+    /// The number of the tenant's items by status.
     pub async fn queue_counts(&self, tenant: &TenantId) -> Result<Vec<(QueueStatus, u64)>, StoreError> {
         let rows = sqlx::query("SELECT status, COUNT(*) AS n FROM queue WHERE tenant = ?1 GROUP BY status")
             .bind(tenant.as_str())
@@ -149,13 +149,13 @@ impl Store {
         rows.iter().map(|row| Ok((status_of(row)?, count_of(row, "n")?))).collect()
     }
 
-    /// Those of all tenants that a daemon before this one had begun.
+    /// Items of all tenants that an earlier daemon left in progress.
     pub async fn queue_processing(&self) -> Result<Vec<QueueItem>, StoreError> {
         let rows = sqlx::query("SELECT * FROM queue WHERE status = 'processing'").fetch_all(self.reader()).await?;
         rows.iter().map(item).collect()
     }
 
-    /// When the next pending item is due, of all tenants of which less than `of_one` are processed.
+    /// When the next pending item is due, of all tenants with fewer than `of_one` in progress.
     pub async fn queue_next_due(&self, of_one: u32) -> Result<Option<Millis>, StoreError> {
         let row = sqlx::query(
             "SELECT MIN(due_at) AS due FROM queue WHERE status = 'pending' AND tenant NOT IN
@@ -165,18 +165,18 @@ impl Store {
         Ok(row.fetch_one(self.reader()).await?.try_get("due")?)
     }
 
-    /// Takes the item that is next, if one is due: of the tenant for which least runs (and less than `of_one`), its highest
-    /// priority, its oldest.
+    /// Claims the next due item: of the tenant with the fewest in progress (fewer than `of_one`),
+    /// its highest priority, its oldest.
     pub async fn queue_claim(&self, of_one: u32) -> Result<Option<QueueItem>, StoreError> {
         self.write(Claim { of_one, now: now_ms() }).await
     }
 
-    /// `false` when the item is not being processed any more.
+    /// `false` when the item is no longer in progress.
     pub async fn queue_change(&self, id: Uuid, change: QueueChange) -> Result<bool, StoreError> {
         self.write(Change { id, change, now: now_ms() }).await
     }
 
-    /// `true` when it was pending, and is cancelled now.
+    /// `true` when it was pending and is now cancelled.
     pub async fn queue_cancel(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
         self.write(Cancel { tenant: tenant.clone(), id, now: now_ms() }).await
     }
@@ -189,7 +189,7 @@ impl Write for Insert {
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<(), StoreError> {
         let new = &self.0;
         check_rows(conn, &new.tenant, "pending", MAX_PENDING).await?;
-        // Of those that are over, the newest are kept.
+        // Keeps the newest finished items.
         if rows_of(conn, &new.tenant, "queue").await? > FINISHED_KEPT {
             sqlx::query(
                 "DELETE FROM queue WHERE id IN (SELECT id FROM queue

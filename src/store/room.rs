@@ -1,12 +1,13 @@
-//! Room for the database on a disk that others have filled: what ends or removes something is still written, and the disk gets free.
+//! Reserves space for the database on a full disk: changes that end or remove something can still
+//! be written, which frees the disk.
 //!
 //! ```text
-//!   log   [ frames ............ | ROOM: allocated, not used yet ]    SQLite appends there without asking the disk for blocks
-//!   disk  less than LEAST is free --> only changes that end or remove something are written (`Write::frees`)
+//!   log   [ frames ............ | ROOM: allocated, unused ]  SQLite appends without new blocks
+//!   disk  less than LEAST is free --> only changes that end or remove something (`Write::frees`)
 //! ```
 //!
-//! The blocks behind the end of the log are the log's already: a process that fills the disk cannot take them, however often it tries,
-//! and changes that store something are refused before they use them up.
+//! The blocks after the end of the log already belong to it: a process that fills the disk cannot
+//! take them, and changes that store something are refused before they use them up.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -15,11 +16,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
-/// Bytes that are allocated behind the end of the log. A stop takes about 40 KiB of them.
+/// Bytes allocated after the end of the log. A stop uses about 40 KiB of them.
 const ROOM: u64 = 4 << 20;
 /// Free bytes of the disk below which nothing else is written.
 const LEAST: u64 = 1 << 20;
-/// Bytes of a block as `st_blocks` counts them.
+/// Bytes per block in `st_blocks`.
 const BLOCK: u64 = 512;
 
 #[derive(Debug)]
@@ -33,15 +34,17 @@ impl Room {
         Self { dir: data_dir.to_owned(), log: data_dir.join("ashd.db-wal") }
     }
 
-    /// Whether only what ends or removes something may be written. As long as it is not so, room for that is kept.
+    /// Whether only changes that end or remove something may be written. Otherwise reserves space
+    /// for them.
     pub fn is_short(&self) -> bool {
         let Ok(disk) = statvfs(&self.dir) else { return false };
         if disk.f_bavail.saturating_mul(disk.f_frsize) < LEAST {
             return true;
         }
-        // Without it a full disk is only told later, by SQLite. There is no log before the first change.
+        // Without it, SQLite reports a full disk only later. There is no log before the first
+        // change.
         if let Err(error) = self.reserve() {
-            tracing::debug!(%error, "no room is kept for the database");
+            tracing::debug!(%error, "cannot reserve disk space for the database");
         }
         false
     }

@@ -1,4 +1,4 @@
-//! Rows as the rest of the daemon sees them.
+//! Rows of the tables.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,8 @@ pub struct ApiKey {
     pub hash: [u8; 32],
     /// The first characters of the token (`ash_` and four more), to tell keys apart in a list.
     pub prefix: String,
-    /// The admin role: keys for other tenants and for admins, limits and deletion of tenants, directories of the server.
+    /// The admin role: keys for other tenants and for admins, limits and deletion of tenants,
+    /// directories of the server.
     pub admin: bool,
     pub created_at: Millis,
 }
@@ -66,25 +67,26 @@ pub struct Session {
     /// Why it is in `error`, in words for the client.
     pub error: Option<String>,
     pub model: Option<String>,
-    /// What the client may see and patch (allowedTools, ... ), as JSON.
+    /// Settings that the client can see and patch (allowedTools, ...), as JSON.
     pub config: Option<RawJson>,
-    /// How its claude is started (prompt, tools, servers, environment): `sessions::claude::LaunchOptions` as JSON.
-    /// Holds secrets of the client (extraEnv): never shown, never logged.
+    /// How its claude is started (prompt, tools, servers, environment):
+    /// `sessions::claude::LaunchOptions` as JSON. Contains secrets of the client (extraEnv): never
+    /// shown, never logged.
     pub launch: RawJson,
     pub limits: Limits,
     pub parent: Option<Uuid>,
     /// Bytes of the stdout file whose messages are in the database.
     pub stdout_offset: u64,
-    /// claude's own id of the conversation: the session's, until claude begins another one (`/clear`).
+    /// claude's id of the conversation: the session's, until claude begins another one (`/clear`).
     pub conversation: Uuid,
-    /// The turn in which it became that, 0 at first.
+    /// The turn in which that id began; 0 at first.
     pub conversation_turn: i64,
     pub created_at: Millis,
     pub last_active_at: Millis,
 }
 
 impl Session {
-    /// One that begins now: no options, the limits of [`Limits::default`], no past.
+    /// A new session: no options, the limits of [`Limits::default`], no history.
     pub fn new(id: Uuid, tenant: TenantId, agent_name: &str, status: SessionStatus) -> Self {
         let now = now_ms();
         Self {
@@ -115,39 +117,39 @@ pub struct SessionFilter {
     pub offset: u32,
 }
 
-/// One exchange: a message in, the answer's range of the stdout file, and how it ended.
+/// One turn: a message, the answer's range of the stdout file, and the outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
     pub session: Uuid,
-    /// The uuid of the message that began it, or one of its own where claude began it by itself.
+    /// The uuid of its message, or a new one if claude began it.
     pub id: Uuid,
     /// From 1, without gaps.
     pub number: i64,
     /// Offset in the session's stdout file where the answer begins.
     pub start: u64,
-    /// Where it ends (one past its last byte); `None` while it runs.
+    /// Offset after its last byte; `None` while it runs.
     pub end: Option<u64>,
     /// Why it failed, in words for the client.
     pub error: Option<String>,
     /// Whether init has the message: a restarted ashd asks init when this is false.
     pub delivered: bool,
-    /// Begun by claude itself, without a message (a background task that ended).
+    /// Begun by claude, without a message (a background task ended).
     pub unasked: bool,
-    /// Whether its sender's stream has partial messages.
+    /// Whether the sender's stream has partial messages.
     pub partial: bool,
     pub started_at: Millis,
     pub ended_at: Option<Millis>,
 }
 
 impl Turn {
-    /// The same, beginning there at the earliest.
+    /// The same turn, with a start of at least `offset`.
     #[must_use]
     pub fn beginning_at(self, offset: u64) -> Self {
         Self { start: self.start.max(offset), ..self }
     }
 }
 
-/// A text of a row, up to 50 MiB: shared between whoever notes it and the statement that writes it, never copied.
+/// A text of a row, up to 50 MiB: shared with the statement that writes it, never copied.
 pub type Text = std::sync::Arc<str>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +200,7 @@ pub struct Usage {
     pub cache_read_tokens: u64,
     pub tool_calls: u64,
     pub compute_ms: u64,
-    /// Turns that came to a result.
+    /// Turns with a result.
     pub messages: u64,
 }
 
@@ -207,20 +209,20 @@ pub struct Usage {
 pub struct Commit {
     pub session: Uuid,
     pub tenant: TenantId,
-    /// New status and, for `error`, why.
+    /// New status and, for `error`, its reason.
     pub status: Option<(SessionStatus, Option<String>)>,
     pub messages: Vec<(Role, Text)>,
-    /// (type, data as JSON): contract §5's timeline types only.
+    /// (type, data as JSON): only types of the timeline.
     pub events: Vec<(&'static str, Text)>,
     pub stdout_offset: Option<u64>,
-    /// Inserted, or replaced by its number.
+    /// Inserted, or replaced by number.
     pub turn: Option<Turn>,
     pub usage: Option<Usage>,
     pub model: Option<Option<String>>,
     pub config: Option<Option<RawJson>>,
     pub launch: Option<RawJson>,
     pub limits: Option<Limits>,
-    /// claude's id of the conversation, and the turn in which it became that.
+    /// claude's id of the conversation, and the turn in which that began.
     pub conversation: Option<(Uuid, i64)>,
     /// Number of the turn that messages, events and usage belong to.
     pub of_turn: Option<i64>,
@@ -265,11 +267,11 @@ pub struct Credential {
     /// anthropic or custom; an older ashd also took openai and bedrock.
     pub kind: String,
     pub label: String,
-    /// The key as sealed by whoever stores it; never in the open here.
+    /// The sealed key; never in clear here.
     pub sealed: Vec<u8>,
     pub active: bool,
     pub created_at: Millis,
-    /// When a request to the model was last made with it.
+    /// Time of the last request to the model with it.
     pub last_used_at: Option<Millis>,
 }
 
@@ -289,7 +291,7 @@ pub struct Attachment {
     /// Bytes.
     pub size: u64,
     pub message_id: Option<String>,
-    /// Where its copy in the workspace is, as text.
+    /// Path of its copy in the workspace, as text.
     pub path: Option<String>,
     pub created_at: Millis,
 }

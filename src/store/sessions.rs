@@ -23,7 +23,7 @@ impl Store {
         row.as_ref().map(session).transpose()
     }
 
-    /// Whoever's it is: for adoption at start, never for a request.
+    /// A session of any tenant: for adoption at start, never for a request.
     pub async fn session_of_any_tenant(&self, id: Uuid) -> Result<Option<Session>, StoreError> {
         let row = sqlx::query("SELECT * FROM sessions WHERE id = ?1")
             .bind(id.to_string())
@@ -32,14 +32,14 @@ impl Store {
         row.as_ref().map(session).transpose()
     }
 
-    /// Whose session it is.
+    /// The tenant of a session.
     pub async fn tenant_of_session(&self, id: Uuid) -> Result<Option<TenantId>, StoreError> {
         let row = sqlx::query("SELECT tenant FROM sessions WHERE id = ?1").bind(id.to_string());
         row.fetch_optional(self.reader()).await?.as_ref().map(tenant_of).transpose()
     }
 
-    /// Sessions of all tenants that a daemon left in the middle of something: starting, active, or with a turn that has no
-    /// end. For adoption at start; the rows themselves are not read, of which there may be very many.
+    /// Sessions of all tenants that a daemon left unfinished: starting, active, or with a turn
+    /// without an end. For adoption at start. Does not read the rows, which may be very many.
     pub async fn sessions_unsettled(&self) -> Result<Vec<(Uuid, TenantId, SessionStatus)>, StoreError> {
         let rows = sqlx::query(
             "SELECT id, tenant, status FROM sessions WHERE status IN ('starting', 'active') OR (status = 'paused' AND
@@ -51,13 +51,13 @@ impl Store {
         rows.iter().map(|row| Ok((id_of(row, "id")?, tenant_of(row)?, status_of(row)?))).collect()
     }
 
-    /// Whose the session is that was made last.
+    /// The tenant of the newest session.
     pub async fn newest_tenant(&self) -> Result<Option<TenantId>, StoreError> {
         let row = sqlx::query("SELECT tenant FROM sessions ORDER BY rowid DESC LIMIT 1").fetch_optional(self.reader());
         row.await?.as_ref().map(tenant_of).transpose()
     }
 
-    /// How many sessions of all tenants there are of each state that occurs.
+    /// The number of sessions of all tenants by state.
     pub async fn session_statuses(&self) -> Result<Vec<(SessionStatus, u64)>, StoreError> {
         let rows = sqlx::query("SELECT status, COUNT(*) AS n FROM sessions GROUP BY status").fetch_all(self.reader());
         rows.await?.iter().map(|row| Ok((status_of(row)?, count_of(row, "n")?))).collect()
@@ -85,7 +85,7 @@ impl Store {
         query.build().fetch_all(self.reader()).await?.iter().map(session).collect()
     }
 
-    /// How many there are, whatever the filter's limit and offset.
+    /// Number of sessions, ignoring the filter's limit and offset.
     pub async fn session_count(&self, tenant: &TenantId, filter: &SessionFilter) -> Result<u64, StoreError> {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT COUNT(*) AS n ");
         matching(&mut query, tenant, filter);

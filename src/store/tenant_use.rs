@@ -1,5 +1,6 @@
-//! Table `tenant_use`: what each tenant stores here, by kind, kept by the triggers of migration 9 in the transaction of each change.
-//! And what an admin says of a tenant as a whole (`tenant_limits`).
+//! Table `tenant_use`: what each tenant stores here, by kind; triggers of migration 9 update it in
+//! the transaction of each change. Table `tenant_limits`: an admin's limits for a tenant as a
+//! whole.
 
 use sqlx::{Row, SqliteConnection};
 
@@ -11,13 +12,13 @@ use ash_model::TenantId;
 /// The name of `storageBytes` in `tenant_limits`.
 const STORAGE: &str = "storageBytes";
 
-/// Rows that one tenant (or one agent, or one session) may have of a kind. One more is refused with the number.
+/// Maximum rows of a kind per tenant, agent or session. One more is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Most {
-    /// In the plural, for the text.
+    /// In the plural, for the error text.
     pub what: &'static str,
     pub rows: u64,
-    /// What makes room.
+    /// How to free a place.
     pub way_out: &'static str,
 }
 
@@ -26,22 +27,21 @@ pub const MAX_AGENTS: Most = Most { what: "agents of the tenant", rows: 1000, wa
 pub const MAX_VERSIONS: Most = Most { what: "versions of the agent", rows: 1000, way_out: "delete some" };
 pub const MAX_CREDENTIALS: Most = Most { what: "credentials of the tenant", rows: 1000, way_out: "delete some" };
 pub const MAX_ATTACHMENTS: Most = Most { what: "attachments of the session", rows: 1000, way_out: "delete some" };
-/// Of one day: an older one is removed with the next request.
+/// Per day: the next request removes older ones.
 pub const MAX_ONCE: Most =
     Most { what: "Idempotency-Keys of the tenant in 24 hours", rows: 100_000, way_out: "send requests without one" };
-/// Finished items of the queue that are kept for each tenant, the newest.
+/// Finished items of the queue kept per tenant; the newest ones.
 pub const FINISHED_KEPT: u64 = 10_000;
 
-/// What a tenant stores in the database, and what was measured of its files.
+/// What a tenant stores in the database, and the measured size of its files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantUse {
     pub database: u64,
-    /// As the daemon wrote it down last; `None`: never.
+    /// The last stored measurement; `None`: never measured.
     pub files: Option<u64>,
 }
 
 impl Store {
-    /// Bytes of one tenant.
     pub async fn tenant_use(&self, tenant: &TenantId) -> Result<TenantUse, StoreError> {
         let row = sqlx::query(
             "SELECT COALESCE(SUM(CASE kind WHEN 'files' THEN 0 ELSE bytes END), 0) AS database,
@@ -55,13 +55,13 @@ impl Store {
         Ok(TenantUse { database: count_of(&row, "database")?, files: files.map(i64::unsigned_abs) })
     }
 
-    /// Of every tenant that stores something.
+    /// Every tenant that stores something.
     pub async fn tenants_with_use(&self) -> Result<Vec<TenantId>, StoreError> {
         let rows = sqlx::query("SELECT DISTINCT tenant FROM tenant_use").fetch_all(self.reader()).await?;
         rows.iter().map(tenant_of).collect()
     }
 
-    /// Bytes of the history of one session, for a copy of it.
+    /// Bytes of one session's history, for a copy of it.
     pub async fn history_bytes(&self, session: uuid::Uuid) -> Result<u64, StoreError> {
         let row = sqlx::query(
             "SELECT COALESCE((SELECT SUM(256 + octet_length(content)) FROM messages WHERE session = ?1), 0)
@@ -73,12 +73,13 @@ impl Store {
         count_of(&row, "bytes")
     }
 
-    /// Writes down what was measured of a tenant's files, for the next daemon.
+    /// Stores the measured size of a tenant's files, for the next daemon.
     pub async fn tenant_files_put(&self, tenant: &TenantId, bytes: u64) -> Result<(), StoreError> {
         self.write(Files { tenant: tenant.clone(), bytes }).await
     }
 
-    /// Tenants whose counters are not what their tables say, corrected. None, unless somebody changed the database by hand.
+    /// Corrects counters that differ from their tables, and returns the number of affected tenants.
+    /// None, unless the database was changed manually.
     pub async fn tenant_use_check(&self) -> Result<u64, StoreError> {
         let wrong: i64 = sqlx::query_scalar(WRONG).fetch_one(self.reader()).await?;
         if wrong > 0 {
@@ -87,7 +88,7 @@ impl Store {
         Ok(wrong.unsigned_abs())
     }
 
-    /// `storageBytes` of all tenants for which an admin said something.
+    /// `storageBytes` of all tenants with an admin's value.
     pub async fn storage_limits(&self) -> Result<Vec<(TenantId, u64)>, StoreError> {
         let rows = sqlx::query("SELECT tenant, value FROM tenant_limits WHERE name = ?1")
             .bind(STORAGE)
@@ -96,19 +97,20 @@ impl Store {
         rows.iter().map(|row| Ok((tenant_of(row)?, count_of(row, "value")?))).collect()
     }
 
-    /// `None`: the configuration decides again.
+    /// `None`: the configuration applies.
     pub async fn storage_limit_put(&self, tenant: &TenantId, bytes: Option<u64>) -> Result<(), StoreError> {
         self.write(Limit { tenant: tenant.clone(), bytes }).await
     }
 }
 
-/// The number of kinds whose counter and tables differ. A counter of no rows has nothing in a table, and is right.
+/// The number of kinds whose counter and tables differ. A counter of zero rows has no entry in a
+/// table, and is correct.
 const WRONG: &str = "SELECT COUNT(*) FROM (SELECT tenant FROM (
         SELECT tenant, kind, rows, bytes FROM tenant_use WHERE kind <> 'files' AND rows <> 0
         UNION ALL SELECT tenant, kind, rows, bytes FROM tenant_use_counted
     ) GROUP BY tenant, kind, rows, bytes HAVING COUNT(*) <> 2)";
 
-/// Rows of a kind that the tenant has.
+/// The tenant's rows of a kind.
 pub(super) async fn rows_of(
     conn: &mut SqliteConnection,
     tenant: &TenantId,
@@ -122,7 +124,7 @@ pub(super) async fn rows_of(
     Ok(rows.unwrap_or(0).unsigned_abs())
 }
 
-/// Refuses a row above the most of its kind that the tenant may have.
+/// Refuses a row above the tenant's maximum of its kind.
 pub(super) async fn check_rows(
     conn: &mut SqliteConnection,
     tenant: &TenantId,

@@ -1,4 +1,4 @@
-//! What the database has of a tenant as a whole.
+//! Changes of a tenant as a whole.
 
 use sqlx::SqliteConnection;
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use super::writer::{Counters, Write};
 use super::{Store, StoreError};
 use ash_model::TenantId;
 
-/// How much [`Store::tenant_forget`] removed.
+/// Rows that [`Store::tenant_forget`] removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forgotten {
     pub keys: u64,
@@ -18,9 +18,9 @@ pub struct Forgotten {
 }
 
 impl Store {
-    /// Removes everything of a tenant but its sessions and what it used (which is what was paid for): keys, agents with their
-    /// versions, credentials, queue, limits, answers kept for repeated requests. Its keys are refused from the moment this
-    /// returns. Nothing to remove is no error.
+    /// Removes everything of a tenant except its sessions and usage records: keys, agents with
+    /// their versions, credentials, queue, limits, answers kept for repeated requests. Its keys are
+    /// refused from the moment this returns. Idempotent.
     pub async fn tenant_forget(&self, tenant: &TenantId) -> Result<Forgotten, StoreError> {
         let forgotten = self.write(Forget(tenant.clone())).await?;
         self.inner.keys.forget_tenant(tenant);
@@ -37,9 +37,9 @@ impl Store {
         ids.iter().map(|id| Uuid::try_parse(id).map_err(|e| unreadable("id of a session", e))).collect()
     }
 
-    /// Removes a session's row, and with it its turns, messages, events, attachments and limits. What it used stays. `true` when
-    /// the tenant had that session. No task may work on it. A large history is removed in several transactions before the row does, so
-    /// that changes of others come in between.
+    /// Removes a session's row with its turns, messages, events, attachments and limits. Its usage
+    /// stays. `true` when the tenant had that session. No task may work on it. A large history is
+    /// removed first, in several transactions, so that other changes can run in between.
     pub async fn session_remove(&self, tenant: &TenantId, id: Uuid) -> Result<bool, StoreError> {
         for piece in PIECES {
             while self.write(Clear { tenant: tenant.clone(), id, piece }).await? {}
@@ -76,7 +76,8 @@ impl Write for Forget {
     }
 }
 
-/// A part of a session's history: 16 rows of at most 1 MiB, or 1,024 rows. Sequence numbers have no gaps.
+/// A part of a session's history: 16 rows of at most 1 MiB, or 1,024 rows. Sequence numbers have no
+/// gaps.
 const PIECES: [&str; 3] = [
     "DELETE FROM message_rest WHERE session = ?1 AND tenant = ?2 AND (sequence, at) IN \
      (SELECT sequence, at FROM message_rest WHERE session = ?1 ORDER BY sequence, at LIMIT 16)",
@@ -86,7 +87,7 @@ const PIECES: [&str; 3] = [
      (SELECT MIN(sequence) + 1024 FROM events WHERE session = ?1)",
 ];
 
-/// Removes one piece; whether there was one.
+/// Removes one part; returns whether there was one.
 struct Clear {
     tenant: TenantId,
     id: Uuid,
@@ -161,7 +162,7 @@ mod tests {
         for (table, rows) in [("sessions", 1), ("messages", 1), ("events", 1), ("usage", 2)] {
             assert_eq!(count(table).await, rows, "{table}");
         }
-        // Its numbers are not remembered either: a step of it is refused.
+        // Its sequence numbers are forgotten too: a step of it is refused.
         assert!(matches!(store.commit(said(&gone)).await, Err(StoreError::NoSession(id)) if id == gone.id));
         assert_eq!(store.commit(said(&kept)).await.unwrap().message_sequence, 2);
     }
@@ -187,7 +188,7 @@ mod tests {
                 committed = store.commit(step()) => between += u32::from(committed.is_ok()),
             }
         }
-        // One that was queued before the first piece and one behind the last are no sign of it.
+        // Changes before the first part and after the last one do not count.
         assert!(between >= 4, "{between}");
         let left: i64 =
             sqlx::query_scalar("SELECT (SELECT COUNT(*) FROM messages) + (SELECT COUNT(*) FROM message_rest)")

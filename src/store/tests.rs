@@ -87,7 +87,7 @@ async fn fifty_tasks_commit_without_a_gap_or_a_loss() {
         contents.sort();
         expected.sort();
         assert_eq!(contents, expected);
-        // The two messages of one commit stand side by side.
+        // The two messages of one commit are adjacent.
         assert!(messages.chunks(2).all(|two| two[0].role == "user" && two[1].role == "assistant"));
         let events = store.events(&owner, session.id, 10_000, 0, Some("text")).await.unwrap();
         assert_eq!(events.iter().map(|e| e.sequence).collect::<Vec<_>>(), (1..=1000).collect::<Vec<_>>());
@@ -103,7 +103,7 @@ async fn a_failing_write_does_not_fail_its_neighbours() {
     let mut writes = Vec::new();
     for n in 0..200 {
         let store = store.clone();
-        // Every third commit is for a session that does not exist, or is another tenant's.
+        // Every third commit is for a session that does not exist, or belongs to another tenant.
         let mut commit = Commit::of(&session);
         match n % 6 {
             0 => commit.session = Uuid::new_v4(),
@@ -165,7 +165,7 @@ async fn a_commit_changes_what_it_names_and_nothing_else_and_survives_a_reopen()
     assert_eq!(store.message_of(&ended).await.unwrap().as_deref(), Some("begins it"));
     assert_eq!(store.turn(before.id, 1).await.unwrap(), Some(ended));
     assert_eq!(store.turn(before.id, 2).await.unwrap(), None);
-    // Sequences go on where they were.
+    // Sequences continue.
     let mut commit = Commit::of(&a_session(&owner, "a", 5));
     commit.session = before.id;
     commit.events = vec![("text", "{}".into())];
@@ -314,7 +314,8 @@ async fn a_full_disk_is_said_and_writing_goes_on_when_there_is_room_again() {
     let owner = tenant("default");
     let session = a_session(&owner, "a", 1);
     store.session_insert(&session).await.unwrap();
-    // SQLite's own bound on the file acts in the same place and with the same code (SQLITE_FULL) as a full disk.
+    // SQLite's own limit on the file fails in the same place and with the same code (SQLITE_FULL)
+    // as a full disk.
     let pages: i64 = store.write(Pages(None)).await.unwrap();
     store.write(Pages(Some(pages + 8))).await.unwrap();
     let big = |n: usize| {
@@ -367,7 +368,8 @@ pub(super) fn a_turn(session: Uuid) -> Turn {
     }
 }
 
-/// Sets the largest number of pages of the database file; answers how many there are (`None`) or may be.
+/// Sets the maximum number of pages of the database file; returns the current (`None`) or maximum
+/// number.
 struct Pages(Option<i64>);
 
 impl writer::Write for Pages {

@@ -8,7 +8,7 @@ async fn a_large_message_is_rows_of_a_mib_and_one_text() {
     let (session, copy) = (a_session(&owner, "a", 1), a_session(&owner, "a", 2));
     store.session_insert(&session).await.unwrap();
     store.session_insert(&copy).await.unwrap();
-    // Characters of two bytes, of which one does not end where a row does.
+    // Two-byte characters, one of which crosses the end of a row.
     let texts: Vec<String> = vec![
         "a".repeat(LARGE),
         "a".repeat(LARGE + 1),

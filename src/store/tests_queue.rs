@@ -19,10 +19,10 @@ async fn items_are_claimed_once_and_in_order_and_fairly() {
         assert_eq!(item.status, QueueStatus::Processing);
         order.push(item.prompt);
     }
-    // The other tenant's turn comes when the first has something that runs, whatever the priorities.
+    // The other tenant is next when the first has a running item, whatever the priorities.
     assert_eq!(order, ["urgent", "other", "1", "2", "3"]);
     assert_eq!(store.queue_processing().await.unwrap().len(), 5);
-    // One tenant has its share, and another one's items are taken.
+    // One tenant has its share, so another one's items are claimed.
     store.queue_insert(new("a", "too many", 9)).await.unwrap();
     store.queue_insert(new("c", "third", 0)).await.unwrap();
     assert_eq!(store.queue_claim(4).await.unwrap().unwrap().prompt, "third");
@@ -58,7 +58,7 @@ async fn an_item_changes_only_while_it_is_processed_and_is_cancelled_only_before
     assert!(store.queue_change(id, back).await.unwrap());
     let back = store.queue_item(&tenant, id).await.unwrap().unwrap();
     assert_eq!((back.status, back.retry_count, back.session), (QueueStatus::Pending, 1, None));
-    assert!(store.queue_claim(8).await.unwrap().is_none(), "not due yet");
+    assert!(store.queue_claim(8).await.unwrap().is_none(), "it is not due yet");
     assert_eq!(store.queue_next_due(8).await.unwrap(), Some(later));
     // The clock was set back by an hour meanwhile.
     let mut ahead = new("a", "ahead", 0);

@@ -65,9 +65,9 @@ async fn every_change_is_counted_in_its_own_transaction() {
     assert_eq!(wrong().await, 0);
     assert_eq!(used(&other).await, 0);
 
-    // With the session its messages, events and attachments go; what it used stays.
+    // The session's messages, events and attachments are deleted with it; its usage stays.
     assert!(store.session_remove(&acme, session.id).await.unwrap());
-    assert_eq!(wrong().await, 0, "what hangs on a row is counted down with it");
+    assert_eq!(wrong().await, 0, "rows that depend on a row are subtracted with it");
     store.tenant_forget(&acme).await.unwrap();
     assert_eq!(wrong().await, 0);
     assert!(used(&acme).await < 512, "one row of usage: {}", used(&acme).await);
@@ -87,7 +87,7 @@ async fn a_database_changed_by_hand_is_counted_anew() {
     assert_eq!((store.tenant_use(&acme).await.unwrap(), store.tenant_use_check().await.unwrap()), (right, 0));
 }
 
-/// Rows that came before, in one statement.
+/// Inserts many rows in one statement.
 struct Many(&'static str);
 
 impl Write for Many {
@@ -124,7 +124,7 @@ async fn the_rows_of_a_kind_have_a_number() {
         .await
         .unwrap();
     let refused = store.agent_upsert(&acme, new(MAX_AGENTS.rows)).await.unwrap_err();
-    assert_eq!(refused.to_string(), "there are 1000 agents of the tenant already, the most there may be; delete some");
+    assert_eq!(refused.to_string(), "limit reached: 1000 agents of the tenant; delete some");
     store.agent_upsert(&acme, new(0)).await.unwrap();
     store.agent_upsert(&other, new(0)).await.unwrap();
     store.version_insert(&acme, "a0", VersionFields::default()).await.unwrap().unwrap();

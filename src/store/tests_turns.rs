@@ -1,4 +1,4 @@
-//! Turns by their id, and what belongs to which.
+//! Turns by id, and the rows that belong to them.
 
 use super::super::tests::{a_session, a_turn, fresh, tenant};
 use super::*;
@@ -10,7 +10,8 @@ async fn an_answer_is_found_by_its_turn_and_not_by_the_clock() {
     let owner = tenant("default");
     let session = a_session(&owner, "a", 1);
     store.session_insert(&session).await.unwrap();
-    // All within one millisecond, and the second turn begins before the first has ended: the clock tells nothing.
+    // All within one millisecond, and the second turn begins before the first ends: times are no
+    // help.
     let turns: Vec<Turn> = (1..=3)
         .map(|number| Turn { number, id: Uuid::new_v4(), end: Some(20), started_at: now_ms(), ..a_turn(session.id) })
         .collect();

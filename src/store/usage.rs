@@ -1,4 +1,5 @@
-//! Table `usage`: the tokens that the gateway counted ([`super::ledgers`]), and the results, tool calls and time of turns.
+//! Table `usage`: tokens that the gateway counted ([`super::ledgers`]), and the results, tool calls
+//! and time of turns.
 
 use sqlx::sqlite::{Sqlite, SqliteRow};
 use sqlx::{QueryBuilder, Row};
@@ -8,7 +9,7 @@ use super::columns::{count_of, id_of};
 use super::{Store, StoreError, Usage};
 use ash_model::{Millis, TenantId};
 
-/// Which rows of a tenant's usage. Times are exclusive bounds.
+/// Selects rows of a tenant's usage. Times are exclusive.
 #[derive(Clone, Debug, Default)]
 pub struct UsageFilter {
     pub session: Option<Uuid>,
@@ -18,7 +19,7 @@ pub struct UsageFilter {
     pub limit: Option<u32>,
 }
 
-/// What one answer of the model or one turn used.
+/// Usage of one answer of the model or one turn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UsageRow {
     pub id: Uuid,
@@ -28,7 +29,7 @@ pub struct UsageRow {
     pub created_at: Millis,
 }
 
-/// Sums over the rows that a filter selects, and how many results of turns are among them.
+/// Sums over the selected rows, and the number of results among them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UsageTotals {
     pub usage: Usage,
@@ -44,7 +45,7 @@ impl Store {
         query.build().fetch_all(self.reader()).await?.iter().map(usage_row).collect()
     }
 
-    /// The filter's limit has no meaning here.
+    /// Ignores the filter's limit.
     pub async fn usage_totals(&self, tenant: &TenantId, filter: &UsageFilter) -> Result<UsageTotals, StoreError> {
         let mut query = QueryBuilder::<Sqlite>::new(
             "SELECT COALESCE(SUM(messages), 0) AS messages, COALESCE(SUM(input_tokens), 0) AS input_tokens,

@@ -1,5 +1,5 @@
-//! Table `agent_versions`: kept prompts of an agent. Activating one copies its prompt to the agent, in one transaction, and
-//! counts the agent's own version up: whoever makes sessions looks at the agent alone.
+//! Table `agent_versions`: stored prompts of an agent. Activating one copies its prompt to the
+//! agent and increments the agent's version, in one transaction: new sessions read only the agent.
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
@@ -16,7 +16,7 @@ pub struct AgentVersion {
     pub id: Uuid,
     pub tenant: TenantId,
     pub agent_name: String,
-    /// From 1; never given twice.
+    /// From 1; never reused.
     pub number: i64,
     pub name: String,
     pub active: bool,
@@ -29,7 +29,8 @@ pub struct AgentVersion {
     pub updated_at: Millis,
 }
 
-/// Fields of a version as they come in; outer `None` leaves a field as it is (or as the agent has it, for a new one).
+/// Fields of a request for a version; outer `None` leaves a field unchanged (or takes the agent's,
+/// in a new version).
 #[derive(Clone, Debug, Default)]
 pub struct VersionFields {
     pub name: Option<String>,
@@ -39,11 +40,11 @@ pub struct VersionFields {
     pub created_by: Option<String>,
 }
 
-/// What became of a request to delete a version.
+/// The outcome of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VersionDelete {
     Done,
-    /// The active one stays.
+    /// The active version cannot be deleted.
     Active,
     NotFound,
 }
@@ -94,7 +95,7 @@ impl Store {
         Ok(number.fetch_optional(self.reader()).await?)
     }
 
-    /// Changes a version; the agent follows when it is the active one. `None` when there is none.
+    /// Changes a version, and the agent if it is the active one. `None` when there is none.
     pub async fn version_update(
         &self,
         tenant: &TenantId,
@@ -105,7 +106,7 @@ impl Store {
         self.write(Update { at: Place::new(tenant, agent, number), fields, now: now_ms() }).await
     }
 
-    /// Makes it the agent's one active version. `None` when there is none of that number.
+    /// Makes it the agent's only active version. `None` when there is no such number.
     pub async fn version_activate(
         &self,
         tenant: &TenantId,
@@ -234,7 +235,7 @@ struct Activate {
 impl Write for Activate {
     type Out = Option<AgentVersion>;
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<Self::Out, StoreError> {
-        // Off before on: two active ones at a time are refused by the index.
+        // Deactivate first: the index refuses two active ones.
         sqlx::query(
             "UPDATE agent_versions SET is_active = 0 WHERE tenant = ?1 AND agent_name = ?2 AND number <> ?3 AND EXISTS
                  (SELECT 1 FROM agent_versions WHERE tenant = ?1 AND agent_name = ?2 AND number = ?3)",
@@ -339,7 +340,7 @@ mod tests {
         assert!(store.version_insert(&tenant, "b", VersionFields::default()).await.unwrap().is_none());
         let kept = store.version_insert(&tenant, "a", VersionFields::default()).await.unwrap().unwrap();
         assert_eq!((kept.number, kept.name.as_str(), kept.active), (1, "v1", false));
-        assert_eq!(kept.system_prompt.as_deref(), Some("own"), "without a prompt, the agent's is kept");
+        assert_eq!(kept.system_prompt.as_deref(), Some("own"), "without a prompt, the agent's is used");
         let second = store.version_insert(&tenant, "a", prompt("two")).await.unwrap().unwrap();
         let own = async || store.agent(&tenant, "a").await.unwrap().unwrap();
         assert_eq!(own().await.system_prompt.as_deref(), Some("own"), "a new version changes nothing yet");
@@ -350,7 +351,7 @@ mod tests {
             let all = store.versions(&tenant, "a").await.unwrap();
             all.into_iter().filter(|v| v.active).map(|v| v.number).collect::<Vec<_>>()
         };
-        assert_eq!(active().await, [2], "one that is not there takes nothing from the other");
+        assert_eq!(active().await, [2], "activating a missing one changes nothing");
         store.version_update(&tenant, "a", 2, prompt("better")).await.unwrap().unwrap();
         assert_eq!(own().await.system_prompt.as_deref(), Some("better"));
         store.version_update(&tenant, "a", 1, prompt("aside")).await.unwrap().unwrap();
@@ -361,7 +362,7 @@ mod tests {
         assert_eq!(store.version_delete(&tenant, "a", 2).await.unwrap(), VersionDelete::Done);
         assert_eq!(store.version_delete(&tenant, "a", 2).await.unwrap(), VersionDelete::NotFound);
         let third = store.version_insert(&tenant, "a", VersionFields::default()).await.unwrap().unwrap();
-        assert_eq!(third.number, 3, "a number is never given twice");
+        assert_eq!(third.number, 3, "a number is never reused");
         let other: TenantId = "acme".parse().unwrap();
         assert!(store.version(&other, "a", 1).await.unwrap().is_none());
         assert!(store.version_activate(&other, "a", 1).await.unwrap().is_none());

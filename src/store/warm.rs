@@ -1,4 +1,4 @@
-//! Column `warm` of table `agents`: what is kept ready of each.
+//! Column `warm` of table `agents`: the number of warm sandboxes per agent.
 
 use sqlx::{Row, SqliteConnection};
 
@@ -8,7 +8,8 @@ use super::{Agent, Store, StoreError};
 use ash_model::TenantId;
 
 impl Store {
-    /// The agent's own number: `None` when the tenant has no such agent, `Some(None)` when the default holds.
+    /// The agent's own number: `None` when the tenant has no such agent, `Some(None)` for the
+    /// default.
     pub async fn agent_warm(&self, tenant: &TenantId, name: &str) -> Result<Option<Option<u32>>, StoreError> {
         let row = sqlx::query("SELECT warm FROM agents WHERE tenant = ?1 AND name = ?2")
             .bind(tenant.as_str())
@@ -18,12 +19,14 @@ impl Store {
         row.map(|row| Ok(row.try_get("warm")?)).transpose()
     }
 
-    /// `None` goes back to the default. `true` when the tenant has that agent. Its version and times stay as they are.
+    /// `None` restores the default. `true` when the tenant has that agent. Does not change its
+    /// version and times.
     pub async fn agent_set_warm(&self, tenant: &TenantId, name: &str, count: Option<u32>) -> Result<bool, StoreError> {
         self.write(SetWarm { tenant: tenant.clone(), name: name.to_owned(), count }).await
     }
 
-    /// Every agent of all tenants that is to be kept warm, and how many of each; `default` is for those that say nothing.
+    /// Every agent of all tenants with warm sandboxes, and their number; `default` is for agents
+    /// without their own.
     pub async fn agents_to_warm(&self, default: u32) -> Result<Vec<(Agent, u32)>, StoreError> {
         let rows =
             sqlx::query("SELECT *, COALESCE(warm, ?1) AS wanted FROM agents WHERE wanted > 0 ORDER BY updated_at DESC")

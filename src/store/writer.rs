@@ -1,14 +1,15 @@
-//! The one task that writes. Whatever is queued when it is free becomes one transaction.
+//! The only writing task. Everything queued when it is free becomes one transaction.
 //!
 //! ```text
 //!   idle --op--> batch = op + all queued (at most 256) --> BEGIN IMMEDIATE, apply each, COMMIT
 //!                    | one of them fails                        |
 //!                    v                                          v
-//!            ROLLBACK, each in a transaction of its own     numbered: see [`super::durable`] --> on the disk: callers answered
+//!            ROLLBACK, each in its own transaction          numbered, see [`super::durable`]
+//!                                                           --> on the disk: callers answered
 //! ```
 //!
-//! A failure is rare, so the batch runs without savepoints and is repeated op by op when one fails: the others lose
-//! nothing but a little time.
+//! A failure is rare, so a batch has no savepoints: when one operation fails, all are repeated one
+//! by one.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -26,15 +27,15 @@ use super::{Committed, StoreError, open};
 use ash_model::TenantId;
 use ash_observe::tasks;
 
-/// Writes that wait for the writer; one more waits in its caller.
+/// Queued writes; further ones wait in their callers.
 const QUEUE: usize = 1024;
-/// Writes in one transaction.
+/// Maximum writes per transaction.
 const BATCH: usize = 256;
-/// Sessions whose sequence numbers are kept in memory; when there are more, all are read again.
+/// Sessions whose sequence numbers are cached; above this number, the cache is cleared.
 const COUNTERS: usize = 4096;
 
-/// A change of the database. `apply` may run twice (in a batch that failed, then by itself), each time on a database without
-/// its effect.
+/// A change of the database. `apply` may run twice (in a failed batch, then alone), each time on a
+/// database without its effect.
 pub(super) trait Write: Send + Sync + 'static {
     type Out: Send + 'static;
     fn apply(
@@ -42,13 +43,13 @@ pub(super) trait Write: Send + Sync + 'static {
         conn: &mut SqliteConnection,
         counters: &mut Counters,
     ) -> impl Future<Output = Result<Self::Out, StoreError>> + Send;
-    /// Whether it ends or removes something, and so is written on a full disk too.
+    /// Whether it ends or removes something, and is therefore written on a full disk too.
     fn frees(&self) -> bool {
         false
     }
 }
 
-/// The newest sequence numbers of sessions, as this transaction sees them. Emptied by every rollback.
+/// The newest sequence numbers of sessions in this transaction. Cleared by every rollback.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     of: HashMap<(Uuid, TenantId), Committed>,
@@ -80,21 +81,21 @@ pub(super) struct Writer {
 
 enum Order {
     Work(Box<dyn Work>),
-    /// Move the log into the database; whether that succeeded.
+    /// Moves the log into the database; returns whether that succeeded.
     MoveLog(oneshot::Sender<bool>),
     Close(oneshot::Sender<()>),
 }
 
-/// A [`Write`] whose result type is hidden, so that all kinds share one queue.
+/// A [`Write`] without its result type, so that all kinds share one queue.
 trait Work: Send {
     fn apply<'a>(
         &'a mut self,
         conn: &'a mut SqliteConnection,
         counters: &'a mut Counters,
     ) -> BoxFuture<'a, Result<(), StoreError>>;
-    /// With the number of its commit.
+    /// Answers with the number of its commit.
     fn answer(self: Box<Self>, result: Result<u64, StoreError>);
-    /// Whether somebody waits for the disk.
+    /// Whether a caller waits for the disk.
     fn at_once(&self) -> bool;
     fn frees(&self) -> bool;
 }
@@ -121,7 +122,7 @@ impl<W: Write> Work for Job<W> {
     fn answer(self: Box<Self>, result: Result<u64, StoreError>) {
         let Self { out, reply, .. } = *self;
         let answer = result.and_then(|number| Ok((out.ok_or(StoreError::Closed)?, number)));
-        // A caller that no longer listens has given up waiting, not the write.
+        // A caller that is gone stopped waiting; the write stays.
         drop(reply.send(answer));
     }
 
@@ -135,8 +136,8 @@ impl<W: Write> Work for Job<W> {
 }
 
 impl Writer {
-    /// Starts the task. It holds the lock of the data directory until its last commit is done. `sync` brings SQLite's
-    /// write-ahead log to the disk.
+    /// Starts the task. It holds the lock of the data directory until its last commit. `sync` syncs
+    /// SQLite's write-ahead log.
     pub fn start(conn: SqliteConnection, lock: Flock<std::fs::File>, sync: SyncLog, room: Room) -> Self {
         let (queue, inbox) = mpsc::channel(QUEUE);
         let (commits, (sender, progress)) = (Arc::new(Commits::default()), watch::channel(Progress::default()));
@@ -150,16 +151,16 @@ impl Writer {
         Self { queue, commits, progress }
     }
 
-    /// Queues a write and returns when it is on the disk, or refused, with nothing changed. A disk that takes the change
-    /// and does not confirm it is [`StoreError::NotOnDisk`].
+    /// Queues a write. Returns when it is on the disk, or refused without a change.
+    /// [`StoreError::NotOnDisk`]: the disk took the change without confirming it.
     pub async fn write<W: Write>(&self, write: W) -> Result<W::Out, StoreError> {
         let (out, on_disk) = self.commit(write, true).await?;
         on_disk.wait_once().await?;
         Ok(out)
     }
 
-    /// Queues a write and returns when it survives the end of this process. `at_once`: somebody is going to wait for the
-    /// disk.
+    /// Queues a write. Returns when it survives the end of this process. `at_once`: a caller will
+    /// wait for the disk.
     pub async fn commit<W: Write>(&self, write: W, at_once: bool) -> Result<(W::Out, OnDisk), StoreError> {
         let (reply, answer) = oneshot::channel();
         let job = Job { write, out: None, at_once, reply };
@@ -168,11 +169,11 @@ impl Writer {
         Ok((out, OnDisk { number, commits: Arc::clone(&self.commits), progress: self.progress.clone() }))
     }
 
-    /// Returns when everything queued before is committed, on the disk, and the connection is closed.
+    /// Returns when everything queued is committed and on the disk, and the connection is closed.
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
         if self.queue.send(Order::Close(done)).await.is_ok() {
-            // An error means that the task is gone already.
+            // On an error the task has already ended.
             drop(closed.await);
         }
     }
@@ -217,13 +218,13 @@ async fn run(
     }
     inbox.close();
     syncer.abort();
-    // Closing moves the log into the database and syncs that.
+    // Closing moves the log into the database and syncs it.
     if open::close(conn).await {
         progress.send_modify(|now| now.done = commits.newest());
     }
     drop(lock);
     if let Some(done) = closing {
-        // Whoever asked may have stopped waiting.
+        // The caller may have stopped waiting.
         let _ = done.send(());
     }
 }
@@ -260,15 +261,17 @@ async fn commit(
 
 /// One transaction: all of it or nothing.
 ///
-/// BEGIN and ROLLBACK are plain statements and not sqlx's `Transaction`: on a full disk SQLite may roll back by itself, upon
-/// which sqlx 0.9's own ROLLBACK fails, its count of open transactions stays at one, and no transaction starts ever again.
+/// BEGIN and ROLLBACK are plain statements, not sqlx's `Transaction`: on a full disk SQLite may
+/// roll back by itself. Then sqlx 0.9's ROLLBACK fails, its count of open transactions stays at
+/// one, and no transaction can start again.
 async fn transact(
     conn: &mut SqliteConnection,
     counters: &mut Counters,
     batch: &mut [Box<dyn Work>],
 ) -> Result<(), StoreError> {
     let result = async {
-        // IMMEDIATE takes the write lock at once: a transaction that reads first and cannot write then would have to start over.
+        // IMMEDIATE takes the write lock first: otherwise a transaction that reads first would have
+        // to start over when it cannot write.
         sqlx::query("BEGIN IMMEDIATE").execute(&mut *conn).await?;
         for work in batch.iter_mut() {
             work.apply(&mut *conn, counters).await?;
@@ -279,7 +282,7 @@ async fn transact(
     .await;
     if result.is_err() {
         counters.of.clear();
-        // Fails only when there is nothing left to roll back.
+        // Fails only when there is nothing to roll back.
         drop(sqlx::query("ROLLBACK").execute(conn).await);
     }
     result

@@ -1,8 +1,8 @@
 //! Decides by the head of a request whether a sandbox may send it. Pure.
 //!
 //! ```text
-//!  absolute-form or CONNECT -> 400    unknown path -> 404    wrong method -> 405    wrong token -> 401
-//!  HEAD|GET /api/hello -> answered here, no token needed      everything else -> forwarded
+//!  absolute-form or CONNECT -> 400   unknown path -> 404   wrong method -> 405   wrong token -> 401
+//!  HEAD|GET /api/hello -> answered here, no token needed     everything else -> forwarded
 //! ```
 
 use hyper::header::{AUTHORIZATION, HeaderMap};

@@ -11,7 +11,7 @@
 //!  sandbox  <--------------------------------------------------+---------------------+
 //! ```
 //!
-//! * [`protocol`], [`client`] and [`windows`]: what ashd needs.
+//! * The protocol with ashd is in `ash-protocol`; ashd's side is in `src/gateway`.
 //! * [`control`] serves ashd; [`registry`] holds the registered sessions; [`serve`] accepts
 //!   connections of sandboxes and speaks HTTP to them.
 //! * [`pace`] limits the rate of a session; [`admit`] (pure) decides what a sandbox may request,

@@ -8,10 +8,10 @@ use super::super::{Store, StoreError};
 use super::{EvalCase, MAX_CASES, case};
 use ash_model::{Millis, RawJson, TenantId, now_ms};
 
-/// Fields of a case as they come in; outer `None` leaves a field as it is (or absent, for a new one).
+/// Fields of a request for a case; outer `None` leaves a field unchanged (absent in a new case).
 #[derive(Clone, Debug, Default)]
 pub struct CaseFields {
-    /// A new case has one.
+    /// Required for a new case.
     pub question: Option<String>,
     pub expected_topics: Option<Option<RawJson>>,
     pub expected_not_topics: Option<Option<RawJson>>,
@@ -22,7 +22,7 @@ pub struct CaseFields {
     pub active: Option<bool>,
 }
 
-/// Which cases a list has.
+/// Filter of a list of cases.
 #[derive(Clone, Debug)]
 pub struct CaseFilter {
     pub category: Option<String>,
@@ -32,7 +32,8 @@ pub struct CaseFilter {
 }
 
 impl Store {
-    /// All of them or none; in their order. `None` when the tenant has no such agent.
+    /// Inserts all cases or none, and returns them in order. `None` when the tenant has no such
+    /// agent.
     ///
     /// # Errors
     /// [`StoreError::TooMany`] beyond [`MAX_CASES`].
@@ -56,7 +57,7 @@ impl Store {
         row.as_ref().map(case).transpose()
     }
 
-    /// `None` when there is none.
+    /// `None` when there is no such case.
     pub async fn eval_case_update(
         &self,
         tenant: &TenantId,

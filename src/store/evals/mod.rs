@@ -1,13 +1,15 @@
-//! Tables `eval_cases`, `eval_runs`, `eval_results`: questions that an agent is measured with, runs of them, and what was answered.
+//! Tables `eval_cases`, `eval_runs`, `eval_results`: questions for an agent, runs of them, and the
+//! answers.
 //!
 //! ```text
-//!   run:     pending --first case begins--> running --all cases over--> completed; failed when every case failed
+//!   run:     pending --first case begins--> running --all cases complete--> completed
+//!                                                   --every case failed---> failed
 //!   result:  pending --claim--> running --+--> completed
 //!               ^                 |       +--> failed
 //!               +----put back-----+
 //! ```
 //!
-//! All three go with their agent. A result outlives its case.
+//! All three are deleted with their agent. A result outlives its case.
 
 mod cases;
 mod lists;
@@ -34,17 +36,17 @@ pub use open::{EvalChange, EvalTask};
 pub use results::Scored;
 pub use runs::{NewRun, RunRefused};
 
-/// Cases of one agent.
+/// Cases per agent.
 pub const MAX_CASES: Most = Most { what: "eval cases of the agent", rows: 1000, way_out: "delete some" };
-/// Runs of one agent that are not over.
+/// Unfinished runs per agent.
 pub const MAX_OPEN_RUNS: Most =
-    Most { what: "eval runs of the agent that are not over", rows: 20, way_out: "wait until one is over" };
-/// Runs of one agent that are kept when they are over, the newest.
+    Most { what: "unfinished eval runs of the agent", rows: 20, way_out: "wait until one is finished" };
+/// Finished runs kept per agent; the newest ones.
 pub const RUNS_KEPT: i64 = 100;
-/// The least that both scores of an answer have when it passes.
+/// The minimum of both scores for an answer to pass.
 pub const PASS: f64 = 0.5;
 
-/// How far a run, or one of its results, is.
+/// State of a run or a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EvalStatus {
     Pending,
@@ -70,8 +72,9 @@ impl FromStr for EvalStatus {
     type Err = String;
     fn from_str(word: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|status| status.as_str() == word);
-        found
-            .ok_or_else(|| format!("\"{word}\" is not a status of an eval: {}", Self::ALL.map(Self::as_str).join(", ")))
+        found.ok_or_else(|| {
+            format!("\"{word}\" is not a status of an eval; expected one of {}", Self::ALL.map(Self::as_str).join(", "))
+        })
     }
 }
 
@@ -100,7 +103,7 @@ pub struct EvalRun {
     pub tenant: TenantId,
     pub agent_name: String,
     pub version_number: Option<i64>,
-    /// What the agent's prompt is in this run.
+    /// The agent's prompt in this run.
     pub system_prompt: Option<String>,
     pub status: EvalStatus,
     pub error: Option<String>,
@@ -119,9 +122,9 @@ pub struct EvalResult {
     pub run: Uuid,
     pub case: Uuid,
     pub status: EvalStatus,
-    /// Tries that an end of ashd cut short.
+    /// Attempts interrupted by an end of ashd.
     pub cut_short: u64,
-    /// Where the question is asked, and as which turn.
+    /// The session and turn of the question.
     pub session: Option<Uuid>,
     pub turn: Option<i64>,
     pub response: Option<String>,

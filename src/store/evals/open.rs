@@ -1,4 +1,4 @@
-//! What is worked on: results of runs that are not over.
+//! Results in progress: those of unfinished runs.
 
 use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
@@ -9,7 +9,7 @@ use super::super::{Agent, LATEST_MS, Store, StoreError, agents};
 use super::{EvalCase, EvalResult, EvalRun, case, result, run, runs};
 use ash_model::{Millis, TenantId, now_ms};
 
-/// All that is needed to ask one question.
+/// Everything needed to ask one question.
 #[derive(Clone, Debug)]
 pub struct EvalTask {
     pub agent: Agent,
@@ -18,18 +18,18 @@ pub struct EvalTask {
     pub case: Option<EvalCase>,
 }
 
-/// A change of one result that is being worked on.
+/// A change of a running result.
 #[derive(Clone, Debug)]
 pub enum EvalChange {
-    /// It is about to be asked in this session, which is about to be created.
+    /// The question will be asked in this session, which is created next.
     Asked {
         session: Uuid,
     },
-    /// The question is about to be sent, as this turn.
+    /// The question is sent next, as this turn.
     Sent {
         turn: i64,
     },
-    /// No case of its run is begun before `due_at`. `cut_short`: an end of ashd did it.
+    /// No case of its run begins before `due_at`. `cut_short`: an end of ashd interrupted it.
     PutBack {
         due_at: Millis,
         cut_short: bool,
@@ -47,13 +47,13 @@ pub enum EvalChange {
 }
 
 impl Store {
-    /// Takes the result that is next: of the tenant for which fewest are worked on (and fewer than `of_one`), its oldest run, its
-    /// first case.
+    /// Claims the next result: of the tenant with the fewest running ones (fewer than `of_one`),
+    /// its oldest run, its first case.
     pub async fn eval_claim(&self, of_one: u32) -> Result<Option<EvalResult>, StoreError> {
         self.write(Claim { of_one, now: now_ms() }).await
     }
 
-    /// When the next case is due, of all tenants for which fewer than `of_one` are worked on.
+    /// When the next case is due, of all tenants with fewer than `of_one` running ones.
     pub async fn eval_next_due(&self, of_one: u32) -> Result<Option<Millis>, StoreError> {
         let row = sqlx::query(
             "SELECT MIN(due_at) AS due FROM eval_runs WHERE status IN ('pending', 'running')
@@ -64,20 +64,20 @@ impl Store {
         Ok(row.fetch_one(self.reader()).await?.try_get("due")?)
     }
 
-    /// Those of all tenants that a daemon before this one had begun.
+    /// Results of all tenants that an earlier daemon left running.
     pub async fn eval_running(&self) -> Result<Vec<EvalResult>, StoreError> {
         let rows = sqlx::query("SELECT * FROM eval_results WHERE status = 'running'").fetch_all(self.reader()).await?;
         rows.iter().map(result).collect()
     }
 
-    /// Whether it is still there and worked on: it goes with its agent and its tenant.
+    /// Whether it still exists and is running: it is deleted with its agent and its tenant.
     pub async fn eval_is_running(&self, id: Uuid) -> Result<bool, StoreError> {
         let there =
             sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM eval_results WHERE id = ?1 AND status = 'running')");
         Ok(there.bind(id.to_string()).fetch_one(self.reader()).await?)
     }
 
-    /// `None` when it is gone.
+    /// `None` when it no longer exists.
     pub async fn eval_task(&self, of: &EvalResult) -> Result<Option<EvalTask>, StoreError> {
         let run_row = sqlx::query("SELECT * FROM eval_runs WHERE id = ?1 AND tenant = ?2")
             .bind(of.run.to_string())
@@ -101,18 +101,18 @@ impl Store {
         Ok(Some(EvalTask { agent: agents::agent(&agent)?, run, case }))
     }
 
-    /// `false` when the result is not worked on any more.
+    /// `false` when the result is no longer running.
     pub async fn eval_change(&self, of: &EvalResult, change: EvalChange) -> Result<bool, StoreError> {
         self.write(Change { of: of.clone(), change, now: now_ms() }).await
     }
 
-    /// Sessions of all runs that are there, or may be.
+    /// Sessions of all runs that exist or may exist.
     pub async fn eval_sessions(&self) -> Result<Vec<(TenantId, Uuid)>, StoreError> {
         let rows = sqlx::query("SELECT tenant, session FROM eval_sessions").fetch_all(self.reader()).await?;
         rows.iter().map(|row| Ok((tenant_of(row)?, id_of(row, "session")?))).collect()
     }
 
-    /// This session of a run is gone.
+    /// Forgets a session of a run after its removal.
     pub async fn eval_session_gone(&self, tenant: &TenantId, session: Uuid) -> Result<(), StoreError> {
         self.write(Gone { tenant: tenant.clone(), session }).await
     }

@@ -1,4 +1,4 @@
-//! Table `eval_results`: what was answered, and what people and a later score make of it.
+//! Table `eval_results`: answers, and their scores by people and by later scoring.
 
 use sqlx::SqliteConnection;
 use uuid::Uuid;
@@ -18,7 +18,8 @@ pub struct Scored {
 }
 
 impl Store {
-    /// Changes what a person says of a result; outer `None` leaves it. `None` when the agent has no such result.
+    /// Changes a person's score and notes of a result; outer `None` leaves one unchanged. `None`
+    /// when the agent has no such result.
     pub async fn eval_result_judge(
         &self,
         tenant: &TenantId,
@@ -30,7 +31,7 @@ impl Store {
         self.write(Judge { tenant: tenant.clone(), agent: agent.to_owned(), id, score, notes }).await
     }
 
-    /// Ids of the results of a run that have an answer, with their case where it still is there.
+    /// Ids of a run's results that have an answer and whose case still exists, with the case.
     pub async fn eval_answered(&self, run: &EvalRun) -> Result<Vec<(Uuid, Uuid)>, StoreError> {
         let rows = sqlx::query(
             "SELECT id, case_id FROM eval_results WHERE run = ?1 AND tenant = ?2 AND status = 'completed'
@@ -52,12 +53,12 @@ impl Store {
         row.as_ref().map(result).transpose()
     }
 
-    /// All of them, and the run's summary with them.
+    /// Stores all scores, and updates the run's summary.
     pub async fn eval_score(&self, run: &EvalRun, scores: Vec<Scored>) -> Result<(), StoreError> {
         self.write(Score { tenant: run.tenant.clone(), run: run.id, scores, now: now_ms() }).await
     }
 
-    /// Cases of which one of two runs has a result, in the order of the runs.
+    /// Cases with a result in at least one of two runs, in the order of the runs.
     pub async fn eval_compared(&self, a: &EvalRun, b: &EvalRun) -> Result<Vec<Uuid>, StoreError> {
         let ids: Vec<String> = sqlx::query_scalar(
             "SELECT case_id FROM eval_results WHERE run IN (?1, ?2) AND tenant = ?3 GROUP BY case_id
@@ -82,7 +83,7 @@ impl Store {
         row.as_ref().map(result).transpose()
     }
 
-    /// The case of a result, if it is still there.
+    /// The case of a result, if it still exists.
     pub async fn eval_case_of(&self, run: &EvalRun, id: Uuid) -> Result<Option<EvalCase>, StoreError> {
         let row = sqlx::query("SELECT * FROM eval_cases WHERE id = ?1 AND tenant = ?2")
             .bind(id.to_string())

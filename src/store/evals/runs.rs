@@ -9,18 +9,18 @@ use super::super::{Store, StoreError};
 use super::{EvalRun, EvalStatus, MAX_OPEN_RUNS, PASS, RUNS_KEPT, run};
 use ash_model::{Millis, RawJson, TenantId, now_ms};
 
-/// What a run is asked for.
+/// Parameters of a run.
 #[derive(Clone, Debug, Default)]
 pub struct NewRun {
     /// `None`: the active version, or the agent's own prompt when none is active.
     pub version: Option<i64>,
-    /// Cases of one of these categories; empty: of all.
+    /// Cases of one of these categories; empty: all.
     pub categories: Vec<String>,
-    /// Cases that have one of these tags; empty: all.
+    /// Cases with one of these tags; empty: all.
     pub tags: Vec<String>,
 }
 
-/// Why there is no run.
+/// Why a run was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunRefused {
     NoAgent,
@@ -30,7 +30,7 @@ pub enum RunRefused {
 }
 
 impl Store {
-    /// A run of the agent's active cases that match, all of them pending.
+    /// Creates a run of the agent's matching active cases, all pending.
     ///
     /// # Errors
     /// [`StoreError::TooMany`] beyond [`MAX_OPEN_RUNS`].
@@ -64,7 +64,6 @@ struct Insert {
 }
 
 impl Insert {
-    /// The agent's id, and the version with its prompt.
     async fn subject(&self, conn: &mut SqliteConnection) -> Result<Result<Subject, RunRefused>, StoreError> {
         let agent = sqlx::query(
             "SELECT id, system_prompt, (SELECT number FROM agent_versions WHERE agent = agents.id AND is_active = 1) AS active
@@ -106,7 +105,7 @@ impl Insert {
         Ok(cases)
     }
 
-    /// Refuses one run more than may be open, and removes the oldest of those that are over.
+    /// Refuses a run above the limit of unfinished ones, and removes the oldest finished ones.
     async fn make_room(&self, conn: &mut SqliteConnection, agent: &str) -> Result<(), StoreError> {
         let open: i64 =
             sqlx::query_scalar("SELECT COUNT(*) FROM eval_runs WHERE agent = ?1 AND status IN ('pending', 'running')")
@@ -179,7 +178,8 @@ impl Write for Insert {
     }
 }
 
-/// Counts the run's results anew, and concludes the run when all are over. A later score of it counts them again.
+/// Counts the run's results, and finishes the run when all are complete. Later scoring counts
+/// again.
 pub(super) async fn settle(conn: &mut SqliteConnection, id: Uuid, now: Millis) -> Result<(), StoreError> {
     let counted = sqlx::query(
         "SELECT COUNT(*) AS total, COALESCE(SUM(status IN ('completed', 'failed')), 0) AS over,
@@ -220,7 +220,7 @@ pub(super) async fn settle(conn: &mut SqliteConnection, id: Uuid, now: Millis) -
     Ok(())
 }
 
-/// Averages are over the answers, the share of those that passed is of all cases.
+/// Averages are over the answers; the pass rate is over all cases.
 fn summary(counted: &SqliteRow, total: i64) -> Result<RawJson, StoreError> {
     let number = |column: &str| counted.try_get::<Option<f64>, _>(column);
     let passed: i64 = counted.try_get("passed")?;

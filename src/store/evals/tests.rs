@@ -12,7 +12,7 @@ fn asked(question: &str) -> CaseFields {
     CaseFields { question: Some(question.into()), ..CaseFields::default() }
 }
 
-/// An agent with so many cases, and a run of them.
+/// An agent with this number of cases, and a run of them.
 async fn begun(store: &Store, tenant: &TenantId, name: &str, cases: usize) -> EvalRun {
     agent(store, tenant, name).await;
     let cases = (0..cases).map(|n| asked(&n.to_string())).collect();
@@ -39,7 +39,7 @@ async fn a_run_is_claimed_case_by_case_and_concluded_once() {
     assert!(store.eval_claim(2).await.unwrap().is_none(), "two of a tenant");
     assert!(store.eval_next_due(2).await.unwrap().is_none() && store.eval_next_due(3).await.unwrap().is_some());
     assert!(store.eval_change(&first, answered(1.0)).await.unwrap());
-    assert!(!store.eval_change(&first, failed("late")).await.unwrap(), "over is over");
+    assert!(!store.eval_change(&first, failed("late")).await.unwrap(), "a finished result stays finished");
     let third = store.eval_claim(2).await.unwrap().unwrap();
     assert!(first.id != second.id && second.id != third.id);
     store.eval_change(&second, failed("why")).await.unwrap();
@@ -68,7 +68,7 @@ async fn what_was_put_back_waits_and_what_was_cut_short_is_counted() {
     assert_eq!((running.session, running.turn), (Some(session), Some(1)));
     assert_eq!(store.eval_sessions().await.unwrap(), [(acme.clone(), session)]);
     store.eval_change(&of, EvalChange::PutBack { due_at: now_ms() + 30_000, cut_short: false }).await.unwrap();
-    assert!(store.eval_claim(1).await.unwrap().is_none(), "not before it is due");
+    assert!(store.eval_claim(1).await.unwrap().is_none(), "it is not due yet");
     assert_eq!(store.eval_sessions().await.unwrap().len(), 1, "until it is gone");
     store.eval_session_gone(&acme, session).await.unwrap();
     assert!(store.eval_sessions().await.unwrap().is_empty() && store.eval_running().await.unwrap().is_empty());
@@ -98,7 +98,7 @@ async fn the_tenant_with_fewest_goes_first_and_all_goes_with_the_agent() {
     assert!(!store.eval_change(&of, failed("late")).await.unwrap());
     store.tenant_forget(&other).await.unwrap();
     assert!(store.eval_running().await.unwrap().is_empty());
-    assert_eq!(store.tenant_use_check().await.unwrap(), 0, "what hangs on an agent is counted down with it");
+    assert_eq!(store.tenant_use_check().await.unwrap(), 0, "rows that depend on an agent are subtracted with it");
     for tenant in [&acme, &other] {
         assert_eq!(store.tenant_use(tenant).await.unwrap().database, 0);
     }

@@ -9,7 +9,7 @@ async fn an_early_commit_is_there_before_the_disk_has_it_and_all_others_wait() {
     let dir = tempfile::tempdir().unwrap();
     let (gate, held) = std::sync::mpsc::channel::<()>();
     let held = std::sync::Mutex::new(held);
-    // Each sync waits to be let through.
+    // Each sync waits for a permit.
     let store = Store::open_with(
         dir.path(),
         std::sync::Arc::new(move || held.lock().unwrap().recv().map_err(std::io::Error::other)),
@@ -27,7 +27,7 @@ async fn an_early_commit_is_there_before_the_disk_has_it_and_all_others_wait() {
     let (done, on_disk) = store.commit_early(said("one"), true).await.unwrap();
     assert_eq!(done.message_sequence, 1);
     assert_eq!(store.messages(&owner, session.id, 10, 0).await.unwrap().len(), 1, "readers see it");
-    // Answered with the disk only.
+    // Answers only when it is on the disk.
     let mut durable = tokio::spawn({
         let (store, commit) = (store.clone(), said("two"));
         async move { store.commit(commit).await }
@@ -40,7 +40,8 @@ async fn an_early_commit_is_there_before_the_disk_has_it_and_all_others_wait() {
     on_disk.await.unwrap().unwrap();
     letters.send(()).unwrap();
     assert_eq!(durable.await.unwrap().unwrap().message_sequence, 2);
-    // A disk that fails: the change is refused aloud, the log is moved into the database, and it goes on.
+    // A failing disk: the change is refused, the log is moved into the database, and the store
+    // continues.
     drop(letters);
     assert!(matches!(store.commit(said("three")).await, Err(StoreError::NotOnDisk(_))));
     let (_, on_disk) = store.commit_early(said("four"), true).await.unwrap();
@@ -60,7 +61,7 @@ async fn at_the_start_only_what_needs_a_look_is_read() {
         let tenant = if n % 2 == 0 { &one } else { &two };
         let session = Session { status, ..a_session(tenant, "a", n as i64) };
         store.session_insert(&session).await.unwrap();
-        // Two turns each; the second is open where the session is the last paused one.
+        // Two turns each; the second is open if the session is the last paused one.
         for number in 1..=2 {
             let open = number == 2 && n == 6;
             let turn = Turn {

@@ -1,18 +1,20 @@
-//! When a commit is on the disk. SQLite runs with `synchronous = NORMAL`, which writes its log and never waits for the disk
-//! (but where the log is moved into the database); the waiting is done here, by one task for all commits.
+//! Tracks when a commit is on the disk. SQLite runs with `synchronous = NORMAL`: it writes its log
+//! without waiting for the disk (except when the log is moved into the database). One task waits
+//! for the disk on behalf of all commits.
 //!
 //! ```text
-//!   writer: COMMIT n ----committed(n)----> [ syncer ] --fdatasync of the log--> on the disk: all up to n --> who waits
-//!                                            | somebody waits: at once; nobody: 100 ms later
-//!                                            | it fails: the log is moved into the database instead, which syncs that
+//!   writer: COMMIT n ----committed(n)----> [ syncer ] --fdatasync of the log--> 1..n on disk
+//!                                            | a caller waits: immediately; else 100 ms later
+//!                                            | on failure: moves the log into the database, which
+//!                                            |             syncs it
 //! ```
 //!
-//! So the writer goes on with the next transaction while the disk works on the last one, and what must follow from a commit (a
-//! message handed to claude) need not wait for the disk, only what is told to a client. fdatasync takes 1.3 ms where the fsync
-//! of SQLite's own takes 3.2 (ext4, quiet machine).
+//! The writer continues with the next transaction while the disk works on the last one. What
+//! follows from a commit (a message handed to claude) need not wait for the disk; only answers to
+//! clients do. fdatasync takes 1.3 ms, SQLite's own fsync 3.2 ms (ext4, idle machine).
 //!
-//! After a failed sync the kernel may have dropped the pages and call the next one a success
-//! (<https://wiki.postgresql.org/wiki/Fsync_Errors>), so the log is not trusted again before it was moved.
+//! After a failed sync the kernel may have dropped the pages and report the next one as successful
+//! (<https://wiki.postgresql.org/wiki/Fsync_Errors>), so the log is not trusted until it was moved.
 
 use std::future::Future;
 use std::io;
@@ -25,26 +27,26 @@ use tokio::time::Instant;
 
 use super::StoreError;
 
-/// Until the disk has what nobody waits for: a sync that runs makes the next commit of the same turn wait for the file
-/// system's journal (measured: 5 ms).
+/// Delay of a sync that no caller waits for: a running sync makes the next commit of the same turn
+/// wait for the file system's journal (measured: 5 ms).
 const SYNC_AFTER: Duration = Duration::from_millis(100);
-/// Between two tries while the disk fails.
+/// Retry interval while the disk fails.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Brings the log to the disk. Blocks.
+/// Syncs the log. Blocks.
 pub(super) type SyncLog = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
 
-/// What the writer tells the syncer. Commits are numbered from 1.
+/// State from the writer for the syncer. Commits are numbered from 1.
 #[derive(Debug, Default)]
 pub(super) struct Commits {
     newest: AtomicU64,
-    /// The newest that somebody waits for.
+    /// The newest commit that a caller waits for.
     wanted: AtomicU64,
     wake: Notify,
 }
 
 impl Commits {
-    /// One more commit; its number.
+    /// Adds a commit and returns its number.
     pub fn committed(&self, at_once: bool) -> u64 {
         let number = self.newest.fetch_add(1, Ordering::SeqCst) + 1;
         if at_once {
@@ -65,17 +67,17 @@ impl Commits {
     }
 }
 
-/// How far the disk is.
+/// What is on the disk.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Progress {
-    /// All commits up to this one are on it.
+    /// All commits up to this one are on the disk.
     pub done: u64,
-    /// Newest commit for which a sync failed, and why.
+    /// Newest commit with a failed sync, and the reason.
     failed: u64,
     why: String,
 }
 
-/// A commit that survives the end of this process, on its way to the disk.
+/// A commit that survives the end of this process but is not yet on the disk.
 #[derive(Debug)]
 pub struct OnDisk {
     pub(super) number: u64,
@@ -84,10 +86,10 @@ pub struct OnDisk {
 }
 
 impl OnDisk {
-    /// Returns when a power cut cannot undo it any more, however long the disk takes.
+    /// Returns when a power failure can no longer undo it, however long the disk takes.
     ///
     /// # Errors
-    /// [`StoreError::Closed`]: the store was closed before.
+    /// [`StoreError::Closed`]: the store was closed first.
     pub async fn wait(mut self) -> Result<(), StoreError> {
         self.commits.want(self.number);
         let number = self.number;
@@ -95,7 +97,7 @@ impl OnDisk {
         Ok(())
     }
 
-    /// The same, but a disk that fails is an error at once. What was committed stays committed.
+    /// The same, but a failing disk is an immediate error. The commit stays.
     ///
     /// # Errors
     /// [`StoreError::NotOnDisk`], and as for [`OnDisk::wait`].
@@ -108,7 +110,7 @@ impl OnDisk {
     }
 }
 
-/// The syncer. `move_log` moves the log into the database and says whether that succeeded.
+/// The syncer. `move_log` moves the log into the database and returns whether that succeeded.
 pub(super) async fn keep<F>(
     commits: Arc<Commits>,
     progress: Arc<watch::Sender<Progress>>,
@@ -135,12 +137,12 @@ pub(super) async fn keep<F>(
         let work = Arc::clone(&sync);
         let synced = tokio::task::spawn_blocking(move || work()).await;
         if let Err(error) = synced.unwrap_or_else(|gone| Err(io::Error::other(gone))) {
-            tracing::error!(ASH_EVENT = "store-failed", %error, "the disk does not take the newest changes; it is tried again");
+            tracing::error!(ASH_EVENT = "store-failed", %error, "cannot write the newest changes to the disk; retrying");
             progress.send_modify(|now| (now.failed, now.why) = (target, error.to_string()));
             while !move_log().await {
                 tokio::time::sleep(RETRY).await;
             }
-            tracing::info!(ASH_EVENT = "store-recovered", "the disk has all changes");
+            tracing::info!(ASH_EVENT = "store-recovered", "all changes are on the disk again");
         }
         (done, since) = (target, None);
         progress.send_modify(|now| now.done = target);
@@ -161,7 +163,7 @@ mod tests {
         task: tokio::task::JoinHandle<()>,
     }
 
-    /// Syncs fail `failures` times, and so does moving the log, once.
+    /// Syncs fail `failures` times, and moving the log fails once.
     fn rig(failures: usize) -> Rig {
         let (commits, (sender, progress)) = (Arc::new(Commits::default()), watch::channel(Progress::default()));
         let (syncs, moves) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -192,14 +194,14 @@ mod tests {
             rig.commits.committed(false);
         }
         tokio::time::sleep(SYNC_AFTER / 3).await;
-        assert_eq!(rig.syncs.load(Ordering::SeqCst), 0, "nobody waits");
+        assert_eq!(rig.syncs.load(Ordering::SeqCst), 0, "no caller waits");
         rig.progress.clone().wait_for(|now| now.done == 10).await.unwrap();
         assert!(start.elapsed() >= SYNC_AFTER);
         assert_eq!(rig.syncs.load(Ordering::SeqCst), 1);
         let start = Instant::now();
         let number = rig.commits.committed(false);
         rig.on_disk(number).wait().await.unwrap();
-        assert!(start.elapsed() < SYNC_AFTER, "somebody waits: {:?}", start.elapsed());
+        assert!(start.elapsed() < SYNC_AFTER, "a caller waits: {:?}", start.elapsed());
         rig.task.abort();
     }
 

@@ -112,7 +112,7 @@ async fn downloads_and_commands_of_one_tenant_leave_some_to_others() {
     });
     assert!(two.await, "{refused:?}");
     for said in &refused {
-        assert!(said.starts_with("HTTP/1.1 503") && said.contains("64 commands of tenant default"), "{said}");
+        assert!(said.starts_with("HTTP/1.1 503") && said.contains("tenant default runs 64 commands"), "{said}");
     }
     other.post(&run(&theirs), json!({"command": "true"})).await.expect(200);
     drop(commands);

@@ -158,9 +158,7 @@ async fn endless_and_large_outputs_are_cut_and_hurt_nobody() {
         (large["exitCode"].as_i64(), &large["truncated"], &large["stderr"]),
         (Some(9), &json!(true), &json!("end\n"))
     );
-    assert!(
-        out.len() < (1 << 20) + 200 && out.contains("[ashd: stdout truncated to 1048576 of 5000000 bytes")
-    );
+    assert!(out.len() < (1 << 20) + 200 && out.contains("[ashd: stdout truncated to 1048576 of 5000000 bytes"));
 
     let memory = |pid: u32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

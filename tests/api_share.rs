@@ -65,7 +65,7 @@ async fn turns_are_not_hurt_and_what_comes_free_goes_to_whoever_holds_least() {
     let refused = other.post("/api/sessions", json!({"agent": "a"})).await;
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
     assert_eq!(refused.headers["retry-after"], "5");
-    assert!(refused.text.contains("other tenants run turns"), "{}", refused.text);
+    assert!(refused.text.contains("no sandbox of another tenant can be evicted"), "{}", refused.text);
     refused.expect(503);
     assert_eq!(statuses(&acme, &ids).await, ["active"; 3], "no turn was hurt");
     // A free place is kept for the smaller holder, although the larger asks first.
@@ -107,7 +107,7 @@ async fn one_tenant_has_no_more_than_its_maximum() {
     let [acme, other] = [tenant(&admin, "acme").await, tenant(&admin, "other").await];
     let ids = [acme.session("a").await, acme.session("a").await];
     let refused = acme.post("/api/sessions", json!({"agent": "a"})).await;
-    assert!(refused.text.contains("(2, pool.max_sandboxes_per_tenant)"), "{}", refused.text);
+    assert!(refused.text.contains("limit of 2 sandboxes (pool.max_sandboxes_per_tenant)"), "{}", refused.text);
     assert!(refused.headers.contains_key("retry-after"));
     refused.expect(503);
     let limits = acme.get("/api/tenant/limits").await.expect(200);

@@ -228,7 +228,7 @@ export interface CpuUsage {
   usageUs: number | null;
 }
 
-/** Body of `POST /api/sessions`. Unknown fields are ignored (contract §1). */
+/** Body of `POST /api/sessions`. Unknown fields are ignored. */
 export interface CreateSession {
   agent: string;
   allowedTools?: Array<string> | null;
@@ -298,11 +298,11 @@ export interface DeployedBody {
   skippedMore?: number;
 }
 
-/** Use of the disk. */
+/** Disk use. */
 export interface DiskStats {
-  /** How long ago it was counted. */
+  /** Time since the count. */
   ageMs: number;
-  /** Bytes in allocated blocks of everything the session keeps. Counting ends a little above the limit. */
+  /** Bytes in allocated blocks of all files of the session. Counting ends a little above the limit. */
   bytes: number;
   files: number;
 }
@@ -601,7 +601,7 @@ export interface KeysBody {
 /** One layer of confinement. `docs/sandbox.md` describes each. */
 export type Layer = "user_namespace" | "mount_namespace" | "pid_namespace" | "ipc_namespace" | "uts_namespace" | "cgroup_namespace" | "network_namespace" | "landlock" | "seccomp" | "capabilities" | "no_new_privs" | "memory_limit" | "cpu_limit" | "pids_limit";
 
-/** Who decided a limit. The more general level wins a tie: it is the one to raise first. */
+/** The level that decided a limit. On a tie the more general one wins: it must be raised first. */
 export type Level = "host" | "config" | "tenant" | "agent" | "session";
 
 /** One limit. */
@@ -616,20 +616,20 @@ export interface LimitInForce {
   value: number | null;
 }
 
-/** One limit, and why it is what it is. */
+/** One limit, and the level that decided it. */
 export interface LimitState {
   decidedBy: Level;
   /** Whether this host enforces it: `false` where the kernel has no controller for it. */
   enforced: boolean;
-  /** The most this level may be set to by the caller; `null`: any number. */
+  /** Maximum that the caller may set on this level; `null`: any number. */
   most: number | null;
-  /** What this level itself says; `null` when it says nothing. */
+  /** The value set on this level; `null` when not set. */
   set: number | null;
   split?: Stored | null;
   unit: string;
-  /** What the tenant uses of it; only of limits that are a tenant's as a whole. */
+  /** The tenant's use; only for limits of a tenant as a whole. */
   used?: number | null;
-  /** `null`: nothing is bounded (only those of `io` are so by default). */
+  /** `null`: unlimited (the default of the `io` limits only). */
   value: number | null;
 }
 
@@ -815,7 +815,7 @@ export interface NewWorkspace {
   bundle: string;
 }
 
-/** A session that could not follow a change of a level above: it keeps the limits it had. */
+/** A session that could not follow a change of a level above: it keeps its limits. */
 export interface NotFollowed {
   reason: string;
   sessionId: string;
@@ -858,7 +858,7 @@ export interface PidsUsage {
   refused: number | null;
 }
 
-/** `/health`'s `pool` and the counters beside it: kept as counters, never computed from rows. */
+/** `pool` of `/health`. Maintained as counters, never computed from rows. */
 export interface PoolStats {
   cold: number;
   maxCapacity: number;
@@ -953,7 +953,7 @@ export interface RunnersBody {
 
 /** Body of `POST /api/sessions/:id/messages`. */
 export interface SendMessage {
-  /** A string, or an array of content blocks (text, image, document); passed on as it came. */
+  /** A string, or an array of content blocks (text, image, document); passed on unchanged. */
   content: string | Array<Record<string, unknown>>;
   /** low, medium, high or max. */
   effort?: string | null;
@@ -1006,7 +1006,7 @@ export type SessionStats = {
   disk: DiskStats | null;
   frozen: boolean;
   limits: Record<string, unknown>;
-  /** Whether it has processes, and whether they stand still. */
+  /** Whether it has processes. `frozen`: whether they are frozen. */
   live: boolean;
   turn: TurnStats | null;
 };
@@ -1040,7 +1040,7 @@ export interface StatsBody {
 
 /** Bytes of a tenant. */
 export interface Stored {
-  /** Rows: history, versions, queue, answers that are kept, keys, credentials, usage. */
+  /** Rows: history, versions, queue, stored answers, keys, credentials, usage. */
   database: number;
   /** Directories of sessions (workspace, home, output, attachments) and of uploaded agents. */
   files: number;
@@ -1059,7 +1059,7 @@ export interface TenantRemoved {
   sessions: number;
 }
 
-/** The turn that runs. */
+/** The running turn. */
 export interface TurnStats {
   number: number;
   runningMs: number;
@@ -1159,13 +1159,13 @@ export interface WarmBody {
 
 /** The warm sandboxes of one agent. */
 export interface WarmCount {
-  /** How many are kept. */
+  /** Configured number. */
   count: number;
-  /** `false`: the number is the configuration's `[pool] warm`. */
+  /** `false`: the number is `[pool] warm` of the configuration. */
   own: boolean;
-  /** How many could be claimed at this moment. */
+  /** Warm sandboxes ready to be claimed. */
   ready: number;
-  /** Whether another one is being made. */
+  /** Whether another one is being created. */
   warming: boolean;
 }
 

@@ -1,4 +1,4 @@
-//! What all sessions of the daemon have in common: the way to the other parts, the counters, the room.
+//! What all sessions of the daemon share: other parts, counters, admission.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,19 +38,19 @@ use ash_kernel::reclaim;
 use ash_model::{SessionStatus, TenantId, now_ms};
 use ash_observe::events::{self, OncePerMinute, event};
 
-/// Seconds a client should wait before it asks for a sandbox again.
+/// `Retry-After` in seconds when no sandbox is available.
 const RETRY_AFTER_S: u64 = 5;
-/// Requests for room that one admission makes of others before it gives up.
+/// Evictions that one admission requests before it fails.
 const MAX_EVICTIONS: usize = 8;
 
-/// How long the creation of a session waits for room that is its tenant's by right, and how often it looks.
+/// How long a create waits for a slot that its tenant is entitled to, and how often it checks.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(4);
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(250);
 
-/// How long one sandbox is waited for: to end takes it a tenth of a second.
+/// Longest wait for the end of one sandbox, which usually takes 0.1 s.
 const PARKS_WITHIN: Duration = Duration::from_secs(2);
 
-/// Every caller meets it at once.
+/// At most one log entry per minute, for all callers.
 static NO_ROOM: OncePerMinute = OncePerMinute::new();
 
 /// What every session's task needs.
@@ -64,7 +64,8 @@ pub struct Shared {
     pub hub: Hub,
     pub registry: Registry,
     pub execs: Execs,
-    /// Sandboxes that are being made: of each tenant a few, since the launcher makes one after the other.
+    /// Sandboxes being created: a few of each tenant, because the launcher creates one after the
+    /// other.
     pub starts: Admissions<TenantId>,
     pub jobs: Jobs,
     pub evals: Evals,
@@ -75,12 +76,12 @@ pub struct Shared {
     pub tally: Tally,
     /// Held while the limits of a tenant or an agent are read, changed and stored.
     pub(super) limiting: tokio::sync::Mutex<()>,
-    /// Said already that there is no swap to reclaim memory to.
+    /// The lack of swap for reclaimed memory was reported.
     pub(super) no_swap: AtomicBool,
     pub(super) census: Census,
     pub(super) tenants: Tenants,
     pub(super) metering: Metering,
-    /// No new session or turn is begun, and streams end.
+    /// No new session or turn begins, and streams end.
     pub(super) stopping: CancellationToken,
 }
 
@@ -89,11 +90,12 @@ impl Shared {
         SessionDir::new(&self.config.now().data_dir, id)
     }
 
-    /// The session's task, started when it has none.
+    /// The session's task, started if it has none.
     pub fn handle(self: &Arc<Self>, tenant: TenantId, id: Uuid) -> Handle {
         self.registry.get_or_insert(id, || {
             let (handle, ends) = registry::channel(tenant, Published { loading: true, ..Published::default() });
-            // Every line that is logged on the way bears them. Not those of the request that happens to come first.
+            // Fields of all log lines of the task. No parent, so that the first request's fields
+            // are not included.
             let span = tracing::error_span!(parent: None, "session", ASH_SESSION = %id, ASH_TENANT = %handle.tenant,
                 ASH_AGENT = tracing::field::Empty);
             tokio::spawn(Driver::run(Arc::clone(self), id, ends).instrument(span));
@@ -101,7 +103,7 @@ impl Shared {
         })
     }
 
-    /// Hands a request to the session's task; one that rests at this very moment has a successor.
+    /// Sends a request to the session's task, or to its successor if it is just ending.
     pub async fn pass_on(self: &Arc<Self>, tenant: TenantId, id: Uuid, request: Request) {
         const TRIES: usize = 8;
         let mut request = request;
@@ -123,12 +125,12 @@ impl Shared {
     /// Counts a session's change of state; `None` for one that was not counted before.
     pub fn moved(&self, from: Option<SessionStatus>, to: SessionStatus, live: bool) {
         self.census.moved(from, to);
-        // With a process the pool's slot counts it.
+        // With a process, the pool's slot counts it.
         let cold = |status| i64::from(!live && is_cold(status));
         self.pool.cold_changed(cold(to) - from.map_or(0, cold));
     }
 
-    /// Counts what the database holds at the start, as if none had a process.
+    /// Counts the rows in the database at the start, as if none had a process.
     pub fn found(&self, counts: &[(SessionStatus, u64)]) {
         for (status, n) in counts {
             let n = i64::try_from(*n).unwrap_or(i64::MAX);
@@ -147,37 +149,38 @@ impl Shared {
         self.pool.cold_changed(-i64::from(is_cold(status)));
     }
 
-    /// Has a frozen session's memory pushed out to swap, where there is some. Nobody waits for it: the launcher works on one
-    /// sandbox after the other, and a resume ends the work by itself.
+    /// Moves a frozen session's memory to swap, if there is some. Not awaited: the launcher handles
+    /// one sandbox after the other, and a resume ends the work.
     pub async fn reclaim(&self, id: Uuid) {
         if reclaim::swap_free() == 0 {
             if !self.no_swap.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
                     ASH_EVENT = "no-swap",
                     "this host has no free swap, so a paused session keeps its memory \
-                    (100 to 200 MiB of claude) until it is parked; add swap or zram to give it back"
+                    (100 to 200 MiB of claude) until it is parked; add swap or zram to reclaim it"
                 );
             }
             return;
         }
         self.no_swap.store(false, Ordering::Relaxed);
         if let Err(e) = self.launcher.reclaim(id).await {
-            tracing::warn!(ASH_SESSION = %id, "its memory is not reclaimed: {e}");
+            tracing::warn!(ASH_SESSION = %id, "cannot reclaim the session's memory: {e}");
         }
     }
 
     /// # Errors
-    /// `Unavailable` when the host is short of memory: one more claude would make the others swap or die.
+    /// `Unavailable` when the host is short of memory: another claude would make the others swap or
+    /// die.
     pub fn check_memory(&self) -> Result<(), SessionError> {
         let Some(why) = self.short_of_memory() else { return Ok(()) };
-        let why = format!("the host is short of memory: {why}; no new sandbox is started now");
+        let why = format!("the host is short of memory: {why}; no new sandbox starts now");
         if NO_ROOM.now() {
             event!(&events::NO_ROOM, "{why}");
         }
         Err(SessionError::Unavailable(why))
     }
 
-    /// What the host is short of, in words.
+    /// Why the host is short of memory.
     pub fn short_of_memory(&self) -> Option<String> {
         shortage(pressure::memory(), &self.config.now().pool)
     }
@@ -188,7 +191,7 @@ impl Shared {
             Full::Tenant { most } => SessionError::TenantCapacity { max: most, retry_after_s },
             Full::Host { owed } => {
                 if NO_ROOM.now() {
-                    event!(&events::NO_ROOM, max, "all sandboxes are in use, and none may go");
+                    event!(&events::NO_ROOM, max, "sandbox capacity reached and no sandbox can be evicted");
                 }
                 if owed {
                     SessionError::Owed { max, retry_after_s }
@@ -199,8 +202,8 @@ impl Shared {
         }
     }
 
-    /// A slot; sandboxes without a session and idle sessions give up theirs for it. A tenant that holds less than another one waits
-    /// a moment for a turn to end.
+    /// A slot; sandboxes without a session and idle sessions are evicted for it. A tenant that
+    /// holds less than another one waits a moment for a turn to end.
     pub(super) async fn admit(self: &Arc<Self>, tenant: &TenantId, id: Uuid) -> Result<Slot, SessionError> {
         let (until, mut evictions) = (Instant::now() + WAIT_FOR_ROOM, 0);
         loop {
@@ -216,7 +219,7 @@ impl Shared {
                     if left.is_zero() {
                         return Err(self.full(why));
                     }
-                    // An idle sandbox comes of age without a word.
+                    // Sandboxes also become evictable by idle time alone, without a notification.
                     self.pool.changed(left.min(LOOK_FOR_ROOM)).await;
                 }
                 Admission::Full(why) => return Err(self.full(why)),
@@ -224,8 +227,8 @@ impl Shared {
         }
     }
 
-    /// Gives up a sandbox without a session, or asks a paused session to give up its own, and waits until it did or declined. One that
-    /// is busy with its own work does it later, and another one is asked.
+    /// Destroys a sandbox without a session, or asks a paused session to give up its sandbox, and
+    /// waits until it did or declined. A busy session does it later, and another one is asked.
     pub async fn make_room(&self, victim: Uuid) {
         if self.warm.evict(self, victim).await {
             return;
@@ -255,7 +258,7 @@ impl Shared {
             ..parent.clone()
         };
         self.store.session_insert(&fork).await?;
-        // What the parent was given or denied, its copy is too.
+        // The copy gets the limits set for the parent.
         let said = self.store.limits(&parent.tenant, None, Some(parent.id)).await?.session;
         self.store.limits_put(&parent.tenant, LimitScope::Session(id), said).await?;
         self.store.messages_copy(&parent.tenant, parent.id, id).await?;
@@ -271,18 +274,16 @@ fn is_cold(status: SessionStatus) -> bool {
     matches!(status, SessionStatus::Paused | SessionStatus::Stopped | SessionStatus::Error)
 }
 
-/// What the host is short of, in words; `None` when another sandbox may start.
+/// Why the host is short of memory; `None` when another sandbox may start.
 fn shortage(memory: Memory, pool: &PoolConfig) -> Option<String> {
     if memory.available < pool.min_available_bytes {
         let (has, least) = (memory.available >> 20, pool.min_available_bytes >> 20);
-        return Some(format!("{has} MiB of memory are available, less than {least} MiB (pool.min_available_bytes)"));
+        return Some(format!("{has} MiB of memory available, minimum {least} MiB (pool.min_available_bytes)"));
     }
     let most = pool.max_stalled_percent;
     (memory.stalled >= most as f64).then(|| {
         let stalled = memory.stalled;
-        format!(
-            "it stalls for want of memory {stalled} % of the time, the limit is {most} % (pool.max_stalled_percent)"
-        )
+        format!("processes stall on memory {stalled} % of the time, maximum {most} % (pool.max_stalled_percent)")
     })
 }
 

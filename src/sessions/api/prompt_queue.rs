@@ -1,14 +1,14 @@
-//! The queue of prompts (contract §8): several at once, bounded, and none lost or run twice by a restart.
+//! The queue of prompts: several at once, bounded, and none lost or run twice by a restart.
 //!
 //! ```text
-//!   insert --wake--> loop: claim --> session (the client's own, or a new one) --> bound --> sent --> turn ended?
-//!                      ^                                                            |                  |
-//!                      |    busy, or no room: put back, not counted  <--------------+                  +--> completed
-//!                      +--- a failure that may pass: put back, counted, with a growing delay  <--------+--> failed
+//!   insert --wake--> loop: claim --> session (the client's, or a new one) --> bound --> sent --> turn ended?
+//!                      ^                                                        |                  |
+//!                      |    busy, or no sandbox: retried, not counted <---------+                  +--> completed
+//!                      +--- temporary failure: retried, counted, growing delay  <------------------+--> failed
 //! ```
 //!
-//! The id of the turn that a prompt will be is written down before it is sent. A daemon that takes over looks for that turn: it
-//! is there, and is waited for, or the prompt was never sent.
+//! The id of a prompt's turn is recorded before it is sent. A new daemon looks for that turn: if it
+//! exists, it waits for it; otherwise the prompt was never sent.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -29,21 +29,21 @@ use ash_model::{RawJson, SessionStatus, TenantId, now_ms, raw};
 use ash_observe::events::OncePerMinute;
 use ash_observe::tasks;
 
-/// Items that are processed at the same time, of all tenants and of one. The tenant of which least are processed goes first.
+/// Items processed concurrently. The tenant with the fewest goes first.
 pub const AT_ONCE: usize = 64;
 pub const AT_ONCE_OF_ONE: u32 = 8;
 /// Bytes of a result that are kept, from its beginning.
 const MAX_RESULT: usize = 1 << 20;
-/// Longest delay before a further try.
+/// Longest delay before a retry.
 const MAX_DELAY_MS: i64 = crate::store::LATEST_MS;
-/// Delay before an item is tried again whose session is busy or that found no room.
+/// Delay before a retry of an item whose session was busy or found no sandbox.
 const BUSY_MS: i64 = 1_000;
-/// The queue is looked at after this long even if nothing was heard of it.
+/// The queue is checked after this time even without a wake-up.
 const LOOK: Duration = Duration::from_secs(60);
-/// A full disk is met many times a second.
+/// A full disk causes many errors a second.
 static UNREADABLE: OncePerMinute = OncePerMinute::new();
 
-/// What wakes the loop, and what bounds it.
+/// Wakes the loop, and bounds it.
 #[derive(Debug)]
 pub struct Jobs {
     wake: Notify,
@@ -56,7 +56,7 @@ impl Default for Jobs {
     }
 }
 
-/// A prompt for the queue, checked.
+/// A checked prompt for the queue.
 #[derive(Clone, Debug)]
 pub struct NewJob {
     pub agent_name: String,
@@ -66,17 +66,17 @@ pub struct NewJob {
     pub max_retries: u64,
 }
 
-/// How one try ended.
+/// How one attempt ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Done(String),
-    /// Another try would end the same way.
+    /// A retry would fail as well.
     Hopeless(String),
-    /// Another try may end better.
+    /// A retry may succeed.
     Failed(String),
-    /// It was no try: the session is busy, or there is no room for one.
+    /// Not counted: the session is busy, or no sandbox is available.
     NotNow,
-    /// The daemon is stopping; the next one goes on with it.
+    /// The daemon is stopping; the next one continues.
     Left,
 }
 
@@ -115,13 +115,13 @@ impl Sessions {
         Ok(item)
     }
 
-    /// Goes on with what the daemon before this one had begun, then takes what comes.
+    /// Continues what the previous daemon began, then takes new items.
     pub(in crate::sessions) fn work(&self) {
         let sessions = self.clone();
         let mut begun_before = true;
         tasks::spawn_restarting("prompt-queue", move || {
             let sessions = sessions.clone();
-            // Only at the daemon's start: later, what is begun has a task of its own.
+            // Only at the daemon's start: later, each started item has its own task.
             let resume = std::mem::take(&mut begun_before);
             async move {
                 if resume {
@@ -132,7 +132,7 @@ impl Sessions {
         });
     }
 
-    /// Continues the items that the daemon before this one had begun.
+    /// Continues the items that the previous daemon began.
     async fn resume_begun(&self) {
         let sessions = self;
         match sessions.shared.store.queue_processing().await {
@@ -147,7 +147,7 @@ impl Sessions {
                     });
                 }
             }
-            Err(e) => tracing::error!("the queue's begun items cannot be read: {e}"),
+            Err(e) => tracing::error!("cannot read the started items of the queue: {e}"),
         }
     }
 
@@ -161,7 +161,7 @@ impl Sessions {
             match self.shared.store.queue_claim(AT_ONCE_OF_ONE).await {
                 Ok(Some(item)) => {
                     let sessions = self.clone();
-                    // Its row goes with its tenant.
+                    // Its row is removed with its tenant.
                     let Ok(visit) = self.enter(&item.tenant) else { continue };
                     tokio::spawn(async move {
                         let outcome = unpanicked(sessions.process(&item)).await;
@@ -171,19 +171,19 @@ impl Sessions {
                     continue;
                 }
                 Ok(None) => {}
-                Err(e) if UNREADABLE.now() => tracing::error!("the queue cannot be read, it is tried again: {e}"),
+                Err(e) if UNREADABLE.now() => tracing::error!("cannot read the queue (retried): {e}"),
                 Err(_) => {}
             }
             drop(place);
             let due = self.shared.store.queue_next_due(AT_ONCE_OF_ONE).await.ok().flatten();
             let wait = due.map_or(LOOK, |due| Duration::from_millis(u64::try_from(due - now_ms()).unwrap_or(0)));
-            // At least a moment, so that a database that fails is not asked in a circle.
+            // A minimum, so that a failing database is not polled in a loop.
             let wait = wait.clamp(Duration::from_millis(50), LOOK);
             let _ = tokio::time::timeout(wait, jobs.wake.notified()).await;
         }
     }
 
-    /// One try, from a claimed item.
+    /// One attempt, from a claimed item.
     async fn process(&self, item: &QueueItem) -> Outcome {
         match self.begin(item).await {
             Ok((session, turn)) => self.await_turn(&item.tenant, session, turn).await,
@@ -191,7 +191,7 @@ impl Sessions {
         }
     }
 
-    /// The rest of a try that another daemon began.
+    /// The rest of an attempt that another daemon began.
     async fn go_on(&self, item: &QueueItem) -> Outcome {
         match (item.session, item.turn) {
             (Some(session), Some(turn)) => match self.shared.store.turn_of_id(session, turn).await {
@@ -204,7 +204,7 @@ impl Sessions {
         }
     }
 
-    /// Finds or makes the session and sends the prompt; which turn of it the prompt became.
+    /// Finds or creates the session, and sends the prompt. Returns the session and the turn.
     async fn begin(&self, item: &QueueItem) -> Result<(Uuid, Uuid), SessionError> {
         let tenant = &item.tenant;
         let session = match item.wanted {
@@ -241,7 +241,7 @@ impl Sessions {
             let number = match self.shared.store.turn_of_id(session, id).await {
                 Ok(Some(turn)) if turn.end.is_some() => return self.outcome(tenant, session, &turn).await,
                 Ok(Some(turn)) => turn.number,
-                Ok(None) => return Outcome::Failed("its turn is gone".to_owned()),
+                Ok(None) => return Outcome::Failed("its turn is missing".to_owned()),
                 Err(error) => return Outcome::Failed(error.to_string()),
             };
             let mut published = self.shared.handle(tenant.clone(), session).published;
@@ -250,7 +250,8 @@ impl Sessions {
                 now.closed.is_some()
                     || newest.is_some_and(|t| t.number > number || (t.number == number && t.end.is_some()))
             });
-            // A task that rests takes its end with it; and a daemon that stops is noticed.
+            // With a timeout: a task that rests does not publish an end, and a stop must be
+            // noticed.
             let _ = tokio::time::timeout(Duration::from_secs(1), over).await;
         }
     }
@@ -271,7 +272,7 @@ impl Sessions {
 
     async fn conclude(&self, item: &QueueItem, outcome: Outcome) {
         tracing::info!(ASH_EVENT = "queue", ASH_TENANT = %item.tenant, item = %item.id, outcome = name(&outcome), "queue item");
-        // Which session it was, if it came so far.
+        // Its session, if one was created.
         let now = self.shared.store.queue_item(&item.tenant, item.id).await.ok().flatten();
         let session = now.and_then(|now| now.session).filter(|_| item.wanted.is_none());
         let change = match outcome {
@@ -288,7 +289,7 @@ impl Sessions {
         };
         let again = matches!(change, QueueChange::PutBack { .. });
         if let Err(e) = self.shared.store.queue_change(item.id, change).await {
-            tracing::error!(item = %item.id, "how a queue item ended cannot be written, it will be found again: {e}");
+            tracing::error!(item = %item.id, "cannot record the end of a queue item, the next start of ashd retries it: {e}");
         }
         if let Some(session) = session {
             self.put_away(&item.tenant, session, again).await;
@@ -296,8 +297,8 @@ impl Sessions {
         self.shared.jobs.wake.notify_one();
     }
 
-    /// A session that the queue made: its processes are not needed any more. One whose try failed is over; the others can be
-    /// resumed and go on with the conversation.
+    /// Stops the session that the queue created, because its processes are no longer needed. After
+    /// a failure the session ends; otherwise it can be resumed with its conversation.
     async fn put_away(&self, tenant: &TenantId, session: Uuid, end: bool) {
         let done = async {
             let own = self.own(tenant, session).await?;
@@ -305,15 +306,15 @@ impl Sessions {
         };
         match done.await {
             Ok(_) | Err(SessionError::Transition { .. } | SessionError::NotFound) => {}
-            Err(e) => tracing::warn!(ASH_SESSION = %session, "a session of the queue was left as it is: {e}"),
+            Err(e) => tracing::warn!(ASH_SESSION = %session, "cannot stop a session of the queue: {e}"),
         }
     }
 }
 
-/// The text of the answer in the data of a `turn_complete` event. A turn whose answer is no text (a command that claude carries out
-/// itself, say) has the empty one.
+/// The answer's text in the data of a `turn_complete` event; empty when the answer is no text (a
+/// command that claude executes itself, for example).
 fn answer_in(data: &str) -> Result<String, String> {
-    let unreadable = || "the recorded answer cannot be read; see GET .../messages".to_owned();
+    let unreadable = || "cannot read the recorded answer; see GET .../messages".to_owned();
     let data = RawJson::parse(data).map_err(|_| unreadable())?;
     match data.member("result") {
         None => Ok(String::new()),
@@ -322,13 +323,13 @@ fn answer_in(data: &str) -> Result<String, String> {
     }
 }
 
-/// A panic is a failed try: the item must not stay in `processing`.
+/// A panic is a failed attempt: the item must not stay in `processing`.
 async fn unpanicked(attempt: impl Future<Output = Outcome>) -> Outcome {
     let outcome = AssertUnwindSafe(attempt).catch_unwind().await;
     outcome.unwrap_or_else(|_| Outcome::Failed("internal error: the task that worked on this item panicked".to_owned()))
 }
 
-/// What a refusal means for the item.
+/// Outcome of a refusal.
 fn judge(error: SessionError) -> Outcome {
     use SessionError as E;
     let text = error.to_string();
@@ -349,7 +350,7 @@ fn judge(error: SessionError) -> Outcome {
     }
 }
 
-/// Milliseconds before the next try: 1 s, doubled each time, up to [`MAX_DELAY_MS`].
+/// Milliseconds before the next attempt: 1 s, doubled each time, up to [`MAX_DELAY_MS`].
 fn delay(retries: u64) -> i64 {
     1_000_i64.checked_shl(u32::try_from(retries).unwrap_or(u32::MAX).min(16)).unwrap_or(MAX_DELAY_MS).min(MAX_DELAY_MS)
 }

@@ -1,4 +1,4 @@
-//! How many sessions there are in each state, and what a reload means to them: for `systemctl status` and for SIGHUP.
+//! Sessions by state, and the effect of a reload: for `systemctl status` and SIGHUP.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -11,10 +11,10 @@ use crate::sessions::Sessions;
 use crate::sessions::driver::Request;
 use ash_model::SessionStatus;
 
-/// Sessions that take over new defaults at the same time.
+/// Sessions that apply new defaults concurrently.
 const AT_ONCE: usize = 16;
 
-/// One counter a state. Kept, so that nobody has to count rows.
+/// One counter per state, maintained so that rows are never counted.
 #[derive(Debug, Default)]
 pub struct Census([AtomicI64; SessionStatus::ALL.len()]);
 
@@ -39,8 +39,8 @@ impl Census {
         &self.0[status as usize]
     }
 
-    /// Such as `42 sessions: 9 running, 3 active, 30 paused`; those that ended are history. `running` of the active ones
-    /// are in a turn.
+    /// For example `42 sessions: 9 running, 3 active, 30 paused`, without ended ones. `running` of
+    /// the active ones are in a turn.
     fn line(&self, running: usize) -> String {
         let counts = SessionStatus::ALL.map(|status| (status, self.of(status)));
         let open = counts.into_iter().filter(|(status, _)| *status != SessionStatus::Ended);
@@ -63,8 +63,8 @@ impl Sessions {
         self.shared.census.line(self.shared.pool.census().running)
     }
 
-    /// The configuration was read again: sessions that run take over new default limits, and look at their clocks anew.
-    /// Answers at once; a session that cannot follow keeps what it has and says so.
+    /// The configuration was reloaded: running sessions apply new default limits, and check their
+    /// timers again. Returns at once; failures are logged, and such a session keeps its limits.
     pub fn configuration_changed(&self) {
         let shared = Arc::clone(&self.shared);
         let pool = &shared.config.now().pool;
@@ -78,7 +78,7 @@ impl Sessions {
                     return;
                 }
                 if let Ok(Err(why)) = answer.await {
-                    tracing::warn!(ASH_SESSION = %id, ASH_TENANT = %handle.tenant, "keeps the limits it has: {why}");
+                    tracing::warn!(ASH_SESSION = %id, ASH_TENANT = %handle.tenant, "the session keeps its previous limits: {why}");
                 }
             };
             futures_util::stream::iter(shared.registry.all()).for_each_concurrent(AT_ONCE, tell).await;

@@ -1,21 +1,21 @@
-//! The end of a tenant: everything it has goes, while its requests may still be under way.
+//! Deletion of a tenant, while its requests may still be running.
 //!
 //! ```text
 //!   open --- requests and queued prompts [Visit] come and go
 //!     |
 //!   close: keys revoked, agents gone, new visits refused     (a second deletion meanwhile: refused)
 //!     |
-//!   end every session <-----+ a request under way may have made one more
-//!     |   visits left? -----+ (at most 60 s, then 503: what is gone is gone, ask again)
-//!   none left: nobody holds an [`Own`](crate::sessions::Own)
+//!   end every session <-----+ a running request may have created one more
+//!     |   visits left? -----+ (at most 60 s, then 503: what is removed stays removed, retry)
+//!   none left: no [`Own`](crate::sessions::Own) exists
 //!     |
-//!   tasks leave, directories and rows go, then the agents' files; what was used stays in `usage`
+//!   tasks leave, directories and rows are removed, then the agents' files; `usage` stays
 //!     |
-//!   open again: the name may be used anew
+//!   open again: the name can be reused
 //! ```
 //!
-//! Each step is durable by itself, and the keys are the first: a deletion that was cut short leaves a tenant that nobody can
-//! enter, and whoever asks again finishes it.
+//! Each step is durable, and the keys are the first: after an interrupted deletion no client can
+//! use the tenant, and a second deletion completes it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,14 +33,14 @@ use crate::sessions::workspace::remove_tree::remove_tree;
 use crate::sessions::{Own, SessionError, Sessions};
 use ash_model::{SessionStatus, TenantId};
 
-/// Longest time for requests that are under way, some of which end with their session only.
+/// Longest wait for running requests, some of which end with their session only.
 const LEAVE_WITHIN: Duration = Duration::from_secs(60);
-/// Between two looks for sessions that were made meanwhile.
+/// Interval of checks for sessions created meanwhile.
 const LOOK: Duration = Duration::from_millis(200);
-/// Sessions that are ended at the same time.
+/// Sessions ended concurrently.
 const AT_ONCE: usize = 16;
 
-/// Who is at work for which tenant. Cheap to clone.
+/// Active visits by tenant. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Tenants(Arc<Inner>);
 
@@ -58,7 +58,7 @@ struct Presence {
 
 impl Inner {
     fn present(&self) -> MutexGuard<'_, HashMap<TenantId, Presence>> {
-        // Whole between any two statements, so a panic elsewhere cannot have spoilt it.
+        // Consistent between any two statements, so a panic elsewhere cannot break it.
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -75,7 +75,7 @@ impl Inner {
     }
 }
 
-/// Somebody is at work for this tenant, until the drop.
+/// Work for this tenant, until the drop.
 #[derive(Debug)]
 pub struct Visit(Tenants, TenantId);
 
@@ -85,7 +85,7 @@ impl Drop for Visit {
     }
 }
 
-/// Nobody new comes in, until the drop.
+/// No new visit, until the drop.
 #[derive(Debug)]
 struct Closed(Tenants, TenantId);
 
@@ -119,7 +119,7 @@ impl Closed {
         self.0.0.present().get(&self.1).is_none_or(|presence| presence.visits == 0)
     }
 
-    /// Waits a moment for the last one to leave.
+    /// Waits a moment for the last visit to end.
     async fn emptied(&self) -> bool {
         let left = self.0.0.left.notified();
         if !self.is_empty() {
@@ -139,7 +139,7 @@ pub struct TenantRemoved {
 }
 
 impl Sessions {
-    /// Somebody is at work for this tenant.
+    /// Begins work for this tenant.
     ///
     /// # Errors
     /// `Unavailable` while the tenant is being deleted.
@@ -148,15 +148,14 @@ impl Sessions {
         self.shared.tenants.enter(tenant).ok_or_else(going)
     }
 
-    /// Ends and removes everything a tenant has, but the record of what it used. `None`: there is no such tenant.
+    /// Ends and removes everything of a tenant but its usage. `None`: there is no such tenant.
     ///
     /// # Errors
-    /// `Invalid` for the default tenant, which is the host's own. `Unavailable` when it is being deleted already, or when requests are
-    /// still under way after a minute: its keys are gone then, and asking again goes on.
+    /// `Invalid` for the default tenant. `Unavailable` when it is being deleted already, or when
+    /// requests still run after a minute: its keys are gone then, and another call continues.
     pub async fn delete_tenant(&self, tenant: &TenantId) -> Result<Option<TenantRemoved>, SessionError> {
         if *tenant == TenantId::default_tenant() {
-            let why =
-                "the default tenant is the host's own and stays; end its sessions and delete its agents one by one";
+            let why = "the default tenant cannot be deleted; end its sessions and delete its agents one by one";
             return Err(SessionError::Invalid(why.to_owned()));
         }
         let going = || SessionError::Unavailable(format!("tenant {tenant} is being deleted already"));
@@ -170,7 +169,7 @@ impl Sessions {
         for id in store.session_ids(tenant).await? {
             sessions += u64::from(self.remove_session(tenant, id).await?);
         }
-        // Once more: those who were under way may have left something.
+        // Again: running requests may have added rows.
         let rest = store.tenant_forget(tenant).await?;
         forgotten.keys += rest.keys;
         forgotten.agents += rest.agents;
@@ -183,8 +182,7 @@ impl Sessions {
             move || agents.try_exists().and_then(|there| remove_tree(&agents).map(|()| there))
         });
         let files = gone.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
-        let files =
-            files.map_err(|e| SessionError::Failed(format!("the agents of the tenant cannot be removed: {e}")))?;
+        let files = files.map_err(|e| SessionError::Failed(format!("cannot remove the agents of the tenant: {e}")))?;
         self.shared.storage.forget(tenant);
         drop(closed);
         let removed = TenantRemoved { keys: forgotten.keys, agents: forgotten.agents, sessions };
@@ -196,11 +194,11 @@ impl Sessions {
         Ok(Some(removed))
     }
 
-    /// Until every session has ended and nobody is left who could make another one.
+    /// Until every session has ended and no request is left that could create another one.
     async fn end_all(&self, tenant: &TenantId, closed: &Closed) -> Result<(), SessionError> {
         let since = Instant::now();
         loop {
-            // Before the look: whoever has left by now has made what he was going to make.
+            // Before the search: requests that have ended by now create no more.
             let empty = closed.emptied().await;
             let mut ended = futures_util::stream::iter(self.shared.store.session_ids(tenant).await?)
                 .map(|id| self.end_if_open(tenant, id))
@@ -213,8 +211,8 @@ impl Sessions {
             }
             if since.elapsed() > LEAVE_WITHIN {
                 return Err(SessionError::Unavailable(format!(
-                    "requests of tenant {tenant} are still under way after {} s; its keys are revoked and its sessions \
-                     ended, ask again to remove the rest",
+                    "requests of tenant {tenant} still run after {} s; its keys are revoked and its sessions \
+                     ended, repeat the deletion to remove the rest",
                     LEAVE_WITHIN.as_secs()
                 )));
             }
@@ -230,7 +228,7 @@ impl Sessions {
         }
     }
 
-    /// Removes a session that has ended, with all it had. `false`: there is none.
+    /// Removes an ended session and everything it had. `false`: there is none.
     pub(in crate::sessions) async fn remove_session(&self, tenant: &TenantId, id: Uuid) -> Result<bool, SessionError> {
         self.retire(tenant, id).await?;
         self.shared.remove_directory(id).await;
@@ -241,7 +239,7 @@ impl Sessions {
         Ok(removed)
     }
 
-    /// Has the session's task leave, if there is one.
+    /// Ends the session's task, if there is one.
     async fn retire(&self, tenant: &TenantId, id: Uuid) -> Result<(), SessionError> {
         while self.shared.registry.get(id).is_some() {
             let own = self.own(tenant, id).await?;
@@ -268,7 +266,7 @@ mod tests {
         drop(visit);
         assert!(closed.emptied().await);
         drop(closed);
-        assert!(tenants.0.present().is_empty(), "nobody is remembered");
+        assert!(tenants.0.present().is_empty(), "no visit is left");
         assert!(tenants.enter(&acme).is_some());
     }
 }

@@ -1,4 +1,5 @@
-//! Whether the sessions' tasks come round: a task that hangs in one step takes no message and no interrupt, and says nothing.
+//! Detects hanging session tasks: a task that hangs in one step handles no message and no
+//! interrupt, and logs nothing.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,15 +13,17 @@ use ash_model::TenantId;
 use ash_observe::events::{self, event};
 use ash_observe::tasks;
 
-/// The longest step there is copies a workspace, or waits 20 s for the launcher; one that takes this long hangs.
+/// The longest step copies a workspace, or waits 20 s for the launcher. A step of this length
+/// hangs.
 const WEDGED: Duration = Duration::from_secs(300);
-/// When every task is in one step for this long, and there are at least [`MANY`], it is not them: it is what they share.
+/// When at least [`MANY`] tasks are all in one step for this long, the cause is something they
+/// share.
 const STALLED: Duration = Duration::from_secs(60);
 const MANY: usize = 4;
-/// How often is looked.
+/// Interval of checks.
 const LOOK: Duration = Duration::from_secs(15);
 
-/// Since when a task is in its present step. Written by the task, read by whoever watches.
+/// When a task's current step began. Written by the task, read by the watcher.
 #[derive(Debug)]
 pub struct Pulse {
     start: Instant,
@@ -44,14 +47,14 @@ impl Pulse {
         self.since.store(0, Ordering::Relaxed);
     }
 
-    /// How long the present step takes already; `None` between two steps.
+    /// Duration of the current step; `None` between two steps.
     pub fn busy(&self) -> Option<Duration> {
         let since = self.since.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.start.elapsed().saturating_sub(Duration::from_millis(since)))
     }
 }
 
-/// Those in one step for too long, and whether it is all of them. Pure.
+/// Tasks in one step for too long, and whether all are. Pure.
 fn judge<T: Copy>(steps: &[(T, Option<Duration>)]) -> (Vec<T>, bool) {
     let longer = |than: Duration| steps.iter().filter(move |(_, busy)| busy.is_some_and(|busy| busy >= than));
     let all = steps.len() >= MANY && longer(STALLED).count() == steps.len();
@@ -62,12 +65,12 @@ impl Sessions {
     /// # Errors
     /// Why new work would not be done: the daemon's watchdog is not fed then.
     pub async fn pulse(&self) -> Result<(), String> {
-        // A task of its own: the timers and threads that all tasks need.
+        // A separate task: tests the timers and threads that all tasks need.
         tokio::spawn(async {}).await.map_err(|e| format!("tasks cannot be started: {e}"))?;
         let steps = self.steps();
         let steps: Vec<_> = steps.iter().map(|(id, _, busy)| (*id, *busy)).collect();
         match judge(&steps) {
-            (_, true) => Err(format!("none of {} sessions' tasks came round for {} s", steps.len(), STALLED.as_secs())),
+            (_, true) => Err(format!("no step of {} session tasks ended for {} s", steps.len(), STALLED.as_secs())),
             _ => Ok(()),
         }
     }
@@ -77,7 +80,7 @@ impl Sessions {
         all.map(|(id, handle)| (id, handle.tenant, handle.pulse.busy())).collect()
     }
 
-    /// Says once of each session that its task hangs.
+    /// Logs once for each session whose task hangs.
     pub(in crate::sessions) fn watch_steps(&self) {
         let sessions = self.clone();
         tasks::spawn_restarting("hung-task-watch", move || {
@@ -102,7 +105,7 @@ impl Sessions {
     }
 }
 
-/// Of a handle and its task.
+/// Shared by a handle and its task.
 pub type SharedPulse = Arc<Pulse>;
 
 #[cfg(test)]

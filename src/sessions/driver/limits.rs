@@ -293,7 +293,7 @@ impl Driver {
         let why = over(&used, &limits);
         if let Err(e) = live.freeze().await {
             // Without a freeze nothing else bounds it, so the sandbox is ended.
-            return self.fell(format!("{why} The sandbox was ended because it could not be frozen: {e}"), "disk").await;
+            return self.fell(format!("{why} The sandbox could not be frozen and was ended: {e}"), "disk").await;
         }
         self.catch_up().await;
         self.shared.tally.count("disk");
@@ -307,7 +307,7 @@ impl Driver {
         if again {
             // It was resumed once, and the interrupted turn did not release the files: only the end
             // of the processes does.
-            return self.fell(format!("{why} The limit was exceeded again, so the session's processes were ended."), "disk").await;
+            return self.fell(format!("{why} Exceeded again, so its processes were ended."), "disk").await;
         }
         self.hold("disk", why).await;
     }
@@ -319,7 +319,7 @@ impl Driver {
         let Some(live) = self.live.as_mut().filter(|live| !live.frozen) else { return };
         let why = format!("Session paused: {why}");
         if let Err(e) = live.freeze().await {
-            return self.fell(format!("{why} The sandbox was ended because it could not be frozen: {e}"), "storage").await;
+            return self.fell(format!("{why} The sandbox could not be frozen and was ended: {e}"), "storage").await;
         }
         self.catch_up().await;
         let storage = &self.shared.storage;

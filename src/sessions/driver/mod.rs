@@ -60,7 +60,7 @@ pub use limits::Looked;
 
 pub type Reply<T> = oneshot::Sender<Result<T, SessionError>>;
 
-/// What may be asked of a session.
+/// Requests to a session.
 #[derive(Debug)]
 pub enum Request {
     /// The first start, of a session that was just inserted.
@@ -77,15 +77,15 @@ pub enum Request {
     Adopt {
         slot: crate::pool::Slot,
     },
-    /// At the start of the daemon this session's row says that it lives, and it does not.
+    /// At the start of the daemon, this session's row says that it lives, but it does not.
     FoundCold,
     Send {
-        /// Of the turn that it becomes, and of its message.
+        /// Id of the turn that it becomes, and of its message.
         id: Uuid,
         message: Box<NewMessage>,
         reply: Reply<Turn>,
     },
-    /// A place for a command beside claude, in a sandbox that runs.
+    /// A place for a command beside claude, in a running sandbox.
     Exec {
         reply: Reply<Place>,
     },
@@ -108,16 +108,16 @@ pub enum Request {
         body: Box<PatchConfig>,
         reply: Reply<Session>,
     },
-    /// Copy workspace, home and conversation to the directory of another session.
+    /// Copies workspace, home and conversation to another session's directory.
     Fork {
         to: Uuid,
         reply: Reply<(Session, Skipped)>,
     },
-    /// The pool needs this paused session's place.
+    /// The pool needs this paused session's slot.
     Park {
         reply: oneshot::Sender<()>,
     },
-    /// New limits of this session; what holds then is the answer's.
+    /// New limits of this session; the answer has the effective ones.
     Limits {
         change: crate::sessions::policy::limit_levels::Change,
         admin: bool,
@@ -127,17 +127,17 @@ pub enum Request {
     LimitsMoved {
         reply: Reply<Session>,
     },
-    /// What the warden found.
+    /// A finding of the warden.
     Found(crate::sessions::monitor::resource_monitor::Finding),
-    /// Files were taken away: a session that stands still for want of disk may go on.
+    /// Files were deleted: a session paused by its disk limit may continue.
     FilesChanged,
-    /// How it stands; wakes nothing.
+    /// Reads its condition; wakes nothing.
     Look {
         reply: oneshot::Sender<limits::Looked>,
     },
     /// The gateway's process was replaced and knows no session.
     RegisterAgain,
-    /// End the session if it has not ended, and this task: what it had is about to be removed.
+    /// Ends the session, if it has not ended, and this task: its files are about to be removed.
     Retire {
         reply: Reply<()>,
     },
@@ -149,7 +149,8 @@ pub struct Driver {
     dir: SessionDir,
     session: Session,
     options: LaunchOptions,
-    /// Why no process can be started: the stored launch options cannot be read. Stop, end and deletion still work.
+    /// Why no process can be started: the stored launch options cannot be read. Stop, end and
+    /// deletion still work.
     unusable: Option<String>,
     requests: mpsc::Receiver<Request>,
     pulse: SharedPulse,
@@ -158,23 +159,23 @@ pub struct Driver {
     start: Option<Start>,
     waiting: Vec<Request>,
     turns: Turns,
-    /// The turn that runs.
+    /// The running turn.
     turn: Option<Running>,
-    /// The one that claude began by itself before it begins with that.
+    /// An unasked turn that claude began before the running one.
     foreign: Option<Running>,
-    /// What it may add to the history.
+    /// What the turn may add to the history.
     cap: HistoryCap,
     /// Number of the newest turn.
     newest: i64,
     paused_since: Option<Instant>,
     last_asked: Instant,
-    /// What its processes may announce without being asked.
+    /// Bounds of its processes' unsolicited work.
     allowances: Allowances,
-    /// Said to leave; nobody asks for this session any more.
+    /// Retired: no further request comes for this session.
     retired: bool,
 }
 
-/// The turn that runs.
+/// The running turn.
 #[derive(Debug)]
 struct Running {
     turn: Turn,
@@ -187,10 +188,10 @@ struct Running {
 #[derive(Debug)]
 struct Interrupted {
     at: Instant,
-    /// What the turn's readers are told; `None` when the client asked for it.
+    /// Reason for the turn's readers; `None` when the client asked for it.
     why: Option<String>,
     replies: Vec<Reply<Session>>,
-    /// claude was in a turn of its own when it was told.
+    /// claude was in an unasked turn when it was interrupted.
     hit_foreign: bool,
 }
 
@@ -218,7 +219,7 @@ impl Driver {
                         return self.refuse_rest();
                     }
                 }
-                // Every handle is gone with the registry, and that with the daemon.
+                // All handles are gone with the registry, and so is the daemon.
                 Wake::Request(None) => return,
                 Wake::Started(result) => self.started(*result).await,
                 Wake::Sandbox(event) => self.sandbox_event(event).await,
@@ -286,7 +287,8 @@ impl Driver {
         }
     }
 
-    /// Whether the task may end: nothing alive, nothing to write, and (asked under the registry's lock) nobody waiting.
+    /// Whether the task may end: no process, nothing to write, and (checked under the registry's
+    /// lock) no waiting request.
     fn rested(&self) -> bool {
         self.live.is_none()
             && self.start.is_none()
@@ -295,7 +297,7 @@ impl Driver {
             && self.shared.registry.remove_if(self.session.id, || self.requests.is_empty())
     }
 
-    /// A request that was under way when the task left goes to its successor.
+    /// Passes a request that arrived while the task left to its successor.
     async fn leave(&mut self) {
         self.requests.close();
         while let Some(request) = self.requests.recv().await {
@@ -324,7 +326,7 @@ impl Driver {
         change
     }
 
-    /// Makes a change of state durable, and only then true.
+    /// Makes a change of state durable, then effective.
     async fn enter(&mut self, change: Commit) -> Result<(), SessionError> {
         let status = change.status.clone();
         let touched = change.touch;
@@ -345,7 +347,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Tells the pool where the sandbox stands.
+    /// Updates the pool on the sandbox's state.
     fn place(&self) {
         if let Some(live) = &self.live {
             live.place(self.turn.is_some(), self.session.status == SessionStatus::Paused);

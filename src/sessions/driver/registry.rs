@@ -1,5 +1,5 @@
-//! Which sessions have a task. A session without one is a row and a directory; its task is made when somebody asks for
-//! it, and ends when the session has no process and nobody asked for a while.
+//! Sessions with a task. A session without one is a row and a directory. Its task starts with the
+//! first request, and ends when the session has no process and no recent request.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use crate::sessions::driver::heartbeat::SharedPulse;
 use crate::sessions::stream::reader::Published;
 use ash_model::TenantId;
 
-/// Requests that may be on their way to one session's task. One more waits for room, which is made within moments.
+/// Capacity of a task's inbox. Further requests wait for space, usually for moments.
 const INBOX: usize = 64;
 
 /// How to reach a session's task. Cheap to clone.
@@ -24,7 +24,7 @@ pub struct Handle {
     pub(in crate::sessions) pulse: SharedPulse,
 }
 
-/// The task's own ends of a [`Handle`].
+/// The task's ends of a [`Handle`].
 #[derive(Debug)]
 pub struct Ends {
     pub requests: mpsc::Receiver<Request>,
@@ -32,7 +32,7 @@ pub struct Ends {
     pub(in crate::sessions) pulse: SharedPulse,
 }
 
-/// A new pair, with what readers see until the task says more.
+/// A new pair, with the published state until the task updates it.
 pub fn channel(tenant: TenantId, first: Published) -> (Handle, Ends) {
     let (request_sender, requests) = mpsc::channel(INBOX);
     let (published, watcher) = watch::channel(first);
@@ -46,7 +46,7 @@ pub struct Registry(Mutex<HashMap<Uuid, Handle>>);
 
 impl Registry {
     fn map(&self) -> MutexGuard<'_, HashMap<Uuid, Handle>> {
-        // The map is whole between any two statements, so a panic elsewhere cannot have spoilt it.
+        // Consistent between any two statements, so a panic elsewhere cannot break it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -54,12 +54,14 @@ impl Registry {
         self.map().get(&id).cloned()
     }
 
-    /// The handle that is there, or the one that `make` makes (and whose task it then starts): one task per session.
+    /// The existing handle, or the one from `make` (whose task it then starts): one task per
+    /// session.
     pub fn get_or_insert(&self, id: Uuid, make: impl FnOnce() -> Handle) -> Handle {
         self.map().entry(id).or_insert_with(make).clone()
     }
 
-    /// Called by the task that ends. `idle` is asked under the lock: a request that came meanwhile keeps the task.
+    /// Called by the ending task. `idle` runs under the lock: a request that came meanwhile keeps
+    /// the task.
     pub fn remove_if(&self, id: Uuid, idle: impl FnOnce() -> bool) -> bool {
         let mut map = self.map();
         let gone = idle();

@@ -85,9 +85,7 @@ impl Oom {
     fn why(&self) -> String {
         match (self.of_host(), self.kills.above) {
             (true, _) => "the host ran out of memory".to_owned(),
-            (false, true) => {
-                "a memory limit above the sandbox's own was reached by all sandboxes together".to_owned()
-            }
+            (false, true) => "a memory limit above the sandbox's own was reached by all sandboxes together".to_owned(),
             (false, false) => format!("the sandbox reached its memory limit of {} MiB", self.limit_bytes >> 20),
         }
     }

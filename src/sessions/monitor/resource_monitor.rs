@@ -244,7 +244,7 @@ impl Warden {
 
     /// Free space of the sessions' file system.
     pub fn free(&self) -> Option<Free> {
-        disk_usage::free(&self.inner.data_dir).inspect_err(|e| tracing::warn!("cannot read the free disk space: {e}")).ok()
+        disk_usage::free(&self.inner.data_dir).inspect_err(|e| tracing::warn!("cannot read free space: {e}")).ok()
     }
 
     /// Measures a directory now, queued behind running walks.

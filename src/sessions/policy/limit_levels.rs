@@ -288,7 +288,7 @@ mod tests {
             assert!(error.contains(fault), "{body}: {error}");
         }
         let zero = Change::parse(json!({"pids": 0}).as_object().unwrap()).unwrap();
-        assert!(levels([8, 2, 0, 0, 0]).changed(Level::Session, &zero, true).unwrap_err().contains("below the minimum"));
+        assert!(levels([8, 2, 0, 0, 0]).changed(Level::Session, &zero, true).unwrap_err().contains("minimum"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Which sessions a warm sandbox can become. Pure, but for the look at the agent's directory.
+//! Which sessions a warm sandbox can serve. Pure, except for the check of the agent's directory.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -8,25 +8,27 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, stat
 
 use crate::sessions::claude::LaunchOptions;
 
-/// Files of an agent's directory that are looked at before each claim. An agent with more is started cold.
+/// Files of an agent's directory that are checked before each claim. An agent with more starts
+/// cold.
 const MAX_FILES: usize = 2000;
-/// Directories below one another in it.
+/// Maximum depth of its directories.
 const MAX_DEPTH: usize = 128;
 
-/// Whether a process that was started with `prepared` can serve a session that asks for `wanted`: the same, but for the
-/// model, which each turn sets by a request where it differs. Prompt, environment, servers and tools exist only as flags or
-/// in the first `initialize` (measured).
+/// Whether a process started with `prepared` can serve a session with `wanted`. All options must be
+/// equal except the model, which each turn can set by a request. Prompt, environment, servers and
+/// tools exist only as flags or in the first `initialize`.
 pub fn fits(prepared: &LaunchOptions, wanted: &LaunchOptions) -> bool {
-    // A model that is set can be replaced, but not taken back to "none given".
+    // A set model can be replaced, but not unset.
     let model = wanted.model.is_some() || prepared.model.is_none();
     model && *prepared == LaunchOptions { model: prepared.model.clone(), ..wanted.clone() }
 }
 
-/// A mark of everything below an agent's directory: names, sizes, times. An agent that was deployed from a `path` may be
-/// edited in place without anybody telling ashd, and a session must get the files as they are now.
+/// A hash of everything below an agent's directory: names, sizes, times. An agent deployed from a
+/// `path` may be edited in place without notice to ashd, and a session must get the current files.
 ///
 /// # Errors
-/// A directory that cannot be read, holds more than 2000 entries or is more than 128 directories deep.
+/// A directory that cannot be read, has more than 2000 entries or is more than 128 directories
+/// deep.
 pub fn fingerprint(directory: BorrowedFd<'_>) -> io::Result<u64> {
     let mut hash = DefaultHasher::new();
     let mut seen = 0;
@@ -37,7 +39,7 @@ pub fn fingerprint(directory: BorrowedFd<'_>) -> io::Result<u64> {
 
 fn walk(directory: BorrowedFd<'_>, hash: &mut DefaultHasher, seen: &mut usize, depth: usize) -> io::Result<()> {
     if depth > MAX_DEPTH {
-        return Err(io::Error::other(format!("it holds directories more than {MAX_DEPTH} deep")));
+        return Err(io::Error::other(format!("it is nested more than {MAX_DEPTH} directories deep")));
     }
     let mut names = Vec::new();
     for entry in Dir::read_from(directory)? {
@@ -47,7 +49,7 @@ fn walk(directory: BorrowedFd<'_>, hash: &mut DefaultHasher, seen: &mut usize, d
         }
         *seen += 1;
         if *seen >= MAX_FILES {
-            return Err(io::Error::other(format!("it holds more than {MAX_FILES} files and directories")));
+            return Err(io::Error::other(format!("it has more than {MAX_FILES} files and directories")));
         }
         names.push(name);
     }
@@ -62,7 +64,7 @@ fn walk(directory: BorrowedFd<'_>, hash: &mut DefaultHasher, seen: &mut usize, d
             walk(inner.as_fd(), hash, seen, depth + 1)?;
         }
     }
-    // Where a directory ends: a file of it is not one of the directory above.
+    // Marks a directory's end, so that its files differ from those of the directory above.
     u8::MAX.hash(hash);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Everything that is kept ready: warm sandboxes and parked ones.
+//! All ready sandboxes: warm and parked ones.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use ash_model::{Millis, TenantId};
 
 use super::slots::{Keepable, Shelf};
 
-/// One state of one agent of one tenant. A redeployment raises the version, a PATCH the time.
+/// One state of one agent of one tenant. A deployment raises the version, a PATCH changes the time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     tenant: TenantId,
@@ -31,14 +31,15 @@ impl Key {
     }
 }
 
-/// A sandbox whose claude is ready, and which is nobody's.
+/// A sandbox whose claude is ready, without a session.
 #[derive(Debug)]
 pub struct Warm {
     pub key: Key,
-    /// The row it will become.
+    /// The row of the session it will become.
     pub session: Session,
     pub options: LaunchOptions,
-    /// Of the agent's directory when it was copied; 0 for an uploaded one, which never changes.
+    /// Fingerprint of the agent's directory when it was copied; 0 for an uploaded one, which never
+    /// changes.
     pub print: u64,
     /// The claude that runs in it.
     pub program: Program,
@@ -56,8 +57,9 @@ impl Keepable for Warm {
         &self.key
     }
 
-    /// Whether its claude still runs. Heard from init, and counted: a frozen init cannot tell of a claude that was killed
-    /// (by the host's own want of memory, say), but the dead one is no longer in the group.
+    /// Whether its claude still runs. Known from init and from the number of processes: a frozen
+    /// init cannot report a killed claude (by the OOM killer, for example), but the cgroup no
+    /// longer has it.
     fn lives(&mut self) -> bool {
         use tokio::sync::mpsc::error::TryRecvError;
         loop {
@@ -91,20 +93,20 @@ impl Keepable for Parked {
 pub struct Stock {
     pub warm: Shelf<Warm>,
     pub parked: Shelf<Parked>,
-    /// Held while something is parked, or given up because it is not wanted any more.
+    /// Held while a sandbox is parked, or destroyed because it is no longer needed.
     pub(super) tending: tokio::sync::Mutex<()>,
-    /// Whose session started cold last: the next one is likely to be of the same.
+    /// The tenant whose session started cold last: the next one is likely its own.
     newest: Mutex<Option<TenantId>>,
-    /// Something may have to be made or given up.
+    /// Something may have to be created or destroyed.
     changed: Notify,
-    /// The same of what is parked.
+    /// The same for parked sandboxes.
     parking: Notify,
-    /// One was taken since the keeper looked.
+    /// One was taken since the keeper's last check.
     taken: AtomicBool,
 }
 
 impl Stock {
-    /// Agents were changed, or one was taken: the keeper looks again.
+    /// Agents were changed, or one was taken: the keeper checks again.
     pub fn look_again(&self) {
         self.changed.notify_one();
         self.park_again();
@@ -134,7 +136,7 @@ impl Stock {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For whom sandboxes are parked.
+    /// The tenant for which sandboxes are parked.
     pub(super) fn parked_for(&self) -> TenantId {
         self.newest().clone().unwrap_or_else(TenantId::default_tenant)
     }
@@ -144,7 +146,7 @@ impl Stock {
         self.newest().take_if(|newest| newest == tenant);
     }
 
-    /// A session of this tenant is not served by a warm one.
+    /// No warm sandbox serves a session of this tenant.
     pub(super) fn starts_cold(&self, tenant: &TenantId) {
         let mut newest = self.newest();
         if newest.as_ref() != Some(tenant) {
@@ -152,7 +154,7 @@ impl Stock {
         }
     }
 
-    /// What the database knows when the daemon starts; a session that came meanwhile knows better.
+    /// The database's value at the daemon's start; a session started meanwhile takes precedence.
     pub(super) fn started_cold_before(&self, tenant: Option<TenantId>) {
         let mut newest = self.newest();
         if newest.is_none() {
@@ -160,15 +162,16 @@ impl Stock {
         }
     }
 
-    /// Gives up this one for somebody who needs its place, and waits until it is gone. `false`: there is none of that id.
+    /// Destroys this one for a session that needs its slot, and waits until it is gone. `false`:
+    /// there is none of that id.
     pub async fn evict(&self, shared: &Shared, id: Uuid) -> bool {
         if let Some(parked) = self.parked.remove(id).await {
-            tracing::debug!(ASH_SESSION = %id, ASH_EVENT = "parked-evicted", "a parked sandbox makes room");
+            tracing::debug!(ASH_SESSION = %id, ASH_EVENT = "parked-evicted", "evicting a parked sandbox");
             shared.unpark(parked).await;
             return true;
         }
         let Some(warm) = self.warm.remove(id).await else { return false };
-        tracing::info!(ASH_SESSION = %id, ASH_EVENT = "warm-evicted", "a warm sandbox makes room");
+        tracing::info!(ASH_SESSION = %id, ASH_EVENT = "warm-evicted", "evicting a warm sandbox");
         shared.discard(warm).await;
         true
     }

@@ -1,17 +1,18 @@
-//! What is ready before anybody asked for a session, of two kinds.
+//! Sandboxes created before a session needs them, of two kinds.
 //!
 //! ```text
 //!   warm:    keeper --start, freeze--> [ shelf ] --claim--> a session of that id (Request::Claim), used once
 //!   parked:  keeper --make, prove----> [ shelf ] --claim--> the same (Request::Create), claude is started in it
 //!                                         |
-//!                                         +-- what it stands upon changed, room needed, dead --> destroyed, directory too
+//!                                         +-- preconditions changed, slot needed, dead --> destroyed with directory
 //! ```
 //!
-//! A warm sandbox is made for one tenant and one state of one agent ([`Key`]): claude has answered `initialize` in the agent's
-//! workspace. It stands frozen, and holds nothing but what the agent itself says. A parked one is empty, and for any session
-//! of its tenant that no warm one serves ([`crate::sessions::launch::Parked`], docs/decisions/parked.md). Both have the id of
-//! the session they will become (docs/decisions/one-id.md) and no row until then. A restarted ashd finds no row for them and
-//! destroys them like any other orphan.
+//! A warm sandbox belongs to one tenant and one state of one agent ([`Key`]). claude has answered
+//! `initialize` in the agent's workspace. It is frozen, and contains only the agent's own data. A
+//! parked sandbox is empty, and serves any session of its tenant that no warm one serves
+//! ([`crate::sessions::launch::Parked`], docs/decisions/parked.md). Both have the id of their
+//! future session (docs/decisions/one-id.md) and no row until then. A restarted ashd finds no row
+//! for them and destroys them.
 
 pub mod compatibility;
 mod inventory;
@@ -21,5 +22,5 @@ mod warm_maker;
 
 pub use inventory::{Key, Stock, Warm};
 
-/// Most that may be kept of one agent.
+/// Maximum warm sandboxes of one agent.
 pub const MAX: u32 = 100;

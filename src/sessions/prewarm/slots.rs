@@ -1,18 +1,18 @@
-//! Sandboxes of one kind that are ready, the one that is being made, and how they are handed out or given up.
+//! Ready sandboxes of one kind, the one being created, and how they are claimed or evicted.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// What is kept ready for sessions to come.
+/// Kept ready for future sessions.
 pub trait Keepable {
-    /// What those that are interchangeable have in common.
+    /// Identifies interchangeable ones.
     type Key: PartialEq + std::fmt::Debug;
 
     fn id(&self) -> Uuid;
     fn key(&self) -> &Self::Key;
-    /// Whether it could still be handed out.
+    /// Whether it can still be claimed.
     fn lives(&mut self) -> bool;
 }
 
@@ -22,7 +22,7 @@ struct Making<K> {
     id: Uuid,
     key: K,
     cancel: CancellationToken,
-    /// Cancelled when it is over in any way: its slot is free or it is on the shelf.
+    /// Cancelled when the start is over: its slot is free, or it is on the shelf.
     over: CancellationToken,
 }
 
@@ -43,18 +43,19 @@ impl<T: Keepable> Default for Shelf<T> {
 
 impl<T: Keepable> Shelf<T> {
     fn inner(&self) -> MutexGuard<'_, Inner<T>> {
-        // Whole between any two statements, so a panic elsewhere cannot have spoilt it.
+        // Consistent between any two statements, so a panic elsewhere cannot break it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ready ones of this key, and whether another one is being made.
+    /// Ready ones of this key, and whether another one is being created.
     pub fn count(&self, key: &T::Key) -> (usize, bool) {
         let inner = self.inner();
         let ready = inner.ready.iter().filter(|one| one.key() == key).count();
         (ready, inner.making.as_ref().is_some_and(|making| making.key == *key))
     }
 
-    /// Takes one out for a session: the oldest that serves and lives. Dead ones on the way are left to the caller.
+    /// Takes the oldest that serves and lives. Also returns dead ones found meanwhile, which the
+    /// caller destroys.
     pub fn take(&self, serves: impl Fn(&T) -> bool) -> (Option<T>, Vec<T>) {
         let mut inner = self.inner();
         let mut dead = Vec::new();
@@ -68,7 +69,7 @@ impl<T: Keepable> Shelf<T> {
         (None, dead)
     }
 
-    /// Takes out every one that is not wanted any more: `wanted` says how many of its key are.
+    /// Takes out all that are no longer wanted: `wanted` returns the number to keep of its key.
     pub(super) fn sweep(&self, wanted: impl Fn(&T) -> usize) -> Vec<T> {
         let mut inner = self.inner();
         let mut kept: Vec<T> = Vec::with_capacity(inner.ready.len());
@@ -81,7 +82,7 @@ impl<T: Keepable> Shelf<T> {
         gone
     }
 
-    /// All of them, to be put back one by one.
+    /// Takes all, to be put back one by one.
     pub(super) fn take_all(&self) -> Vec<T> {
         std::mem::take(&mut self.inner().ready)
     }
@@ -97,7 +98,7 @@ impl<T: Keepable> Shelf<T> {
         cancel
     }
 
-    /// The start that was announced is over.
+    /// The announced start is over.
     pub(super) fn made(&self, one: Option<T>) {
         let mut inner = self.inner();
         inner.ready.extend(one);
@@ -106,7 +107,7 @@ impl<T: Keepable> Shelf<T> {
         }
     }
 
-    /// Takes this one out for good. One that is being made is stopped, and waited for.
+    /// Takes this one out permanently. One being created is stopped, and awaited.
     pub(super) async fn remove(&self, id: Uuid) -> Option<T> {
         if let Some(over) = self.stop_making(id) {
             over.cancelled().await;
@@ -168,7 +169,7 @@ mod tests {
         assert_eq!(dead.iter().map(|one| one.id).collect::<Vec<_>>(), [ids[1]]);
         assert_eq!(shelf.take(|one| one.key == "mine").0.map(|one| one.id), Some(ids[3]));
         assert_eq!(shelf.take(|one| one.key == "mine"), (None, vec![]));
-        assert_eq!(shelf.count(&"other").0, 1, "nobody else's was touched");
+        assert_eq!(shelf.count(&"other").0, 1, "other keys are unchanged");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What keeps sandboxes parked: a task beside the keeper of the warm ones, whose starts of claude take half a second.
+//! Keeps sandboxes parked: a task beside the warm keeper, whose starts of claude take half a
+//! second.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,12 +13,12 @@ use crate::sessions::launch::Parked;
 use ash_model::TenantId;
 use ash_observe::tasks;
 
-/// After a failure, doubled with each that follows: what keeps one sandbox from being made keeps the next, and every
-/// session that starts says so itself.
+/// Delay after a failure, doubled with each further one: the cause usually persists, and every
+/// starting session reports it.
 const REST: Duration = Duration::from_secs(60);
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 
-/// How long nothing is tried, after failures.
+/// Delay after failures.
 #[derive(Debug, Default)]
 pub struct Rest {
     failures: u32,
@@ -50,13 +51,13 @@ impl Shared {
             async move {
                 match shared.store.newest_tenant().await {
                     Ok(tenant) => shared.warm.started_cold_before(tenant),
-                    Err(e) => tracing::warn!("whose session was made last cannot be read: {e}"),
+                    Err(e) => tracing::warn!("cannot read the tenant of the newest session: {e}"),
                 }
                 let mut rest = Rest::default();
                 loop {
                     while shared.park_step(&mut rest).await {}
                     if tokio::time::timeout(LOOK_AGAIN, shared.warm.parking()).await.is_ok() {
-                        // Not beside the start of the session that took one.
+                        // Not concurrently with the start of the session that took one.
                         tokio::time::sleep(REFILL_AFTER).await;
                     }
                 }
@@ -64,7 +65,8 @@ impl Shared {
         });
     }
 
-    /// One sandbox more or less; `false` when as many are parked as should be (or can be, now).
+    /// Creates or destroys one sandbox; `false` when the number is right (or cannot be changed
+    /// now).
     async fn park_step(self: &Arc<Self>, rest: &mut Rest) -> bool {
         if self.stopping.is_cancelled() {
             return false;
@@ -95,7 +97,7 @@ impl Shared {
                     let rest = rest.failed(Instant::now());
                     tracing::warn!(
                         ASH_EVENT = "park-failed",
-                        "no sandbox is parked, tried again in {} s: {e}",
+                        "cannot park a sandbox, retrying in {} s: {e}",
                         rest.as_secs()
                     );
                 }
@@ -104,23 +106,24 @@ impl Shared {
         }
     }
 
-    /// A parked sandbox for a new session of this tenant, if there is one. It is nobody else's from here on.
+    /// A parked sandbox for a new session of this tenant, if there is one. No other session gets
+    /// it.
     pub async fn claim_parked(&self, tenant: &TenantId) -> Option<Parked> {
         self.warm.starts_cold(tenant);
         self.warm.park_again();
         let basis = self.basis(tenant.clone());
         let (found, dead) = self.warm.parked.take(|parked| parked.basis == basis);
         for parked in dead {
-            // Waited for: the session that starts from nothing instead may need its place.
+            // Awaited: the session that starts cold instead may need its slot.
             self.unpark(parked).await;
         }
         found.inspect(Parked::taken)
     }
 
-    /// A tenant is gone: nothing is parked for it.
+    /// A tenant is gone: its parked sandboxes are destroyed.
     pub async fn unpark_all_of(&self, tenant: &TenantId) {
         self.warm.starts_no_more(tenant);
-        // Behind the keeper's step, which may be making one for it, or giving one up.
+        // After the keeper's step, which may be creating or destroying one of it.
         let _tending = self.warm.tending.lock().await;
         for parked in self.warm.parked.sweep(|one| if one.basis.tenant == *tenant { 0 } else { usize::MAX }) {
             self.unpark(parked).await;
@@ -128,7 +131,7 @@ impl Shared {
         self.warm.park_again();
     }
 
-    /// Gives up one for a warm sandbox, which is worth more. `false`: there is none.
+    /// Destroys one for a warm sandbox, which takes precedence. `false`: there is none.
     pub(super) async fn give_up_parked(&self) -> bool {
         let (found, dead) = self.warm.parked.take(|_| true);
         let some = found.is_some() || !dead.is_empty();

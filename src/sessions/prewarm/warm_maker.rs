@@ -1,5 +1,6 @@
-//! The background task that keeps the stock as it should be: gives up what is not wanted, makes what is missing, one at a
-//! time, and never at the cost of a session. What is parked has a task of its own, [`super::spare_maker`].
+//! The background task that maintains the stock: destroys outdated sandboxes and creates missing
+//! ones, one at a time, and never at the cost of a session. Parked sandboxes have their own task,
+//! [`super::spare_maker`].
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -19,14 +20,15 @@ use crate::store::{Agent, Session};
 use ash_model::{Limits, RawJson, SandboxState, SessionStatus, TenantId};
 use ash_observe::tasks;
 
-/// Looks by itself this often: for one that died, and for room that came free.
+/// Interval of checks for dead sandboxes and free slots.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
-/// After one was taken: its session has its first turn now, and the start of the next one costs half a second of a core.
+/// Delay after one was taken: its session has its first turn now, and the next start takes half a
+/// second of a core.
 pub(super) const REFILL_AFTER: Duration = Duration::from_secs(1);
-/// After a start that failed: an agent whose claude cannot start is not tried all the time.
+/// Delay after a failed start, so that a broken agent is not retried all the time.
 const REST: Duration = Duration::from_secs(60);
 
-/// What must be the same for a warm sandbox to be kept.
+/// What must be unchanged for a warm sandbox to be kept.
 #[derive(PartialEq)]
 struct Mould {
     options: LaunchOptions,
@@ -43,7 +45,7 @@ impl Warm {
 }
 
 impl Shared {
-    /// Starts the keeper. It ends with the daemon; what it made is destroyed by the next start.
+    /// Starts the keeper. It ends with the daemon; the next start destroys its sandboxes.
     pub fn keep_warm(self: &Arc<Self>) {
         self.keep_parked();
         let shared = Arc::clone(self);
@@ -62,7 +64,7 @@ impl Shared {
         });
     }
 
-    /// One thing that is to be done; `false` when all is as it should be (or cannot be, now).
+    /// One step; `false` when everything is as it should be (or cannot be changed now).
     async fn warm_step(self: &Arc<Self>, failed: &mut HashMap<Key, Instant>) -> bool {
         if self.stopping.is_cancelled() {
             return false;
@@ -70,13 +72,13 @@ impl Shared {
         let agents = match self.store.agents_to_warm(self.config.now().pool.warm).await {
             Ok(agents) => agents,
             Err(e) => {
-                tracing::warn!("which agents to keep warm cannot be read: {e}");
+                tracing::warn!("cannot read which agents to keep warm: {e}");
                 return false;
             }
         };
         let mut wanted = HashMap::new();
         for (agent, count) in &agents {
-            // What cannot be told now: its warm ones go, and the start that is tried for it says why.
+            // Unknown: its warm sandboxes are destroyed, and the next start reports the reason.
             wanted.insert(Key::of(agent), (self.mould(agent).await.ok(), *count as usize));
         }
         let keep = |warm: &Warm| {
@@ -101,14 +103,14 @@ impl Shared {
             Ok(made) => made,
             Err(e) => {
                 tracing::warn!(ASH_TENANT = %agent.tenant, ASH_AGENT = %agent.name, ASH_EVENT = "warm-failed",
-                    "no warm sandbox, tried again in {} s: {e}", REST.as_secs());
+                    "cannot create a warm sandbox, retrying in {} s: {e}", REST.as_secs());
                 failed.insert(Key::of(&agent), Instant::now());
                 true
             }
         }
     }
 
-    /// `Ok(false)` when there is no room, or somebody needed it meanwhile.
+    /// `Ok(false)` when no slot is free, or a session needed it meanwhile.
     async fn make_warm(self: &Arc<Self>, agent: &Agent) -> Result<bool, SessionError> {
         let Mould { options, print, program, .. } = self.mould(agent).await?;
         let id = Uuid::new_v4();
@@ -154,7 +156,7 @@ impl Shared {
         }
     }
 
-    /// A slot for a warm one; parked ones make room for it.
+    /// A slot for a warm sandbox; parked ones are evicted for it.
     async fn admit_warm(&self, tenant: &TenantId, id: Uuid) -> Option<Slot> {
         loop {
             match self.pool.admit_spare(tenant, id, Spare::Warm) {
@@ -164,14 +166,14 @@ impl Shared {
         }
     }
 
-    /// What a warm sandbox of this agent would be like if it were made now.
+    /// The properties of a warm sandbox of this agent created now.
     async fn mould(&self, agent: &Agent) -> Result<Mould, SessionError> {
         let (options, _) = options::create(agent, &CreateSession::default()).map_err(SessionError::Invalid)?;
         let limits = self.levels_of(&agent.tenant, Some(&agent.name), None).await?.effective();
         Ok(Mould { options, limits, print: self.agent_print(agent).await?, program: self.program() })
     }
 
-    /// A new session of this agent, as a row that nobody has seen.
+    /// A new session of this agent, as a row that is not stored yet.
     pub async fn row(&self, id: Uuid, agent: &Agent, launch: &LaunchOptions) -> Result<Session, SessionError> {
         Ok(Session {
             model: launch.model.clone(),
@@ -181,7 +183,7 @@ impl Shared {
         })
     }
 
-    /// See [`compatibility::fingerprint`]. An uploaded agent's directory is never written again.
+    /// See [`compatibility::fingerprint`]. An uploaded agent's directory never changes.
     async fn agent_print(&self, agent: &Agent) -> Result<u64, SessionError> {
         let directory = self.agent_directory(agent).await?;
         if directory.is_uploaded() {
@@ -193,13 +195,13 @@ impl Shared {
         print.map_err(|e| SessionError::Failed(format!("the agent's directory {name}: {e}")))
     }
 
-    /// A warm sandbox for this new session, if one fits. It is nobody else's from here on.
+    /// A warm sandbox for this new session, if one fits. No other session gets it.
     pub async fn claim(self: &Arc<Self>, agent: &Agent, session: &Session, options: &LaunchOptions) -> Option<Warm> {
         let key = Key::of(agent);
         if self.warm.warm.count(&key).0 == 0 {
             return None;
         }
-        // A directory that cannot be looked at is told of by the cold start.
+        // The cold start reports a directory that cannot be read.
         let print = self.agent_print(agent).await.ok()?;
         let program = self.program();
         let serves = |warm: &Warm| {
@@ -211,7 +213,7 @@ impl Shared {
         };
         let (found, dead) = self.warm.warm.take(serves);
         for warm in dead {
-            // Waited for: the session that starts cold instead may need its place.
+            // Awaited: the session that starts cold instead may need its slot.
             self.discard(warm).await;
         }
         if found.is_some() {
@@ -229,13 +231,13 @@ impl Shared {
         self.remove_directory(id).await;
     }
 
-    /// A new gateway knows none of them.
+    /// Registers all at a new gateway.
     pub async fn register_warm_again(&self) {
         for warm in self.warm.warm.take_all() {
             match self.register(&warm.session, &warm.live.listener, &warm.live.record.token, &warm.options).await {
                 Ok(()) => self.warm.warm.put(warm),
                 Err(e) => {
-                    tracing::warn!(ASH_SESSION = %warm.session.id, "a warm sandbox is given up: {e}");
+                    tracing::warn!(ASH_SESSION = %warm.session.id, "discarding a warm sandbox: {e}");
                     self.discard(warm).await;
                 }
             }
@@ -244,7 +246,7 @@ impl Shared {
 }
 
 impl crate::sessions::launch::running::Live {
-    /// Tells the pool that this is nobody's yet.
+    /// Tells the pool that it has no session yet.
     fn spare(&self) {
         self.slot().set(SandboxState::Warm, false);
     }

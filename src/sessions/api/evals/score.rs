@@ -28,7 +28,7 @@ pub fn score(answer: &str, expected: &[String], forbidden: &[String]) -> Scores 
 /// It is not a list of strings (only after a manual change of the database).
 pub fn topics(list: Option<&RawJson>) -> Result<Vec<String>, String> {
     list.map_or(Ok(Vec::new()), |list| {
-        serde_json::from_str(list.get()).map_err(|_| "the stored topics of the case are not a list of strings".to_owned())
+        serde_json::from_str(list.get()).map_err(|_| "the stored topics of the case are no list of strings".to_owned())
     })
 }
 

@@ -1,6 +1,7 @@
 # Sourced by the scripts in this directory.
 #
-# Runs as root, with sudo or without: sandboxes need root. Build results belong to the user who called sudo, with that user's cargo.
+# Runs as root, with sudo or without: sandboxes need root. Build results belong to the user who
+# called sudo, with that user's cargo.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=$root/.cache

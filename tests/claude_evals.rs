@@ -1,5 +1,5 @@
-//! A run of eval cases with the real, pinned Claude Code and the offline model: the version's prompt and the earlier conversation reach
-//! the model.
+//! A run of eval cases with the real, pinned Claude Code and the offline model: the version's
+//! prompt and the earlier conversation reach the model.
 #![allow(clippy::unwrap_used)]
 
 mod common;

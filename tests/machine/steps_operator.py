@@ -160,7 +160,8 @@ def backup(g: Guest) -> str:
     must(status == 1, f"a cut archive: status {status} {out}")
     status, out = g.status("ashctl restore /root/ashd.tar.gz", 200)
     must(status != 0 and "stop" in out, f"restored under a running ashd: {status} {out}")
-    # Data lost after the backup comes back; data created after it exists only in the old directory beside it.
+    # Data lost after the backup comes back; data created after it exists only in the old directory
+    # beside it.
     g.said(s, "@write kept.txt overwritten")
     later = g.session()
     g.run("systemctl stop ashd.socket ashd 2>&1", 60)

@@ -21,8 +21,8 @@ payload = image[real_mode + offset : real_mode + offset + length]
 tool = next((tool for magic, tool in TOOLS.items() if payload.startswith(magic)), None)
 if tool is None:
     sys.exit(f"{source}: unknown compression ({payload[:6].hex()})")
-# Four bytes with the unpacked size follow the data. Some tools report them as damage, so the result is checked instead of
-# the exit status.
+# Four bytes with the unpacked size follow the data. Some tools report them as damage, so the result
+# is checked instead of the exit status.
 kernel = subprocess.run([*prefix, tool, "-dc"], input=payload, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 if not kernel.stdout.startswith(b"\x7fELF"):
     sys.exit(f"{source}: no ELF kernel inside ({tool}: {kernel.stderr.decode(errors='replace').strip()})")

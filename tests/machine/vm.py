@@ -176,7 +176,8 @@ class Machine:
         deadline, last = time.monotonic() + limit, self.boot
         self.answers.clear()
         while self.boot == last:
-            # The agent does not read yet, on a busy host for a long time; it answers pings when it starts to read.
+            # The agent does not read yet, on a busy host for a long time; it answers pings when it
+            # starts to read.
             if select.select([], [self.port], [], 0)[1]:
                 self._send({"ping": 0})
             until = time.monotonic() + 1
@@ -189,7 +190,8 @@ class Machine:
     def _send(self, request: dict):
         data = b"\n" + json.dumps(request).encode() + b"\n"
         try:
-            # A busy host, or one that stops QEMU for a measurement, is not a failure of the machine.
+            # A busy host, or one that stops QEMU for a measurement, is not a failure of the
+            # machine.
             self.port.settimeout(200)
             self.port.sendall(data)
         except OSError as error:

@@ -135,7 +135,7 @@ fn unusable(given: &str, cause: &io::Error) -> ApiError {
         io::ErrorKind::NotFound => format!("{NO_CLAUDE_MD}: \"{given}\" does not exist on the server"),
         io::ErrorKind::NotADirectory => format!("{NO_CLAUDE_MD}: \"{given}\" is not a directory"),
         io::ErrorKind::PermissionDenied => format!(
-            "{NO_CLAUDE_MD}: the user that ashd runs as may not read \"{given}\"; give it permission (chmod -R o+rX on the agent's \
+            "{NO_CLAUDE_MD}: ashd's user may not read \"{given}\"; grant permission (chmod -R o+rX on the agent's \
              directory, and o+x on those above), or upload the agent with files"
         ),
         _ => format!("{NO_CLAUDE_MD}: \"{given}\": {cause}"),

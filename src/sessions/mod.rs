@@ -1,30 +1,31 @@
 //! Sessions: one task owns one session and is the only writer of its state.
 //!
 //! ```text
-//!                     create
-//!                       |
-//!                 +-----v----+   sandbox ready,      +--------+
-//!                 | starting |---claude answered---->| active |<-------------+
-//!                 +--+----+--+   initialize          +-+-+-+--+              |
-//!               stop |    | it failed           pause  | | |                 | resume: thaw ("warm")
-//!                    |    |            (or idle, evicted,| |                 | or a new process ("cold")
-//!                    |    |             restart)       | | | claude died     |
-//!                    |    |        +--------+<---------+ | |                 |
-//!                    |    |        | paused |------------|-|---------------->+
-//!                    |    |        +--------+       stop | |                 |
-//!                    +----|------->+---------+<----------+ |                 |
-//!                         |        | stopped |-------------|---------------->+
-//!                         |        +---------+             |                 |
-//!                         +------->+-------+<--------------+                 |
-//!                                  | error |-------------------------------->+
-//!                                  +-------+
-//!                 any ---- end ---->  ended     (the directory stays readable)
+//!                create
+//!                  |
+//!            +-----v----+   sandbox ready,      +--------+
+//!            | starting |---claude answered---->| active |<-------------+
+//!            +--+----+--+   initialize          +-+-+-+--+              |
+//!          stop |    | it failed           pause  | | |                 | resume: thaw ("warm")
+//!               |    |            (or idle, evicted,| |                 | or new process ("cold")
+//!               |    |             restart)       | | | claude died     |
+//!               |    |        +--------+<---------+ | |                 |
+//!               |    |        | paused |------------|-|---------------->+
+//!               |    |        +--------+       stop | |                 |
+//!               +----|------->+---------+<----------+ |                 |
+//!                    |        | stopped |-------------|---------------->+
+//!                    |        +---------+             |                 |
+//!                    +------->+-------+<--------------+                 |
+//!                             | error |-------------------------------->+
+//!                             +-------+
+//!            any ---- end ---->  ended     (the directory stays readable)
 //! ```
 //!
 //! Modules, each may use those to its right:
 //!
 //! ```text
-//!   api, prewarm -> driver, launch -> context, policy, quota -> stream, claude, monitor -> workspace -> timeline
+//!   api, prewarm -> driver, launch -> context, policy, quota
+//!       -> stream, claude, monitor -> workspace -> timeline
 //! ```
 //!
 //! Path of one message: `api::service` (finds the task) -> `driver::turn` (durable, then to

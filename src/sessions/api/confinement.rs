@@ -4,7 +4,8 @@
 //! ```text
 //!   start:  sandbox -> probe -> judge --below the floor--> no session (error, journal)
 //!                                 |
-//!                                 +--> <session>/confinement.json --> claude is started, or the sandbox is parked
+//!                                 +--> <session>/confinement.json --> claude is started,
+//!                                                                     or the sandbox is parked
 //!   GET:    awake -> probe again;  frozen or gone -> the last report (a read wakes nothing)
 //! ```
 

@@ -5,7 +5,8 @@
 //!   driver: active? thaw --> Place --> init: keeper -> bash -c command
 //!                                        |       stdout, stderr: pipes
 //!             ExecResult <-- end ........+       |
-//!                  ^------------------ drain <---+   keeps 1 MiB, reads 64 MiB, then closes (SIGPIPE)
+//!                  ^------------------ drain <---+   keeps 1 MiB, reads 64 MiB, then closes
+//!                                                    (SIGPIPE)
 //! ```
 //!
 //! The keeper in the sandbox enforces the deadline, independent of ashd and the client. Background

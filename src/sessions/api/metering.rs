@@ -1,7 +1,8 @@
 //! Moves the gateway's usage records into the database, which has the usage of record.
 //!
 //! ```text
-//!   every 10 s, and before usage is shown:  marks (database) --> gateway --> entries after them --> one transaction
+//!   every 10 s, and before usage is shown:
+//!       marks (database) --> gateway --> entries after them --> one transaction
 //! ```
 //!
 //! One transaction stores the entries and moves the marks, and the gateway keeps entries after the

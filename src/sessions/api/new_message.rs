@@ -3,7 +3,8 @@
 //! ```text
 //!   request body --serde--> SendMessage --NewMessage::read--> NewMessage --> the session's task
 //!                                               |
-//!                                               +--> 400 that names the field, 413 when the model cannot take it
+//!                                               +--> 400 that names the field,
+//!                                                    413 when the model cannot take it
 //! ```
 
 use serde_json::Value;

@@ -1,10 +1,10 @@
 //! The queue of prompts: several at once, bounded, and none lost or run twice by a restart.
 //!
 //! ```text
-//!   insert --wake--> loop: claim --> session (the client's, or a new one) --> bound --> sent --> turn ended?
-//!                      ^                                                        |                  |
-//!                      |    busy, or no sandbox: retried, not counted <---------+                  +--> completed
-//!                      +--- temporary failure: retried, counted, growing delay  <------------------+--> failed
+//!   insert --wake--> loop: claim --> session (given or new) --> bound --> sent --> turn ended?
+//!                      ^                                          |                  |
+//!                      |  busy, or no sandbox: not counted <------+                  +-> completed
+//!                      +- temporary failure: counted, growing delay <----------------+-> failed
 //! ```
 //!
 //! The id of a prompt's turn is recorded before it is sent. A new daemon looks for that turn: if it

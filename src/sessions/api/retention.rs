@@ -2,8 +2,8 @@
 //!
 //! | what | when |
 //! |---|---|
-//! | directory of an ended session | `[sessions] keep_ended` after its end; row, messages and timeline stay |
-//! | directory without a row (a warm sandbox's, or of an interrupted creation) | at the next start |
+//! | directory of an ended session | `[sessions] keep_ended` after its end; its rows stay |
+//! | directory without a row (warm sandbox, interrupted creation) | at the next start |
 //! | an interrupted removal | at the next start |
 //!
 //! A clock that jumps ahead makes nothing old ([`past_ms`]). A directory is renamed before its

@@ -3,7 +3,7 @@
 //! ```text
 //!   open --- requests and queued prompts [Visit] come and go
 //!     |
-//!   close: keys revoked, agents gone, new visits refused     (a second deletion meanwhile: refused)
+//!   close: keys revoked, agents gone, new visits refused    (a second deletion meanwhile: refused)
 //!     |
 //!   end every session <-----+ a running request may have created one more
 //!     |   visits left? -----+ (at most 60 s, then 503: what is removed stays removed, retry)

@@ -1,10 +1,10 @@
 //! What one line of claude's stdout means to the driver and to the database.
 //!
 //! ```text
-//!                    +--> kind       what the driver acts on (turn begins, turn ends, request, response)
+//!                    +--> kind       what the driver acts on (turns, requests, responses)
 //! line --classify--> +--> messages   at most one row of the history: the raw line
 //!                    +--> events     rows of the timeline, from complete messages only
-//!                    +--> usage      results and their time (result lines), tool calls (assistant lines)
+//!                    +--> usage      results and their time, number of tool calls
 //! ```
 //!
 //! The payload can write to that file as well: a forged line can lie about its own session only.

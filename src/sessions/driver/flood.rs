@@ -3,8 +3,9 @@
 //! ```text
 //!   line that begins an unasked turn --+
 //!   line that asks for permission -----+--> within the allowance --> done
-//!                                      +--> above it --> rest of the batch unread --> sandbox ended,
-//!                                                   output so far skipped, session in `error` (or parked)
+//!                                      +--> above it --> rest of the batch unread
+//!                                           --> sandbox ended, output so far skipped,
+//!                                               session in `error` (or parked)
 //! ```
 
 use std::fs::File;

@@ -2,8 +2,9 @@
 //! Only those wait who must.
 //!
 //! ```text
-//!   note() -->  [ queue of commits ] --landed()--> database --> disk --> published turn (its end, only now)
-//!   commit() -- waits for the queue, then for its own ------> disk --> answer to the client
+//!   note()   --> [ queue of commits ] --landed()--> database --> disk --> published turn
+//!                                                                         (its end, only now)
+//!   commit() --  waits for the queue, then for its own -----> disk --> answer to the client
 //! ```
 //!
 //! claude's output during a turn is passed on before it is on the disk. The end of a turn (`done`)

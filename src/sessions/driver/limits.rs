@@ -2,9 +2,9 @@
 //! reached.
 //!
 //! ```text
-//!   disk limit exceeded:             freeze -> inform the turn's readers -> paused, with the reason as its error
-//!      raised, or files deleted:     measure -> thaw, interrupt the aborted turn -> active
-//!      POST .../resume:              measure -> 507 while it is still exceeded
+//!   disk limit exceeded:          freeze -> inform the turn's readers -> paused, with an error
+//!      raised, or files deleted:  measure -> thaw, interrupt the aborted turn -> active
+//!      POST .../resume:           measure -> 507 while it is still exceeded
 //! ```
 
 use std::time::{Duration, Instant};

@@ -1,11 +1,11 @@
 //! A panic in a session's task ends that task only.
 //!
 //! ```text
-//!            +------------------ ends (inbox, published state) ------------------+
-//!            v                                                                   |
-//!   load --> [recover, after a panic] --> drive --panic--> give up (sandbox ends, queue is written)
-//!                                           |
-//!                                           +--rests--> the task ends
+//!           +----------------- ends (inbox, published state) -----------------+
+//!           v                                                                 |
+//!  load --> [recover, after a panic] --> drive --panic--> give up (sandbox ends, queue is written)
+//!                                          |
+//!                                          +--rests--> the task ends
 //! ```
 //!
 //! The inbox outlives the panic: the next driver answers requests in it. The request in progress

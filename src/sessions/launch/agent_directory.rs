@@ -1,9 +1,9 @@
 //! Resolves, checks and opens the directory of an agent at each use.
 //!
 //! ```text
-//!   path of the agent --canonicalize--> real path --below a root?--> openat2 beneath that root, no links
+//!   path of the agent --canonicalize--> real path --below a root?--> openat2 beneath it, no links
 //!                                                                      |
-//!         walk `..` from the descriptor to `/`, compare (device, inode) with ashd's own directories
+//!      walk `..` from the descriptor to `/`, compare (device, inode) with ashd's own directories
 //! ```
 //!
 //! The check covers the opened directory: one that becomes a link after its deployment, or between

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   cold:   prepare -> sandbox -> probe -> gateway --+-> install.sh, startup.sh --+
-//!   parked: limits -> prepare, gateway --------------+                            +--> spawn -> initialize -> Live
+//!   parked: limits -> prepare, gateway --------------+                            |
 //!   again:  end the previous process ---------------------------------------------+
+//!                                                                                 |
+//!                                                  spawn -> initialize -> Live <--+
 //! ```
 //!
 //! Each step is timed and named in its error. A failed or cancelled start destroys the whole

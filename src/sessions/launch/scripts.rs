@@ -3,11 +3,11 @@
 //!
 //! | script | runs | within | a failure |
 //! |---|---|---|---|
-//! | `install.sh` | once, when the session is created; not in a fork | 10 min | fails the create, with its last lines |
-//! | `startup.sh` | for each new sandbox: create, resume | 60 s | is a timeline event with its last lines |
+//! | `install.sh` | once, when the session is created; not in a fork | 10 min | fails the create |
+//! | `startup.sh` | for each new sandbox: create, resume | 60 s | is an event of the timeline |
 //!
-//! Background processes of a script keep running; their output is discarded. The session can be
-//! ended or deleted while a script runs.
+//! The error and the event have the last lines of its output. Background processes of a script keep
+//! running; their output is discarded. The session can be ended or deleted while a script runs.
 
 use std::time::{Duration, Instant};
 

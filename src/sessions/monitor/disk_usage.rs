@@ -3,10 +3,10 @@
 //!
 //! ```text
 //!   each tick (250 ms): free space of the file system, one system call for all sessions
-//!      lost half of what the session has left or more      -> walk now
-//!      lost anything, and the last walk is long enough ago -> walk  (at most 2 % of a core, per session)
-//!      nothing lost, but the session used the processor    -> the same: others may have freed as much
-//!      nothing lost for 10 s                               -> walk
+//!      lost half of what the session has left or more    -> walk now
+//!      lost anything, last walk long enough ago          -> walk (2 % of a core per session)
+//!      nothing lost, but the session used the processor  -> the same: others may have freed it
+//!      nothing lost for 10 s                             -> walk
 //! ```
 //!
 //! Deleted files that are still open have no name, so no walk finds them. When the disk lost half

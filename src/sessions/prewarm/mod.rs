@@ -1,10 +1,12 @@
 //! Sandboxes created before a session needs them, of two kinds.
 //!
 //! ```text
-//!   warm:    keeper --start, freeze--> [ shelf ] --claim--> a session of that id (Request::Claim), used once
-//!   parked:  keeper --make, prove----> [ shelf ] --claim--> the same (Request::Create), claude is started in it
-//!                                         |
-//!                                         +-- preconditions changed, slot needed, dead --> destroyed with directory
+//!   warm:    keeper --start, freeze--> [ shelf ] --claim--> a session of that id, used once
+//!                                          |                (Request::Claim)
+//!   parked:  keeper --make, prove----> [ shelf ] --claim--> the same; claude is started in it
+//!                                          |                (Request::Create)
+//!                                          +-- preconditions changed, slot needed, dead
+//!                                                           --> destroyed with its directory
 //! ```
 //!
 //! A warm sandbox belongs to one tenant and one state of one agent ([`Key`]). claude has answered

@@ -2,11 +2,11 @@
 //! the database keeps a bounded part.
 //!
 //! ```text
-//!   a line of more than LINE bytes       -> abridged before it comes here, like an event or message
-//!                                           that became longer
-//!   more than TURN bytes of one turn     -> one stub for the rest of the turn; only its results are
-//!                                           kept (RESULTS at most)
-//!   the tenant's storage limit reached   -> the same, and the turn is interrupted
+//!   a line of more than LINE bytes      -> abridged before it comes here, like an event or message
+//!                                          that became longer
+//!   more than TURN bytes of one turn    -> one stub for the rest of the turn; only its results are
+//!                                          kept (RESULTS at most)
+//!   the tenant's storage limit reached  -> the same, and the turn is interrupted
 //! ```
 //!
 //! The raw line stays in the session's output file while that is kept (64 MiB before the newest

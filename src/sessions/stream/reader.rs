@@ -1,12 +1,12 @@
 //! Readers of a session's stream: from the stdout file to SSE bytes.
 //!
 //! ```text
-//!              +-------------------------------------------------------------+
-//!              v                                                             |
-//!          NextTurn --a turn exists--> Greet --session_start--> Lines --> End (error?, done)
-//!              |                                                |  ^         |
-//!              | closed                    watermark not moved: v  |         | the stream of one turn
-//!              +--------> Finished            wait, ": ping" every 15 s      +--------> Finished
+//!             +------------------------------------------------------------+
+//!             v                                                            |
+//!         NextTurn --a turn exists--> Greet --session_start--> Lines --> End (error?, done)
+//!             |                                                |  ^        |
+//!             | closed                    watermark not moved: v  |        | stream of one turn
+//!             +--------> Finished            wait, ": ping" every 15 s     +--------> Finished
 //! ```
 //!
 //! A line that is too long to hold has its own step between two of Lines: Long, one piece at a

@@ -5,7 +5,7 @@
 //!     workspace/      /workspace of the sandbox           seen by the sandbox
 //!     workspace.partial/   exists while workspace/ is incomplete
 //!     home/           /home/agent of the sandbox          seen by the sandbox
-//!     stdout, stderr  claude's output, append only        ashd's; claude holds them open for writing
+//!     stdout, stderr  claude's output, append only        ashd's; claude holds them for writing
 //!     process.json    what a restarted ashd must know     ashd's
 //!     install.due     exists until the agent's install.sh has succeeded
 //! ```

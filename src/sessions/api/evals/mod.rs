@@ -1,11 +1,11 @@
 //! Runs of an agent's eval cases: several cases at once, bounded, and none lost by a restart.
 //!
 //! ```text
-//!   start --wake--> loop: claim --> own session --> question, as turn 1 --> turn ended? --> scored --> session removed
-//!                     ^                  |                     |
-//!                     |   no sandbox:    |                     |  ashd ended: the turn is found again,
-//!                     |   retried later  |                     |  or the case is asked again, once
-//!                     +------------------+---------------------+
+//!   start --wake--> loop: claim --> session --> question (turn 1) --> ended? -> scored -> removed
+//!                     ^                |            |
+//!                     |  no sandbox:   |            |  ashd ended: the turn is found again,
+//!                     |  retried later |            |  or the case is asked again, once
+//!                     +----------------+------------+
 //! ```
 //!
 //! The session is recorded before it is created, and the turn before it is sent. So a new daemon

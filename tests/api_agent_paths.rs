@@ -137,7 +137,6 @@ async fn roots_hold_at_each_use() {
         assert_eq!(status, 400, "{answer}");
         assert!(answer["error"].as_str().unwrap().contains("agent roots"), "{answer}");
     }
-    // The roots apply to the admin too.
     assert_eq!(deploy(&admin, "out", &outside).await.0, 400);
 
     let swapped = agent("swapped");

@@ -101,7 +101,6 @@ async fn downloads_and_commands_of_one_tenant_leave_some_to_others() {
         tokio::io::AsyncWriteExt::write_all(&mut socket, body.as_bytes()).await.unwrap();
         commands.push(socket);
     }
-    // Two are refused, and the others run.
     let mut refused = Vec::new();
     let two = comes(Duration::from_secs(60), || {
         for socket in &commands {

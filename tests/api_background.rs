@@ -75,7 +75,6 @@ async fn there_is_a_bound_for_outputs_that_are_discarded() {
 async fn commands_leave_claude_its_share_of_the_processes() {
     let (_daemon, api) = Daemon::deployed(Options::default()).await;
     let id = api.session("a").await;
-    // The limit may be changed at any time.
     api.call("PATCH", &format!("/api/sessions/{id}/limits"), Some(json!({"pids": 64}))).await.expect(200);
     assert_eq!(out(&api, &id, "ulimit -u; ulimit -Hu").await, "48\n48\n");
     let many = "seq 200 | xargs -P 100 -I{} sh -c 'sleep 1' 2>&1 | tail -2; echo end";

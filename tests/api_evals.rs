@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 const RUNS: &str = "/api/agents/a/eval-runs";
 
-/// Creates the cases. Returns their ids.
 async fn cases(api: &Api, cases: &[Value]) -> Vec<String> {
     let mut ids = Vec::new();
     for case in cases {
@@ -34,7 +33,6 @@ async fn results(api: &Api, id: &str) -> Vec<Value> {
     api.get(&format!("{RUNS}/{id}/results")).await.expect(200)["results"].as_array().unwrap().clone()
 }
 
-/// Waits for the end of the run. Returns the run and its results.
 async fn over(api: &Api, id: &str) -> (Value, Vec<Value>) {
     let start = Instant::now();
     loop {
@@ -47,7 +45,6 @@ async fn over(api: &Api, id: &str) -> (Value, Vec<Value>) {
     }
 }
 
-/// Waits until this many cases are running.
 async fn running(api: &Api, id: &str, count: usize) {
     let start = Instant::now();
     while results(api, id).await.iter().filter(|result| result["status"] == "running").count() != count {
@@ -120,7 +117,6 @@ async fn answers_are_scored_and_the_run_is_summed_up() {
     let again = self::run(&api, &id).await;
     assert!(close(&again["summary"]["passRate"], 0.75) && again["completedAt"] == run["completedAt"], "{again}");
 
-    // Compared with a run of fewer cases.
     let second = begin(&api, json!({})).await;
     over(&api, &second).await;
     let compared = api.get(&format!("{RUNS}/compare?runA={id}&runB={second}")).await.expect(200);

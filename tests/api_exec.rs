@@ -20,7 +20,6 @@ async fn exec(api: &Api, id: &str, command: &str) -> Value {
     ask(api, id, json!({"command": command})).await.expect(200)
 }
 
-/// Processes whose command line contains this text.
 fn with_argument(mark: &str) -> usize {
     let holds = |entry: &std::fs::DirEntry| {
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();

@@ -146,7 +146,6 @@ async fn a_flood_of_rows_holds_up_neither_its_own_stop_nor_other_tenants_nor_mem
     }
 }
 
-/// Bytes of a field of ashd's `/proc/<pid>/status`.
 fn memory(daemon: &Daemon, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();

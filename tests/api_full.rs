@@ -12,7 +12,6 @@ use common::raw::comes;
 use common::{Daemon, Options};
 use serde_json::json;
 
-/// Bytes free on the disk of the data directory.
 fn free(daemon: &Daemon) -> u64 {
     let disk = rustix::fs::statvfs(daemon.data()).unwrap();
     disk.f_bavail * disk.f_frsize

@@ -153,7 +153,6 @@ async fn root_needs_no_key_on_the_unix_socket_and_makes_keys_for_tenants() {
     let acme = daemon.api().with_key(minted["key"].as_str());
     assert_eq!(acme.get("/api/agents").await.expect(200)["agents"], json!([]));
     assert_eq!(acme.get("/api/agents").await.status, 429, "one a minute");
-    // An admin is not limited.
     for _ in 0..3 {
         assert_eq!(over_unix(&daemon, "GET /api/agents HTTP/1.0", "").0, 200);
     }

@@ -272,7 +272,6 @@ async fn the_number_follows_the_configuration_and_none_is_none() {
     within(&daemon, "given up", async || sandboxes(&daemon) == alone).await;
     within(&daemon, "with their directories", async || names(&daemon.data().join("sessions")) == alone).await;
     assert_eq!((pool(&api, "warm").await, pool(&api, "total").await), (0, 1));
-    // An invalid value changes nothing.
     daemon.park(101);
     within(&daemon, "refused", async || daemon.logs().contains("pool.parked: expected a whole number from 0 to 100"))
         .await;

@@ -20,7 +20,6 @@ async fn item(api: &Api, id: &str) -> Value {
     api.get(&format!("/api/queue/{id}")).await.expect(200)["item"].clone()
 }
 
-/// Waits until the item has this status.
 async fn until(api: &Api, id: &str, status: &str) -> Value {
     let start = Instant::now();
     loop {

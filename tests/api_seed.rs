@@ -26,7 +26,6 @@ struct Curl<'a> {
 }
 
 impl Curl<'_> {
-    /// Runs the line of that name. Returns status and body.
     fn text(&mut self, name: &str) -> (u16, String) {
         let (name, line) = page().into_iter().find(|(n, _)| *n == name).expect("a line of the page");
         self.used.push(name);

@@ -34,7 +34,6 @@ fn attachment(bytes: u64) -> Value {
     json!({"filename": "x", "content": STANDARD.encode(vec![b'x'; usize::try_from(bytes).unwrap()])})
 }
 
-/// Bytes of the database and its log.
 fn database(daemon: &Daemon) -> u64 {
     let size = |name: &str| std::fs::metadata(daemon.data().join(name)).map_or(0, |meta| meta.len());
     size("ashd.db") + size("ashd.db-wal")

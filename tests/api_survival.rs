@@ -65,7 +65,6 @@ async fn an_agent_that_is_deleted_leaves_its_sessions_alone_in_every_state() {
         assert_eq!(text(&api.turn(id, "@recall").await), "remember me");
     }
     assert_eq!(api.post("/api/sessions", json!({"agent": "a"})).await.status, 404);
-    // All at once, twice, in any order.
     let mut ends = tokio::task::JoinSet::new();
     for n in 0..12 {
         let (api, id) = (api.clone(), [&busy, &paused, &stopped][n % 3].clone());

@@ -11,7 +11,6 @@ use common::api::text;
 use common::{Api, Daemon, Options, leftovers};
 use serde_json::{Value, json};
 
-/// A key of a new tenant, and its client.
 async fn tenant(admin: &Api, name: &str) -> Api {
     let made = admin.post("/api/internal/api-keys", json!({"label": "l", "tenantId": name})).await.expect(201);
     admin.with_key(made["key"].as_str())
@@ -25,7 +24,6 @@ fn names(daemon: &Daemon, below: &str) -> Vec<String> {
     all
 }
 
-/// A tenant with sessions in all states, and all other objects.
 async fn furnish(api: &Api) {
     api.deploy("a").await;
     for (state, verb) in [("paused", "pause"), ("stopped", "stop")] {

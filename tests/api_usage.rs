@@ -178,7 +178,6 @@ async fn whichever_process_is_killed_in_mid_answer_each_token_is_counted_once() 
         assert_eq!(tokens(&api, "").await, expected, "round {round}");
     }
     assert!(expected.0 > 0 && expected.1 > 60);
-    // Nothing is added later.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(tokens(&api, &format!("?sessionId={id}")).await, expected);
     let left = std::fs::read_dir(daemon.dir.join("data-gateway")).unwrap().count();

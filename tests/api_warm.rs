@@ -44,7 +44,6 @@ async fn path(api: &Api, id: &str) -> Value {
     data["path"].clone()
 }
 
-/// The ids of all sandboxes.
 fn sandboxes(daemon: &Daemon) -> Vec<String> {
     let entries = std::fs::read_dir(daemon.run().join("sandboxes")).unwrap();
     let mut ids: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -135,7 +134,6 @@ async fn no_other_tenant_and_no_former_agent_is_served() {
     let (daemon, api) = Daemon::deployed(Options::default()).await;
     warm(&api, "a", 1).await;
     let first = sandboxes(&daemon);
-    // Another tenant's agent of the same name.
     let made = api.post("/api/internal/api-keys", json!({"tenantId": "other", "label": "x"})).await.expect(201);
     let other = api.with_key(made["key"].as_str());
     other.deploy("a").await;

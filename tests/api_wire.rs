@@ -98,7 +98,6 @@ async fn an_agent_that_may_not_be_read_says_what_to_do() {
     assert!(create().await.contains("sub/data.txt"));
     chmod(&dir.join("sub/data.txt"), 0o644);
     api.session("closed").await;
-    // Missing, and another kind of file.
     let away = dir.with_file_name("away");
     fs::rename(&dir, &away).unwrap();
     let gone = api.post("/api/sessions", json!({"agent": "closed"})).await.expect(422);
@@ -183,7 +182,6 @@ async fn versions_by_number_and_by_id() {
     );
     api.post("/api/agents/nobody/versions", json!({"cloneFrom": 1})).await.expect(404);
     api.get(&format!("{versions}/{}", other.as_str().unwrap())).await.expect(404);
-    // Activated, changed and deleted by id.
     let activated = api.post(&format!("{versions}/{id}/activate"), json!({})).await.expect(200);
     assert_eq!(activated, json!({"activated": true, "versionNumber": 1}));
     let refused = api.delete(&format!("{versions}/{id}")).await.expect(400);
@@ -202,7 +200,6 @@ async fn versions_by_number_and_by_id() {
     stranger.post(versions, json!({"cloneFrom": own["id"]})).await.expect(400);
 }
 
-/// `GET /api/analytics`.
 #[tokio::test]
 async fn analytics_count_what_the_tenant_has() {
     let daemon = Daemon::start(Options::default());

@@ -94,7 +94,6 @@ impl Session {
         self.api.own(&head.replace("{}", &self.id.to_string()), body).await
     }
 
-    /// Unpacks an archive into an empty workspace.
     async fn restore(&self, archive: &[u8]) -> serde_json::Value {
         std::fs::remove_dir_all(&self.workspace).unwrap();
         std::fs::create_dir(&self.workspace).unwrap();

@@ -27,7 +27,6 @@ fn status(pid: u32, field: &str) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Processes of this daemon with this name.
 fn named(daemon: &Daemon, name: &str) -> Vec<u32> {
     let all = common::leftovers::processes(daemon);
     all.into_iter().filter(|(_, what)| what.starts_with(name)).map(|(pid, _)| u32::try_from(pid).unwrap()).collect()

@@ -20,7 +20,6 @@ async fn session(daemon: &Daemon) -> (Api, String) {
     (api, id)
 }
 
-/// Runs a command with claude's Bash tool. Returns its output.
 async fn bash(api: &Api, id: &str, command: &str) -> String {
     let script = format!("@tool Bash {}\n@text ok", serde_json::json!({ "command": command }));
     let frames = api.turn(id, &script).await;

@@ -8,7 +8,6 @@ use common::api::{Api, text};
 use common::{Daemon, Options};
 use serde_json::json;
 
-/// Runs a command with claude's Bash tool. Returns its output.
 async fn bash(api: &Api, id: &str, command: &str) -> String {
     let frames = api.turn(id, &format!("@tool Bash {}\n@text ok", json!({"command": command}))).await;
     let result = frames.iter().find(|frame| frame.event == "tool_result").expect("a tool result");

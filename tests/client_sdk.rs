@@ -43,7 +43,6 @@ fn the_published_client_with_the_real_claude() {
     drive(Options::default().real_claude(), "client_sdk.py");
 }
 
-/// All 42 functions, each with its result checked.
 #[test]
 fn every_function_of_the_published_client() {
     drive(Options::default(), "client_sdk_functions.py");

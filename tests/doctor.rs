@@ -115,7 +115,6 @@ fn a_killed_doctor_takes_its_launcher_along() {
     }
 }
 
-/// The groups of a doctor's own launcher.
 fn groups(doctor: u32) -> Vec<String> {
     let own = format!("ashd-doctor-{doctor}");
     traces().into_iter().filter(|path| path.ends_with(&own)).collect()

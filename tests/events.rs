@@ -174,7 +174,6 @@ async fn a_launcher_and_a_gateway_that_do_not_answer_are_said_once_each() {
         futures_util::future::join(one, two)
     };
     let [_, launcher] = processes(&daemon, "launcher");
-    // It hangs.
     kill(launcher, Signal::SIGSTOP).unwrap();
     let (one, two) = change(100).await;
     kill(launcher, Signal::SIGCONT).unwrap();

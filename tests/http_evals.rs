@@ -236,7 +236,6 @@ async fn another_tenants_agent_and_ids_are_not_found_on_every_route() {
     let case = post(&api, "a/eval-cases", json!({"question": "secret?"})).await.1["case"]["id"].clone();
     let run = post(&api, "a/eval-runs", json!({})).await.1["run"]["id"].clone();
     let result = get(&api, &format!("a/eval-runs/{}/results", run.as_str().unwrap())).await["results"][0]["id"].clone();
-    // The other tenant has an agent of that name too.
     let own = json!({"name": "a", "systemPrompt": "x"}).to_string();
     assert_eq!(api.other("POST /api/agents", own).await.status, 201);
     let before = (get(&api, "a/eval-cases").await, get(&api, "a/eval-runs").await);
@@ -271,7 +270,6 @@ async fn another_tenants_agent_and_ids_are_not_found_on_every_route() {
                 assert!(answer.status == 404 || bad_body, "{route} {body}: {}", answer.status);
             }
         }
-        // Not an id.
         if route.contains("{id}") {
             let nobody = api.own(&route.replace("{id}", "..%2f").replace("{name}", "a"), "{}").await;
             assert_eq!(nobody.status, 404, "{route}");

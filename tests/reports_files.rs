@@ -54,7 +54,6 @@ async fn a_fork_has_all_that_the_session_has() {
     ] {
         assert_eq!(shell(&api, &fork, command).await, want.trim(), "{command}");
     }
-    // The source is unchanged.
     assert_eq!(shell(&api, &id, "stat -c %a closed shut d").await, "0\n0\n500");
     daemon.stop();
 }

@@ -13,7 +13,6 @@ use std::process::Command;
 use common::{Daemon, Options};
 use sha2::{Digest, Sha256};
 
-/// Plays user ashd.
 const ASHD: u32 = 61_234;
 
 struct Planted {
@@ -38,7 +37,6 @@ impl Planted {
         self.top.path().join(name)
     }
 
-    /// Gives a path to ashd.
     fn theirs(&self, name: &str) {
         lchown(self.at(name), Some(ASHD), Some(ASHD)).unwrap();
     }
@@ -49,7 +47,6 @@ impl Planted {
         std::fs::set_permissions(self.at(name), std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// Runs ashctl as root. Returns exit code and all output.
     fn ashctl(&self, path: &str, arguments: &[&str]) -> (i32, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ashctl"));
         command.args(arguments).env_clear().env("PATH", path).env("HOME", self.at("home"));

@@ -63,7 +63,6 @@ async fn no_log_and_no_stray_file_holds_a_secret() {
     let token = token.unwrap_or_else(|| panic!("no token in {env}")).to_owned();
     assert!(token.len() > 20 && env.contains(VARIABLE), "{env}");
     api.turn(&session, &format!("@text {MESSAGE}")).await;
-    // Failures must not reveal secrets either.
     let strangers = Api::new(daemon.port, Some("planted-guess-7867"));
     assert_eq!(strangers.get("/api/agents").await.status, 401);
     assert_eq!(Api::new(daemon.port, Some(&tenant_key)).get(&path).await.status, 404);

@@ -64,7 +64,6 @@ async fn the_session_paused_longest_makes_room_and_comes_back() {
     let (_daemon, api) = Daemon::deployed(Options::default().env("ASH_MAX_SANDBOXES", "2")).await;
     let (first, second) = (api.session("a").await, api.session("a").await);
     api.turn(&first, "remember me").await;
-    // Active sessions are never evicted.
     api.post("/api/sessions", json!({"agent": "a"})).await.expect(503);
     api.verb(&first, "pause").await;
     api.verb(&second, "pause").await;

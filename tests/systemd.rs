@@ -53,7 +53,6 @@ impl Systemd {
         }
     }
 
-    /// All messages during this time.
     fn listen(&self, time: Duration) -> Vec<String> {
         let (start, mut heard) = (Instant::now(), Vec::new());
         while start.elapsed() < time {
@@ -66,7 +65,6 @@ impl Systemd {
         heard
     }
 
-    /// Discards pending messages.
     fn forget(&self) {
         self.listen(Duration::from_millis(1));
     }
@@ -143,7 +141,6 @@ async fn the_watchdog_starves_while_the_writer_hangs_and_is_fed_again() {
     daemon.stop();
 }
 
-/// Waits until ashd's log contains this.
 fn logged(daemon: &Daemon, text: &str) -> String {
     let start = Instant::now();
     loop {

@@ -23,7 +23,6 @@ use ash_archive::coding::{Coding, Encoder};
 /// Compressing a smaller answer gains nothing.
 const LEAST: u64 = 1024;
 
-/// The coding that the client prefers.
 pub fn accepted(headers: &HeaderMap) -> Option<Coding> {
     let mut best: Option<(u32, Coding)> = None;
     let given = headers.get_all(ACCEPT_ENCODING);

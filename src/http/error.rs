@@ -32,7 +32,6 @@ pub struct ErrorBody {
     pub status_code: u16,
 }
 
-/// A refusal that becomes an answer.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
@@ -57,15 +56,12 @@ impl ApiError {
     pub fn unauthorized(text: &'static str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, text).with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     }
-    /// 503; the client may try again after `retry_after_s` seconds.
     pub fn unavailable(text: impl Into<String>, retry_after_s: u64) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, text).with(RETRY_AFTER, HeaderValue::from(retry_after_s))
     }
-    /// 429; the client may try again after `retry_after_s` seconds.
     pub fn too_many(text: impl Into<String>, retry_after_s: u64) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, text).with(RETRY_AFTER, HeaderValue::from(retry_after_s))
     }
-    /// 409; the client may try again after `retry_after_s` seconds.
     pub fn conflict(text: impl Into<String>, retry_after_s: u64) -> Self {
         Self::new(StatusCode::CONFLICT, text).with(RETRY_AFTER, HeaderValue::from(retry_after_s))
     }
@@ -181,7 +177,6 @@ impl From<StoreError> for ApiError {
     }
 }
 
-/// 404 for a path without a route.
 pub async fn no_route(method: Method, uri: Uri) -> ApiError {
     ApiError::not_found(format!("No route for {method} {}; see /docs for the existing routes", uri.path()))
 }

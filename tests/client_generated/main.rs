@@ -29,7 +29,6 @@ fn tool(path: &str) -> PathBuf {
     found
 }
 
-/// Runs a program, which must succeed. Returns its output.
 fn works(command: &mut Command) -> String {
     let out = command.output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
@@ -41,7 +40,6 @@ async fn description() -> Value {
     http_support::Api::start().await.call("GET /docs/json", "").await.json()
 }
 
-/// Writes the description to a file.
 async fn written(dir: &Path) -> PathBuf {
     let file = dir.join("openapi.json");
     std::fs::write(&file, description().await.to_string()).unwrap();

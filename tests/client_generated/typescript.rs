@@ -58,7 +58,6 @@ fn parameters(out: &mut String, operation: &Value, place: &str) {
     out.push_str("    };\n");
 }
 
-/// The answer of a success.
 fn answer(operation: &Value) -> String {
     let mut kinds: Vec<String> = Vec::new();
     for (_, answer) in members(&operation["responses"]).filter(|(code, _)| code.starts_with('2')) {

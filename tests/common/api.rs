@@ -22,7 +22,6 @@ pub struct Api {
     http: Client<HttpConnector, Full<Bytes>>,
     base: String,
     key: Option<String>,
-    /// An additional header of every request.
     header: Option<(&'static str, String)>,
 }
 
@@ -47,7 +46,6 @@ impl Api {
         Self { http, base: format!("http://127.0.0.1:{port}"), key: key.map(str::to_owned), header: None }
     }
 
-    /// The same key for another daemon, or after a restart.
     pub fn at(&self, port: u16) -> Self {
         Self { base: format!("http://127.0.0.1:{port}"), ..self.clone() }
     }
@@ -141,20 +139,17 @@ impl Api {
         self.call("DELETE", path, None).await
     }
 
-    /// Uploads an agent that is only a CLAUDE.md.
     pub async fn deploy(&self, name: &str) {
         let body = json!({"name": name, "files": [{"path": "CLAUDE.md", "content": "WW91IGFyZSBhIHRlc3QuCg=="}]});
         self.post("/api/agents", body).await.expect(201);
     }
 
-    /// Creates a session of that agent. Returns its id.
     pub async fn session(&self, agent: &str) -> String {
         let made = self.post("/api/sessions", json!({"agent": agent})).await.expect(201);
         assert_eq!(made["session"]["status"], "active");
         made["session"]["id"].as_str().unwrap().to_owned()
     }
 
-    /// The session as the API shows it.
     pub async fn info(&self, session: &str) -> Value {
         self.get(&format!("/api/sessions/{session}")).await.expect(200)["session"].clone()
     }
@@ -165,7 +160,6 @@ impl Api {
             .clone()
     }
 
-    /// Data of the lifecycle events, oldest first.
     pub async fn lifecycle(&self, session: &str) -> Vec<Value> {
         let all = self.get(&format!("/api/sessions/{session}/events?type=lifecycle&limit=1000")).await.expect(200);
         let data = |event: &Value| serde_json::from_str(event["data"].as_str().unwrap()).unwrap();
@@ -193,7 +187,6 @@ impl Api {
         (stream, begun)
     }
 
-    /// Sends a message. Returns the stream of its turn.
     pub async fn send(&self, session: &str, body: Value) -> Stream {
         let path = format!("/api/sessions/{session}/messages");
         let answer = self.open("POST", &path, Some(("application/json", body.to_string().into_bytes()))).await;
@@ -214,7 +207,6 @@ async fn whole(answer: Response<Incoming>) -> Result<Answer, hyper::Error> {
     Ok(Answer { status, json: serde_json::from_str(&text).unwrap_or(Value::Null), text, headers })
 }
 
-/// An open stream.
 pub struct Stream {
     body: Incoming,
     buffer: Vec<u8>,
@@ -233,7 +225,6 @@ impl Stream {
         Self { body: answer.into_body(), buffer: Vec::new(), ready: std::collections::VecDeque::new() }
     }
 
-    /// The next frame, or `None` at the end of the stream.
     pub async fn next(&mut self) -> Option<Frame> {
         let start = Instant::now();
         loop {
@@ -259,7 +250,6 @@ impl Stream {
         }
     }
 
-    /// Reads up to a frame of this event.
     pub async fn until(&mut self, event: &str) -> Frame {
         loop {
             let frame = self.next().await.unwrap_or_else(|| panic!("the stream ended before \"{event}\""));

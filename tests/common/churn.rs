@@ -9,7 +9,6 @@ const AT_ONCE: usize = 5;
 /// Time for late releases: the task of an ended session rests after a second.
 const SETTLE: Duration = Duration::from_secs(4);
 
-/// Resources of one process.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
     /// Bytes of private memory.
@@ -30,7 +29,6 @@ impl Size {
     }
 }
 
-/// ashd and the launcher, before and after.
 #[derive(Clone, Copy, Debug)]
 pub struct Growth {
     pub ashd: [Size; 2],
@@ -38,7 +36,6 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// Growth in bytes.
     pub fn bytes([before, after]: [Size; 2]) -> i64 {
         after.bytes as i64 - before.bytes as i64
     }

@@ -8,10 +8,8 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Longest wait for an entry.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The fields of one entry.
 pub type Entry = BTreeMap<String, String>;
 
 /// Reads entries at once, because the queue of such a socket is short and its writers block.

@@ -161,7 +161,6 @@ impl Daemon {
         self.dir.join("data")
     }
 
-    /// Open descriptors of ashd.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
@@ -202,7 +201,6 @@ impl Daemon {
         Api::new(self.port, Some(&self.key))
     }
 
-    /// An agent's directory that the daemon can read.
     pub fn agent_dir(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
         let dir = self.dir.join("agents").join(name);
         for (path, text) in files {
@@ -213,7 +211,6 @@ impl Daemon {
         dir
     }
 
-    /// The daemon's process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("the daemon runs").id()
     }
@@ -345,7 +342,6 @@ impl Daemon {
         fs::remove_dir_all(&self.dir).unwrap();
     }
 
-    /// The output of every process of this daemon.
     pub fn logs(&self) -> String {
         let mut paths: Vec<PathBuf> = [&self.dir, &self.run()]
             .into_iter()

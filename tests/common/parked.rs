@@ -10,7 +10,6 @@ use nix::unistd::Pid;
 
 use super::Daemon;
 
-/// Before the daemon is started.
 pub(super) fn configure(dir: &Path, count: Option<u32>) {
     let asked = || match std::env::var("ASH_TEST_PARKED") {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("ASH_TEST_PARKED={text} is no whole number")),
@@ -27,7 +26,6 @@ fn write(dir: &Path, count: u32) {
 }
 
 impl Daemon {
-    /// Keeps this many from now on.
     pub fn park(&self, count: u32) {
         write(&self.dir, count);
         kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), Signal::SIGHUP).unwrap();

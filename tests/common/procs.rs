@@ -43,7 +43,6 @@ impl Proc {
         String::from_utf8_lossy(&fs::read(self.dir().join(name)).unwrap_or_default()).into_owned()
     }
 
-    /// A field of `/proc/<pid>/status`.
     pub fn status(&self, field: &str) -> String {
         let status = self.read("status");
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
@@ -67,7 +66,6 @@ impl Proc {
     }
 }
 
-/// Whether the session's processes are frozen.
 pub fn frozen(daemon: &Daemon, session: &str) -> bool {
     let groups = super::leftovers::cgroups(&daemon.cgroup).into_iter().filter(|dir| dir.ends_with(session));
     let mut events = groups.filter_map(|dir| fs::read_to_string(dir.join("cgroup.events")).ok());

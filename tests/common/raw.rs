@@ -23,7 +23,6 @@ pub async fn connect(port: u16, from: u8) -> std::io::Result<TcpStream> {
     socket.connect(([127, 0, 0, 1], port).into()).await
 }
 
-/// The head of a request.
 pub fn head(line: &str, key: Option<&str>, length: Option<usize>) -> String {
     let key = key.map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
     let length = length.map(|n| format!("content-length: {n}\r\n")).unwrap_or_default();

@@ -13,7 +13,6 @@ pub struct Skew {
 }
 
 impl Skew {
-    /// Creates everything it needs in `dir`.
     pub fn make(dir: &Path) -> Self {
         let (library, offset, etc) = (dir.join("skew.so"), dir.join("skew.offset"), dir.join("etc"));
         fs::write(&offset, 0_i64.to_ne_bytes()).unwrap();

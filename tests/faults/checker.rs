@@ -11,7 +11,6 @@ use crate::client::{Book, Toll};
 use crate::common::wire::Frame;
 use crate::rows::{Rows, TurnRow};
 
-/// A line of the stdout file.
 struct Line<'a> {
     at: u64,
     text: &'a str,
@@ -23,7 +22,6 @@ impl Line<'_> {
         self.json["type"].as_str().unwrap_or("")
     }
 
-    /// Whether clients receive it.
     fn shown(&self) -> bool {
         !matches!(self.kind(), "" | "control_request" | "control_response" | "command_lifecycle" | "keep_alive")
     }

@@ -33,7 +33,6 @@ impl Toll {
     }
 }
 
-/// The client's record at the end.
 #[derive(Default)]
 pub struct Book {
     /// Every frame, in the order of arrival.
@@ -176,7 +175,6 @@ impl Client {
         }
     }
 
-    /// Reads up to `done`.
     async fn read(&mut self, mut stream: Stream) -> End {
         let toll = Arc::clone(&self.toll);
         loop {

@@ -27,7 +27,6 @@ pub struct Link {
     key: String,
 }
 
-/// Why there is no answer.
 #[derive(Debug)]
 pub enum Lost {
     /// No connection, or it was lost: the result of the request is unknown.

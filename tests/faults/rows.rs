@@ -14,7 +14,6 @@ pub struct TurnRow {
     pub error: Option<String>,
 }
 
-/// Everything of one session.
 #[derive(Debug, Default)]
 pub struct Rows {
     pub turns: Vec<TurnRow>,

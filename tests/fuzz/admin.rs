@@ -12,7 +12,6 @@ use flate2::write::GzEncoder;
 
 use crate::harness::Target;
 
-/// `ashd.toml`.
 pub fn ashd_toml() -> Target {
     const WORDS: &[&str] = &[
         "[server]",
@@ -45,7 +44,6 @@ pub fn ashd_toml() -> Target {
     .heap(16 << 20, 256)
 }
 
-/// `launcher.toml`.
 pub fn launcher_toml() -> Target {
     const WORDS: &[&str] =
         &["uid_base = ", "uid_count = ", "cgroup = ", "claude_dir = ", "[ceiling]", "memory_bytes = ", "[floor]", "\n"];

@@ -128,7 +128,6 @@ fn request(input: &[u8]) -> Option<Request<Body>> {
     Some(request)
 }
 
-/// Whole requests of the API.
 pub fn requests() -> Target {
     const WORDS: &[&str] = &[
         ID,

@@ -30,7 +30,6 @@ static HEAP: PeakAlloc = PeakAlloc;
 /// Seconds of all targets together, and the variable that changes it.
 const SECONDS: u64 = 120;
 const SECONDS_VARIABLE: &str = "ASH_FUZZ_SECONDS";
-/// Another seed gives other inputs.
 const SEED_VARIABLE: &str = "ASH_FUZZ_SEED";
 /// Marks the process of a target: the directory for its input.
 const CHILD: &str = "ASH_FUZZ_DIRECTORY";
@@ -47,7 +46,6 @@ type Run = Box<dyn FnMut(&[u8])>;
 
 /// The input of one parser, or of a few that read the same bytes.
 pub struct Target {
-    /// Words of the format.
     pub words: &'static [&'static str],
     /// Bytes of heap that one input may take, plus bytes for each byte of it.
     pub heap: (usize, usize),
@@ -81,7 +79,6 @@ pub fn fuzz(name: &'static str, count: usize, make: fn() -> Target) {
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     if output.status.success() {
-        // Print how much was done.
         return said.lines().filter(|line| line.starts_with("fuzz ")).for_each(|line| eprintln!("{line}"));
     }
     let input = read_input(directory.path());

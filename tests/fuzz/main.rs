@@ -16,7 +16,6 @@ mod payload;
 
 macro_rules! targets {
     ($($module:ident: $($name:ident)+;)+) => {
-        /// Directories of the corpus.
         const NAMES: &[&str] = &[$($(stringify!($name),)+)+];
 
         $($(

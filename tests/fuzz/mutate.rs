@@ -85,9 +85,7 @@ const WORDS: &[&[u8]] = &[
     b"; q=0.5",
 ];
 
-/// Bytes of the longest input, except inflated ones.
 const LONGEST: usize = 64 << 10;
-/// Bytes of the longest inflated input.
 const INFLATED: usize = 1 << 20;
 /// One input in this many is inflated.
 const INFLATE: usize = 128;

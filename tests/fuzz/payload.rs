@@ -205,7 +205,6 @@ pub fn output_file() -> Target {
     })
 }
 
-/// The probe's report from within a sandbox.
 pub fn probe_report() -> Target {
     const WORDS: &[&str] = &["\"landlockAbi\"", "\"probes\"", "\"layer\"", "\"landlock\"", "\"uidMap\"", "[0,0,0]"];
     Target::new(WORDS, |input| {

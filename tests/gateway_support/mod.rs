@@ -124,7 +124,6 @@ impl Gate {
         read_answer(&mut stream)
     }
 
-    /// The requests that reached the model.
     pub fn seen(&self) -> Vec<String> {
         self.notes.requests.lock().unwrap().clone()
     }

@@ -9,7 +9,6 @@ use ashd::gateway::client::Gateway;
 
 pub const NOBODY: u32 = 65534;
 
-/// A process that is killed when dropped.
 pub struct Process(pub Child);
 
 impl Drop for Process {

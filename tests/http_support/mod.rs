@@ -72,7 +72,6 @@ impl Api {
         Self { router: router(AppState::new(config, store.clone(), sessions)), store, data }
     }
 
-    /// An ended session of the first tenant.
     pub async fn ended_session(&self, id: Uuid) -> Session {
         let session = Session {
             launch: ash_model::RawJson::of(&serde_json::json!({"extraEnv": {"SECRET": "hunter2"}})),
@@ -97,7 +96,6 @@ impl Api {
         Answer { status: parts.status, headers: parts.headers, body }
     }
 
-    /// The unread answer.
     pub async fn answer(&self, request: Request<Body>) -> Response<Body> {
         self.router.clone().oneshot(request).await.unwrap()
     }

@@ -40,7 +40,6 @@ fn program() -> PathBuf {
     path
 }
 
-/// Puts the payload into a session's workspace.
 fn arm(workspace: &Path) {
     let path = workspace.join("hostile");
     std::fs::copy(program(), &path).expect("copied");
@@ -214,7 +213,6 @@ async fn every_attempt_is_refused_inside_and_succeeds_outside() {
     let names: std::collections::BTreeSet<_> = inside.iter().map(|line| &line.name).collect();
     assert_eq!(names.len(), inside.len(), "each attempt is made once");
 
-    // The victims and both sandboxes are unchanged.
     for sandbox in [&a, &b] {
         let children = sandbox.stat().await.expect("init answers");
         assert!(children.iter().any(|stat| stat.child == 1 && stat.exited.is_none()), "{children:?}");
@@ -222,7 +220,6 @@ async fn every_attempt_is_refused_inside_and_succeeds_outside() {
     }
 }
 
-/// Runs a program as the payload. Returns its status and output.
 async fn run(sandbox: &Sandbox, events: &mut Events, child: u32, spec: &SpawnSpec) -> (Exit, String) {
     let file = tempfile::NamedTempFile::new().expect("output");
     let (out, err) = output(file.path());

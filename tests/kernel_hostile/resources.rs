@@ -20,7 +20,6 @@ struct Bomb {
 }
 
 enum End {
-    /// It prints `bounded` and ends by itself.
     Said,
     /// It prints it, or the kernel kills it at the memory limit.
     SaidOrKilled,

@@ -32,7 +32,6 @@ try: print('saw', len(os.read(watch, 1 << 20)), flush=True)
 except BlockingIOError: print('saw 0', flush=True)
 ";
 
-/// Opens and locks each path.
 const VICTIM: &str = "
 import fcntl, os
 for path in PATHS:
@@ -56,7 +55,6 @@ const FILES: &[&str] = &[
 const PROGRAMS: &[&str] = &["/opt/claude/claude", "/opt/ashd/ash-probe"];
 
 fn script(text: &str, paths: &[&str]) -> String {
-    // Not every host has all of them.
     format!("import os\nPATHS = [path for path in {paths:?} if os.path.exists(path)]\n{text}")
 }
 

@@ -182,7 +182,6 @@ print('read', flush=True)
     // distinctive name.
     let found: Vec<&&str> = found.iter().filter(|line| !(line.starts_with("0 ") && secrets[0].len() < 6)).collect();
     assert!(found.is_empty(), "{found:?} of {secrets:?}");
-    // What programs need exists.
     let script = "free -b | grep -c Mem; nproc > /dev/null && uptime > /dev/null && ps -e > /dev/null && df / > /dev/null && cut -d' ' -f1-3 /proc/version; cat /proc/sys/fs/pipe-max-size";
     let ended = sandbox.sh(2, script);
     let release = read("/proc/sys/kernel/osrelease");

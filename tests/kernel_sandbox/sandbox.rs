@@ -104,7 +104,6 @@ pub struct Sandbox {
     pub ground: Ground,
 }
 
-/// An ended command.
 #[derive(Debug)]
 pub struct Ended {
     pub exit: Exit,
@@ -219,7 +218,6 @@ impl Sandbox {
         self.run(child, &["/bin/bash", "-c", script])
     }
 
-    /// An empty file outside the sandbox.
     pub fn file(&self, name: &str) -> OwnedFd {
         let path = self.ground.path(name);
         let options = File::options().create(true).truncate(true).read(true).append(false).write(true).open(path);

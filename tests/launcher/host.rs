@@ -91,7 +91,6 @@ impl Host {
         self.dir.path().join("claude")
     }
 
-    /// The range of uids for sandboxes.
     #[allow(dead_code)]
     pub fn uids(&self) -> std::ops::Range<u32> {
         self.uid_base..self.uid_base + 64
@@ -179,7 +178,6 @@ impl Host {
         below.chain([root]).map(|mount| mount.join(&self.cgroup)).filter(|group| group.is_dir()).collect()
     }
 
-    /// What sandboxes left on the host: cgroups and run directories.
     pub fn leftovers(&self) -> Vec<PathBuf> {
         let list = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
         let tenants = self.groups().into_iter().flat_map(|group| list(group.join("tenants"))).filter(|p| p.is_dir());
@@ -235,7 +233,6 @@ pub fn output(path: &Path) -> (OwnedFd, OwnedFd) {
     (file.try_clone().expect("dup").into(), file.into())
 }
 
-/// Runs a script as the payload. Returns its status and output.
 pub async fn run(sandbox: &Sandbox, events: &mut Events, child: u32, script: &str) -> (Exit, String) {
     let file = tempfile::NamedTempFile::new().expect("output");
     let (out, err) = output(file.path());

@@ -13,7 +13,6 @@ use crate::host::{Host, request, wait_for};
 /// Pairs of uids of a test's launcher.
 const PAIRS: usize = 32;
 
-/// Creates and ends a sandbox. Returns its uid.
 async fn one(host: &Host, launcher: &Launcher) -> u32 {
     let sandbox = host.sandbox(launcher, Limits::default()).await;
     launcher.destroy(sandbox.id()).await.expect("destroyed");

@@ -8,7 +8,6 @@ mod tasks;
 
 use source::{code, read, root, rust_files};
 
-/// Maximum lines of a file.
 const MAX_LINES: usize = 400;
 
 #[test]

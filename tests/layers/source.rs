@@ -15,7 +15,6 @@ pub fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// All files of Rust below a directory of the repository.
 pub fn rust_files(dir: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut dirs = vec![root().join(dir)];

@@ -114,7 +114,6 @@ async fn all_reclaimed(daemon: &Daemon, ids: &[String]) -> f64 {
     }
 }
 
-/// Used memory of the host in bytes.
 fn used() -> f64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();
     let kib = |field: &str| -> f64 {

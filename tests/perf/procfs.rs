@@ -34,7 +34,6 @@ pub fn pin(pid: u32, core: usize) {
     }
 }
 
-/// The owner of a file.
 pub fn owner(path: &std::path::Path) -> (u32, u32) {
     let meta = fs::metadata(path).expect("the file is there");
     (meta.uid(), meta.gid())

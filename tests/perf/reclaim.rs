@@ -13,7 +13,6 @@ const TEXT: &str = "@text Hello there.";
 const KEPT_MB: f64 = 5.0;
 /// Additional milliseconds of resume and first delta after it.
 const LATER_MS: f64 = 400.0;
-/// Longest wait for the worker.
 const RECLAIMED: Duration = Duration::from_secs(30);
 
 pub async fn measure(form: Form) -> Vec<Figure> {

@@ -120,7 +120,6 @@ async fn round(
     (daemon, served, seen)
 }
 
-/// Longest silences of a client.
 #[derive(Default)]
 struct Silence {
     /// Between two frames of one connection.

@@ -26,7 +26,6 @@ pub struct Times {
 /// As `Api::deploy` writes it.
 const CLAUDE_MD: &str = "You are a test.\n";
 const TEXT: &str = "@text Hello there, this is an answer of a few words.";
-/// Longest silence.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Turns until everything is cached.
 const WARM_UP: usize = 3;
@@ -88,7 +87,6 @@ fn whole(times: &Times) -> Duration {
     times.whole
 }
 
-/// One open connection.
 struct Wire {
     stream: TcpStream,
     head: String,

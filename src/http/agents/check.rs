@@ -22,9 +22,8 @@ use ash_model::{RawJson, Skipped, Variables};
 /// Limits of one deployment: files, and their bytes together.
 pub const MAX_FILES: usize = 10_000;
 pub const MAX_BYTES: usize = 100 << 20;
-/// Longest name, in bytes.
 const MAX_NAME: usize = 255;
-/// The contract's text for a directory that is not an agent.
+/// The API's text for a directory that is not an agent.
 const NO_CLAUDE_MD: &str = "Agent directory must contain CLAUDE.md";
 
 pub fn check_name(name: &str) -> Result<(), ApiError> {
@@ -40,7 +39,6 @@ pub fn check_name(name: &str) -> Result<(), ApiError> {
     }))
 }
 
-/// Checks the variables of an agent.
 pub fn env(env: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ApiError> {
     let checked = Variables::parse("env", env).map_err(|e| ApiError::bad_request(e.to_string()))?;
     Ok(checked.into_map())
@@ -74,7 +72,6 @@ fn too_many() -> ApiError {
     ApiError::bad_request(format!("config must have at most {} members", RawObject::MEMBERS))
 }
 
-/// Checks a config after a merge.
 pub fn check_merged(config: &RawObject) -> Result<(), ApiError> {
     if config.len() > RawObject::MEMBERS {
         return Err(too_many());

@@ -19,7 +19,6 @@ use crate::sessions::workspace::layout::agents_of;
 use crate::store::{Agent, NewAgent};
 use ash_model::TenantId;
 
-/// The directory of an agent's versions.
 pub fn home(config: &Config, tenant: &TenantId, name: &str) -> PathBuf {
     agents_of(&config.data_dir, tenant).join(name)
 }

@@ -185,7 +185,6 @@ async fn change(
     Ok(changed)
 }
 
-/// Merges the keys of `new` into `old`; a null removes its key.
 fn merge(old: &mut Option<RawJson>, new: RawObject) -> Result<(), ApiError> {
     let mut merged = old.as_ref().and_then(RawObject::read).unwrap_or_default();
     for (key, value) in new.iter() {

@@ -57,7 +57,6 @@ fn number_or_id() -> RefOr<Schema> {
     Schema::OneOf(either.description(Some(about)).build()).into()
 }
 
-/// What the POST copies from another version.
 async fn cloned(
     state: &AppState,
     caller: &Caller,

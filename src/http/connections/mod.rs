@@ -50,12 +50,10 @@ use table::{Full, Peer};
 /// Connections that lost their place and are still open; each holds a descriptor. The maximum,
 /// lower when few connections are allowed.
 const CLOSING: usize = 64;
-/// Pause after a failed accept, so that the loop does not spin.
 const EXHAUSTED: Duration = Duration::from_millis(20);
 /// Minimum time between two log lines about the same limit.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// A listening socket.
 #[derive(Debug)]
 pub enum Listener {
     Tcp(TcpListener),
@@ -131,7 +129,6 @@ impl Server {
         tasks.wait().await;
     }
 
-    /// Serves one connection from its first byte to its last.
     async fn connection(
         self,
         socket: Socket,
@@ -269,7 +266,6 @@ fn exhausted(why: &io::Error) -> bool {
     matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
 }
 
-/// Time of the last log line.
 #[derive(Debug, Default)]
 struct Told(Option<std::time::Instant>);
 

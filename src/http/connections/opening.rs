@@ -8,7 +8,6 @@ use std::io;
 use super::bounds::MAX_HEAD;
 use super::socket::Socket;
 
-/// Bytes read from the socket at once.
 const PIECE: usize = 2048;
 
 #[derive(Debug, PartialEq, Eq)]

@@ -54,7 +54,6 @@ macro_rules! stream {
     };
 }
 
-/// What the HTTP server reads from and writes to.
 pub struct Client {
     socket: Socket,
     /// Bytes read before the server started; `taken` of them are consumed.

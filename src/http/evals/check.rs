@@ -8,7 +8,6 @@ use crate::store::{CaseFields, NewRun};
 use ash_model::RawJson;
 use ash_model::bounded::Counted;
 
-/// Cases of one import, and of one agent.
 pub const MAX_CASES: usize = 1000;
 /// Messages before the question.
 pub const MAX_MESSAGES: usize = 100;
@@ -19,11 +18,8 @@ const TOPICS: (usize, usize) = (100, 1000);
 /// Tags of a case, and bytes of each; also the number of categories and of tags that a run may
 /// name.
 const TAGS: (usize, usize) = (50, 200);
-/// Bytes of a category.
 const CATEGORY: usize = 200;
-/// Bytes of all messages before the question.
 const HISTORY: usize = 256 << 10;
-/// Bytes of a person's notes.
 const NOTES: usize = 16 << 10;
 
 fn refused<T>(text: String) -> Result<T, ApiError> {
@@ -39,7 +35,6 @@ pub fn new_case(body: CaseIn, at: &str) -> Result<CaseFields, ApiError> {
     case(fields, at)
 }
 
-/// Checks a change of a case.
 pub fn patch(body: CaseIn) -> Result<CaseFields, ApiError> {
     if body.question == Some(None) {
         return refused(format!("question cannot be cleared: a text of 1 to {TEXT} bytes"));

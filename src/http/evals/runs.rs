@@ -15,10 +15,8 @@ use super::wire::{ResultView, ResultsBody, RunBody, RunIn, RunView, RunsBody, Sc
 use super::{MOST, OwnAgent, OwnAgentAnd, check, page};
 use crate::store::{EvalResult, EvalRun, RunRefused};
 
-/// Default of `limit`.
 const LISTED: i64 = 50;
 
-/// The agent's run with this id.
 pub async fn find(state: &AppState, agent: &OwnAgent, id: Option<Uuid>) -> Result<EvalRun, ApiError> {
     let found = match id {
         Some(id) => state.store.eval_run(&agent.tenant, &agent.name, id).await?,

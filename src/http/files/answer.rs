@@ -24,7 +24,6 @@ pub const MAX_JSON: u64 = 1 << 20;
 /// Bytes read from disk at a time.
 const CHUNK: usize = 64 << 10;
 
-/// The whole file as text.
 pub fn text(file: File, size: u64, path: &str) -> Result<String, ApiError> {
     let too_large = || {
         ApiError::too_large(format!(

@@ -46,7 +46,6 @@ const HIDDEN: [&str; 17] = [
     ".tmp",
 ];
 
-/// Which files a list contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Show {
     /// Without [`HIDDEN`] and [`NEVER`].

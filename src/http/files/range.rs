@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-/// What to send of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// The whole file: no range, several ranges, or an invalid header (which RFC 9110 says to

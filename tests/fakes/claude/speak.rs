@@ -74,7 +74,6 @@ impl Voice {
         }));
     }
 
-    /// Reports the state of the message with this uuid.
     pub fn report(&mut self, message: &Value, state: &str) {
         self.say(json!({"type": "command_lifecycle", "command_uuid": message, "state": state}));
     }

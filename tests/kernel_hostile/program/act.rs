@@ -8,20 +8,15 @@ use std::path::Path;
 /// `Ok`: the harm is done. `Err`: it was refused, with this errno.
 pub type Outcome = io::Result<()>;
 
-/// The action.
 #[derive(Clone, Copy)]
 pub enum Act {
     /// Read a byte of the file, or a name of the directory.
     Read(&'static str),
     /// Open an existing file for writing. Nothing is written: opening it is the harm.
     Write(&'static str),
-    /// Create a file in the directory; it is removed again.
     Create(&'static str),
-    /// Connect to a unix socket at a path.
     Socket(&'static str),
-    /// Create a socket of this family, type and protocol.
     Family(&'static str, i32, i32, i32),
-    /// A system call by number.
     Call(&'static str, i64, &'static [i64]),
     /// Anything else, by name.
     Do(&'static str, fn(&Context) -> Outcome),
@@ -52,7 +47,6 @@ pub const fn attempt(act: Act, expect: &'static [i32], control: Control) -> Atte
 
 /// The attempt's surroundings, from the environment set by the test.
 pub struct Context {
-    /// Whether this is the control run.
     pub outside: bool,
 }
 

@@ -26,8 +26,9 @@ use super::args::{Id, OwnSession};
 use super::auth::Caller;
 use super::body::{JsonBody, MIB};
 use super::error::{ApiError, ErrorBody};
-use super::files::{self, answer, beneath, blocking, content_type, write};
+use super::files::{self, answer, beneath, content_type, write};
 use super::rows;
+use super::threads::blocking;
 use crate::store::Attachment;
 use ash_model::{iso, names, now_ms};
 
@@ -157,6 +158,7 @@ pub async fn create(
         )));
     }
     // The original and the copy.
+    let _upload = state.uploads.wait(&session.id()).await;
     state.sessions.check_room(&session, 2 * bytes.len() as u64).await?;
     let mut attachment = Attachment {
         id: Uuid::new_v4(),

@@ -30,6 +30,7 @@ use super::connections::Connection;
 use super::error::ApiError;
 use super::held::hold;
 use super::local::LocalPeer;
+use super::threads;
 use crate::config::AuthConfig;
 use crate::sessions::quota::shares::Holder;
 use crate::store::Store;
@@ -136,18 +137,27 @@ pub async fn authenticate(
             return Err(refusal);
         }
     };
+    let threads = state.load.threads(&holder);
     request.extensions_mut().insert(holder);
     // Log lines of the request carry both fields. The extractor of the session sets ASH_SESSION.
     let span = tracing::error_span!("request", ASH_TENANT = %caller.tenant, ASH_SESSION = tracing::field::Empty);
     // Held until the head of the answer is known: a tenant is not removed while one of its requests
     // runs.
-    let visit = Arc::new(state.sessions.enter(&caller.tenant)?);
-    request.extensions_mut().insert(Arc::clone(&visit));
+    let visit = state.sessions.enter(&caller.tenant)?;
     request.extensions_mut().insert(caller);
-    let answer = next.run(request).instrument(span).await;
-    drop(visit);
-    working.answered(answer.body().size_hint().exact())?;
-    Ok(answer.map(|body| hold(body, working)))
+    let work = async move {
+        let answer = next.run(request).await;
+        drop(visit);
+        working.answered(answer.body().size_hint().exact())?;
+        Ok(answer.map(|body| hold(body, working)))
+    };
+    // A task of its own: when the client disconnects, the request continues to its end. It leaves
+    // nothing half done, and what it occupies counts for as long as it occupies it.
+    let task = tokio::spawn(threads::scope(threads, work).instrument(span));
+    task.await.unwrap_or_else(|gone| match gone.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Err(ApiError::unavailable("ashd is shutting down", 1)),
+    })
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {

@@ -22,14 +22,12 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest, Sha256};
-use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::AppState;
 use super::auth::Caller;
 use super::body::{self, MIB};
 use super::error::ApiError;
-use crate::sessions::Visit;
 use crate::sessions::quota::shares::Holder;
 use crate::store::Earlier;
 use ash_model::TenantId;
@@ -141,22 +139,12 @@ pub async fn once(State(state): State<AppState>, request: Request, next: Next) -
     if is_message {
         parts.extensions.insert(Once { key: key.clone(), turn });
     }
-    let visit = parts.extensions.get::<Arc<Visit>>().cloned();
-    let memory = read.memory.clone();
     // The handler takes the body from here without a copy.
     parts.extensions.insert(read);
-    let request = Request::from_parts(parts, Body::empty());
-    // A task of its own: if the client disconnects, the request still completes and its answer is
-    // recorded.
-    let carry_out = async move {
-        let (_memory, _visit) = (memory, visit);
-        let answer = next.run(request).await;
-        let answer = keep(&state, &tenant, &key, answer).await;
-        drop(flight);
-        answer
-    };
-    let carried_out = tokio::spawn(carry_out.in_current_span());
-    carried_out.await.unwrap_or_else(|_| Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error")))
+    let answer = next.run(Request::from_parts(parts, Body::empty())).await;
+    let answer = keep(&state, &tenant, &key, answer).await;
+    drop(flight);
+    answer
 }
 
 /// Stores a success; any other answer frees the key.

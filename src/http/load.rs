@@ -9,6 +9,7 @@ use axum::http::Method;
 
 use super::connections;
 use super::error::ApiError;
+use super::threads::{self, Threads};
 use crate::config::{Live, ServerConfig};
 use crate::sessions::quota::admission::{Admission, Admissions};
 use crate::sessions::quota::shares::{Bounds, Holder, Over, Share, Shares};
@@ -47,6 +48,7 @@ pub struct Load {
     working: Shares<(Holder, Kind)>,
     memory: Shares<Holder>,
     made: Admissions<Holder>,
+    threads: Admissions<Holder>,
 }
 
 /// A running request.
@@ -77,7 +79,13 @@ impl Load {
             working: Shares::default(),
             memory: Shares::default(),
             made: Admissions::new(MADE_AT_ONCE),
+            threads: Admissions::new(threads::AT_ONCE),
         }
+    }
+
+    /// The threads for file operations of this caller.
+    pub fn threads(&self, holder: &Holder) -> Threads {
+        Threads { of: self.threads.clone(), holder: holder.clone() }
     }
 
     /// Counts a request until the value is dropped, after its answer was sent.

@@ -15,7 +15,8 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::args::{Args, OwnSession};
 use super::error::{ApiError, ErrorBody};
-use super::files::{beneath, blocking};
+use super::files::beneath;
+use super::threads::blocking;
 use ash_model::iso;
 
 /// Maximum entries, and maximum bytes read, per answer. Continue with `after`.

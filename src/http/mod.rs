@@ -45,6 +45,7 @@ mod runners;
 mod schemas;
 mod sessions;
 mod tenants;
+mod threads;
 mod usage;
 mod wording;
 
@@ -59,6 +60,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{Any, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use uuid::Uuid;
 
 pub use auth::{Authenticator, Caller};
 pub use connections::{Listener, Server};
@@ -67,6 +69,7 @@ pub use local::LocalPeer;
 
 use crate::config::Live;
 use crate::sessions::Sessions;
+use crate::sessions::quota::admission::Admissions;
 use crate::sessions::quota::shares::{Bounds, Holder, Shares};
 use crate::store::Store;
 
@@ -88,6 +91,8 @@ pub struct AppState {
     publishing: Arc<tokio::sync::Mutex<()>>,
     /// Running workspace downloads; each holds a thread while it is sent.
     bundles: Shares<Holder>,
+    /// Uploads into a session: one at a time.
+    uploads: Admissions<Uuid>,
 }
 
 /// Limits of [`AppState`]'s `bundles`: per tenant, and in all.
@@ -113,6 +118,7 @@ impl AppState {
             rates: rate::Rates::default(),
             publishing: Arc::default(),
             bundles: Shares::default(),
+            uploads: Admissions::new(1),
         }
     }
 }

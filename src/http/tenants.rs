@@ -43,11 +43,7 @@ pub async fn delete(
             "a key cannot delete its own tenant; use the unix socket, or the key of another admin",
         ));
     }
-    // A task of its own: it completes even if the client disconnects.
-    let sessions = state.sessions.clone();
-    let name = tenant.clone();
-    let removed = tokio::spawn(async move { sessions.delete_tenant(&name).await }).await;
-    let removed = removed.map_err(|cause| ApiError::internal("the tenant cannot be deleted", &cause))??;
+    let removed = state.sessions.delete_tenant(&tenant).await?;
     let deleted = removed.ok_or_else(|| ApiError::not_found(format!("Tenant \"{tenant}\" not found")))?;
     Ok(Json(TenantDeleted { deleted }))
 }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use super::StoreError;
@@ -110,6 +110,29 @@ impl OnDisk {
     }
 }
 
+/// The thread that waits for the disk. A separate thread, because file operations of requests can
+/// occupy all threads of the runtime.
+struct SyncThread(std::sync::mpsc::Sender<oneshot::Sender<io::Result<()>>>);
+
+impl SyncThread {
+    /// The thread ends when the value is dropped.
+    fn start(sync: SyncLog) -> Self {
+        let (asks, asked) = std::sync::mpsc::channel::<oneshot::Sender<io::Result<()>>>();
+        let work = move || asked.iter().for_each(|reply| drop(reply.send(sync())));
+        if let Err(error) = std::thread::Builder::new().name("ashd-sync".to_owned()).stack_size(128 << 10).spawn(work) {
+            tracing::error!(%error, "the thread that syncs the database cannot be started");
+        }
+        Self(asks)
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        let (reply, result) = oneshot::channel();
+        let gone = || io::Error::other("the thread that syncs the database is gone");
+        self.0.send(reply).map_err(|_| gone())?;
+        result.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
 /// The syncer. `move_log` moves the log into the database and returns whether that succeeded.
 pub(super) async fn keep<F>(
     commits: Arc<Commits>,
@@ -119,6 +142,7 @@ pub(super) async fn keep<F>(
 ) where
     F: Future<Output = bool>,
 {
+    let thread = SyncThread::start(sync);
     let mut done = 0;
     let mut since: Option<Instant> = None;
     loop {
@@ -134,9 +158,7 @@ pub(super) async fn keep<F>(
             continue;
         }
         let target = commits.newest();
-        let work = Arc::clone(&sync);
-        let synced = tokio::task::spawn_blocking(move || work()).await;
-        if let Err(error) = synced.unwrap_or_else(|gone| Err(io::Error::other(gone))) {
+        if let Err(error) = thread.sync().await {
             tracing::error!(ASH_EVENT = "store-failed", %error, "cannot write the newest changes to the disk; retrying");
             progress.send_modify(|now| (now.failed, now.why) = (target, error.to_string()));
             while !move_log().await {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::super::error::ApiError;
@@ -92,6 +92,14 @@ pub fn read(root: impl AsFd, path: &Path) -> Result<(File, u64), Refused> {
         return Err(Refused::NotRegular);
     }
     Ok((file, meta.len()))
+}
+
+/// Inode and bytes on the disk of a file that a write to `path` replaces; `None` when it frees none.
+pub fn replaced(root: impl AsFd, path: &Path) -> Option<(u64, u64)> {
+    let file = open(root, path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()).ok()?;
+    let stat = rustix::fs::fstat(file.as_fd()).ok()?;
+    let alone = FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_nlink == 1;
+    alone.then(|| (stat.st_ino, u64::try_from(stat.st_blocks * 512).unwrap_or(0)))
 }
 
 /// Opens a directory. The empty path is the root.

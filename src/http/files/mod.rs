@@ -28,6 +28,7 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::args::{Args, FilePath, OwnSession};
 use super::error::{ApiError, ErrorBody};
+use super::threads::blocking;
 use crate::sessions::Own;
 use ash_model::SessionStatus;
 
@@ -73,16 +74,6 @@ async fn open(state: &AppState, session: &Own) -> Result<Workspace, ApiError> {
         _ => ApiError::internal("the workspace cannot be opened", &cause),
     })?;
     Ok(Workspace { root, source })
-}
-
-/// Runs work on descriptors off the async threads.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let request = tracing::Span::current();
-    tokio::task::spawn_blocking(move || request.in_scope(work))
-        .await
-        .map_err(|cause| ApiError::internal("file operation aborted", &cause))?
 }
 
 /// List the files of a workspace

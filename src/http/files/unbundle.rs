@@ -4,6 +4,7 @@
 //! creates a link and then a file below it gets an error. Links are created unchanged; the sandbox
 //! resolves them.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -11,9 +12,10 @@ use std::path::{Path, PathBuf};
 use tar::EntryType;
 
 use super::super::error::ApiError;
-use super::beneath::Refused;
+use super::beneath::{self, Refused};
 use super::path;
 use super::write::{self, Bits};
+use crate::sessions::api::limits::Room;
 use ash_archive::Time;
 use ash_archive::coding::decoder;
 use ash_archive::read::{Content, Entries, Head};
@@ -46,11 +48,12 @@ impl Report {
     }
 }
 
-/// Permission bits and time.
+/// Permission bits, time, and the bytes without holes.
 #[derive(Clone, Copy, Debug)]
 struct Meta {
     mode: u32,
     modified: Time,
+    stored: u64,
 }
 
 enum Item {
@@ -75,18 +78,47 @@ impl Item {
     }
 }
 
-/// Unpacks beneath `root`. Each call of `archive` opens it from its beginning; its files may have
-/// `max_bytes` together.
-pub fn unpack<R: Read>(root: &File, archive: impl Fn() -> R, max_bytes: u64) -> Result<Report, ApiError> {
-    each(archive(), max_bytes, |_, _, _| Ok(()))?;
+/// Unpacks beneath `root`. Each call of `archive` opens it from its beginning.
+pub fn unpack<R: Read>(root: &File, archive: impl Fn() -> R, room: Room) -> Result<Report, ApiError> {
+    let mut growth = Growth { root, added: 0, freed: 0, seen: HashSet::new() };
+    each(archive(), room.most, |item, meta, _| growth.check(&item, meta.stored, room.left))?;
     let mut work = Work { root, report: Report::default(), way: Vec::new() };
-    each(archive(), max_bytes, |item, meta, content| {
+    each(archive(), room.most, |item, meta, content| {
         work.leave_all_but(item.path())?;
         let path = item.path().to_owned();
         work.write(item, meta, content).map_err(|why| why.for_client(&names::shown(&path)))
     })?;
     work.leave_all_but(Path::new(""))?;
     Ok(work.report)
+}
+
+/// How much larger the workspace becomes: new files, less those that they replace.
+struct Growth<'a> {
+    root: &'a File,
+    added: u64,
+    freed: u64,
+    /// Inodes that are counted in `freed`: an archive may name a file many times.
+    seen: HashSet<u64>,
+}
+
+impl Growth<'_> {
+    fn check(&mut self, item: &Item, stored: u64, left: u64) -> Result<(), ApiError> {
+        let Item::File(path, _) = item else { return Ok(()) };
+        self.added = self.added.saturating_add(stored);
+        if let Some((inode, bytes)) = beneath::replaced(self.root, path)
+            && self.seen.insert(inode)
+        {
+            self.freed = self.freed.saturating_add(bytes);
+        }
+        let growth = self.added.saturating_sub(self.freed);
+        if growth > left {
+            return Err(ApiError::too_large(format!(
+                "bundle needs more than the {left} bytes that the session has left on its disk: delete files, or raise \
+                 diskBytes (PATCH .../limits)"
+            )));
+        }
+        Ok(())
+    }
 }
 
 struct Work<'a> {
@@ -181,7 +213,7 @@ fn each(
                 "bundle unpacks to more than the session's disk limit of {max_bytes} bytes"
             )));
         }
-        let meta = Meta { mode: head.mode & 0o7777, modified: head.modified };
+        let meta = Meta { mode: head.mode & 0o7777, modified: head.modified, stored: head.stored };
         visit(judge(head)?, meta, &mut content)?;
     }
     Ok(())

@@ -32,6 +32,10 @@ fn archive(entries: &[(char, &str, &str)]) -> Vec<u8> {
     tar.into_inner().unwrap().finish().unwrap()
 }
 
+fn room(bytes: u64) -> Room {
+    Room { most: bytes, left: bytes }
+}
+
 fn space() -> (tempfile::TempDir, File) {
     let temp = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(temp.path().join("workspace")).unwrap();
@@ -53,7 +57,7 @@ fn files_modes_and_links_of_every_kind() {
         ('h', "hard", "b/c.txt"),
         ('p', "fifo", ""),
     ]);
-    let report = unpack(&root, || &bundle[..], 1 << 20).unwrap();
+    let report = unpack(&root, || &bundle[..], room(1 << 20)).unwrap();
     assert_eq!(report.files, 3);
     let skipped: Vec<_> = report.skipped.entries.iter().map(|e| (e.path.as_str(), e.reason.as_str())).collect();
     assert_eq!(skipped, [("fifo", "a named pipe")]);
@@ -83,11 +87,13 @@ fn nothing_is_written_when_anything_is_wrong() {
         ),
     ] {
         let bundle = archive(&entries);
-        let error = unpack(&root, || &bundle[..], 10).unwrap_err();
+        let error = unpack(&root, || &bundle[..], room(10)).unwrap_err();
         assert!(error.status() == status && error.text().starts_with(text), "{}", error.text());
     }
     for garbage in [&b"not a gzip"[..], &archive(&[('f', "ok", "x")])[..20]] {
-        assert!(unpack(&root, || garbage, 10).unwrap_err().text().starts_with("bundle is not a readable tar archive"));
+        assert!(
+            unpack(&root, || garbage, room(10)).unwrap_err().text().starts_with("bundle is not a readable tar archive")
+        );
     }
     assert_eq!(std::fs::read_dir(temp.path().join("workspace")).unwrap().count(), 0);
     assert!(!temp.path().join("evil").exists());
@@ -98,7 +104,7 @@ fn a_link_of_the_archive_is_no_way_out_for_its_files() {
     let (temp, root) = space();
     std::fs::create_dir(temp.path().join("workspace/inner")).unwrap();
     let bundle = archive(&[('l', "door", "inner"), ('f', "door/x", "x")]);
-    let error = unpack(&root, || &bundle[..], 1 << 20).unwrap_err();
+    let error = unpack(&root, || &bundle[..], room(1 << 20)).unwrap_err();
     assert!(error.text().contains("symbolic link"), "{}", error.text());
     assert!(!temp.path().join("workspace/inner/x").exists());
 }
@@ -130,11 +136,11 @@ fn headers_are_held_up_to_a_bound_whatever_they_say() {
     let many = entry(b'x', "pax", 6, b"6 a=b\n").repeat(17);
     for (kind, text) in [(b'L', "a header of"), (b'K', "a header of"), (b'x', "a header of"), (b'g', "a header of")] {
         let bundle = gzip(&[file.clone(), entry(kind, "long", 1 << 40, b"")].concat());
-        let error = unpack(&root, || &bundle[..], 1 << 50).unwrap_err();
+        let error = unpack(&root, || &bundle[..], room(1 << 50)).unwrap_err();
         assert!(error.text().contains(text), "{}: {}", kind as char, error.text());
     }
     let bundle = gzip(&[file, many].concat());
-    let error = unpack(&root, || &bundle[..], 1 << 20).unwrap_err();
+    let error = unpack(&root, || &bundle[..], room(1 << 20)).unwrap_err();
     assert!(error.text().contains("more than 16 headers"), "{}", error.text());
     assert_eq!(std::fs::read_dir(temp.path().join("workspace")).unwrap().count(), 0);
 }
@@ -170,7 +176,7 @@ fn directories_get_their_modes_and_times_when_they_are_left() {
     let bundle = tar.finish().unwrap();
     for _ in 0..2 {
         // The second time over the existing files.
-        assert_eq!(unpack(&root, || &bundle[..], 1 << 20).unwrap().files, 2);
+        assert_eq!(unpack(&root, || &bundle[..], room(1 << 20)).unwrap().files, 2);
         for (name, mode, seconds) in [
             ("closed", 0o500, 1_000),
             ("closed/file", 0, 2_000),
@@ -197,8 +203,31 @@ fn a_hard_link_leads_to_nothing_outside() {
         ("none", "not found"),
     ] {
         let bundle = archive(&[('h', "hard", target)]);
-        let error = unpack(&root, || &bundle[..], 1 << 20).unwrap_err();
+        let error = unpack(&root, || &bundle[..], room(1 << 20)).unwrap_err();
         assert!(error.text().to_lowercase().contains(text), "{target}: {}", error.text());
         assert!(!temp.path().join("workspace/hard").exists());
+    }
+}
+
+#[test]
+fn what_is_replaced_makes_room_once() {
+    let (temp, root) = space();
+    let at = |name: &str| temp.path().join("workspace").join(name);
+    std::fs::write(at("a"), vec![1; 40_960]).unwrap();
+    std::fs::write(at("linked"), vec![1; 40_960]).unwrap();
+    std::fs::hard_link(at("linked"), at("other name")).unwrap();
+    let big = "x".repeat(40_960);
+    let left = |left| Room { most: 1 << 20, left };
+    let same = archive(&[('f', "a", &big)]);
+    assert_eq!(unpack(&root, || &same[..], left(0)).unwrap().files, 1, "as large as what it replaces");
+    for entries in [
+        vec![('f', "a", "1"), ('f', "a", "1"), ('f', "b", big.as_str()), ('f', "c", big.as_str())],
+        vec![('f', "linked", big.as_str())],
+        vec![('f', "new", "1")],
+    ] {
+        let bundle = archive(&entries);
+        let error = unpack(&root, || &bundle[..], left(0)).unwrap_err();
+        assert!(error.text().contains("has left"), "{entries:?}: {}", error.text());
+        assert!(!at("b").exists() && !at("new").exists(), "nothing is written");
     }
 }

@@ -11,8 +11,9 @@ use super::super::AppState;
 use super::super::args::{Args, FilePath, OwnSession};
 use super::super::body::{JsonBody, MIB};
 use super::super::error::{ApiError, ErrorBody};
+use super::super::threads::blocking;
 use super::beneath::Refused;
-use super::{Workspace, blocking, open, path, write};
+use super::{Workspace, open, path, write};
 use ash_model::bounded::Counted;
 use ash_model::names;
 
@@ -100,6 +101,7 @@ pub async fn upload(
     let files = decode(files)?;
     let Workspace { root, .. } = open(&state, &session).await?;
     let bytes = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let _upload = state.uploads.wait(&session.id()).await;
     state.sessions.check_room(&session, bytes).await?;
     let files = blocking(move || {
         Ok(files

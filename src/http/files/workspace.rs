@@ -15,8 +15,9 @@ use utoipa::ToSchema;
 use super::super::args::OwnSession;
 use super::super::body::{JsonBody, MIB};
 use super::super::error::{ApiError, ErrorBody};
+use super::super::threads::blocking;
 use super::super::{AppState, BUNDLES, coding};
-use super::{Workspace, blocking, bundle, open, unbundle};
+use super::{Workspace, bundle, open, unbundle};
 use crate::sessions::quota::shares::{Holder, Over};
 use ash_archive::coding::Coding;
 use ash_archive::pack;
@@ -173,9 +174,14 @@ pub async fn restore(
         return Err(ApiError::too_large(format!("bundle has {size} bytes; the limit is {MAX_BUNDLE}")));
     }
     let Workspace { root, .. } = open(&state, &session).await?;
-    let disk_bytes = state.sessions.check_room(&session, size).await?;
-    let report = blocking(move || unbundle::unpack(&root, || decoded(&bundle), disk_bytes)).await?;
-    drop(memory);
+    // One upload of a session at a time: each is checked against what those before it left.
+    let _upload = state.uploads.wait(&session.id()).await;
+    let room = state.sessions.check_room(&session, size).await?;
+    let report = blocking(move || {
+        let _memory = memory;
+        unbundle::unpack(&root, || decoded(&bundle), room)
+    })
+    .await?;
     let message = report.in_words();
     let Skipped { entries: skipped, more: skipped_more } = report.skipped;
     Ok(Json(MessageBody { message, skipped, skipped_more }))

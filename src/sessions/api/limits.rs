@@ -1,4 +1,4 @@
-//! Limits and use of sessions, agents and tenants, for the layer above.
+//! Limits and use of sessions, agents and tenants, for the HTTP layer.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,36 +25,45 @@ use crate::store::{LimitScope, Session};
 use ash_model::{Limit, Limits, TenantId, UNLIMITED};
 use ash_observe::tasks;
 
-/// Sessions that follow a change at the same time.
+/// Sessions that follow a change concurrently.
 const AT_ONCE: usize = 16;
 
-/// One limit, and why it is what it is.
+/// One limit, and the level that decided it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitState {
-    /// `null`: nothing is bounded (only those of `io` are so by default).
+    /// `null`: unlimited (the default of the `io` limits only).
     pub value: Option<u64>,
     #[schema(example = "bytes")]
     pub unit: &'static str,
     /// Whether this host enforces it: `false` where the kernel has no controller for it.
     pub enforced: bool,
     pub decided_by: Level,
-    /// What this level itself says; `null` when it says nothing.
+    /// The value set on this level; `null` when not set.
     pub set: Option<u64>,
-    /// The most this level may be set to by the caller; `null`: any number.
+    /// Maximum that the caller may set on this level; `null`: any number.
     pub most: Option<u64>,
-    /// What the tenant uses of it; only of limits that are a tenant's as a whole.
+    /// The tenant's use; only for limits of a tenant as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub used: Option<u64>,
-    /// What `used` of `storageBytes` is made of.
+    /// The parts of `used` of `storageBytes`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub split: Option<Stored>,
 }
 
-/// Limits by their names.
+/// What may still be written into a session (bytes).
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// The session's disk limit.
+    pub most: u64,
+    /// What is left of it, and of the tenant's storage.
+    pub left: u64,
+}
+
+/// Limits by name.
 pub type LimitsReport = BTreeMap<String, LimitState>;
 
-/// A session that could not follow a change of a level above: it keeps the limits it had.
+/// A session that could not follow a change of a level above: it keeps its limits.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NotFollowed {
@@ -62,18 +71,19 @@ pub struct NotFollowed {
     pub reason: String,
 }
 
-/// Use of the disk.
+/// Disk use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DiskStats {
-    /// Bytes in allocated blocks of everything the session keeps. Counting ends a little above the limit.
+    /// Bytes in allocated blocks of all files of the session. Counting ends a little above the
+    /// limit.
     pub bytes: u64,
     pub files: u64,
-    /// How long ago it was counted.
+    /// Time since the count.
     pub age_ms: u64,
 }
 
-/// The turn that runs.
+/// The running turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TurnStats {
@@ -85,7 +95,7 @@ pub struct TurnStats {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionStats {
-    /// Whether it has processes, and whether they stand still.
+    /// Whether it has processes. `frozen`: whether they are frozen.
     pub live: bool,
     pub frozen: bool,
     /// `null` without processes.
@@ -98,7 +108,7 @@ pub struct SessionStats {
     pub limits: Limits,
 }
 
-/// How often each cause struck since the daemon's start.
+/// Occurrences of each cause since the daemon's start.
 #[derive(Debug, Default)]
 pub struct Tally([AtomicU64; Self::REASONS.len()]);
 
@@ -133,7 +143,8 @@ impl Shared {
         self.levels_of(&session.tenant, Some(&session.agent_name), Some(session.id)).await
     }
 
-    /// Whom the kernel killed for want of memory: the newest `kills` of this sandbox. Without names where the launcher cannot tell.
+    /// The kernel's out-of-memory victims: the newest `kills` of this sandbox. Without names where
+    /// the launcher does not know them.
     pub async fn oom(&self, id: Uuid, limits: &Limits, kills: Kills) -> Oom {
         let known = self.launcher.victims(id).await.ok().flatten().unwrap_or_default();
         Oom::new(limits.memory_bytes, kills, known)
@@ -159,7 +170,7 @@ fn report(levels: &Levels, at: Level, admin: bool, enforced: impl Fn(Limit) -> b
 }
 
 impl Sessions {
-    /// Tells the tasks what the warden finds.
+    /// Passes findings of the warden to the tasks.
     pub(in crate::sessions) fn watch_limits(&self) {
         let shared = Arc::clone(&self.shared);
         tasks::spawn_restarting("resource-monitor", move || {
@@ -184,7 +195,7 @@ impl Sessions {
         self.limits(own, admin).await
     }
 
-    /// Of an agent, or without one of the tenant itself.
+    /// Limits of an agent, or without one of the tenant itself.
     ///
     /// # Errors
     /// `AgentNotFound`.
@@ -209,7 +220,8 @@ impl Sessions {
         Ok(all)
     }
 
-    /// Stores what an agent (or the tenant itself) says, and lets the sessions that run follow.
+    /// Stores the limits of an agent (or of the tenant itself), and applies them to running
+    /// sessions.
     ///
     /// # Errors
     /// `Invalid` names the limit; nothing is changed then.
@@ -258,7 +270,7 @@ impl Sessions {
                 let age = u64::try_from(seen.at.elapsed().as_millis()).unwrap_or(u64::MAX);
                 Some(DiskStats { bytes: seen.used.bytes, files: seen.used.files, age_ms: age })
             }
-            // Nobody watches a session without processes: it is counted now.
+            // Nothing watches a session without processes: counts now.
             None => {
                 let used = self.measured(own.id(), &limits).await;
                 used.map(|used| DiskStats { bytes: used.bytes, files: used.files, age_ms: 0 })
@@ -292,7 +304,7 @@ impl Sessions {
         answer.await.unwrap_or_default()
     }
 
-    /// Whether new work may begin (see `disk.reserve_bytes`), whoever asks for it.
+    /// Whether new work may begin (see `disk.reserve_bytes`).
     ///
     /// # Errors
     /// `Full`, with what to do.
@@ -300,19 +312,22 @@ impl Sessions {
         self.shared.check_reserve()
     }
 
-    /// Whether so many bytes more fit into what the session may have on the disk, and what that is now (bytes).
+    /// Whether `bytes` more fit into the session's disk limit and the tenant's storage limit.
     ///
     /// # Errors
     /// `Full` names what is used and the limit.
-    pub async fn check_room(&self, own: &Own, bytes: u64) -> Result<u64, SessionError> {
+    pub async fn check_room(&self, own: &Own, bytes: u64) -> Result<Room, SessionError> {
         self.shared.check_write(own.tenant(), bytes).await?;
         let limits = self.shared.levels(&self.row(own).await?).await?.effective();
-        let Some(used) = self.measured(own.id(), &limits).await else { return Ok(limits.disk_bytes) };
+        let storage = self.shared.storage.left(own.tenant());
+        let room =
+            |used: u64| Room { most: limits.disk_bytes, left: limits.disk_bytes.saturating_sub(used).min(storage) };
+        let Some(used) = self.measured(own.id(), &limits).await else { return Ok(room(0)) };
         if used.bytes.saturating_add(bytes) <= limits.disk_bytes && used.files < limits.disk_files && !used.hidden {
-            return Ok(limits.disk_bytes);
+            return Ok(room(used.bytes));
         }
         Err(SessionError::Full(format!(
-            "the session has {} MiB in {} files, and {} MiB more would be above its limit of {} MiB in {} files: delete files, \
+            "disk limit exceeded: the session has {} MiB in {} files, and {} MiB more would exceed {} MiB in {} files. Delete files, \
              or raise diskBytes or diskFiles (PATCH .../limits)",
             used.bytes >> 20,
             used.files,
@@ -322,30 +337,31 @@ impl Sessions {
         )))
     }
 
-    /// Files of the session were deleted through the API: one that stands still for want of disk may go on.
+    /// Files of the session were deleted through the API: a session paused by its disk limit may
+    /// continue.
     pub async fn files_changed(&self, id: Uuid) {
         if let Some(handle) = self.shared.registry.get(id) {
-            // Its task has ended meanwhile: then nothing stands still.
+            // If its task has ended, it is not paused.
             let _ = handle.requests.send(Request::FilesChanged).await;
         }
     }
 
-    /// Bytes left on the disk that holds the sessions.
+    /// Free bytes on the sessions' disk.
     pub fn disk_free(&self) -> Option<u64> {
         self.shared.warden.free().map(|free| free.bytes)
     }
 
-    /// Causes that struck since the daemon's start.
+    /// Causes since the daemon's start.
     pub fn limited(&self) -> [(&'static str, u64); Tally::REASONS.len()] {
         self.shared.tally.counts()
     }
 
-    /// Microseconds that sessions were stopped by their limits of the processor.
+    /// Microseconds that sessions were throttled by their processor limits.
     pub fn throttled_us(&self) -> u64 {
         self.shared.warden.throttled_us()
     }
 
-    /// What all sandboxes together use; `None` before the first one.
+    /// Use of all sandboxes together; `None` before the first one.
     pub fn total_usage(&self) -> Option<Usage> {
         self.shared.warden.root().map(|root| Usage::read(&root))
     }

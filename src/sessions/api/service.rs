@@ -1,4 +1,4 @@
-//! All sessions of this daemon: finds or makes the task of a session and passes requests on.
+//! All sessions of this daemon: finds or starts a session's task, and passes requests on.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::config::Live;
@@ -57,7 +56,7 @@ impl fmt::Debug for Sessions {
 }
 
 impl Sessions {
-    /// Takes over what outlived the last daemon, then serves.
+    /// Adopts what outlived the previous daemon, then serves.
     pub async fn start(
         config: impl Into<Live>,
         store: Store,
@@ -78,7 +77,7 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Only what [`Sessions::start`] puts together, without looking for sandboxes: for tests of the layers above.
+    /// Only constructs, without a search for sandboxes: for tests of the layers above.
     pub fn assemble(
         config: impl Into<Live>,
         store: Store,
@@ -121,7 +120,7 @@ impl Sessions {
         Ok(Self { shared })
     }
 
-    /// A new gateway knows no session: it is told of each again.
+    /// Registers every session at a new gateway.
     fn watch_gateway(&self) {
         let shared = Arc::clone(&self.shared);
         tasks::spawn_restarting("gateway-watch", move || {
@@ -131,7 +130,7 @@ impl Sessions {
                     watched.gateway.restarted().await;
                     tracing::warn!(
                         ASH_EVENT = "gateway-replaced",
-                        "the gateway was replaced: every session is registered again"
+                        "the gateway was replaced: registering every session again"
                     );
                     watched.register_warm_again().await;
                     for (_, handle) in watched.registry.all() {
@@ -142,12 +141,12 @@ impl Sessions {
         });
     }
 
-    /// No new session or turn is begun from now on, and streams end; what runs goes on in its sandbox.
+    /// From now on no new session or turn begins, and streams end. Sandboxes continue.
     pub fn stop_accepting(&self) {
         self.shared.stopping.cancel();
     }
 
-    /// Answers when the sandbox is ready and claude answered `initialize`, never before.
+    /// Returns when the sandbox is ready and claude has answered `initialize`.
     pub async fn create(&self, tenant: &TenantId, body: CreateSession) -> Result<Session, SessionError> {
         self.shared.check_accepting()?;
         self.shared.check_write(tenant, 0).await?;
@@ -163,22 +162,12 @@ impl Sessions {
         options::use_credential(&mut launch, &body, credential);
         let mut session = shared.row(Uuid::new_v4(), &agent, &launch).await?;
         session.config = config;
-        let (sessions, own_key) = (self.clone(), body.credential_id.is_some());
-        // A task of its own: a client that hangs up in this moment leaves no sandbox behind that is nobody's. Its tenant stays as long.
-        let visit = self.enter(tenant)?;
-        let begin = async move {
-            let begun = sessions.begin_session(agent, session, launch, own_key).await;
-            drop(visit);
-            begun
-        };
-        tokio::spawn(begin.in_current_span())
-            .await
-            .unwrap_or_else(|e| Err(SessionError::Failed(format!("the session could not be started: {e}"))))
+        self.begin_session(agent, session, launch, body.credential_id.is_some()).await
     }
 
-    /// In a warm sandbox, a parked one, or none.
+    /// In a warm, a parked or a new sandbox.
     async fn begin_session(
-        self,
+        &self,
         agent: Agent,
         mut session: Session,
         launch: LaunchOptions,
@@ -206,7 +195,7 @@ impl Sessions {
         self.ask(&session.into(), |reply| Request::Create { room, reply }).await
     }
 
-    /// The session takes over a sandbox that is ready, and with it its id.
+    /// The session takes over a ready sandbox, and its id.
     async fn create_warm(&self, warm: Warm, session: Session) -> Result<Session, SessionError> {
         let session = Session { id: warm.session.id, conversation: warm.session.conversation, ..session };
         if let Err(e) = self.shared.store.session_insert(&session).await {
@@ -227,7 +216,7 @@ impl Sessions {
         Ok(WarmCount { count: own.unwrap_or(self.shared.config.now().pool.warm), own: own.is_some(), ready, warming })
     }
 
-    /// Keeps so many of this agent from now on; `None` goes back to `[pool] warm`.
+    /// Sets the number of warm sandboxes of this agent; `None` restores `[pool] warm`.
     pub async fn set_warm(
         &self,
         tenant: &TenantId,
@@ -244,12 +233,12 @@ impl Sessions {
         self.warm(tenant, agent).await
     }
 
-    /// An agent was deployed, changed or deleted: what is warm of its former self goes.
+    /// An agent was deployed, changed or deleted: its outdated warm sandboxes are destroyed.
     pub fn agents_changed(&self) {
         self.shared.warm.look_again();
     }
 
-    /// The row of the tenant's session as it is now.
+    /// The current row of the tenant's session.
     ///
     /// # Errors
     /// `NotFound`, also for another tenant's.
@@ -266,14 +255,14 @@ impl Sessions {
         Ok(self.frames_of(own, turn, published, partial))
     }
 
-    /// Before every message, whoever sends it.
+    /// Called before every message.
     pub(in crate::sessions) async fn check_new_turn(&self, own: &Own) -> Result<(), SessionError> {
         self.shared.check_accepting()?;
         self.shared.check_write(own.tenant(), 0).await
     }
 
-    /// The same, and `begun` is told the id of the turn that the message becomes before it is sent: a caller who writes that down
-    /// can find out later whether it was sent.
+    /// As `send`. `begun` gets the id of the message's turn before it is sent: a caller who records
+    /// it can find out later whether it was sent.
     pub async fn send_noting<F: Future<Output = Result<(), StoreError>>>(
         &self,
         own: &Own,
@@ -288,7 +277,8 @@ impl Sessions {
         Ok(self.frames_of(own, turn, published, partial))
     }
 
-    /// A turn's frames from its beginning, live if it still runs; `None` when there is no such turn.
+    /// A turn's frames from its beginning, live if it still runs; `None` when there is no such
+    /// turn.
     pub async fn turn(&self, own: &Own, id: Uuid, partial: bool) -> Result<Option<FrameStream>, SessionError> {
         let published = self.handle(own).published;
         let turn = self.shared.store.turn_of_id(own.id(), id).await?;
@@ -301,7 +291,7 @@ impl Sessions {
         reader::until(&self.shared.stopping, frames)
     }
 
-    /// Frames after `from` (or from now on), then live, for ever.
+    /// Frames after `from` (or from now on), then live, without an end.
     pub async fn stream(
         &self,
         own: &Own,
@@ -338,8 +328,8 @@ impl Sessions {
         self.ask(own, |reply| Request::Patch { body: Box::new(body), reply }).await
     }
 
-    /// A new paused session with the files, the messages and the conversation of this one.
-    /// What a copy cannot keep is named.
+    /// A new paused session with the files, the messages and the conversation of this one. Also
+    /// returns what could not be copied.
     pub async fn fork(&self, own: &Own) -> Result<(Session, Skipped), SessionError> {
         self.shared.check_accepting()?;
         self.check_copy(own).await?;
@@ -379,7 +369,7 @@ impl Sessions {
         }
     }
 
-    /// Sessions created since the daemon's start, by what they began with. Constant time.
+    /// Sessions created since the daemon's start, by the kind of their sandbox. Constant time.
     pub fn created(&self) -> [(&'static str, u64); 3] {
         let census = self.shared.pool.census();
         [("prewarm", census.pre_warmed), ("parked", census.created_parked), ("cold", census.created_cold)]

@@ -1,18 +1,18 @@
 // Generated from /docs/json. Do not edit: ASH_UPDATE_CLIENTS=1 cargo nextest run --test client_generated
 
-/** Which version new sessions get from now on. */
+/** The version that new sessions use from now on. */
 export interface ActivatedBody {
   activated: boolean;
   versionNumber: number;
 }
 
-/** An agent as clients see it (contract §4). */
+/** An agent as clients see it. */
 export interface Agent {
   backend?: string | null;
   config?: Record<string, unknown> | null;
   createdAt: string;
   description?: string | null;
-  /** Names of the agent's variables; the values are never shown. */
+  /** Names of the agent's variables. Values are never shown. */
   env?: Record<string, string>;
   id: string;
   model?: string | null;
@@ -24,7 +24,7 @@ export interface Agent {
   systemPrompt?: string | null;
   tenantId: string;
   updatedAt: string;
-  /** 1, and one more with every deployment. */
+  /** Starts at 1; each deployment adds 1. */
   version: number;
 }
 
@@ -33,7 +33,7 @@ export interface AgentBody {
   agent: Agent;
 }
 
-/** How many agents there are. */
+/** Number of agents. */
 export interface AgentCount {
   total: number;
 }
@@ -46,7 +46,7 @@ export interface AgentFileBody {
   size: number;
 }
 
-/** The file is gone. */
+/** A deleted file. */
 export interface AgentFileDeleted {
   deleted: boolean;
 }
@@ -54,7 +54,7 @@ export interface AgentFileDeleted {
 /** The files of an agent. */
 export interface AgentFilesBody {
   files: Array<FileEntry>;
-  /** There are more than one answer holds; only there when true. */
+  /** Present and true when the agent has more files than one answer holds. */
   truncated?: boolean;
 }
 
@@ -89,9 +89,9 @@ export interface AnalyticsBody {
 
 /** Body of every answer that is not a success. */
 export interface ApiError {
-  /** What was wrong, naming the field; made to be read by people. */
+  /** What is wrong and which field, for people. */
   error: string;
-  /** The HTTP status again. */
+  /** The HTTP status. */
   statusCode: number;
 }
 
@@ -121,7 +121,7 @@ export interface AttachmentsBody {
   attachments: Array<Attachment>;
 }
 
-/** What clients set freely. */
+/** Free-form settings of clients. */
 export interface ConfigBody {
   config: Record<string, unknown>;
 }
@@ -251,7 +251,7 @@ export interface Credential {
   createdAt: string;
   id: string;
   label: string;
-  /** When a request to the model was last made with it; null: never. */
+  /** When it was last used for a request to the model; null: never. */
   lastUsedAt: string | null;
   type: string;
 }
@@ -266,7 +266,7 @@ export interface CredentialsBody {
   credentials: Array<Credential>;
 }
 
-/** A file is gone. */
+/** A deleted file. */
 export interface DeletedBody {
   deleted: boolean;
   path: string;
@@ -285,16 +285,16 @@ export interface DeployAgent {
   /** A directory on the server; it must contain a CLAUDE.md. */
   path?: string | null;
   slug?: string | null;
-  /** Becomes CLAUDE.md when `files` has none (and is then not a field of the agent); else it is added to the prompt. */
+  /** Becomes CLAUDE.md when `files` has none (and is then no field of the agent); otherwise it is appended to the prompt. */
   systemPrompt?: string | null;
 }
 
 /** A deployed agent. */
 export interface DeployedBody {
   agent: Agent;
-  /** What sessions will not have of the directory: links that lead out of it, sockets, named pipes, devices. Absent when they will have all. */
+  /** Entries of the directory that sessions cannot copy: links that lead out of it, sockets, named pipes, devices. Absent when there are none. */
   skipped?: Array<SkippedEntry>;
-  /** How many more there are: 100 are named. */
+  /** How many more there are: at most 100 are listed. */
   skippedMore?: number;
 }
 
@@ -307,7 +307,7 @@ export interface DiskStats {
   files: number;
 }
 
-/** A case as clients see it; what was not given is null. */
+/** A case as clients see it; absent values are null. */
 export interface EvalCase {
   agentName: string;
   category: string | null;
@@ -329,23 +329,23 @@ export interface EvalCaseBody {
   case: EvalCase;
 }
 
-/** Body of the POST and the PATCH of a case. Null is as absent in the POST, and clears in the PATCH; what the PATCH leaves out stays. */
+/** Body of the POST and the PATCH of a case. In the POST, null equals absent. In the PATCH, null clears and absent fields stay. */
 export interface EvalCaseFields {
   /** 1 to 200 bytes. */
   category?: string | null;
-  /** The conversation before the question: at most 100 messages, 262144 bytes together; the first is the user's. */
+  /** The conversation before the question: at most 100 messages and 262144 bytes; the first message is the user's. */
   chatHistory?: Array<EvalMessage> | null;
-  /** Texts that a good answer does not contain; the same bounds. */
+  /** Texts that a good answer does not contain; the same limits. */
   expectedNotTopics?: Array<string> | null;
-  /** Texts that a good answer contains, upper and lower case alike: at most 100 of 1 to 1000 bytes. */
+  /** Texts that a good answer contains, ignoring case: at most 100 of 1 to 1000 bytes each. */
   expectedTopics?: Array<string> | null;
-  /** Only active cases are run; true when absent. */
+  /** Only active cases run. Default: true. */
   isActive?: boolean | null;
   /** What the agent is asked: 1 to 65536 bytes. Required in the POST. */
   question?: string | null;
-  /** For people; at most 65536 bytes. */
+  /** For human readers; at most 65536 bytes. */
   referenceAnswer?: string | null;
-  /** At most 50 of 1 to 200 bytes. */
+  /** At most 50 of 1 to 200 bytes each. */
   tags?: Array<string> | null;
 }
 
@@ -354,16 +354,16 @@ export interface EvalCasesBody {
   cases: Array<EvalCase>;
 }
 
-/** One case in two runs; null where a run does not have it. */
+/** One case in two runs; null for a run without it. */
 export interface EvalCompared {
   caseId: string;
-  /** Null when the case was deleted since. */
+  /** Null when the case no longer exists. */
   question: string | null;
   resultA: EvalResult | null;
   resultB: EvalResult | null;
 }
 
-/** Two runs side by side. */
+/** Two runs, case by case. */
 export interface EvalComparison {
   results: Array<EvalCompared>;
   runA: EvalRun;
@@ -375,20 +375,20 @@ export interface EvalComparisonBody {
   comparison: EvalComparison;
 }
 
-/** How many eval runs were created, by what became of them. */
+/** Number of eval runs created, by status. */
 export interface EvalCount {
-  /** By status; a status that no run has is not there. */
+  /** By status. Statuses without runs are absent. */
   byStatus: Record<string, number>;
   totalRuns: number;
 }
 
-/** Body of the import: what an export answers, or cases without ids. */
+/** Body of the import: the answer of an export, or cases without ids. */
 export interface EvalImport {
   /** 1 to 1000. */
   cases: Array<EvalCaseFields>;
 }
 
-/** Body of `PATCH .../eval-results/{id}`: what is absent stays, what is null is cleared. */
+/** Body of `PATCH .../eval-results/{id}`: absent fields stay, null clears. */
 export interface EvalJudgement {
   /** At most 16384 bytes. */
   humanNotes?: string | null;
@@ -403,14 +403,14 @@ export interface EvalMessage {
   role: string;
 }
 
-/** What the agent answered to one case of a run. */
+/** The agent's answer to one case of a run. */
 export interface EvalResult {
-  /** At most 256 KiB, from its beginning. */
+  /** Truncated to 256 KiB. */
   agentResponse: string | null;
   completedAt: string | null;
   createdAt: string;
   error: string | null;
-  /** The case may have been deleted since. */
+  /** The case may no longer exist. */
   evalCaseId: string;
   evalRunId: string;
   humanNotes: string | null;
@@ -420,12 +420,12 @@ export interface EvalResult {
   latencyMs: number | null;
   /** Always null. */
   llmJudgeScore: number | null;
-  /** Share of the forbidden topics that the answer does not have, from 0 to 1. */
+  /** Share of the forbidden topics that the answer does not contain, from 0 to 1. */
   safetyScore: number | null;
   /** pending, running, completed or failed. */
   status: "pending" | "running" | "completed" | "failed";
   tenantId: string;
-  /** Share of the expected topics that the answer has, from 0 to 1. */
+  /** Share of the expected topics that the answer contains, from 0 to 1. */
   topicScore: number | null;
 }
 
@@ -443,7 +443,7 @@ export interface EvalResultsBody {
 export interface EvalRun {
   agentName: string;
   completedAt: string | null;
-  /** Answered and failed ones. */
+  /** Answered and failed cases. */
   completedCases: number;
   createdAt: string;
   /** Why it failed. */
@@ -455,7 +455,7 @@ export interface EvalRun {
   summary: EvalSummary | null;
   tenantId: string;
   totalCases: number;
-  /** Null: the agent had no active version. */
+  /** Null when the agent had no active version. */
   versionNumber: number | null;
 }
 
@@ -472,18 +472,18 @@ export interface EvalRunsBody {
 /** Results of a run that was scored again. */
 export interface EvalScoredBody {
   results: Array<EvalResult>;
-  /** How many have new scores: all that were answered and whose case is still there. */
+  /** Results with new scores: those that were answered and whose case still exists. */
   scored: number;
 }
 
-/** Over all cases of a run; averages over those that were answered, null when none was. */
+/** Totals of a run. Averages are over the answered cases, and null when there are none. */
 export interface EvalSummary {
   avgLatencyMs: number | null;
   /** Always null. */
   avgLlmJudgeScore: number | null;
   avgSafetyScore: number | null;
   avgTopicScore: number | null;
-  /** Share of all cases of which both scores are at least 0.5. */
+  /** Share of all cases in which both scores are at least 0.5. */
   passRate: number;
 }
 
@@ -493,17 +493,16 @@ export interface Event {
   /** A JSON text. */
   data: string;
   id: string;
-  /** From 1, without gaps. */
+  /** Starts at 1, without gaps. */
   sequence: number;
   sessionId: string;
   tenantId: string;
   type: "lifecycle" | "text" | "tool_start" | "tool_result" | "reasoning" | "error" | "turn_complete";
 }
 
-/** Events in the order that was asked for. */
 export interface EventsBody {
   events: Array<Event>;
-  /** Only there when true: the page ended at 8 MiB of data before its limit; continue with `after` (or `before`). */
+  /** Present and true when the page ended at 8 MiB of data before its limit; continue with `after` (or `before`). */
   truncated?: boolean;
 }
 
@@ -511,20 +510,20 @@ export interface EventsBody {
 export interface ExecCommand {
   /** A line for `/bin/bash -c`, run in /workspace. */
   command: string;
-  /** Milliseconds until the command and everything it started are killed; 30000 without it. */
+  /** Milliseconds until the command and all its descendants are killed. Default: 30000. */
   timeout?: number | null;
 }
 
 /** How the command ended. */
 export interface ExecResult {
-  /** 128 + n for a death by signal n; 124 at the timeout. */
+  /** 128 + n for death by signal n; 124 at the timeout. */
   exitCode: number;
   stderr: string;
-  /** At most 1 MiB; what is cut says so at its end. */
+  /** At most 1 MiB; truncated output ends with a note. */
   stdout: string;
   /** Present when the timeout ended the command. */
   timedOut?: boolean;
-  /** Present when stdout or stderr was cut. */
+  /** Present when stdout or stderr was truncated. */
   truncated?: boolean;
 }
 
@@ -540,7 +539,7 @@ export interface FileBody {
 /** One file. */
 export interface FileEntry {
   modifiedAt: string;
-  /** Relative to the workspace. What is not UTF-8 in it is percent-encoded (`caf%E9`). */
+  /** Relative to the workspace. Bytes that are not UTF-8 are percent-encoded (`caf%E9`). */
   path: string;
   /** Bytes. */
   size: number;
@@ -549,22 +548,22 @@ export interface FileEntry {
 /** The files of a workspace. */
 export interface FilesBody {
   files: Array<FileEntry>;
-  /** `sandbox` while the session can run, `snapshot` once it has ended or stopped. */
+  /** `sandbox` while the session can run; `snapshot` after it has ended or stopped. */
   source: string;
-  /** There are more than one answer holds; only there when true. */
+  /** Present and true when there are more files than one answer holds. */
   truncated?: boolean;
 }
 
 /** The copy of a session. */
 export interface ForkBody {
   session: Session;
-  /** What the copy does not have, or has differently: sockets, named pipes, devices, setuid bits. Absent when it has all. Paths are relative to the workspace, or begin with `/home/agent/`. */
+  /** Files that the copy lacks or has changed: sockets, named pipes, devices, setuid bits. Absent when there are none. Paths are relative to the workspace, or start with `/home/agent/`. */
   skipped?: Array<SkippedEntry>;
-  /** How many more there are: 100 are named. */
+  /** How many more there are: at most 100 are listed. */
   skippedMore?: number;
 }
 
-/** How the daemon is. */
+/** State of the daemon. */
 export interface HealthBody {
   /** Sandboxes that have processes. */
   activeSandboxes: number;
@@ -572,19 +571,19 @@ export interface HealthBody {
   activeSessions: number;
   pool: PoolStats;
   status: string;
-  /** Whole seconds since the daemon started. */
+  /** Seconds since the daemon started. */
   uptime: number;
   version: string;
 }
 
-/** How many cases were made. */
+/** Number of imported cases. */
 export interface ImportedBody {
   imported: number;
 }
 
 /** A key as it is listed. */
 export interface KeyView {
-  /** It has the admin role; only there when true, and only listed for admins. */
+  /** Present and true for keys with the admin role, which only admins can list. */
   admin?: boolean;
   createdAt: string;
   id: string;
@@ -636,50 +635,50 @@ export interface LimitState {
 /** Limits by name. */
 export interface LimitsBody {
   limits: Record<string, LimitState>;
-  /** Sessions that could not follow the change, and keep what they had. */
+  /** Sessions that use more than the new limit and keep their old one. */
   notFollowed?: Array<NotFollowed>;
 }
 
-/** The limits to change; what is left out stays. `null` takes a level's own word back, so that the levels above decide. */
+/** The limits to change; absent limits stay. `null` unsets a limit at this level, so the levels above decide. */
 export interface LimitsChange {
   /** Thousandths of one core. At the limit: throttled. */
   cpuMillis?: number | null;
-  /** Share when cores are scarce, 1 to 10000. */
+  /** Share of the CPU when cores are scarce, 1 to 10000. */
   cpuWeight?: number | null;
-  /** Bytes on the disk. At the limit the session is frozen and told. */
+  /** Bytes on the disk. At the limit the session is frozen and gets a message. */
   diskBytes?: number | null;
-  /** Files and directories. As for bytes. */
+  /** Files and directories. Same behaviour as for bytes. */
   diskFiles?: number | null;
-  /** Bytes a second from and to the disk that holds the sessions. At the limit: throttled. */
+  /** Bytes per second from and to the disk of the sessions. At the limit: throttled. */
   ioReadBps?: number | null;
-  /** Operations a second, as for bytes. */
+  /** Operations per second; same behaviour as for bytes. */
   ioReadIops?: number | null;
   ioWriteBps?: number | null;
   ioWriteIops?: number | null;
-  /** Bytes of memory, the tmpfs mounts of the sandbox included. At the limit the kernel kills. */
+  /** Bytes of memory, including the tmpfs mounts of the sandbox. At the limit the kernel kills processes. */
   memoryBytes?: number | null;
   /** Processes and threads. At the limit forks fail. */
   pids?: number | null;
-  /** Of a tenant only: bytes of all its files and rows. At the limit new work and uploads are refused (507). */
+  /** Tenants only: bytes of all files and rows of the tenant. At the limit new work and uploads are refused (507). */
   storageBytes?: number | null;
-  /** Bytes of swap on top. */
+  /** Bytes of swap, in addition. */
   swapBytes?: number | null;
-  /** Milliseconds of one turn. At the limit: interrupted. */
+  /** Milliseconds of one turn. At the limit the turn is interrupted. */
   turnMs?: number | null;
 }
 
 /** One line. */
 export interface LogEntry {
-  /** Grows from line to line, not by one. */
+  /** Increases from line to line, not by one. */
   index: number;
   /** `stderr`. */
   level: string;
   text: string;
-  /** When the log was last written to; lines carry no time of their own. */
+  /** When the log was last written to; lines have no time of their own. */
   ts: string;
 }
 
-/** Lines in their order. */
+/** Lines in order. */
 export interface LogsBody {
   logs: Array<LogEntry>;
   source: string;
@@ -700,35 +699,34 @@ export interface MemoryUsage {
 
 /** One message of the history. */
 export interface Message {
-  /** A JSON text: `{"type":"user","content":...}` as it was sent, or Claude Code's own message. */
+  /** A JSON text: `{"type":"user","content":...}` as sent, or Claude Code's own message. */
   content: string;
   createdAt: string;
   id: string;
   /** `user` or `assistant`. */
   role: "user" | "assistant";
-  /** From 1, without gaps. */
+  /** Starts at 1, without gaps. */
   sequence: number;
   sessionId: string;
   tenantId: string;
 }
 
-/** What was done. */
+/** The result of the upload. */
 export interface MessageBody {
   message: string;
-  /** What the workspace does not have of the archive, or has differently: devices, named pipes, setuid bits. Absent when it has all. */
+  /** Entries of the archive that the workspace lacks or has changed: devices, named pipes, setuid bits. Absent when there are none. */
   skipped?: Array<SkippedEntry>;
-  /** How many more there are: 100 are named. */
+  /** How many more there are: at most 100 are listed. */
   skippedMore?: number;
 }
 
-/** Messages in the order that was asked for. */
 export interface MessagesBody {
   messages: Array<Message>;
-  /** Only there when true: the page ended at 8 MiB of content before its limit; continue with `after` (or `before`). */
+  /** Present and true when the page ended at 8 MiB of content before its limit; continue with `after` (or `before`). */
   truncated?: boolean;
 }
 
-/** A new key. It is shown this once. */
+/** A new key. It is shown only once. */
 export interface MintedKey {
   id: string;
   key: string;
@@ -748,12 +746,12 @@ export interface NewAgentFiles {
 
 /** Body of `POST .../attachments`. */
 export interface NewAttachment {
-  /** Base64; at most 10 MiB, or what `ASH_MAX_ATTACHMENT_SIZE` says. */
+  /** Base64; at most 10 MiB, or `ASH_MAX_ATTACHMENT_SIZE`. */
   content: string | null;
   filename: string;
   /** The message it belongs to. */
   messageId?: string | null;
-  /** Default: by the file name's extension. */
+  /** Default: by the extension of the file name. */
   mimeType?: string | null;
 }
 
@@ -761,9 +759,9 @@ export interface NewAttachment {
 export interface NewCredential {
   /** The provider's key. */
   key: string;
-  /** What it is for; the type when absent. */
+  /** Its purpose. Default: the type. */
   label?: string | null;
-  /** `anthropic`, or `custom`: a key for what `ANTHROPIC_BASE_URL` of ashd names. Others are refused: no session could use them. */
+  /** `anthropic`, or `custom`: a key for the server that `ANTHROPIC_BASE_URL` of ashd names. Other types are refused, because no session could use them. */
   type: string;
 }
 
@@ -771,9 +769,9 @@ export interface NewCredential {
 export interface NewEvalRun {
   /** Only cases of one of these categories. */
   categories?: Array<string> | null;
-  /** Only cases that have one of these tags. */
+  /** Only cases with one of these tags. */
   tags?: Array<string> | null;
-  /** The version whose prompt the agent has in this run; the active one when absent, or the agent's own prompt. */
+  /** The version whose prompt the run uses. Default: the active version, else the agent's own prompt. */
   versionNumber?: number | null;
 }
 
@@ -781,37 +779,37 @@ export interface NewEvalRun {
 export interface NewFile {
   /** Base64. */
   content: string;
-  /** Accepted and not used: the type follows the extension. */
+  /** Accepted and ignored: the type follows the extension. */
   mimeType?: string | null;
-  /** Relative to `targetPath`. What is not UTF-8 in a name is percent-encoded (`caf%E9`). */
+  /** Relative to `targetPath`. Bytes that are not UTF-8 are percent-encoded (`caf%E9`). */
   path: string;
 }
 
 /** Body of the POSTs. */
 export interface NewKey {
-  /** Gives the key the admin role (admin; tenant `default` only). */
+  /** Gives the key the admin role (needs the admin role; tenant `default` only). */
   admin?: boolean;
-  /** What the key is for; 1 to 200 bytes. */
+  /** Its purpose; 1 to 200 bytes. */
   label: string;
-  /** The tenant it opens; the caller's own when absent. */
+  /** The key's tenant. Default: the caller's own. */
   tenantId?: string | null;
 }
 
 /** Body of the POST. */
 export interface NewQueueItem {
   agentName: string;
-  /** Further tries after one that failed, 0 to 100; 3 when absent. */
+  /** Retries after a failed attempt, 0 to 100. Default: 3. */
   maxRetries?: number | null;
-  /** Higher goes first; 0 when absent. */
+  /** Higher values run first. Default: 0. */
   priority?: number | null;
   prompt: string;
-  /** A session to send it to; without it, each item gets a session of its own. */
+  /** The session that gets the prompt. Default: a new session for each item. */
   sessionId?: string | null;
 }
 
 /** Body of `POST .../workspace`. */
 export interface NewWorkspace {
-  /** Base64 of a tar archive, compressed with gzip or zstd or plain; at most 100 MiB. */
+  /** Base64 of a tar archive, plain or compressed with gzip or zstd; at most 100 MiB. */
   bundle: string;
 }
 
@@ -821,15 +819,14 @@ export interface NotFollowed {
   sessionId: string;
 }
 
-/** Answer of a deletion. */
 export interface OkBody {
   ok: boolean;
 }
 
-/** Body of `PATCH /api/agents/{name}`: what is absent stays, what is null is cleared. */
+/** Body of `PATCH /api/agents/{name}`: absent fields stay, null clears. */
 export interface PatchAgent {
   backend?: string | null;
-  /** Merged into what is there; a null removes its key. */
+  /** Merged into the config; a null removes its key. */
   config?: Record<string, unknown> | null;
   description?: string | null;
   /** Replaces all variables. */
@@ -898,16 +895,16 @@ export interface QueueItem {
   agentName: string;
   completedAt: string | null;
   createdAt: string;
-  /** Why the newest try failed. */
+  /** Why the last attempt failed. */
   error: string | null;
   id: string;
   maxRetries: number;
   priority: number;
   prompt: string;
-  /** What claude answered, when completed. */
+  /** claude's answer, when completed. */
   result: string | null;
   retryCount: number;
-  /** Where it runs or ran. */
+  /** The session of the item. */
   sessionId: string | null;
   startedAt: string | null;
   /** pending, processing, completed, failed or cancelled. */
@@ -920,7 +917,7 @@ export interface QueueItemBody {
   item: QueueItem;
 }
 
-/** How many items of the tenant there are of each status. */
+/** Number of the tenant's items by status. */
 export interface QueueStats {
   cancelled: number;
   completed: number;
@@ -936,7 +933,7 @@ export interface QueueStatsBody {
 
 /** Where sandboxes run. */
 export interface Runner {
-  /** Most sandboxes that live at once. */
+  /** Maximum number of live sandboxes. */
   capacity: number;
   heartbeatAt: string;
   id: string;
@@ -946,7 +943,7 @@ export interface Runner {
   version: string;
 }
 
-/** All of them: one. */
+/** The list of runners: one. */
 export interface RunnersBody {
   runners: Array<Runner>;
 }
@@ -965,10 +962,10 @@ export interface SendMessage {
   thinking?: Record<string, unknown> | null;
 }
 
-/** A session as clients see it (contract §5). */
+/** A session as clients see it. */
 export interface Session {
   agentName: string;
-  /** What `PATCH .../config` has set. */
+  /** Set by `PATCH .../config`. */
   config: Record<string, unknown> | null;
   createdAt: string;
   /** Why the session is in state `error`. */
@@ -989,9 +986,9 @@ export interface SessionBody {
   session: Session;
 }
 
-/** How many sessions were created, by what became of them. */
+/** Number of sessions created, by status. */
 export interface SessionCount {
-  /** By status; a status that no session has is not there. */
+  /** By status. Statuses without sessions are absent. */
   byStatus: Record<string, number>;
   total: number;
 }
@@ -1017,13 +1014,13 @@ export type SessionStatus = "starting" | "active" | "paused" | "stopped" | "ende
 /** Sessions, newest first. */
 export interface SessionsBody {
   sessions: Array<Session>;
-  /** How many there are in all, with `includeTotal=true`. */
+  /** Number of all matching sessions, with `includeTotal=true`. */
   total?: number | null;
 }
 
 /** Body of `PATCH /api/agents/{name}/warm`. */
 export interface SetWarm {
-  /** 0 to 100; null goes back to the configuration's `[pool] warm`. */
+  /** 0 to 100; null restores the configuration's `[pool] warm`. */
   count: number | null;
 }
 
@@ -1033,7 +1030,7 @@ export interface SkippedEntry {
   reason: string;
 }
 
-/** What a session uses. */
+/** Usage of a session. */
 export interface StatsBody {
   stats: SessionStats;
 }
@@ -1046,7 +1043,7 @@ export interface Stored {
   files: number;
 }
 
-/** What a deletion removed. */
+/** Number of removed rows. */
 export interface TenantDeleted {
   deleted: TenantRemoved;
 }
@@ -1069,11 +1066,11 @@ export interface TurnStats {
 export interface UploadFiles {
   /** 1 to 500 files. */
   files: Array<NewFile>;
-  /** A directory of the workspace; made when missing. Default: the workspace itself. */
+  /** A directory of the workspace, created if missing. Default: the workspace itself. */
   targetPath?: string | null;
 }
 
-/** What became of each file, in the order they were sent. */
+/** Results in the order of the request. */
 export interface UploadedBody {
   files: Array<WrittenFile>;
 }
@@ -1099,7 +1096,7 @@ export interface UsageBody {
   events: Array<UsageEvent>;
 }
 
-/** One count of one answer of the model or one turn. */
+/** One count of a model answer or of a turn. */
 export interface UsageEvent {
   agentName: string;
   createdAt: string;
@@ -1111,13 +1108,13 @@ export interface UsageEvent {
   value: number;
 }
 
-/** Sums over what the filters select. */
+/** Sums over the filtered events. */
 export interface UsageStats {
   totalCacheCreationTokens: number;
   totalCacheReadTokens: number;
   totalComputeSeconds: number;
   totalInputTokens: number;
-  /** Turns that came to a result. */
+  /** Turns with a result. */
   totalMessages: number;
   totalOutputTokens: number;
   totalToolCalls: number;
@@ -1133,15 +1130,15 @@ export interface VersionBody {
   version: AgentVersion;
 }
 
-/** Body of the POST and the PATCH. What the POST leaves out is the agent's own; what the PATCH leaves out stays. */
+/** Body of the POST and the PATCH. The POST takes absent fields from the agent; the PATCH leaves absent fields unchanged. */
 export interface VersionBodyIn {
-  /** The number or the id of a version of the same agent whose prompt and knowledge files are copied where the body has none; of a PATCH it is ignored. */
+  /** The number or the id of a version of the same agent. Its prompt and knowledge files replace those that the body leaves out. Ignored in a PATCH. */
   cloneFrom?: number | string;
-  /** Who made it, in the client's words; of a PATCH it is ignored. */
+  /** Who created it, as free text. Ignored in a PATCH. */
   createdBy?: string | null;
-  /** Kept as sent. */
+  /** Stored as sent. */
   knowledgeFiles?: Array<Record<string, unknown>> | null;
-  /** 1 to 200 bytes; `v` and the number when absent. */
+  /** 1 to 200 bytes. Default: `v` and the number. */
   name?: string | null;
   releaseNotes?: string | null;
   systemPrompt?: string | null;
@@ -1174,7 +1171,7 @@ export interface WrittenBody {
   written: number;
 }
 
-/** What became of one file. */
+/** Result for one file. */
 export interface WrittenFile {
   error?: string | null;
   path: string;
@@ -1216,7 +1213,7 @@ export interface Operations {
     body: PatchAgent;
     answer: AgentBody;
   };
-  /** What clients have set in an agent's config */
+  /** Get an agent's config */
   "GET /api/agents/{name}/config": {
     path: {
       name: string;
@@ -1239,13 +1236,13 @@ export interface Operations {
     query?: {
       category?: string;
       isActive?: boolean;
-      /** 1000 when absent, which is all there can be */
+      /** Default: 1000, the maximum number of cases */
       limit?: number;
       offset?: number;
     };
     answer: EvalCasesBody;
   };
-  /** Keep a question that the agent is measured with */
+  /** Create an eval case */
   "POST /api/agents/{name}/eval-cases": {
     path: {
       name: string;
@@ -1253,14 +1250,14 @@ export interface Operations {
     body: EvalCaseFields;
     answer: EvalCaseBody;
   };
-  /** All cases, as the import takes them */
+  /** Export all cases in the format of the import */
   "GET /api/agents/{name}/eval-cases/export": {
     path: {
       name: string;
     };
     answer: EvalCasesBody;
   };
-  /** Keep many cases at once */
+  /** Import cases */
   "POST /api/agents/{name}/eval-cases/import": {
     path: {
       name: string;
@@ -1276,7 +1273,7 @@ export interface Operations {
     };
     answer: undefined;
   };
-  /** One case */
+  /** Get a case */
   "GET /api/agents/{name}/eval-cases/{id}": {
     path: {
       name: string;
@@ -1293,7 +1290,7 @@ export interface Operations {
     body: EvalCaseFields;
     answer: EvalCaseBody;
   };
-  /** Keep what a person says of an answer */
+  /** Store a person's judgement of an answer */
   "PATCH /api/agents/{name}/eval-results/{id}": {
     path: {
       name: string;
@@ -1308,13 +1305,13 @@ export interface Operations {
       name: string;
     };
     query?: {
-      /** 50 when absent */
+      /** Default: 50 */
       limit?: number;
       offset?: number;
     };
     answer: EvalRunsBody;
   };
-  /** Ask the agent all its active cases */
+  /** Start an eval run with all active cases */
   "POST /api/agents/{name}/eval-runs": {
     path: {
       name: string;
@@ -1333,7 +1330,7 @@ export interface Operations {
     };
     answer: EvalComparisonBody;
   };
-  /** One run */
+  /** Get a run */
   "GET /api/agents/{name}/eval-runs/{id}": {
     path: {
       name: string;
@@ -1341,14 +1338,14 @@ export interface Operations {
     };
     answer: EvalRunBody;
   };
-  /** What the agent answered, in the order of the cases */
+  /** List the results of a run, in the order of the cases */
   "GET /api/agents/{name}/eval-runs/{id}/results": {
     path: {
       name: string;
       id: string;
     };
     query?: {
-      /** 1000 when absent, which is all there can be */
+      /** Default: 1000, the maximum number of results */
       limit?: number;
       offset?: number;
     };
@@ -1399,14 +1396,14 @@ export interface Operations {
     };
     answer: AgentFileBody | Response;
   };
-  /** What each session of an agent may use */
+  /** Get the limits of an agent's sessions */
   "GET /api/agents/{name}/limits": {
     path: {
       name: string;
     };
     answer: LimitsBody;
   };
-  /** Change what each session of an agent may use */
+  /** Change the limits of an agent's sessions */
   "PATCH /api/agents/{name}/limits": {
     path: {
       name: string;
@@ -1421,7 +1418,7 @@ export interface Operations {
     };
     answer: VersionsBody;
   };
-  /** Keep a version of an agent */
+  /** Create a version of an agent */
   "POST /api/agents/{name}/versions": {
     path: {
       name: string;
@@ -1457,7 +1454,7 @@ export interface Operations {
     body: VersionBodyIn;
     answer: VersionBody;
   };
-  /** Let new sessions have this version's prompt */
+  /** Use a version's prompt for new sessions */
   "POST /api/agents/{name}/versions/{number}/activate": {
     path: {
       name: string;
@@ -1466,7 +1463,7 @@ export interface Operations {
     };
     answer: ActivatedBody;
   };
-  /** How many sandboxes of an agent are kept warm */
+  /** Get how many sandboxes of an agent are kept warm */
   "GET /api/agents/{name}/warm": {
     path: {
       name: string;
@@ -1481,7 +1478,7 @@ export interface Operations {
     body: SetWarm;
     answer: WarmBody;
   };
-  /** What the tenant has and used */
+  /** Get counts and usage of the tenant */
   "GET /api/analytics": {
     query?: {
       /** ISO-8601, exclusive */
@@ -1495,12 +1492,12 @@ export interface Operations {
   "GET /api/api-keys": {
     answer: KeysBody;
   };
-  /** Make a key; it is shown this once */
+  /** Create a key; it is shown only once */
   "POST /api/api-keys": {
     body: NewKey;
     answer: MintedKey;
   };
-  /** Revoke a key, at once */
+  /** Revoke a key */
   "DELETE /api/api-keys/{id}": {
     path: {
       id: string;
@@ -1525,7 +1522,7 @@ export interface Operations {
   "GET /api/credentials": {
     answer: CredentialsBody;
   };
-  /** Keep a key for sessions to use */
+  /** Store a key for sessions */
   "POST /api/credentials": {
     body: NewCredential;
     answer: CredentialBody;
@@ -1537,7 +1534,7 @@ export interface Operations {
     };
     answer: undefined;
   };
-  /** Make a key for any tenant (admin) */
+  /** Create a key for any tenant (admin) */
   "POST /api/internal/api-keys": {
     body: NewKey;
     answer: MintedTenantKey;
@@ -1567,7 +1564,7 @@ export interface Operations {
     };
     answer: QueueBody;
   };
-  /** Put a prompt into the queue */
+  /** Add a prompt to the queue */
   "POST /api/queue": {
     body: NewQueueItem;
     answer: QueueItemBody;
@@ -1576,14 +1573,14 @@ export interface Operations {
   "GET /api/queue/stats": {
     answer: QueueStatsBody;
   };
-  /** Cancel an item that is still pending */
+  /** Cancel a pending item */
   "DELETE /api/queue/{id}": {
     path: {
       id: string;
     };
     answer: QueueItemBody;
   };
-  /** One item, with its result when it is completed */
+  /** Get an item, with its result when it is completed */
   "GET /api/queue/{id}": {
     path: {
       id: string;
@@ -1599,7 +1596,7 @@ export interface Operations {
       status?: SessionStatus;
       limit?: number;
       offset?: number;
-      /** Count all that match */
+      /** Count all matching sessions */
       includeTotal?: boolean;
     };
     answer: SessionsBody;
@@ -1609,18 +1606,18 @@ export interface Operations {
     body: CreateSession;
     answer: SessionBody;
   };
-  /** End a session for good */
+  /** End a session */
   "DELETE /api/sessions/{id}": {
     path: {
       id: string;
     };
     query?: {
-      /** Also remove its files, messages, timeline and attachments, at once and for good */
+      /** Also remove its files, messages, timeline and attachments at once; this cannot be undone */
       purge?: boolean;
     };
     answer: SessionBody;
   };
-  /** One session */
+  /** Get a session */
   "GET /api/sessions/{id}": {
     path: {
       id: string;
@@ -1634,7 +1631,7 @@ export interface Operations {
     };
     answer: AttachmentsBody;
   };
-  /** Give a file to a session */
+  /** Attach a file to a session */
   "POST /api/sessions/{id}/attachments": {
     path: {
       id: string;
@@ -1650,26 +1647,26 @@ export interface Operations {
     body: PatchConfig;
     answer: SessionBody;
   };
-  /** The measured confinement of a session */
+  /** Get the measured confinement of a session */
   "GET /api/sessions/{id}/confinement": {
     path: {
       id: string;
     };
     answer: ConfinementBody;
   };
-  /** The timeline of a session */
+  /** List the timeline of a session */
   "GET /api/sessions/{id}/events": {
     path: {
       id: string;
     };
     query?: {
-      /** At most this many, default 200 */
+      /** Maximum number of events, default 200 */
       limit?: number;
       /** Only those with a greater sequence */
       after?: number;
       /** Only those with a smaller sequence */
       before?: number;
-      /** `asc` (the default), or `desc`: the newest first */
+      /** `asc` (the default), or `desc` for newest first */
       order?: string;
       /** Only events of this type */
       type?: string;
@@ -1690,7 +1687,7 @@ export interface Operations {
       id: string;
     };
     query?: {
-      /** true (default): also caches, virtual environments and tmp; all: every file, also `.git`, `node_modules` and lock files */
+      /** true (default): includes caches, virtual environments and tmp; all: every file, including `.git`, `node_modules` and lock files */
       includeHidden?: string;
     };
     answer: FilesBody;
@@ -1711,7 +1708,7 @@ export interface Operations {
       path: string;
     };
     query?: {
-      /** Delete a directory with all that is in it (default false) */
+      /** Delete a directory with its contents (default false) */
       recursive?: boolean;
     };
     answer: DeletedBody;
@@ -1729,28 +1726,28 @@ export interface Operations {
     };
     answer: FileBody | Response;
   };
-  /** Copy a session with its messages, files and conversation; the copy is paused */
+  /** Fork a session */
   "POST /api/sessions/{id}/fork": {
     path: {
       id: string;
     };
     answer: ForkBody;
   };
-  /** End the running turn cleanly; the session stays active */
+  /** Interrupt the running turn; the session stays active */
   "POST /api/sessions/{id}/interrupt": {
     path: {
       id: string;
     };
     answer: SessionBody;
   };
-  /** What a session may use, and which level decided it */
+  /** Get a session's limits, and the level that sets each */
   "GET /api/sessions/{id}/limits": {
     path: {
       id: string;
     };
     answer: LimitsBody;
   };
-  /** Change a session's limits, at once and for good */
+  /** Change a session's limits */
   "PATCH /api/sessions/{id}/limits": {
     path: {
       id: string;
@@ -1758,7 +1755,7 @@ export interface Operations {
     body: LimitsChange;
     answer: LimitsBody;
   };
-  /** What a session's claude printed to stderr */
+  /** Get the stderr of a session's claude */
   "GET /api/sessions/{id}/logs": {
     path: {
       id: string;
@@ -1769,19 +1766,19 @@ export interface Operations {
     };
     answer: LogsBody;
   };
-  /** The history of a session */
+  /** List the messages of a session */
   "GET /api/sessions/{id}/messages": {
     path: {
       id: string;
     };
     query?: {
-      /** At most this many, default 100 */
+      /** Maximum number of messages, default 100 */
       limit?: number;
       /** Only those with a greater sequence */
       after?: number;
       /** Only those with a smaller sequence */
       before?: number;
-      /** `asc` (the default), or `desc`: the newest first */
+      /** `asc` (the default), or `desc` for newest first */
       order?: string;
     };
     answer: MessagesBody;
@@ -1794,28 +1791,28 @@ export interface Operations {
     body: SendMessage;
     answer: Response;
   };
-  /** Freeze a session; nothing is lost */
+  /** Pause a session */
   "POST /api/sessions/{id}/pause": {
     path: {
       id: string;
     };
     answer: SessionBody;
   };
-  /** Go on with a paused, stopped or failed session */
+  /** Resume a paused, stopped or failed session */
   "POST /api/sessions/{id}/resume": {
     path: {
       id: string;
     };
     answer: SessionBody;
   };
-  /** What a session uses of memory, CPU, processes and disk */
+  /** Get a session's use of memory, CPU, processes and disk */
   "GET /api/sessions/{id}/stats": {
     path: {
       id: string;
     };
     answer: StatsBody;
   };
-  /** End a session's processes and keep its files and conversation */
+  /** Stop a session */
   "POST /api/sessions/{id}/stop": {
     path: {
       id: string;
@@ -1830,11 +1827,11 @@ export interface Operations {
     query?: {
       /** The same, for clients that cannot set headers */
       after?: string;
-      /** Also stream_event and the deltas. When it is absent, the turn of the frame that is named has them if it was sent with them */
+      /** Include stream_event and the deltas. When absent, the turn of the named frame has them if it was sent with them */
       includePartialMessages?: boolean;
     };
     header?: {
-      /** The `id:` of the last frame that arrived */
+      /** The `id:` of the last frame received */
       "Last-Event-ID"?: string | null;
     };
     answer: Response;
@@ -1854,30 +1851,30 @@ export interface Operations {
     body: NewWorkspace;
     answer: MessageBody;
   };
-  /** What each session of the caller's tenant may use */
+  /** Get the limits of the tenant's sessions */
   "GET /api/tenant/limits": {
     answer: LimitsBody;
   };
-  /** Change what each session of the caller's tenant may use (admin) */
+  /** Change the limits of the tenant's sessions (admin) */
   "PATCH /api/tenant/limits": {
     body: LimitsChange;
     answer: LimitsBody;
   };
-  /** Delete a tenant with everything it has (admin) */
+  /** Delete a tenant with all its data (admin) */
   "DELETE /api/tenants/{id}": {
     path: {
       id: string;
     };
     answer: TenantDeleted;
   };
-  /** What each session of a tenant may use (admin, or the tenant itself) */
+  /** Get the limits of a tenant's sessions (admin, or the tenant itself) */
   "GET /api/tenants/{id}/limits": {
     path: {
       id: string;
     };
     answer: LimitsBody;
   };
-  /** Change what each session of a tenant may use (admin) */
+  /** Change the limits of a tenant's sessions (admin) */
   "PATCH /api/tenants/{id}/limits": {
     path: {
       id: string;
@@ -1885,7 +1882,7 @@ export interface Operations {
     body: LimitsChange;
     answer: LimitsBody;
   };
-  /** What was used, newest first */
+  /** List usage, newest first */
   "GET /api/usage": {
     query?: {
       sessionId?: string;
@@ -1894,12 +1891,12 @@ export interface Operations {
       after?: string;
       /** ISO-8601, exclusive */
       before?: string;
-      /** Events, default 100 */
+      /** Maximum number of events, default 100 */
       limit?: number;
     };
     answer: UsageBody;
   };
-  /** Sums of what was used */
+  /** Get sums of usage */
   "GET /api/usage/stats": {
     query?: {
       sessionId?: string;
@@ -1911,11 +1908,11 @@ export interface Operations {
     };
     answer: UsageStatsBody;
   };
-  /** Is the daemon up, and how full is it? Public. */
+  /** Get the state of the daemon. Public. */
   "GET /health": {
     answer: HealthBody;
   };
-  /** The same for Prometheus */
+  /** Get the state as Prometheus metrics */
   "GET /metrics": {
     answer: Response;
   };

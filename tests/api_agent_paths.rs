@@ -95,7 +95,7 @@ async fn a_directory_that_becomes_a_link_to_ashds_own_shows_nothing() {
         ("sessions", daemon.data().join("sessions"), "data directory"),
         ("run", daemon.run(), "run directory"),
         ("above", daemon.dir.clone(), "data directory"),
-        ("gone", PathBuf::from("/nowhere/at/all"), "does not exist"),
+        ("gone", PathBuf::from("/nowhere/at/all"), "no longer exists"),
     ];
     for (name, target, why) in own {
         let dir = daemon.agent_dir(name, &[CLAUDE_MD]);

@@ -187,7 +187,7 @@ fn a_backup_is_made_while_ashd_runs_and_comes_back() {
     let file = daemon.dir.join("b.tar.gz").display().to_string();
     let said = works(&daemon, &["backup", &file]);
     assert!(said.contains("b.tar.gz: "), "{said}");
-    assert!(works(&daemon, &["restore", "--verify", &file]).contains("is whole: 1 sessions"));
+    assert!(works(&daemon, &["restore", "--verify", &file]).contains("is intact: 1 sessions"));
     let refused = ashctl(&daemon, &["restore", &file]);
     assert!(refused.code == 2 && refused.err.contains("systemctl stop"), "{} {}", refused.code, refused.err);
     works(&daemon, &["session", "send", &id, "@write notes.txt lost\n@text forgotten"]);

@@ -34,7 +34,7 @@ async fn a_conversation_that_is_gone_is_said_and_never_replaced_by_a_blank_one()
     for _ in 0..2 {
         let (status, said) = call(&api, &id, "resume").await;
         let why = said["error"].as_str().unwrap_or_default().to_owned();
-        assert!(status == 500 && why.contains("conversation") && why.contains("is gone"), "{status}: {why}");
+        assert!(status == 500 && why.contains("conversation") && why.contains("is lost"), "{status}: {why}");
         assert!(procs::of_session(&daemon, &id).is_empty(), "nothing runs");
     }
     // The messages can still be read. With the conversation restored the session continues.

@@ -174,7 +174,7 @@ fn it_refuses_to_stay_root_and_explains_itself() {
     };
     assert!(attempt(&["--upstream", "offline"]).contains("must not be root"));
     assert!(attempt(&["--upstream", "offline", "--user", "root"]).contains("is root"));
-    assert!(attempt(&["--upstream", "offline", "--user", "no-such-user"]).contains("no such user"));
+    assert!(attempt(&["--upstream", "offline", "--user", "no-such-user"]).contains("does not exist"));
     assert!(attempt(&["--upstream", "gopher://x", "--user", "nobody"]).contains("https://host"));
     let secret = attempt(&["--upstream", "https://me:hunter2@host", "--user", "nobody"]);
     assert!(secret.contains("argv") && !secret.contains("hunter2"), "{secret}");

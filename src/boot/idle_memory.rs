@@ -1,11 +1,11 @@
-//! Returns free heap memory to the kernel after a load.
+//! Returns memory to the kernel: free heap after a load, and code that only the start needed.
 //!
 //! The C library keeps free memory between used blocks for later allocations. After a busy hour
 //! these are hundreds of megabytes, which an idle daemon does not need.
 
 use std::time::Duration;
 
-use ash_kernel::heap;
+use ash_kernel::{code_pages, heap};
 
 /// First check interval.
 const FIRST: Duration = Duration::from_secs(5);
@@ -23,6 +23,7 @@ const LITTLE: u64 = 1 << 20;
 /// The thread cannot be started, or `/proc` is missing.
 pub(super) fn watch() -> std::io::Result<()> {
     heap::trim();
+    code_pages::release()?;
     let start = heap::resident()?;
     let looks = move || {
         let mut pause = FIRST;

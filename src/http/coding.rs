@@ -12,7 +12,10 @@ use std::io::Write;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
-use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, VARY};
+use axum::http::header::{
+    ACCEPT_ENCODING, ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    ETAG, VARY,
+};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -55,7 +58,7 @@ pub async fn compress(request: Request, next: Next) -> Response {
     let (mut parts, body) = response.into_parts();
     parts.headers.append(VARY, HeaderValue::from_static("accept-encoding"));
     let Some(coding) = coding else { return Response::from_parts(parts, body) };
-    let Ok(encoder) = Encoder::new(Vec::new(), coding) else { return Response::from_parts(parts, body) };
+    let Ok(encoder) = Encoder::small(Vec::new(), coding) else { return Response::from_parts(parts, body) };
     parts.headers.remove(CONTENT_LENGTH);
     parts.headers.remove(ETAG);
     parts.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.word()));
@@ -68,7 +71,10 @@ fn is_worth_it(response: &Response) -> bool {
         .get(CONTENT_TYPE)
         .and_then(|kind| kind.to_str().ok())
         .is_some_and(|kind| kind.starts_with("application/json"));
-    json && response.status().is_success()
+    // A file of a workspace is sent as it is: its length and its ranges are those of its bytes.
+    let file = [ACCEPT_RANGES, CONTENT_RANGE, CONTENT_DISPOSITION].iter().any(|name| headers.contains_key(name));
+    json && !file
+        && response.status().is_success()
         && !headers.contains_key(CONTENT_ENCODING)
         && response.body().size_hint().upper().is_none_or(|most| most >= LEAST)
 }

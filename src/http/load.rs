@@ -255,7 +255,7 @@ fn needs(method: &Method, path: &str) -> u64 {
         (
             "GET" | "HEAD",
             "messages" | "events" | "versions" | "queue" | "sessions" | "agents" | "attachments" | "credentials"
-            | "api-keys" | "logs",
+            | "api-keys" | "logs" | "eval-cases" | "eval-runs" | "results" | "compare",
         ) => LIST,
         ("POST", "exec") => OUTPUT,
         _ => 0,

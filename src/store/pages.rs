@@ -306,7 +306,7 @@ impl Store {
 
 /// Defines the kinds of list.
 macro_rules! listed {
-    ($($row:ty: $table:literal, $columns:literal, $bytes:literal, $text:expr, $rest:expr, $line:expr, $read:path;)*) => {$(
+    ($($row:ty: $table:literal, $columns:expr, $bytes:literal, $text:expr, $rest:expr, $line:expr, $read:path;)*) => {$(
         impl Listed for $row {
             const TABLE: &'static str = $table;
             const COLUMNS: &'static str = $columns;
@@ -330,8 +330,7 @@ listed! {
         None, None, history::event;
     // The launch options are never shown.
     Session: "sessions",
-        "id, tenant, agent_name, status, error, model, config, '{}' AS launch, limits, parent, stdout_offset, \
-         conversation, conversation_turn, created_at, last_active_at",
+        sessions::shown_columns!(),
         "COALESCE(octet_length(config), 0) + COALESCE(octet_length(error), 0)", None, None, Some(SESSION), sessions::session;
     Agent: "agents", "*",
         "COALESCE(octet_length(system_prompt), 0) + COALESCE(octet_length(config), 0) + octet_length(env) + \

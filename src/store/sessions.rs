@@ -9,13 +9,23 @@ use super::writer::{Counters, Write};
 use super::{Session, SessionFilter, Store, StoreError};
 use ash_model::{Millis, SessionStatus, TenantId};
 
+/// The columns of a session that requests see.
+macro_rules! shown_columns {
+    () => {
+        "id, tenant, agent_name, status, error, model, config, '{}' AS launch, limits, parent, stdout_offset, \
+         conversation, conversation_turn, created_at, last_active_at"
+    };
+}
+pub(super) use shown_columns;
+
 impl Store {
     pub async fn session_insert(&self, session: &Session) -> Result<(), StoreError> {
         self.write(Insert(session.clone())).await
     }
 
+    /// Without its launch options, which may have megabytes and are never shown.
     pub async fn session(&self, tenant: &TenantId, id: Uuid) -> Result<Option<Session>, StoreError> {
-        let row = sqlx::query("SELECT * FROM sessions WHERE id = ?1 AND tenant = ?2")
+        let row = sqlx::query(concat!("SELECT ", shown_columns!(), " FROM sessions WHERE id = ?1 AND tenant = ?2"))
             .bind(id.to_string())
             .bind(tenant.as_str())
             .fetch_optional(self.reader())

@@ -155,7 +155,9 @@ async fn a_commit_changes_what_it_names_and_nothing_else_and_survives_a_reopen()
     assert!(matches!(store.commit(Commit::of(&before)).await, Err(StoreError::Closed)));
 
     let store = Store::open(dir.path()).await.unwrap();
-    let after = store.session(&owner, before.id).await.unwrap().unwrap();
+    let shown = store.session(&owner, before.id).await.unwrap().unwrap();
+    assert_eq!((shown.id, shown.launch.get()), (before.id, "{}"), "launch options are for the driver alone");
+    let after = store.session_of_any_tenant(before.id).await.unwrap().unwrap();
     assert_eq!((after.status, after.error.as_deref()), (SessionStatus::Error, Some("why")));
     assert_eq!((after.stdout_offset, after.model), (99, None));
     assert_eq!((after.config, after.launch, after.limits), (before.config, before.launch, before.limits));

@@ -10,6 +10,9 @@ use flate2::write::GzEncoder;
 const WINDOW_LOG: u32 = 23;
 /// Fast, with about the ratio of gzip's default.
 const ZSTD_LEVEL: i32 = 3;
+/// The same for [`Encoder::small`]: 128 KiB of history.
+const SMALL_LEVEL: i32 = 1;
+const SMALL_WINDOW_LOG: u32 = 17;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
@@ -81,6 +84,20 @@ impl<W: Write> Encoder<W> {
             Coding::Gzip => Self::Gzip(GzEncoder::new(out, Compression::fast())),
             Coding::Zstd => Self::Zstd(Box::new(zstd::Encoder::new(out, ZSTD_LEVEL)?)),
         })
+    }
+
+    /// An encoder for many small outputs at once: it needs less than 1 MiB, where zstd with the level
+    /// of [`Encoder::new`] needs several.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn small(out: W, coding: Coding) -> io::Result<Self> {
+        let mut encoder = Self::new(out, coding)?;
+        if let Self::Zstd(zstd) = &mut encoder {
+            zstd.set_parameter(zstd::zstd_safe::CParameter::CompressionLevel(SMALL_LEVEL))?;
+            zstd.set_parameter(zstd::zstd_safe::CParameter::WindowLog(SMALL_WINDOW_LOG))?;
+        }
+        Ok(encoder)
     }
 
     /// The output. It does not include data still in the encoder.

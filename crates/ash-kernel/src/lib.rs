@@ -6,6 +6,7 @@ pub mod beneath;
 pub mod caps;
 pub mod cgroup;
 pub mod clone;
+pub mod code_pages;
 pub mod confine;
 pub mod copy;
 pub mod freeze;

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 
+use crate::sessions::quota::admission::Admissions;
 use crate::sessions::{SessionError, Sessions};
 use crate::store::{EvalChange, EvalResult, EvalRun, NewRun, RunRefused, Scored};
 use ash_model::{TenantId, now_ms};
@@ -40,11 +41,12 @@ const LOOK: Duration = Duration::from_secs(60);
 pub struct Evals {
     wake: Notify,
     places: Arc<Semaphore>,
+    scoring: Admissions<TenantId>,
 }
 
 impl Default for Evals {
     fn default() -> Self {
-        Self { wake: Notify::new(), places: Arc::new(Semaphore::new(AT_ONCE)) }
+        Self { wake: Notify::new(), places: Arc::new(Semaphore::new(AT_ONCE)), scoring: Admissions::new(1) }
     }
 }
 
@@ -79,7 +81,7 @@ impl Sessions {
             let Some(answer) = store.eval_result(&run.tenant, result).await?.and_then(|found| found.response) else {
                 continue;
             };
-            let of = ask::scores(&case, &answer).map_err(SessionError::Failed)?;
+            let (of, _) = self.scored(case, answer).await.map_err(SessionError::Failed)?;
             scores.push(Scored { result, topic_score: of.topic, safety_score: of.safety });
         }
         let scored = scores.len();

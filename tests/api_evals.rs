@@ -40,7 +40,11 @@ async fn over(api: &Api, id: &str) -> (Value, Vec<Value>) {
         if run["status"] == "completed" || run["status"] == "failed" {
             return (run, results(api, id).await);
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "not over: {run} {:?}", results(api, id).await);
+        assert!(
+            start.elapsed() < crate::common::patience::patient(Duration::from_secs(60)),
+            "not over: {run} {:?}",
+            results(api, id).await
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -48,7 +52,11 @@ async fn over(api: &Api, id: &str) -> (Value, Vec<Value>) {
 async fn running(api: &Api, id: &str, count: usize) {
     let start = Instant::now();
     while results(api, id).await.iter().filter(|result| result["status"] == "running").count() != count {
-        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", results(api, id).await);
+        assert!(
+            start.elapsed() < crate::common::patience::patient(Duration::from_secs(30)),
+            "{:?}",
+            results(api, id).await
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -65,7 +73,7 @@ async fn no_session_is_left(api: &Api) {
         if left.is_empty() {
             return;
         }
-        assert!(start.elapsed() < Duration::from_secs(20), "{left:?}");
+        assert!(start.elapsed() < crate::common::patience::patient(Duration::from_secs(20)), "{left:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -259,6 +267,6 @@ async fn a_tenant_deleted_in_mid_run_goes_at_once() {
     running(&acme, &id, 2).await;
     let start = Instant::now();
     admin.delete("/api/tenants/acme").await.expect(200);
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(start.elapsed() < crate::common::patience::patient(Duration::from_secs(20)), "{:?}", start.elapsed());
     assert_eq!(admin.get("/health").await.expect(200)["pool"]["total"], 0);
 }

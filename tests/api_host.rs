@@ -39,7 +39,11 @@ async fn back_to_active(api: &Api, id: &str) {
         if answer.status == 200 {
             return;
         }
-        assert!(start.elapsed() < Duration::from_secs(15), "the session does not come back: {}", answer.text);
+        assert!(
+            start.elapsed() < crate::common::patience::patient(Duration::from_secs(15)),
+            "the session does not come back: {}",
+            answer.text
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -182,7 +186,10 @@ async fn a_locked_database_delays_and_loses_nothing() {
     while frames.iter().filter(|f| f.event == "text_delta").count() < 30 {
         frames.push(stream.next().await.unwrap());
     }
-    assert!(start.elapsed() < Duration::from_secs(5), "the stream waited for the database");
+    assert!(
+        start.elapsed() < crate::common::patience::patient(Duration::from_secs(5)),
+        "the stream waited for the database"
+    );
     api.get("/health").await.expect(200);
     tokio::time::sleep(Duration::from_millis(1500).saturating_sub(start.elapsed())).await;
     assert!(!frames.iter().any(|f| f.event == "done"));

@@ -27,7 +27,7 @@ async fn until(api: &Api, id: &str, status: &str) -> Value {
         if item["status"] == status {
             return item;
         }
-        assert!(start.elapsed() < Duration::from_secs(40), "not {status}: {item}");
+        assert!(start.elapsed() < crate::common::patience::patient(Duration::from_secs(40)), "not {status}: {item}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -105,7 +105,7 @@ async fn only_what_waits_can_be_cancelled_and_nobody_sees_anothers() {
             break;
         }
         answer.expect(400);
-        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(start.elapsed() < crate::common::patience::patient(Duration::from_secs(10)));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let error = api.delete(&format!("/api/queue/{waits}")).await.expect(400);

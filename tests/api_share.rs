@@ -36,7 +36,7 @@ async fn a_tenant_that_holds_everything_gives_way_within_five_seconds() {
     }
     let start = Instant::now();
     let id = other.session("a").await;
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < patient(Duration::from_secs(5)), "{:?}", start.elapsed());
     assert_eq!(text(&other.turn(&id, "@text hello").await), "hello");
     // The session idle for longest is evicted, and has the reason.
     assert_eq!(statuses(&acme, &ids).await, ["paused", "active", "active"]);
@@ -63,7 +63,7 @@ async fn turns_are_not_hurt_and_what_comes_free_goes_to_whoever_holds_least() {
     }
     let start = Instant::now();
     let refused = other.post("/api/sessions", json!({"agent": "a"})).await;
-    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    assert!(start.elapsed() < patient(Duration::from_secs(6)), "{:?}", start.elapsed());
     assert_eq!(refused.headers["retry-after"], "5");
     assert!(refused.text.contains("no sandbox of another tenant can be evicted"), "{}", refused.text);
     refused.expect(503);

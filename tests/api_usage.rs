@@ -92,7 +92,7 @@ flood >/dev/null 2>&1 & disown"#;
     std::fs::write(daemon.data().join("sessions").join(&id).join("workspace/go"), "go").unwrap();
     let start = Instant::now();
     while api.get(&format!("/api/sessions/{id}/files/over")).await.status != 200 {
-        assert!(start.elapsed() < Duration::from_secs(90), "the flood does not end");
+        assert!(start.elapsed() < crate::common::patience::patient(Duration::from_secs(90)), "the flood does not end");
         // Another session is served meanwhile.
         let answer = exec(&api, &other, "ask '@text hello'").await;
         assert!(answer["stdout"].as_str().unwrap().contains("message_stop"), "{answer}");
@@ -133,7 +133,10 @@ fn until(daemon: &Daemon, id: &str, file: &str, word: &str) -> String {
         if text.contains(word) {
             return text;
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "{file} never says {word}: {text}");
+        assert!(
+            start.elapsed() < crate::common::patience::patient(Duration::from_secs(60)),
+            "{file} never says {word}: {text}"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }

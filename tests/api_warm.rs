@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 async fn within(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !is_so().await {
-        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        assert!(start.elapsed() < crate::common::patience::patient(Duration::from_secs(20)), "not within 20 s: {what}");
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
 }

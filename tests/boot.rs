@@ -213,7 +213,7 @@ fn a_killed_daemon_finds_launcher_and_gateway_again() {
     daemon.restart();
     assert_eq!(before, (named(&daemon, "ash-launcher"), named(&daemon, "ash-gateway"), daemon.key.clone()));
     let took = daemon.terminate();
-    assert!(took < Duration::from_millis(1000), "ending took {took:?}");
+    assert!(took < crate::common::patience::patient(Duration::from_millis(1000)), "ending took {took:?}");
     assert_eq!(before.0, named(&daemon, "ash-launcher"));
     daemon.restart();
     daemon.stop();
@@ -228,7 +228,11 @@ fn a_crashed_companion_is_started_again() {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
         let start = std::time::Instant::now();
         while named(&daemon, name).is_empty() || named(&daemon, name) == old {
-            assert!(start.elapsed() < Duration::from_secs(5), "{name} does not come back\n{}", daemon.logs());
+            assert!(
+                start.elapsed() < crate::common::patience::patient(Duration::from_secs(5)),
+                "{name} does not come back\n{}",
+                daemon.logs()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }

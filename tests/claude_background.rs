@@ -30,7 +30,11 @@ async fn an_agent_in_the_background_is_served_after_the_turn() {
     // The agent's tokens exceed all tokens before.
     while output_tokens(&api).await < over + 100 {
         let (usage, metrics) = (output_tokens(&api).await, api.get("/metrics").await.text);
-        assert!(start.elapsed() < Duration::from_secs(40), "{over}, then {usage}\n{metrics}\n{}", daemon.logs());
+        assert!(
+            start.elapsed() < crate::common::patience::patient(Duration::from_secs(40)),
+            "{over}, then {usage}\n{metrics}\n{}",
+            daemon.logs()
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     println!("{over} tokens at the turn's end, {} after {:?}", output_tokens(&api).await, start.elapsed());

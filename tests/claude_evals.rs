@@ -33,7 +33,7 @@ async fn the_model_gets_the_versions_prompt_and_the_earlier_conversation() {
         if run["completedAt"].is_string() {
             break run;
         }
-        assert!(start.elapsed() < Duration::from_secs(120), "{run}");
+        assert!(start.elapsed() < crate::common::patience::patient(Duration::from_secs(120)), "{run}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
     let results = api.get(&format!("{path}/results")).await.expect(200);

@@ -49,7 +49,6 @@ mod threads;
 mod usage;
 mod wording;
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
@@ -72,6 +71,7 @@ use crate::sessions::Sessions;
 use crate::sessions::quota::admission::Admissions;
 use crate::sessions::quota::shares::{Bounds, Holder, Shares};
 use crate::store::Store;
+use ash_model::TenantId;
 
 /// Shared state of the handlers. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -87,8 +87,8 @@ pub struct AppState {
     in_flight: idempotency::InFlight,
     rates: rate::Rates,
     /// Held while an agent's directory is put in place and recorded, so that two deployments of one
-    /// name cannot mix.
-    publishing: Arc<tokio::sync::Mutex<()>>,
+    /// name cannot mix: one of a tenant at a time.
+    publishing: Admissions<TenantId>,
     /// Running workspace downloads; each holds a thread while it is sent.
     bundles: Shares<Holder>,
     /// Uploads into a session: one at a time.
@@ -116,7 +116,7 @@ impl AppState {
             load,
             in_flight: idempotency::InFlight::default(),
             rates: rate::Rates::default(),
-            publishing: Arc::default(),
+            publishing: Admissions::new(1),
             bundles: Shares::default(),
             uploads: Admissions::new(1),
         }

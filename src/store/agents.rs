@@ -42,8 +42,10 @@ impl Store {
         self.write(Update { tenant: tenant.clone(), agent: agent.clone(), now: now_ms() }).await
     }
 
-    /// `true` when the tenant had that agent.
+    /// `true` when the tenant had that agent. Its large rows are removed first, in several
+    /// transactions, so that other changes can run in between.
     pub async fn agent_delete(&self, tenant: &TenantId, name: &str) -> Result<bool, StoreError> {
+        self.agent_empty(tenant, name).await?;
         self.write(Delete { tenant: tenant.clone(), name: name.to_owned() }).await
     }
 }

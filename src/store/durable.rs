@@ -29,7 +29,7 @@ use super::StoreError;
 
 /// Delay of a sync that no caller waits for: a running sync makes the next commit of the same turn
 /// wait for the file system's journal (measured: 5 ms).
-const SYNC_AFTER: Duration = Duration::from_millis(100);
+const SYNC_AFTER: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_millis(100) };
 /// Retry interval while the disk fails.
 const RETRY: Duration = Duration::from_millis(500);
 

@@ -158,7 +158,7 @@ impl Store {
     /// When the next pending item is due, of all tenants with fewer than `of_one` in progress.
     pub async fn queue_next_due(&self, of_one: u32) -> Result<Option<Millis>, StoreError> {
         let row = sqlx::query(
-            "SELECT MIN(due_at) AS due FROM queue WHERE status = 'pending' AND tenant NOT IN
+            "SELECT MIN(due_at) AS due FROM queue INDEXED BY queue_pending WHERE status = 'pending' AND tenant NOT IN
                  (SELECT tenant FROM queue WHERE status = 'processing' GROUP BY tenant HAVING COUNT(*) >= ?1)",
         )
         .bind(of_one);
@@ -229,7 +229,7 @@ impl Write for Claim {
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<Self::Out, StoreError> {
         let row = sqlx::query(
             "UPDATE queue SET status = 'processing', started_at = ?1 WHERE id = (
-                 SELECT id FROM queue AS q WHERE status = 'pending' AND (due_at <= ?1 OR due_at > ?1 + ?2)
+                 SELECT id FROM queue AS q INDEXED BY queue_pending WHERE status = 'pending' AND (due_at <= ?1 OR due_at > ?1 + ?2)
                      AND tenant NOT IN (SELECT tenant FROM queue WHERE status = 'processing' GROUP BY tenant HAVING COUNT(*) >= ?3)
                  ORDER BY (SELECT COUNT(*) FROM queue AS other WHERE other.tenant = q.tenant AND other.status = 'processing'),
                      priority DESC, created_at, rowid LIMIT 1)

@@ -22,9 +22,33 @@ impl Store {
     /// their versions, credentials, queue, limits, answers kept for repeated requests. Its keys are
     /// refused from the moment this returns. Idempotent.
     pub async fn tenant_forget(&self, tenant: &TenantId) -> Result<Forgotten, StoreError> {
-        let forgotten = self.write(Forget(tenant.clone())).await?;
+        let keys = self.write(ForgetKeys(tenant.clone())).await?;
         self.inner.keys.forget_tenant(tenant);
-        Ok(forgotten)
+        let mut others = 0;
+        for piece in TENANT_PIECES {
+            while self.write(Piece { tenant: tenant.clone(), of: None, statement: piece }).await? {
+                others += 1;
+            }
+        }
+        for agent in self.agent_names(tenant).await? {
+            self.agent_empty(tenant, &agent).await?;
+        }
+        let forgotten = self.write(Forget(tenant.clone())).await?;
+        Ok(Forgotten { keys, others: forgotten.others + others, ..forgotten })
+    }
+
+    async fn agent_names(&self, tenant: &TenantId) -> Result<Vec<String>, StoreError> {
+        let names = sqlx::query_scalar("SELECT name FROM agents WHERE tenant = ?1").bind(tenant.as_str());
+        Ok(names.fetch_all(self.reader()).await?)
+    }
+
+    /// Removes the large rows of an agent that is about to be deleted, in several transactions:
+    /// answers of its eval runs, the cases, all versions but the newest.
+    pub(super) async fn agent_empty(&self, tenant: &TenantId, name: &str) -> Result<(), StoreError> {
+        for piece in AGENT_PIECES {
+            while self.write(Piece { tenant: tenant.clone(), of: Some(name.to_owned()), statement: piece }).await? {}
+        }
+        Ok(())
     }
 
     /// Every session of a tenant, in any state.
@@ -48,6 +72,54 @@ impl Store {
     }
 }
 
+/// Parts of what a tenant stores beside its sessions: at most 16 rows of at most 10 MiB.
+const TENANT_PIECES: [&str; 1] =
+    ["DELETE FROM queue WHERE rowid IN (SELECT rowid FROM queue WHERE tenant = ?1 AND ?2 IS NULL LIMIT 16)"];
+
+/// Parts of what hangs on an agent: at most 16 MiB.
+const AGENT_PIECES: [&str; 3] = [
+    "DELETE FROM eval_results WHERE rowid IN (SELECT eval_results.rowid FROM agents JOIN eval_runs ON eval_runs.agent = agents.id \
+     JOIN eval_results ON eval_results.run = eval_runs.id WHERE agents.tenant = ?1 AND agents.name = ?2 LIMIT 48)",
+    "DELETE FROM eval_cases WHERE rowid IN (SELECT eval_cases.rowid FROM agents JOIN eval_cases ON eval_cases.agent = agents.id \
+     WHERE agents.tenant = ?1 AND agents.name = ?2 LIMIT 32)",
+    "DELETE FROM agent_versions WHERE rowid IN (SELECT agent_versions.rowid FROM agents \
+     JOIN agent_versions ON agent_versions.agent = agents.id WHERE agents.tenant = ?1 AND agents.name = ?2 \
+     AND agent_versions.is_active = 0 LIMIT 8)",
+];
+
+/// Removes one part; returns whether there was one.
+struct Piece {
+    tenant: TenantId,
+    of: Option<String>,
+    statement: &'static str,
+}
+
+impl Write for Piece {
+    type Out = bool;
+    fn frees(&self) -> bool {
+        true
+    }
+
+    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<bool, StoreError> {
+        let query = sqlx::query(self.statement).bind(self.tenant.as_str()).bind(self.of.as_deref());
+        Ok(query.execute(conn).await?.rows_affected() > 0)
+    }
+}
+
+struct ForgetKeys(TenantId);
+
+impl Write for ForgetKeys {
+    type Out = u64;
+    fn frees(&self) -> bool {
+        true
+    }
+
+    async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<u64, StoreError> {
+        let query = sqlx::query("DELETE FROM api_keys WHERE tenant = ?1").bind(self.0.as_str());
+        Ok(query.execute(conn).await?.rows_affected())
+    }
+}
+
 struct Forget(TenantId);
 
 impl Write for Forget {
@@ -57,9 +129,8 @@ impl Write for Forget {
     }
 
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<Forgotten, StoreError> {
-        let mut removed = [0; 7];
+        let mut removed = [0; 6];
         for (count, statement) in removed.iter_mut().zip([
-            "DELETE FROM api_keys WHERE tenant = ?1",
             "DELETE FROM agents WHERE tenant = ?1",
             "DELETE FROM credentials WHERE tenant = ?1",
             "DELETE FROM queue WHERE tenant = ?1",
@@ -71,8 +142,8 @@ impl Write for Forget {
         }
         let files = sqlx::query("DELETE FROM tenant_use WHERE tenant = ?1 AND kind = 'files'");
         files.bind(self.0.as_str()).execute(&mut *conn).await?;
-        let [keys, agents, others @ ..] = removed;
-        Ok(Forgotten { keys, agents, others: others.iter().sum() })
+        let [agents, others @ ..] = removed;
+        Ok(Forgotten { keys: 0, agents, others: others.iter().sum() })
     }
 }
 

@@ -175,9 +175,10 @@ fn output_of_background_jobs_is_discarded() {
     let mut sandbox = Sandbox::new();
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let (out, err) = (pipe(), pipe());
-    // The second job never stops printing; init still executes its commands.
-    let script = "(for i in 1 2 3 4 5 6 7 8; do head -c 100000 /dev/zero; echo $i >> ticks; sleep 0.05; done) & \
-                  (trap 'touch ended' EXIT; head -c 1000000000 /dev/zero >&2) & echo said";
+    // The second job never stops printing; init still executes its commands. The shell prints before
+    // its jobs can fill the pipe, which is not read until it has ended.
+    let script = "echo said; (for i in 1 2 3 4 5 6 7 8; do head -c 100000 /dev/zero; echo $i >> ticks; sleep 0.05; done) & \
+                  (trap 'touch ended' EXIT; head -c 1000000000 /dev/zero >&2) &";
     let started = sandbox.spawn_with(1, &spec(&["/bin/bash", "-c", script]), &out.1, &err.1);
     assert!(matches!(started, InitReply::Spawned { .. }), "{started:?}");
     drop((out.1, err.1));

@@ -144,7 +144,7 @@ async fn a_refused_creation_leaves_nothing_and_says_why() {
         ("no directories", good(Uuid::now_v7()), "open workspace"),
         ("a link as workspace", good(link), "is not a directory"),
         ("another's home", good(foreign), "belongs to uid 0"),
-        ("a session that others may enter", good(open), "mode 711, which lets other users"),
+        ("a session that others may enter", good(open), "mode 711, which gives other users access"),
         ("no such version", version("none"), "open claude"),
         ("a path as version", version("../../etc"), "is not a version"),
         ("a hidden version", version(".x"), "is not a version"),

@@ -35,7 +35,7 @@ pub async fn publish(state: &AppState, tenant: &TenantId, mut agent: NewAgent, t
     agent.path = fresh.to_str().map(str::to_owned).ok_or_else(|| {
         ApiError::bad_request("the data directory's path is not UTF-8, so uploaded agents cannot be recorded")
     })?;
-    let _publishing = state.publishing.lock().await;
+    let _publishing = state.publishing.wait(tenant).await;
     let before = state.store.agent(tenant, &agent.name).await;
     let recorded = match before {
         Ok(before) => state.store.agent_upsert(tenant, agent).await.map(|agent| (agent, before)),

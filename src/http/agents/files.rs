@@ -182,7 +182,7 @@ pub async fn write(
         return Err(ApiError::bad_request("files is required: at least one {path, content}"));
     }
     let tree = check::decode_files(body.value.files)?;
-    let _publishing = state.publishing.lock().await;
+    let _publishing = state.publishing.wait(&caller.tenant).await;
     let agent = agent(&state, &caller, &name).await?;
     check_uploaded(&state, &caller.tenant, &agent)?;
     let config = state.config.now();
@@ -219,7 +219,7 @@ pub async fn delete(
     if asked.is(Path::new("CLAUDE.md")) {
         return Err(ApiError::bad_request("Agent directory must contain CLAUDE.md"));
     }
-    let _publishing = state.publishing.lock().await;
+    let _publishing = state.publishing.wait(&caller.tenant).await;
     let agent = agent(&state, &caller, &name).await?;
     check_uploaded(&state, &caller.tenant, &agent)?;
     let config = state.config.now();

@@ -83,7 +83,7 @@ pub async fn deploy(
         (Some(path), None, _) => {
             (agent.path, skipped) = check::check_path(state.config.now(), &caller, path).await?;
             agent.path_by_admin = caller.admin;
-            let _publishing = state.publishing.lock().await;
+            let _publishing = state.publishing.wait(&caller.tenant).await;
             state.store.agent_upsert(&caller.tenant, agent).await?
         }
         (None, None, None) => {
@@ -177,7 +177,7 @@ async fn change(
     name: &str,
     edit: impl FnOnce(&mut Agent) -> Result<(), ApiError>,
 ) -> Result<Agent, ApiError> {
-    let _publishing = state.publishing.lock().await;
+    let _publishing = state.publishing.wait(&caller.tenant).await;
     let mut agent = state.store.agent(&caller.tenant, name).await?.ok_or_else(not_found)?;
     edit(&mut agent)?;
     let changed = state.store.agent_update(&caller.tenant, &agent).await?.ok_or_else(not_found)?;
@@ -252,7 +252,7 @@ pub async fn delete(
     caller: Caller,
     AgentName(name): AgentName,
 ) -> Result<Json<OkBody>, ApiError> {
-    let _publishing = state.publishing.lock().await;
+    let _publishing = state.publishing.wait(&caller.tenant).await;
     if !state.store.agent_delete(&caller.tenant, &name).await? {
         return Err(not_found());
     }

@@ -243,7 +243,7 @@ pub async fn patch(
     body: JsonBody<VersionBodyIn, { 2 * MIB }>,
 ) -> Result<Json<VersionBody>, ApiError> {
     let fields = check(body.value)?;
-    let _publishing = state.publishing.lock().await;
+    let _publishing = state.publishing.wait(&caller.tenant).await;
     let updated = found(state.store.version_update(&caller.tenant, &name, number, fields).await?)?;
     state.sessions.agents_changed();
     Ok(updated)
@@ -262,7 +262,7 @@ pub async fn activate(
     VersionNumber(number): VersionNumber,
 ) -> Result<Json<ActivatedBody>, ApiError> {
     // A PATCH of the agent reads and writes its whole row.
-    let _publishing = state.publishing.lock().await;
+    let _publishing = state.publishing.wait(&caller.tenant).await;
     let Json(VersionBody { version }) = found(state.store.version_activate(&caller.tenant, &name, number).await?)?;
     state.sessions.agents_changed();
     Ok(Json(ActivatedBody { activated: true, version_number: version.version_number }))

@@ -15,3 +15,4 @@ pub mod service;
 pub mod status;
 pub mod storage_limit;
 pub mod tenants;
+mod until_stored;

@@ -165,8 +165,10 @@ impl Sessions {
                     let Ok(visit) = self.enter(&item.tenant) else { continue };
                     tokio::spawn(async move {
                         let outcome = unpanicked(sessions.process(&item)).await;
+                        // A result that the disk refuses keeps no place from others.
+                        drop(place);
                         sessions.conclude(&item, outcome).await;
-                        drop((place, visit));
+                        drop(visit);
                     });
                     continue;
                 }
@@ -288,9 +290,8 @@ impl Sessions {
             }
         };
         let again = matches!(change, QueueChange::PutBack { .. });
-        if let Err(e) = self.shared.store.queue_change(item.id, change).await {
-            tracing::error!(item = %item.id, "cannot record the end of a queue item, the next start of ashd retries it: {e}");
-        }
+        let store = &self.shared.store;
+        self.shared.until_stored("the end of a queue item", || store.queue_change(item.id, change.clone())).await;
         if let Some(session) = session {
             self.put_away(&item.tenant, session, again).await;
         }

@@ -151,8 +151,10 @@ impl Sessions {
         let sessions = self.clone();
         tokio::spawn(async move {
             let (session, outcome) = sessions.work_case(&result, begun).await;
+            // A result that the disk refuses keeps no place from others.
+            drop(place);
             sessions.conclude_case(&result, session, outcome).await;
-            drop((place, visit));
+            drop(visit);
         });
     }
 
@@ -162,10 +164,9 @@ impl Sessions {
         if matches!(outcome, Outcome::Left) {
             return;
         }
-        if let Some(change) = change(result, outcome)
-            && let Err(e) = self.shared.store.eval_change(result, change).await
-        {
-            tracing::error!(run = %result.run, "cannot record the end of an eval case, the next start of ashd retries it: {e}");
+        if let Some(change) = change(result, outcome) {
+            let store = &self.shared.store;
+            self.shared.until_stored("the end of an eval case", || store.eval_change(result, change.clone())).await;
         }
         if let Some(session) = session {
             self.remove_eval_session(&result.tenant, session).await;

@@ -157,11 +157,7 @@ impl Store {
 
     /// When the next pending item is due, of all tenants with fewer than `of_one` in progress.
     pub async fn queue_next_due(&self, of_one: u32) -> Result<Option<Millis>, StoreError> {
-        let row = sqlx::query(
-            "SELECT MIN(due_at) AS due FROM queue INDEXED BY queue_pending WHERE status = 'pending' AND tenant NOT IN
-                 (SELECT tenant FROM queue WHERE status = 'processing' GROUP BY tenant HAVING COUNT(*) >= ?1)",
-        )
-        .bind(of_one);
+        let row = sqlx::query(NEXT_DUE).bind(of_one);
         Ok(row.fetch_one(self.reader()).await?.try_get("due")?)
     }
 
@@ -219,6 +215,18 @@ impl Write for Insert {
     }
 }
 
+/// Reads indexes only: a prompt may have megabytes.
+pub(super) const CLAIM: &str = "UPDATE queue SET status = 'processing', started_at = ?1 WHERE id = (
+                 SELECT id FROM queue AS q INDEXED BY queue_pending WHERE status = 'pending' AND (due_at <= ?1 OR due_at > ?1 + ?2)
+                     AND tenant NOT IN (SELECT tenant FROM queue WHERE status = 'processing' GROUP BY tenant HAVING COUNT(*) >= ?3)
+                 ORDER BY (SELECT COUNT(*) FROM queue AS other WHERE other.tenant = q.tenant AND other.status = 'processing'),
+                     priority DESC, created_at, rowid LIMIT 1)
+             RETURNING *";
+/// The same.
+pub(super) const NEXT_DUE: &str =
+    "SELECT MIN(due_at) AS due FROM queue INDEXED BY queue_pending WHERE status = 'pending' AND tenant NOT IN
+                 (SELECT tenant FROM queue WHERE status = 'processing' GROUP BY tenant HAVING COUNT(*) >= ?1)";
+
 struct Claim {
     of_one: u32,
     now: Millis,
@@ -227,19 +235,7 @@ struct Claim {
 impl Write for Claim {
     type Out = Option<QueueItem>;
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<Self::Out, StoreError> {
-        let row = sqlx::query(
-            "UPDATE queue SET status = 'processing', started_at = ?1 WHERE id = (
-                 SELECT id FROM queue AS q INDEXED BY queue_pending WHERE status = 'pending' AND (due_at <= ?1 OR due_at > ?1 + ?2)
-                     AND tenant NOT IN (SELECT tenant FROM queue WHERE status = 'processing' GROUP BY tenant HAVING COUNT(*) >= ?3)
-                 ORDER BY (SELECT COUNT(*) FROM queue AS other WHERE other.tenant = q.tenant AND other.status = 'processing'),
-                     priority DESC, created_at, rowid LIMIT 1)
-             RETURNING *",
-        )
-        .bind(self.now)
-        .bind(LATEST_MS)
-        .bind(self.of_one)
-        .fetch_optional(conn)
-        .await?;
+        let row = sqlx::query(CLAIM).bind(self.now).bind(LATEST_MS).bind(self.of_one).fetch_optional(conn).await?;
         row.as_ref().map(item).transpose()
     }
 }

@@ -73,3 +73,27 @@ async fn an_item_changes_only_while_it_is_processed_and_is_cancelled_only_before
     assert_eq!(store.queue_items(&tenant, None, 10).await.unwrap().len(), 2);
     assert!("done".parse::<QueueStatus>().unwrap_err().contains("pending, processing"));
 }
+
+/// A query that reaches small columns behind a large text walks all of the text's pages.
+#[tokio::test]
+async fn frequent_queries_read_indexes_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).await.unwrap();
+    for (table, query) in [
+        ("q", CLAIM),
+        ("queue", NEXT_DUE),
+        ("eval_runs", crate::store::evals::OPEN),
+        ("eval_results", crate::store::evals::COUNTED),
+    ] {
+        let plan: Vec<String> = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}")))
+            .fetch_all(store.reader())
+            .await
+            .unwrap()
+            .iter()
+            .map(|row| row.get("detail"))
+            .collect();
+        let first = plan.iter().find(|step| step.starts_with("SCAN ") || step.starts_with("SEARCH ")).unwrap();
+        let of_it = plan.iter().filter(|step| step.contains(&format!(" {table} USING COVERING INDEX")));
+        assert!(of_it.count() >= 1, "{query}: {first}: {plan:?}");
+    }
+}

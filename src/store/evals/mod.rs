@@ -32,8 +32,12 @@ use super::tenant_use::Most;
 use ash_model::{Millis, RawJson, TenantId};
 
 pub use cases::{CaseFields, CaseFilter};
+#[cfg(test)]
+pub(in crate::store) use open::OPEN;
 pub use open::{EvalChange, EvalTask};
 pub use results::Scored;
+#[cfg(test)]
+pub(in crate::store) use runs::COUNTED;
 pub use runs::{NewRun, RunRefused};
 
 /// Cases per agent.

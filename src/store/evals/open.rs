@@ -118,6 +118,13 @@ impl Store {
     }
 }
 
+/// Reads indexes only: a system prompt may have megabytes.
+pub(in crate::store) const OPEN: &str =
+    "SELECT id FROM (SELECT id, created_at, rowid AS position, due_at, (SELECT COUNT(*) FROM eval_results
+                     WHERE tenant = eval_runs.tenant AND status = 'running') AS busy
+                 FROM eval_runs WHERE status IN ('pending', 'running'))
+             WHERE busy < ?1 AND (due_at <= ?2 OR due_at > ?2 + ?3) ORDER BY busy, created_at, position";
+
 struct Claim {
     of_one: u32,
     now: Millis,
@@ -126,17 +133,8 @@ struct Claim {
 impl Write for Claim {
     type Out = Option<EvalResult>;
     async fn apply(&self, conn: &mut SqliteConnection, _: &mut Counters) -> Result<Self::Out, StoreError> {
-        let open: Vec<String> = sqlx::query_scalar(
-            "SELECT id FROM (SELECT id, created_at, rowid AS position, due_at, (SELECT COUNT(*) FROM eval_results
-                     WHERE tenant = eval_runs.tenant AND status = 'running') AS busy
-                 FROM eval_runs WHERE status IN ('pending', 'running'))
-             WHERE busy < ?1 AND (due_at <= ?2 OR due_at > ?2 + ?3) ORDER BY busy, created_at, position",
-        )
-        .bind(self.of_one)
-        .bind(self.now)
-        .bind(LATEST_MS)
-        .fetch_all(&mut *conn)
-        .await?;
+        let open: Vec<String> =
+            sqlx::query_scalar(OPEN).bind(self.of_one).bind(self.now).bind(LATEST_MS).fetch_all(&mut *conn).await?;
         for run in open {
             let row = sqlx::query(
                 "UPDATE eval_results SET status = 'running', session = NULL, turn = NULL WHERE id = (SELECT id FROM eval_results

@@ -178,20 +178,18 @@ impl Write for Insert {
     }
 }
 
-/// Counts the run's results, and finishes the run when all are complete. Later scoring counts
-/// again.
-pub(super) async fn settle(conn: &mut SqliteConnection, id: Uuid, now: Millis) -> Result<(), StoreError> {
-    let counted = sqlx::query(
-        "SELECT COUNT(*) AS total, COALESCE(SUM(status IN ('completed', 'failed')), 0) AS over,
+/// Reads an index only: each answer has up to 256 KiB.
+pub(in crate::store) const COUNTED: &str =
+    "SELECT COUNT(*) AS total, COALESCE(SUM(status IN ('completed', 'failed')), 0) AS over,
              COALESCE(SUM(status = 'completed'), 0) AS answered, AVG(topic_score) AS topic, AVG(safety_score) AS safety,
              AVG(latency_ms) AS latency, COALESCE(SUM(topic_score >= ?2 AND safety_score >= ?2), 0) AS passed,
              MIN(CASE status WHEN 'failed' THEN position END) AS first_failed
-         FROM eval_results WHERE run = ?1",
-    )
-    .bind(id.to_string())
-    .bind(PASS)
-    .fetch_one(&mut *conn)
-    .await?;
+         FROM eval_results WHERE run = ?1";
+
+/// Counts the run's results, and finishes the run when all are complete. Later scoring counts
+/// again.
+pub(super) async fn settle(conn: &mut SqliteConnection, id: Uuid, now: Millis) -> Result<(), StoreError> {
+    let counted = sqlx::query(COUNTED).bind(id.to_string()).bind(PASS).fetch_one(&mut *conn).await?;
     let (total, over): (i64, i64) = (counted.try_get("total")?, counted.try_get("over")?);
     if over < total {
         sqlx::query("UPDATE eval_runs SET completed_cases = ?2 WHERE id = ?1")

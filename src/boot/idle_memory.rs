@@ -27,6 +27,9 @@ pub(super) fn watch() -> std::io::Result<()> {
     let start = heap::resident()?;
     let looks = move || {
         let mut pause = FIRST;
+        std::thread::sleep(pause);
+        // What came after the start: adoption of sessions, first connections.
+        let _ = code_pages::release();
         loop {
             std::thread::sleep(pause);
             let Ok(before) = heap::resident() else { return };

@@ -47,11 +47,24 @@ mod tests {
         }
     }
 
+    /// Kilobytes of this program's code in memory.
+    fn mapped() -> u64 {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| {
+            code(line).is_none_or(|(start, end)| !(start..end).contains(&(release as *const () as usize)))
+        });
+        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        rss.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     #[test]
     fn a_program_continues_without_its_code_in_memory() {
+        let before = mapped();
         for _ in 0..3 {
             release().unwrap();
             assert_eq!((1..=10).product::<u64>(), std::hint::black_box(3_628_800));
         }
+        let after = mapped();
+        assert!(after < before, "{before} KiB, then {after} KiB");
     }
 }

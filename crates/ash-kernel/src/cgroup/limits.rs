@@ -1,13 +1,6 @@
 //! Converts [`Limits`] to the values of the cgroup files. `docs/cgroups.md` has the table.
 
-use std::error::Error as _;
-use std::io;
 use std::path::Path;
-
-use cgroups_rs::fs::cpu::CpuController;
-use cgroups_rs::fs::memory::{MemController, SetMemory};
-use cgroups_rs::fs::pid::PidController;
-use cgroups_rs::fs::{MaxValue, error::Error as CrateError};
 
 use super::{CgroupError, CgroupPaths};
 use ash_model::{Limits, UNLIMITED};
@@ -113,27 +106,17 @@ pub fn values(limits: &Limits) -> Result<Values, CgroupError> {
 pub fn apply(paths: &CgroupPaths, limits: &Limits) -> Result<Vec<String>, CgroupError> {
     let values = values(limits)?;
     let mut missing = Vec::new();
-    // `V2` of the crate is bound to /sys/fs/cgroup, and its `auto` takes a hybrid host for v1. So
-    // the controllers are used one by one, each with its directory.
     match &paths.memory {
         Some(dir) => memory(dir, &values, paths.v1, &mut missing)?,
         None => missing.push("memory: this host has no memory controller for sandboxes".to_owned()),
     }
     match &paths.cpu {
-        Some(dir) => {
-            let cpu = CpuController::new(dir.clone(), dir.clone(), !paths.v1);
-            let what = |e| from_crate("set the CPU quota of", dir, e);
-            cpu.set_cfs_quota_and_period(Some(values.quota_us), Some(PERIOD_US)).map_err(what)?;
-            let share = if paths.v1 { values.shares } else { values.weight };
-            cpu.set_shares(share).map_err(|e| from_crate("set the CPU weight of", dir, e))?;
-        }
-        None => missing.push("cpu: this host has no cpu controller for sandboxes".to_owned()),
+        Some(dir) => cpu(dir, &values, paths.v1)?,
+        None => missing.push("cpu: the host has no cpu controller for sandboxes".to_owned()),
     }
     match &paths.pids {
-        Some(dir) => PidController::new(dir.clone(), dir.clone(), !paths.v1)
-            .set_pid_max(MaxValue::Value(values.pids))
-            .map_err(|e| from_crate("set the number of processes of", dir, e))?,
-        None => missing.push("pids: this host has no pids controller for sandboxes".to_owned()),
+        Some(dir) => super::write(&dir.join("pids.max"), &values.pids.to_string())?,
+        None => missing.push("pids: the host has no pids controller for sandboxes".to_owned()),
     }
     match (&paths.io, &paths.io_device) {
         (Some(dir), Some(device)) => io(dir, device, values.io, paths.v1)?,
@@ -159,7 +142,7 @@ pub fn lift(paths: &CgroupPaths) -> Result<(), CgroupError> {
     }
 }
 
-/// Own code, because the crate supports neither `max` nor a device given as text.
+/// Reads and writes of the disk, bytes and operations.
 fn io(dir: &Path, device: &str, values: [Option<u64>; 4], v1: bool) -> Result<(), CgroupError> {
     // The first value for a disk makes the kernel stop the disk's queue for a moment, so
     // "no limit" is written only if there was one.
@@ -185,52 +168,53 @@ fn io(dir: &Path, device: &str, values: [Option<u64>; 4], v1: bool) -> Result<()
     super::write(&dir.join("io.max"), &format!("{device}{words}"))
 }
 
-fn memory(dir: &Path, values: &Values, v1: bool, missing: &mut Vec<String>) -> Result<(), CgroupError> {
-    let memory = MemController::new(dir.to_owned(), dir.to_owned(), !v1);
-    let failed = |e| from_crate("set the memory limit of", dir, e);
+fn cpu(dir: &Path, values: &Values, v1: bool) -> Result<(), CgroupError> {
+    let put = |file: &str, value: &str| super::write(&dir.join(file), value);
     if v1 {
-        let both = values.memory_bytes.saturating_add(values.swap_bytes);
-        let has_swap = dir.join("memory.memsw.limit_in_bytes").exists();
-        // The kernel keeps memory <= memory+swap at all times: raising writes the sum first,
-        // lowering last.
-        let raised_first = has_swap && memory.set_limit(values.memory_bytes).is_err();
-        if raised_first {
-            memory.set_memswap_limit(both).map_err(failed)?;
-        }
-        memory.set_limit(values.memory_bytes).map_err(failed)?;
-        if has_swap {
-            memory.set_memswap_limit(both).map_err(failed)?;
-        } else {
-            missing.push("swap: this kernel does not account for swap".to_owned());
-        }
-        let sockets = dir.join("memory.kmem.tcp.limit_in_bytes");
-        if sockets.exists() {
-            super::write(&sockets, &values.socket_bytes.to_string())?;
-        } else {
-            missing.push("memory: this kernel does not account for socket buffers".to_owned());
-        }
-        // At the limit only one process dies: v1 has no memory.oom.group.
-        return Ok(());
+        put("cpu.cfs_period_us", &PERIOD_US.to_string())?;
+        put("cpu.cfs_quota_us", &values.quota_us.to_string())?;
+        return put("cpu.shares", &values.shares.to_string());
     }
-    // memory.high is `max`. Above memory.high the kernel delays every allocation, and a stalled
-    // agent is worse than a kill with a visible cause. Written, so that no inherited value stays.
-    let max =
-        SetMemory { low: None, min: None, high: Some(MaxValue::Max), max: Some(MaxValue::Value(values.memory_bytes)) };
-    memory.set_mem(max).map_err(failed)?;
-    if dir.join("memory.swap.max").exists() {
-        memory.set_memswap_limit(values.swap_bytes).map_err(failed)?;
-    } else {
-        missing.push("swap: this kernel does not account for swap".to_owned());
-    }
-    // Not supported by the crate. The OOM killer kills the whole sandbox, never a part of it.
-    super::write(&dir.join("memory.oom.group"), "1")
+    put("cpu.max", &format!("{} {PERIOD_US}", values.quota_us))?;
+    put("cpu.weight", &values.weight.to_string())
 }
 
-/// Keeps the kernel's errno, which the crate hides.
-fn from_crate(act: &str, dir: &Path, error: CrateError) -> CgroupError {
-    let cause = error.source().and_then(|e| e.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
-    let source = cause.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
-    CgroupError::io(act, dir, source)
+fn memory(dir: &Path, values: &Values, v1: bool, missing: &mut Vec<String>) -> Result<(), CgroupError> {
+    let put = |file: &str, value: &str| super::write(&dir.join(file), value);
+    let bytes = values.memory_bytes.to_string();
+    if v1 {
+        let both = values.memory_bytes.saturating_add(values.swap_bytes).to_string();
+        let has_swap = dir.join("memory.memsw.limit_in_bytes").exists();
+        // The kernel requires memory <= memory+swap at every moment: raise the sum first, lower it
+        // last.
+        if has_swap && put("memory.limit_in_bytes", &bytes).is_err() {
+            put("memory.memsw.limit_in_bytes", &both)?;
+        }
+        put("memory.limit_in_bytes", &bytes)?;
+        if has_swap {
+            put("memory.memsw.limit_in_bytes", &both)?;
+        } else {
+            missing.push("swap: this kernel does not account swap".to_owned());
+        }
+        if dir.join("memory.kmem.tcp.limit_in_bytes").exists() {
+            put("memory.kmem.tcp.limit_in_bytes", &values.socket_bytes.to_string())?;
+        } else {
+            missing.push("memory: this kernel does not account buffers of sockets".to_owned());
+        }
+        // v1 has no memory.oom.group: one process of the group dies at the limit, not all.
+        return Ok(());
+    }
+    // No memory.high below the maximum: beyond it the kernel delays every allocation, and a stalled
+    // agent is worse than one that is killed with a cause the client can read.
+    put("memory.high", "max")?;
+    put("memory.max", &bytes)?;
+    if dir.join("memory.swap.max").exists() {
+        put("memory.swap.max", &values.swap_bytes.to_string())?;
+    } else {
+        missing.push("swap: this kernel does not account swap".to_owned());
+    }
+    // All of the sandbox dies together, never half of it.
+    put("memory.oom.group", "1")
 }
 
 #[cfg(test)]

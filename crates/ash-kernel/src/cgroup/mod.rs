@@ -13,10 +13,6 @@
 //! [`layout`] detects which of the two applies (pure), [`tree`] holds the roots, [`leaf`] manages
 //! the groups of one sandbox, [`limits`] converts [`ash_model::Limits`] to the files' values.
 //!
-//! The crate `cgroups-rs` writes the limits. Creating, freezing, killing and removing are done
-//! here: the crate's freeze returns before the group is frozen, its kill and roots do not support
-//! the hybrid layout, and it has no descriptor to clone into.
-//!
 //! A cgroup is used once. After a write to `cgroup.kill`, a `clone3(CLONE_INTO_CGROUP)` into the
 //! same group is killed at once (seen on 6.18), so a resumed sandbox gets a new directory.
 

@@ -12,3 +12,5 @@ DROP INDEX eval_results_of_run;
 CREATE INDEX eval_results_of_run ON eval_results (run, status, position, topic_score, safety_score, latency_ms);
 -- The counts of sessions.
 CREATE INDEX sessions_counted ON sessions (tenant, status, created_at);
+-- Events of one type.
+CREATE INDEX events_of_type ON events (session, type, sequence);

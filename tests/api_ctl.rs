@@ -194,7 +194,9 @@ fn a_backup_is_made_while_ashd_runs_and_comes_back() {
     daemon.terminate();
     let refused = ashctl(&daemon, &["restore", &file]);
     assert!(
-        refused.code == 2 && refused.err.contains("processes of 1 sessions still run") && refused.err.contains("ash-launcher"),
+        refused.code == 2
+            && refused.err.contains("processes of 1 sessions still run")
+            && refused.err.contains("ash-launcher"),
         "under a sandbox that outlives ashd: {} {}",
         refused.code,
         refused.err

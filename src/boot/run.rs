@@ -61,6 +61,7 @@ async fn serve(config: Arc<Config>, source: Source, listeners: Listeners) -> Res
     if config.auth.api_key.is_none() {
         first_key::ensure(&store, &config.data_dir).await?;
     }
+    crate::http::sweep_agents(&config, &store).await?;
     let launcher = connect_launcher(&config).await?;
     let gateway = connect_gateway(&config).await?;
     let live = Live::from(Arc::clone(&config));

@@ -205,15 +205,14 @@ fn copy_for_the_agent(workspace: &Path, name: &str, bytes: &[u8]) -> Result<Opti
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
         root => root.map_err(|cause| ApiError::disk("the workspace cannot be opened", &cause))?,
     };
-    for copy in 1..=MAX_COPIES {
-        let path = Path::new(PLACE).join(numbered(name, copy));
-        match write::put_new(&root, &path, bytes, 0o644) {
-            Ok(true) => return Ok(Some(names::shown(&path))),
-            Ok(false) => {}
-            Err(why) => return Err(why.for_client(&names::shown(&path))),
-        }
+    let free = (1..=MAX_COPIES).map(|copy| numbered(name, copy));
+    match write::put_new(&root, Path::new(PLACE), free, bytes, 0o644) {
+        Ok(Some(path)) => Ok(Some(names::shown(&path))),
+        Ok(None) => Err(ApiError::bad_request(format!(
+            "filename: {PLACE}/ has {MAX_COPIES} files of this name; delete some of them"
+        ))),
+        Err(why) => Err(why.for_client(&format!("{PLACE}/{name}"))),
     }
-    Err(ApiError::bad_request(format!("filename: {PLACE}/ has {MAX_COPIES} files of this name; delete some of them")))
 }
 
 /// The n-th file name of a name: `a.png`, `a-2.png`. Shortened to the longest allowed name.

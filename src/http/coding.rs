@@ -18,13 +18,17 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 
+use super::error::ApiError;
 use ash_archive::coding::{Coding, Encoder};
 
 /// Compressing a smaller answer gains nothing.
 const LEAST: u64 = 1024;
+/// Bytes up to which an answer of known length is compressed as a whole. Longer ones and lists, whose
+/// length is unknown, are compressed while they are sent.
+const AT_ONCE: u64 = 1 << 20;
 
 pub fn accepted(headers: &HeaderMap) -> Option<Coding> {
     let mut best: Option<(u32, Coding)> = None;
@@ -50,7 +54,9 @@ pub fn accepted(headers: &HeaderMap) -> Option<Coding> {
 
 /// Compresses answers that qualify.
 pub async fn compress(request: Request, next: Next) -> Response {
-    let coding = (request.method() == Method::GET).then(|| accepted(request.headers())).flatten();
+    // The pages outside of /api need no key: each answer with an encoder of its own would cost memory.
+    let api = request.uri().path().starts_with("/api/");
+    let coding = (api && request.method() == Method::GET).then(|| accepted(request.headers())).flatten();
     let response = next.run(request).await;
     if !is_worth_it(&response) {
         return response;
@@ -62,7 +68,20 @@ pub async fn compress(request: Request, next: Next) -> Response {
     parts.headers.remove(CONTENT_LENGTH);
     parts.headers.remove(ETAG);
     parts.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.word()));
+    if body.size_hint().exact().is_some_and(|bytes| bytes <= AT_ONCE) {
+        // Without an encoder that lives as long as a slow client.
+        return match at_once(body, encoder).await {
+            Ok(body) => Response::from_parts(parts, body),
+            Err(error) => ApiError::internal("the answer cannot be compressed", &error).into_response(),
+        };
+    }
     Response::from_parts(parts, coded(body, encoder))
+}
+
+async fn at_once(body: Body, mut encoder: Encoder<Vec<u8>>) -> std::io::Result<Body> {
+    let bytes = axum::body::to_bytes(body, usize::MAX).await.map_err(std::io::Error::other)?;
+    encoder.write_all(&bytes)?;
+    Ok(Body::from(encoder.finish()?))
 }
 
 fn is_worth_it(response: &Response) -> bool {
@@ -135,8 +154,8 @@ mod tests {
 
     async fn ask(kind: &'static str, body: Vec<u8>, accept: &'static str) -> (HeaderMap, Vec<u8>) {
         let answer = move || async move { ([(CONTENT_TYPE, kind)], body) };
-        let app: Router = Router::new().route("/", get(answer)).layer(axum::middleware::from_fn(compress));
-        let request = Request::get("/").header(ACCEPT_ENCODING, accept).body(Body::empty()).unwrap();
+        let app: Router = Router::new().route("/api/x", get(answer)).layer(axum::middleware::from_fn(compress));
+        let request = Request::get("/api/x").header(ACCEPT_ENCODING, accept).body(Body::empty()).unwrap();
         let (parts, body) = app.oneshot(request).await.unwrap().into_parts();
         (parts.headers, axum::body::to_bytes(body, 1 << 24).await.unwrap().to_vec())
     }

@@ -172,6 +172,7 @@ impl From<StoreError> for ApiError {
             StoreError::TooMany(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             StoreError::NoSession(_) => Self::not_found("Session not found"),
             StoreError::Closed => Self::unavailable("ashd is stopping", RETRY_AFTER_S),
+            StoreError::Busy => Self::unavailable(error.to_string(), RETRY_AFTER_S),
             _ => Self::internal("the database failed", &error),
         }
     }

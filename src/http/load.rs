@@ -28,7 +28,7 @@ const FILES: u64 = 48 * MIB;
 /// The same for the output of a command.
 const OUTPUT: u64 = 4 * MIB;
 /// Answers of one tenant that are read from disk or database at the same time; further ones wait.
-const MADE_AT_ONCE: usize = 16;
+const MADE_AT_ONCE: usize = 3;
 /// Answers up to this size do not count: the share of their connection covers them.
 const SMALL: u64 = 64 << 10;
 
@@ -255,7 +255,7 @@ fn needs(method: &Method, path: &str) -> u64 {
         (
             "GET" | "HEAD",
             "messages" | "events" | "versions" | "queue" | "sessions" | "agents" | "attachments" | "credentials"
-            | "api-keys" | "logs" | "eval-cases" | "eval-runs" | "results" | "compare",
+            | "api-keys" | "logs" | "eval-cases" | "eval-runs" | "results" | "compare" | "export" | "usage",
         ) => LIST,
         ("POST", "exec") => OUTPUT,
         _ => 0,

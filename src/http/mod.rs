@@ -66,6 +66,8 @@ pub use connections::{Listener, Server};
 pub use error::{ApiError, ErrorBody};
 pub use local::LocalPeer;
 
+pub use agents::sweep as sweep_agents;
+
 use crate::config::Live;
 use crate::sessions::Sessions;
 use crate::sessions::quota::admission::Admissions;

@@ -1,11 +1,14 @@
 //! The OpenAPI description, generated from the handlers, and its page. All assets are in the
 //! binary: no CDN.
 
-use std::io::Read;
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use axum::response::AppendHeaders;
 use axum::routing::get;
 use flate2::Compression;
 use flate2::read::GzDecoder;
@@ -16,7 +19,8 @@ use utoipa::openapi::{ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApi, O
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::error::{ApiError, ErrorBody};
-use super::schemas;
+use super::{coding, schemas};
+use ash_archive::coding::Coding;
 
 const BEARER: &str = "bearer";
 const JSON: &str = "/docs/json";
@@ -106,17 +110,39 @@ pub fn pages(api: &OpenApi) -> Router {
     let mut packed = GzEncoder::new(Vec::new(), Compression::best());
     serde_json::to_writer(&mut packed, api).expect("names and texts, into memory");
     let packed = Bytes::from(packed.finish().expect("writing into memory"));
-    let json = move || {
-        let mut text = Vec::new();
-        let unpacked = GzDecoder::new(&packed[..]).read_to_end(&mut text);
+    let plain = Arc::new(Mutex::new(Weak::new()));
+    let json = move |headers: HeaderMap| {
+        let answer = match coding::accepted(&headers) {
+            Some(Coding::Gzip) => Ok((Some([(CONTENT_ENCODING, "gzip")]), packed.clone())),
+            _ => unpacked(&plain, &packed).map(|text| (None, text)),
+        };
         async move {
-            unpacked
-                .map(|_| ([(CONTENT_TYPE, "application/json")], text))
+            answer
+                .map(|(coded, body)| ([(CONTENT_TYPE, "application/json")], coded.map(AppendHeaders), body))
                 .map_err(|cause| ApiError::internal("the description", &cause))
         }
     };
     let config = Config::from(JSON).try_it_out_enabled(true).display_request_duration(true).filter(true);
     Router::from(SwaggerUi::new("/docs").config(config)).route(JSON, get(json))
+}
+
+/// The description as text: one copy for all answers that are being sent.
+fn unpacked(plain: &Mutex<Weak<Vec<u8>>>, packed: &[u8]) -> io::Result<Bytes> {
+    struct Text(Arc<Vec<u8>>);
+    impl AsRef<[u8]> for Text {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let mut plain = plain.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(text) = plain.upgrade() {
+        return Ok(Bytes::from_owner(Text(text)));
+    }
+    let mut text = Vec::new();
+    GzDecoder::new(packed).read_to_end(&mut text)?;
+    let text = Arc::new(text);
+    *plain = Arc::downgrade(&text);
+    Ok(Bytes::from_owner(Text(text)))
 }
 
 #[cfg(test)]

@@ -37,6 +37,9 @@ pub enum StoreError {
     Unreadable { what: &'static str, why: String },
     #[error("the database's writer has stopped")]
     Closed,
+    /// No free connection for 30 s.
+    #[error("the database is busy; try again")]
+    Busy,
 }
 
 /// SQLITE_FULL, and SQLITE_IOERR_SHMSIZE, which a full disk causes when the shared-memory file
@@ -49,6 +52,7 @@ impl From<sqlx::Error> for StoreError {
         match error {
             _ if full => Self::Full,
             sqlx::Error::PoolClosed => Self::Closed,
+            sqlx::Error::PoolTimedOut => Self::Busy,
             other => Self::Sqlx(other),
         }
     }

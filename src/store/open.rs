@@ -15,7 +15,7 @@ use super::StoreError;
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// Concurrent read connections; further reads wait.
-const READERS: u32 = 4;
+const READERS: u32 = 6;
 /// Timeout for a lock of SQLite. Only a backup tool can hold one: ashd has one writer.
 const BUSY: Duration = Duration::from_secs(10);
 /// How long a starting ashd waits for an ending one to release the database.

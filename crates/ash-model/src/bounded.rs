@@ -15,6 +15,9 @@ use super::raw::{RawJson, RawObject, kind};
 
 /// Most elements of a list, and members of a map, in a request.
 pub const ELEMENTS: usize = 4096;
+/// The same for lists of which a request may have thousands. One more than the largest limit of such a
+/// list, whose own check then names the field.
+pub const FEW: usize = 101;
 const SHORT: usize = 4096;
 
 /// A short value of any type: a number, a flag.
@@ -39,12 +42,17 @@ pub fn read<T: DeserializeOwned>(raw: &RawValue, most: usize) -> Result<T, Strin
 
 /// A list of at most [`ELEMENTS`], or null.
 pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<T>>, D::Error> {
-    deserializer.deserialize_option(List(PhantomData))
+    deserializer.deserialize_option(List::<T, ELEMENTS>(PhantomData))
 }
 
-struct List<T>(PhantomData<T>);
+/// A list of at most [`FEW`], or null.
+pub fn few<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<T>>, D::Error> {
+    deserializer.deserialize_option(List::<T, FEW>(PhantomData))
+}
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+struct List<T, const MOST: usize>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for List<T, MOST> {
     type Value = Option<Vec<T>>;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a sequence")
@@ -61,8 +69,8 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
         let mut list = Vec::new();
         while let Some(element) = elements.next_element()? {
-            if list.len() == ELEMENTS {
-                return Err(A::Error::custom(format!("a list has at most {ELEMENTS} elements")));
+            if list.len() == MOST {
+                return Err(A::Error::custom(format!("a list has at most {MOST} elements")));
             }
             list.push(element);
         }

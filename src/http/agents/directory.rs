@@ -13,10 +13,11 @@ use uuid::Uuid;
 
 use super::super::AppState;
 use super::super::error::ApiError;
+use super::super::threads::blocking;
 use super::check::Tree;
 use crate::config::Config;
-use crate::sessions::workspace::layout::agents_of;
-use crate::store::{Agent, NewAgent};
+use crate::sessions::workspace::layout::{AGENTS, agents_of};
+use crate::store::{Agent, NewAgent, Store, StoreError};
 use ash_model::TenantId;
 
 pub fn home(config: &Config, tenant: &TenantId, name: &str) -> PathBuf {
@@ -28,10 +29,8 @@ pub async fn publish(state: &AppState, tenant: &TenantId, mut agent: NewAgent, t
     let home = home(&state.config.now(), tenant, &agent.name);
     let fresh = home.join(format!("v-{}", Uuid::now_v7()));
     let target = fresh.clone();
-    tokio::task::spawn_blocking(move || write(&target, &tree))
-        .await
-        .map_err(|cause| ApiError::internal("the agent cannot be stored", &cause))?
-        .map_err(|cause| ApiError::disk("the agent cannot be stored", &cause))?;
+    blocking(move || write(&target, &tree).map_err(|cause| ApiError::disk("the agent cannot be stored", &cause)))
+        .await?;
     agent.path = fresh.to_str().map(str::to_owned).ok_or_else(|| {
         ApiError::bad_request("the data directory's path is not UTF-8, so uploaded agents cannot be recorded")
     })?;
@@ -95,9 +94,45 @@ fn fill(staging: &Path, tree: &Tree) -> io::Result<()> {
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.write(true).create_new(true).mode(mode(bytes)).open(file)?;
         file.write_all(bytes)?;
+        // Before the version is recorded, so that a power failure cannot leave it with empty files. Not
+        // syncfs(2): it waits for what all tenants have written.
+        file.sync_all()?;
     }
-    // Sync before recording, so that a power failure cannot leave a version with empty files.
-    rustix::fs::syncfs(std::fs::File::open(staging)?)?;
+    sync_directories(staging)
+}
+
+fn sync_directories(of: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(of)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_directories(&entry.path())?;
+        }
+    }
+    std::fs::File::open(of)?.sync_all()
+}
+
+/// Removes what interrupted deployments left: versions and agents that no row names. Run before
+/// requests are served.
+///
+/// # Errors
+/// The database cannot be read.
+pub async fn sweep(config: &Config, store: &Store) -> Result<(), StoreError> {
+    let names = |dir: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    };
+    for tenant in names(&config.data_dir.join(AGENTS)) {
+        let Ok(tenant) = tenant.parse::<TenantId>() else { continue };
+        for name in names(&agents_of(&config.data_dir, &tenant)) {
+            let home = home(config, &tenant, &name);
+            let agent = store.agent(&tenant, &name).await?;
+            in_background(move || match &agent {
+                None => std::fs::remove_dir_all(&home),
+                Some(agent) => remove_unnamed(&home, Path::new(&agent.path)),
+            })
+            .await;
+        }
+    }
     Ok(())
 }
 
@@ -121,6 +156,17 @@ fn prune(home: &Path, keep: &[Option<PathBuf>]) -> io::Result<()> {
         let path = entry.path();
         if version && !keep.iter().flatten().any(|kept| *kept == path) {
             std::fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything but the version of `path`. Compared by name: the data directory may have moved.
+fn remove_unnamed(home: &Path, path: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(home)? {
+        let entry = entry?;
+        if Some(entry.file_name().as_os_str()) != path.file_name() {
+            std::fs::remove_dir_all(entry.path())?;
         }
     }
     Ok(())
@@ -159,5 +205,26 @@ mod tests {
         }
         prune(&home, &[Some(home.join("v-3")), Some(home.join("v-2"))]).unwrap();
         assert!(!home.join("v-1").exists() && home.join("v-2").exists() && home.join("v-3").exists());
+    }
+
+    #[tokio::test]
+    async fn what_interrupted_deployments_left_is_removed_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
+        let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+        let tenant = TenantId::default_tenant();
+        let kept = home(&config, &tenant, "kept");
+        for made in ["v-1", "v-0", ".new-7/sub"] {
+            std::fs::create_dir_all(kept.join(made)).unwrap();
+        }
+        std::fs::create_dir_all(home(&config, &tenant, "gone").join("v-1")).unwrap();
+        // As if the data directory had another path when the agent was deployed.
+        let agent =
+            NewAgent { name: "kept".into(), path: "/old/agents/default/kept/v-1".into(), ..NewAgent::default() };
+        store.agent_upsert(&tenant, agent).await.unwrap();
+        sweep(&config, &store).await.unwrap();
+        let left = std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        assert_eq!(left, ["v-1"]);
+        assert!(!home(&config, &tenant, "gone").exists());
     }
 }

@@ -10,6 +10,8 @@ pub mod versions;
 pub mod warm;
 pub mod wire;
 
+pub use directory::sweep;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::super::agents::given;
 use super::check::{MAX_CASES, MAX_MESSAGES};
 use crate::store::{EvalCase, EvalResult, EvalRun};
-use ash_model::bounded::{Counted, list, short};
+use ash_model::bounded::{Counted, few, list, short};
 use ash_model::{RawJson, iso};
 
 /// A message of an earlier conversation.
@@ -66,7 +66,7 @@ pub struct CaseIn {
 fn given_list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Option<Vec<T>>>, D::Error> {
-    list(deserializer).map(Some)
+    few(deserializer).map(Some)
 }
 
 /// Body of the import: the answer of an export, or cases without ids.

@@ -83,21 +83,30 @@ pub fn put(root: &File, path: &Path, content: &[u8], bits: Bits) -> Result<(), R
     put_with(root, path, bits, |file| io::Write::write_all(file, content))
 }
 
-/// Writes a whole file if the name is free. Returns `false` if it exists.
-pub fn put_new(root: &File, path: &Path, content: &[u8], mode: u32) -> Result<bool, Refused> {
-    let (directory, name) = split(path)?;
-    let directory = make_directory(root, directory)?;
-    let directory = directory.as_fd();
+/// Writes a whole file into `directory` under the first of `names` that is free, and returns its
+/// path. The content is written once.
+pub fn put_new(
+    root: &File,
+    directory: &Path,
+    names: impl Iterator<Item = String>,
+    content: &[u8],
+    mode: u32,
+) -> Result<Option<PathBuf>, Refused> {
+    let open = make_directory(root, directory)?;
     let staging = format!(".ash-{}", Uuid::new_v4());
-    put(root, &path.with_file_name(&staging), content, Bits::Set(mode))?;
-    // Unlike a rename, this never replaces an entry.
-    let placed = rustix::fs::linkat(directory, &staging, directory, name, AtFlags::empty());
-    let _ = rustix::fs::unlinkat(directory, &staging, AtFlags::empty());
-    match placed {
-        Ok(()) => Ok(true),
-        Err(Errno::EXIST) => Ok(false),
-        Err(errno) => Err(Refused::from_errno(errno)),
+    put(root, &directory.join(&staging), content, Bits::Set(mode))?;
+    let mut placed = Ok(None);
+    for name in names {
+        // Unlike a rename, this never replaces an entry.
+        match rustix::fs::linkat(open.as_fd(), &staging, open.as_fd(), &name, AtFlags::empty()) {
+            Ok(()) => placed = Ok(Some(directory.join(name))),
+            Err(Errno::EXIST) => continue,
+            Err(errno) => placed = Err(Refused::from_errno(errno)),
+        }
+        break;
     }
+    let _ = rustix::fs::unlinkat(open.as_fd(), &staging, AtFlags::empty());
+    placed
 }
 
 /// Removes a file, a link itself, or an empty directory; with `recursive` a directory and its

@@ -272,7 +272,7 @@ impl Sessions {
             }
             // Nothing watches a session without processes: counts now.
             None => {
-                let used = self.measured(own.id(), &limits).await;
+                let used = self.measured(own, &limits).await;
                 used.map(|used| DiskStats { bytes: used.bytes, files: used.files, age_ms: 0 })
             }
         };
@@ -289,9 +289,9 @@ impl Sessions {
         })
     }
 
-    async fn measured(&self, id: Uuid, limits: &Limits) -> Option<DiskUse> {
-        let root: PathBuf = self.shared.dir(id).root().to_owned();
-        self.shared.warden.measure(&root, bound(limits)).await.ok()
+    async fn measured(&self, own: &Own, limits: &Limits) -> Option<DiskUse> {
+        let root: PathBuf = self.shared.dir(own.id()).root().to_owned();
+        self.shared.warden.measure(own.tenant(), &root, bound(limits)).await.ok()
     }
 
     /// Asks the task, where there is one; a session without a task has no sandbox.
@@ -322,7 +322,7 @@ impl Sessions {
         let storage = self.shared.storage.left(own.tenant());
         let room =
             |used: u64| Room { most: limits.disk_bytes, left: limits.disk_bytes.saturating_sub(used).min(storage) };
-        let Some(used) = self.measured(own.id(), &limits).await else { return Ok(room(0)) };
+        let Some(used) = self.measured(own, &limits).await else { return Ok(room(0)) };
         if used.bytes.saturating_add(bytes) <= limits.disk_bytes && used.files < limits.disk_files && !used.hidden {
             return Ok(room(used.bytes));
         }

@@ -110,7 +110,7 @@ impl Shared {
 
     async fn measure_session(&self, tenant: &TenantId, id: Uuid) {
         let root = self.dir(id).root().to_owned();
-        match self.warden.measure(&root, ALL).await {
+        match self.warden.measure(tenant, &root, ALL).await {
             Ok(used) => self.storage.measured(tenant, id, used.bytes),
             // Its directory is gone.
             Err(_) => self.storage.removed(id),
@@ -119,7 +119,7 @@ impl Shared {
 
     async fn measure_agents(&self, tenant: &TenantId) {
         let root = agents_of(&self.config.now().data_dir, tenant);
-        let used = self.warden.measure(&root, ALL).await.map_or(0, |used| used.bytes);
+        let used = self.warden.measure(tenant, &root, ALL).await.map_or(0, |used| used.bytes);
         self.storage.agents_measured(tenant, used);
     }
 
@@ -311,7 +311,7 @@ impl Sessions {
     /// Whether a copy of this session fits.
     pub(in crate::sessions) async fn check_copy(&self, own: &Own) -> Result<(), SessionError> {
         let root = self.shared.dir(own.id()).root().to_owned();
-        let files = self.shared.warden.measure(&root, ALL).await.map_or(0, |used| used.bytes);
+        let files = self.shared.warden.measure(own.tenant(), &root, ALL).await.map_or(0, |used| used.bytes);
         let rows = self.shared.store.history_bytes(own.id()).await?;
         self.shared.check_write(own.tenant(), files.saturating_add(rows)).await
     }

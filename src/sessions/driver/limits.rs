@@ -149,7 +149,8 @@ impl Driver {
 
     async fn measure(&mut self, limits: Limits, held: bool) -> Result<DiskUse, SessionError> {
         let holder = self.live.as_ref().filter(|_| held).map(|_| self.session.id);
-        let measured = self.shared.warden.measure_all(holder, self.dir.root(), bound(&limits)).await;
+        let measured =
+            self.shared.warden.measure_all(&self.session.tenant, holder, self.dir.root(), bound(&limits)).await;
         measured.map_err(|e| SessionError::Failed(format!("cannot measure the session's directory: {e}")))
     }
 

@@ -127,7 +127,10 @@ impl Plan {
             }
             seen = used;
             let began = Instant::now();
-            let Ok(found) = self.shared.warden.measure(self.dir.root(), bound(limits)).await else { continue };
+            let Ok(found) = self.shared.warden.measure(&self.session.tenant, self.dir.root(), bound(limits)).await
+            else {
+                continue;
+            };
             if found.is_over(bound(limits)) {
                 return format!(
                     "exceeded the session's disk limit (diskBytes {}, diskFiles {})",

@@ -4,3 +4,4 @@ pub mod counters;
 pub mod disk_usage;
 pub mod exit_cause;
 pub mod resource_monitor;
+mod walks;

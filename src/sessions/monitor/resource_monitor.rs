@@ -21,6 +21,7 @@ use crate::sandbox::Launcher;
 use crate::sandbox::usage::CpuUsage;
 use crate::sessions::monitor::counters::Counters;
 use crate::sessions::monitor::disk_usage::{self, Bound, Counted, DiskUse, Free, Seen};
+use crate::sessions::monitor::walks::Walks;
 use crate::sessions::quota::stored::Storage;
 use ash_kernel::held::Held;
 use ash_model::{Limits, TenantId};
@@ -30,8 +31,6 @@ use ash_protocol::launcher::CgroupPaths;
 const TICK: Duration = Duration::from_millis(250);
 /// Ticks between two readings of the cgroup counters.
 const COUNTERS: u32 = 4;
-/// Concurrent walks.
-const WALKS: usize = 2;
 /// Processor time after which a session may have written: about 100 MiB to the page cache.
 const BUSY_US: u64 = 20_000;
 /// Time for a running session to release deleted files.
@@ -74,7 +73,8 @@ struct Inner {
     wake: Notify,
     /// The cgroups above all sandboxes, known from the first one.
     root: OnceLock<CgroupPaths>,
-    walks: Semaphore,
+    watching: Walks,
+    asked: Walks,
     /// Microseconds that sessions were throttled by their own processor limits. The groups above
     /// them do not count those.
     throttled_us: AtomicU64,
@@ -187,7 +187,8 @@ impl Warden {
             watched: Mutex::default(),
             wake: Notify::new(),
             root: OnceLock::new(),
-            walks: Semaphore::new(WALKS),
+            watching: Walks::default(),
+            asked: Walks::default(),
             throttled_us: AtomicU64::new(0),
         };
         Self { inner: Arc::new(inner) }
@@ -247,14 +248,12 @@ impl Warden {
         disk_usage::free(&self.inner.data_dir).inspect_err(|e| tracing::warn!("cannot read free space: {e}")).ok()
     }
 
-    /// Measures a directory now, queued behind running walks.
+    /// Measures a directory of a tenant now, queued behind the tenant's other walks.
     ///
     /// # Errors
     /// The directory cannot be opened.
-    pub async fn measure(&self, root: &Path, bound: Bound) -> std::io::Result<DiskUse> {
-        let _permit = self.inner.walks.acquire().await.map_err(std::io::Error::other)?;
-        let root = root.to_owned();
-        tokio::task::spawn_blocking(move || disk_usage::measure(&root, bound)).await.map_err(std::io::Error::other)?
+    pub async fn measure(&self, tenant: &TenantId, root: &Path, bound: Bound) -> std::io::Result<DiskUse> {
+        self.inner.asked.measure(tenant, root, bound).await
     }
 
     /// Watches forever. `tell` returns whether the session's task accepted the finding; others are
@@ -317,8 +316,14 @@ impl Warden {
     ///
     /// # Errors
     /// The directory cannot be opened.
-    pub async fn measure_all(&self, id: Option<Uuid>, root: &Path, bound: Bound) -> std::io::Result<DiskUse> {
-        let walked = self.measure(root, bound).await?;
+    pub async fn measure_all(
+        &self,
+        tenant: &TenantId,
+        id: Option<Uuid>,
+        root: &Path,
+        bound: Bound,
+    ) -> std::io::Result<DiskUse> {
+        let walked = self.measure(tenant, root, bound).await?;
         let Some(id) = id else { return Ok(walked) };
         Ok(self.inner.launcher.held(id).await.map_or(walked, |held| walked.and(held)))
     }
@@ -368,7 +373,7 @@ impl Warden {
         let warden = self.clone();
         tokio::spawn(async move {
             let start = Instant::now();
-            let used = warden.measure(&watched.root, bound).await;
+            let used = warden.inner.watching.measure(&watched.tenant, &watched.root, bound).await;
             let used = match used {
                 Ok(walked) => Ok(warden.with_held(&watched, walked, bound, free, cpu).await),
                 failed => failed,

@@ -24,9 +24,12 @@ use ash_model::TenantId;
 #[derive(Clone, Debug)]
 pub struct SessionDir(PathBuf);
 
+/// The directory of uploaded agents in the data directory.
+pub const AGENTS: &str = "agents";
+
 /// Where a tenant's uploaded agents are.
 pub fn agents_of(data_dir: &Path, tenant: &TenantId) -> PathBuf {
-    data_dir.join("agents").join(tenant.as_str())
+    data_dir.join(AGENTS).join(tenant.as_str())
 }
 
 impl SessionDir {

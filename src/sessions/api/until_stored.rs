@@ -21,7 +21,9 @@ impl Shared {
             match write().await {
                 Ok(done) => return Some(done),
                 Err(StoreError::Closed) => return None,
-                Err(e) if failures.is_multiple_of(60) => tracing::error!("cannot store {what} (retried every 5 s): {e}"),
+                Err(e) if failures.is_multiple_of(60) => {
+                    tracing::error!("cannot store {what} (retried every 5 s): {e}")
+                }
                 Err(_) => {}
             }
             failures += 1;

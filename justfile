@@ -17,7 +17,7 @@ test *FILTER:
 
 # The unit tests: no daemon, no sandbox
 test-unit:
-    {{ sudo }} ./scripts/test unit
+    ./scripts/test unit
 
 # Measure the promised numbers (docs/promises.md): just perf short
 perf *ARGS:

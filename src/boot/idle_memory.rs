@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use ash_kernel::{code_pages, heap};
 
+/// When the start is over.
+const STARTED: Duration = Duration::from_secs(1);
 /// First check interval.
 const FIRST: Duration = Duration::from_secs(5);
 /// Longest check interval, reached after checks that freed little. An idle daemon shrinks within
@@ -26,10 +28,11 @@ pub(super) fn watch() -> std::io::Result<()> {
     code_pages::release()?;
     let start = heap::resident()?;
     let looks = move || {
-        let mut pause = FIRST;
-        std::thread::sleep(pause);
-        // What came after the start: adoption of sessions, first connections.
+        // The rest of the start: adoption of sessions, first connections.
+        std::thread::sleep(STARTED);
+        heap::trim();
         let _ = code_pages::release();
+        let mut pause = FIRST;
         loop {
             std::thread::sleep(pause);
             let Ok(before) = heap::resident() else { return };

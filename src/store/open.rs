@@ -15,7 +15,9 @@ use super::StoreError;
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// Concurrent read connections; further reads wait.
-const READERS: u32 = 6;
+const READERS: u32 = 4;
+/// After which an unused one of them is closed: each has a cache and prepared statements.
+const UNUSED: Duration = Duration::from_secs(60);
 /// Timeout for a lock of SQLite. Only a backup tool can hold one: ashd has one writer.
 const BUSY: Duration = Duration::from_secs(10);
 /// How long a starting ashd waits for an ending one to release the database.
@@ -61,6 +63,7 @@ pub(super) async fn open(data_dir: &Path) -> Result<Opened, StoreError> {
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
         .min_connections(1)
+        .idle_timeout(UNUSED)
         .test_before_acquire(false)
         .connect_with(options.read_only(true))
         .await?;

@@ -6,8 +6,8 @@ use crate::common::{Daemon, Options, leftovers, procs};
 use crate::figures::{Figure, Form};
 use crate::procfs::{name, pss};
 
-/// Megabytes of the whole of ashd: 17.2 measured (docs/promises.md, Notes).
-const ASHD_MB: f64 = 20.0;
+/// Megabytes of the whole of ashd: 12.0 measured (docs/promises.md, Notes).
+const ASHD_MB: f64 = 15.0;
 /// Megabytes of launcher, init and all else of ashd per session.
 const SESSION_MB: f64 = 2.0;
 /// The same in both forms, because the number affects what sessions share (10: 2.0 to 2.2 MB, 20:

@@ -19,12 +19,20 @@ fn provider() -> (u16, mpsc::Receiver<String>) {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-            let head: Vec<String> = lines.by_ref().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-            let key = head.iter().find_map(|line| {
-                let (name, value) = line.split_once(':')?;
-                name.eq_ignore_ascii_case("x-api-key").then(|| value.trim().to_owned())
-            });
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let head: Vec<String> =
+                reader.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+            let field = |wanted: &str| {
+                head.iter().find_map(|line| {
+                    let (name, value) = line.split_once(':')?;
+                    name.eq_ignore_ascii_case(wanted).then(|| value.trim().to_owned())
+                })
+            };
+            let key = field("x-api-key");
+            // All of the request: closing a socket with unread bytes resets the connection, and the answer
+            // may be lost.
+            let length = field("content-length").map_or(0, |length| length.parse().unwrap());
+            let _ = reader.read_exact(&mut vec![0; length]);
             let body = r#"{"type":"error","error":{"type":"not_found_error","message":"no model here"}}"#;
             let length = body.len();
             let _ = write!(

@@ -116,7 +116,8 @@ fn main() -> anyhow::Result<()> {
     confine::apply(&one, &ash_launcher::confine::plan())?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     ash_observe::systemd::ready(STATUS);
-    ash_kernel::code_pages::release().context("unmap the code of the start")?;
+    // Only memory is lost if this fails.
+    let _ = ash_kernel::code_pages::release();
     let clean = server.run().context("poll")?;
     in_effect(KEEP.union(AT_BOTH_ENDS)).context("raise capabilities")?;
     roots.remove();
